@@ -1,0 +1,355 @@
+"""`Resumable`: what an application makes one of. It wires the store, the manager, the router and the faces together."""
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Literal, TypeVar
+
+import anyio
+from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..asgi.body import RequestBody
+from ..asgi.recorder import Recorder, accepted, inner_scope, stopped_while_queued
+from ..asgi.replay import replay
+from ..core.errors import ResumableError
+from ..core.ids import StreamKey
+from ..core.terminal import TerminalEvent
+from ..life.manager import Hook, StreamManager
+from ..life.producer import Producer
+from ..life.signals import TerminationWatch
+from ..stores.base import OnConflict, Store
+from ..stores.memory import MemoryStore
+from ..stores.stream import Limits, Stream
+from . import requests
+from .decorator import DECORATED, decorate
+from .errors import Answered, http_error, let_dependencies_answer, unwrap
+from .identity import IdDependency, Identifier, header
+from .location import Locator
+from .route import route_class
+from .router import build_router
+from .settings import load_settings
+from .stream import ResumableStream
+
+_HookT = TypeVar("_HookT", bound=Hook)
+_EndpointT = TypeVar("_EndpointT", bound=Callable[..., Any])
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "(from the environment, or the default)"
+
+
+UNSET: Any = _Unset()
+
+
+class Resumable:
+    """Makes streaming endpoints survive disconnects.
+
+    Include `router`, and put `stream`, `Depends(resumable)`, `route_class` or `ResumableMiddleware` where streams
+    begin. What is not given is taken from the environment (`FASTAPI_RESUMABLE_<NAME>`), or has the default shown.
+
+    Args:
+        store: Where streams live; by default a `MemoryStore`, in this process.
+        prefix: Path of the router's routes. Default `/v1`.
+        stream_id: A FastAPI dependency that returns the id by which a request names its stream, or `None` if the
+            request is not to be resumable. Default: the header `X-Conversation-Id`.
+        owner: A FastAPI dependency that returns who asks. Streams are kept by owner and id.
+        on_conflict: What becomes of a request whose id has a live stream: `replace` it, `attach` to it, `reject`.
+        event_ids: Whether server-sent events get an `id:` line to resume from. Default true.
+        ping: Seconds without a byte from the application after which a keep-alive is recorded; 0: never. Default 15.
+        max_stream_bytes: How many bytes of a stream are kept, the newest. Default 4 MiB.
+        max_total_bytes: How many bytes of all streams are kept; finished ones expire early to keep it. Default 1 GiB.
+        max_streams: How many streams may be live at a time. Default 10,000.
+        max_streams_per_owner: The same for one owner. Default: no limit.
+        retention: Seconds for which a finished stream can be replayed. Default 300.
+        head_timeout: Seconds for which the head of a response waits for its first bytes. Default 1.
+        pending_timeout: Seconds for which a reader waits for a stream that is queued. Default 2.
+        stall_timeout: Seconds after which a reader that takes nothing is let go. Default 30.
+        stop_grace: Seconds after which a producer that ignores being stopped is abandoned. Default 5.
+        shutdown_grace: Seconds that live streams have to finish when the server shuts down. Default 10.
+        auto_id: Whether a request that names no stream is given an id. Default false.
+        terminal_event: How a stream that did not complete says so: `sse`, `openai`, `ai-sdk`, or a function of
+            status, code and message to bytes or `None`. Default `sse`.
+
+    Raises:
+        ValueError: A setting is wrong; the message says which, and what it must be.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store | None = None,
+        prefix: str = UNSET,
+        stream_id: IdDependency | None = None,
+        owner: IdDependency | None = None,
+        on_conflict: OnConflict = UNSET,
+        event_ids: bool = UNSET,
+        ping: float = UNSET,
+        max_stream_bytes: int = UNSET,
+        max_total_bytes: int = UNSET,
+        max_streams: int = UNSET,
+        max_streams_per_owner: int | None = UNSET,
+        retention: float = UNSET,
+        head_timeout: float = UNSET,
+        pending_timeout: float = UNSET,
+        stall_timeout: float = UNSET,
+        stop_grace: float = UNSET,
+        shutdown_grace: float = UNSET,
+        auto_id: bool = UNSET,
+        terminal_event: TerminalEvent | Literal["sse", "openai", "ai-sdk"] = UNSET,
+    ) -> None:
+        given = {
+            "prefix": prefix,
+            "on_conflict": on_conflict,
+            "event_ids": event_ids,
+            "ping": ping,
+            "max_stream_bytes": max_stream_bytes,
+            "max_total_bytes": max_total_bytes,
+            "max_streams": max_streams,
+            "max_streams_per_owner": max_streams_per_owner,
+            "retention": retention,
+            "head_timeout": head_timeout,
+            "pending_timeout": pending_timeout,
+            "stall_timeout": stall_timeout,
+            "stop_grace": stop_grace,
+            "shutdown_grace": shutdown_grace,
+            "auto_id": auto_id,
+            "terminal_event": terminal_event,
+        }
+        self.settings = load_settings({name: value for name, value in given.items() if value is not UNSET})
+        for name, dependency in (("stream_id", stream_id), ("owner", owner)):
+            if dependency is not None and not callable(dependency):
+                raise ValueError(
+                    f"{name} must be a FastAPI dependency: a function that returns str or None, not {dependency!r}."
+                )
+        self.store: Store = store if store is not None else MemoryStore()
+        self.store.configure(
+            Limits(
+                max_stream_bytes=self.settings.max_stream_bytes,
+                max_total_bytes=self.settings.max_total_bytes,
+                max_streams=self.settings.max_streams,
+                max_streams_per_owner=self.settings.max_streams_per_owner,
+                retention=self.settings.retention,
+                event_ids=self.settings.event_ids,
+                terminal_event=self.settings.terminal_event,
+            )
+        )
+        self.manager = StreamManager(
+            self.store,
+            on_conflict=self.settings.on_conflict,
+            ping=self.settings.ping,
+            stall_timeout=self.settings.stall_timeout,
+            stop_grace=self.settings.stop_grace,
+            shutdown_grace=self.settings.shutdown_grace,
+        )
+        self._identify = Identifier(stream_id or header("X-Conversation-Id"), owner)
+        self._termination = TerminationWatch(self.manager.begin_shutdown)
+        # Two of them in one application must not be taken for each other.
+        token = secrets.token_hex(8)
+        self._scope_key = f"fastapi_resumable.{token}"
+        self._locate = Locator(f"resumable_replay_{token}")
+        self.router: APIRouter = build_router(
+            self.manager,
+            prefix=self.settings.prefix,
+            owner=owner,
+            pending_timeout=self.settings.pending_timeout,
+            locator=self._locate,
+            lifespan=self._lifespan,
+        )
+        """Replay, lookup and stop: `app.include_router(resumable.router)`."""
+        self.route_class: type[APIRoute] = route_class(self)
+        """Makes every endpoint of a router resumable: `APIRouter(route_class=resumable.route_class)`."""
+
+    # The faces.
+
+    def stream(self, endpoint: _EndpointT) -> _EndpointT:
+        """Decorate an endpoint that returns a response, to make it resumable.
+
+        Raises:
+            TypeError: The endpoint uses `yield`; the message names the route class that serves those.
+        """
+        return decorate(endpoint, self)  # type: ignore[return-value]  # the same to call, for FastAPI
+
+    async def __call__(self, request: Request) -> AsyncIterator[ResumableStream]:
+        """The dependency: `stream: Annotated[ResumableStream, Depends(resumable)]`.
+
+        Declare it after the dependencies that check who asks: it answers a resume as soon as they have passed.
+        """
+        running = request.scope.get(self._scope_key)
+        if running is not None:
+            yield running
+            return
+        # A decorated endpoint is told what to answer once all its dependencies have passed.
+        decorated = getattr(request.scope.get("endpoint"), DECORATED, False)
+        body = RequestBody(request.receive, owed=False)
+        try:
+            admitted = await self._admit(request, requests.body_again(request))
+        except ResumableError as exc:
+            error = http_error(exc)
+            if not decorated:
+                raise error from exc
+            yield ResumableStream(error=error)
+            return
+        if admitted is None:
+            yield ResumableStream()
+            return
+        let_dependencies_answer(request.scope)
+        if isinstance(admitted, Response):
+            if not decorated and self._is_last_dependency(request):
+                raise Answered(admitted)
+            yield ResumableStream(answer=admitted)
+            return
+        with anyio.CancelScope() as scope:
+
+            def shield() -> None:
+                scope.shield = True
+
+            # Past the handling of exceptions, which lets no exception through quietly once it has seen a response.
+            send = request._send  # noqa: SLF001  # the channel that FastAPI gave the request; it has no public name
+            recorder = self._recorder(admitted, body, request, send, on_run=shield)
+            admitted.cancel_request = scope.cancel
+            # So that `request.is_disconnected()` tells of a stop, and not of a client that has left.
+            request._receive = recorder.receive  # noqa: SLF001  # as above
+            try:
+                yield ResumableStream(admitted, recorder=recorder)
+            except Exception as exc:
+                if admitted.stream is not None and exc is recorder.failure:
+                    raise Answered(None) from exc
+                raise
+            finally:
+                await self.manager.release(admitted)
+        if scope.cancelled_caught and admitted.stop_code is not None:
+            raise http_error(stopped_while_queued(admitted.stop_code))
+        if recorder.cancelled is not None:
+            raise recorder.cancelled
+
+    async def serve(
+        self,
+        app: ASGIApp,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        headers: list[tuple[bytes, bytes]] | None = None,
+        check: Callable[[Scope, Receive, Send], Awaitable[bool]] | None = None,
+    ) -> None:
+        """Run any ASGI application resumable; as it is, if the request names no stream.
+
+        Args:
+            app: The application.
+            scope: The request.
+            receive: The request's body and disconnect.
+            send: The response.
+            headers: Request headers for the application, if not those of the request.
+            check: Whether the caller may have a replay; answers by itself if not.
+
+        Raises:
+            HTTPException: The request is refused.
+            Exception: What `app` raised before it began to answer.
+        """
+        if scope["type"] != "http" or self._scope_key in scope:
+            await app(scope, receive, send)
+            return
+        body = RequestBody(receive, owed=True)
+        request = Request(scope, body.peek)
+        try:
+            admitted = await self._admit(request, body.peek)
+            if admitted is None:
+                await app(scope, body.receive, send)
+                return
+            if isinstance(admitted, Response):
+                if check is None or await check(scope, body.receive, send):
+                    await admitted(scope, body.receive, send)
+                return
+            recorder = self._recorder(admitted, body, request, send)
+            inner = inner_scope(scope)
+            inner[self._scope_key] = ResumableStream(admitted)
+            if headers is not None:
+                inner["headers"] = headers
+            try:
+                await recorder.run(app, inner)
+            except Exception as exc:
+                raise (unwrap(exc) if recorder.holds_head else exc) from None
+        except ResumableError as exc:
+            raise http_error(exc) from exc
+        if recorder.cancelled is not None:
+            raise recorder.cancelled
+
+    # Hooks and the end.
+
+    def on_finish(self, hook: _HookT) -> _HookT:
+        """Register a function that gets every stream once it has ended, as a `FinishedStream`.
+
+        It may be `async` or not, runs beside everything else, and what it raises is logged.
+        """
+        self.manager.hooks.append(hook)
+        return hook
+
+    async def shutdown(self) -> None:
+        """Refuse new streams, give live ones `shutdown_grace` seconds, then interrupt them; no reader is left.
+
+        Called on SIGTERM and SIGINT by itself. Call it where the server is stopped in another way.
+        """
+        await self.manager.shutdown()
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: Any) -> AsyncIterator[None]:
+        self.manager.reopen()
+        self._termination.start()
+        try:
+            yield
+        finally:
+            await self.manager.shutdown()
+            self._termination.stop()
+
+    # What the faces share.
+
+    async def _admit(self, request: Request, receive: Receive) -> Producer | Response | None:
+        """Decide what becomes of a request: it runs, is answered from a log, or (`None`) is not for us."""
+        owner, stream_id = await self._identify(request, receive)
+        named = stream_id is not None
+        if stream_id is None:
+            if not self.settings.auto_id:
+                return None
+            stream_id = secrets.token_urlsafe(16)
+        self._termination.start()
+        key = StreamKey(owner, stream_id)
+        location = self._locate.within(request.scope)(stream_id)
+        last_event_id = requests.last_event_id(request)
+        if named and last_event_id:
+            stream = await self.store.find(key, self.settings.pending_timeout)
+            return replay(self.manager, stream, None, last_event_id, location)
+        started = await self.manager.start(key, request.headers.get("idempotency-key"))
+        if isinstance(started, Stream):
+            if requests.prefers_async(request):
+                return accepted(started.item, location)
+            return replay(self.manager, started, None, None, location)
+        return started
+
+    def _recorder(
+        self,
+        producer: Producer,
+        body: RequestBody,
+        request: Request,
+        send: Send,
+        on_run: Callable[[], object] = lambda: None,
+    ) -> Recorder:
+        return Recorder(
+            self.manager,
+            producer,
+            body,
+            send,
+            locate=self._locate.within(request.scope),
+            head_timeout=self.settings.head_timeout,
+            pending_timeout=self.settings.pending_timeout,
+            respond_async=requests.prefers_async(request),
+            on_run=on_run,
+        )
+
+    def _is_last_dependency(self, request: Request) -> bool:
+        """Whether no dependency of the endpoint is still to be solved: one that checks who asks, perhaps."""
+        route = request.scope.get("route")
+        return isinstance(route, APIRoute) and route.dependant.dependencies[-1].call is self

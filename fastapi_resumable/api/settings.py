@@ -1,0 +1,74 @@
+"""What can be set, from code or from the environment, and the sentences for what cannot be."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class ResumableSettings(BaseSettings):
+    """Settings of a `Resumable`; each can also come from the environment, as `FASTAPI_RESUMABLE_<NAME>`.
+
+    What is given in code wins over the environment. Durations are in seconds, sizes in bytes.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="FASTAPI_RESUMABLE_", frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False
+    )
+
+    prefix: str = Field(
+        "/v1", pattern=r"^(/.*[^/])?$", description="must be empty, or start with '/' and not end with one"
+    )
+    on_conflict: Literal["replace", "attach", "reject"] = Field(
+        "replace", description="must be 'replace', 'attach' or 'reject'"
+    )
+    event_ids: bool = Field(True, description="must be true or false")
+    ping: float = Field(15.0, ge=0, description="must be a number of seconds, or 0 for no keep-alives")
+    max_stream_bytes: int = Field(4 * MIB, gt=0, description="must be a positive number of bytes, like 4 * 1024 * 1024")
+    max_total_bytes: int = Field(1024 * MIB, gt=0, description="must be a positive number of bytes, like 1024 ** 3")
+    max_streams: int = Field(10_000, gt=0, description="must be a positive number of streams")
+    max_streams_per_owner: int | None = Field(
+        None, gt=0, description="must be a positive number of streams, or None for no limit"
+    )
+    retention: float = Field(300.0, ge=0, description="must be a number of seconds that is not negative")
+    head_timeout: float = Field(1.0, ge=0, description="must be a number of seconds that is not negative")
+    pending_timeout: float = Field(2.0, ge=0, description="must be a number of seconds that is not negative")
+    stall_timeout: float = Field(30.0, gt=0, description="must be a positive number of seconds")
+    stop_grace: float = Field(5.0, ge=0, description="must be a number of seconds that is not negative")
+    shutdown_grace: float = Field(10.0, ge=0, description="must be a number of seconds that is not negative")
+    auto_id: bool = Field(False, description="must be true or false")
+    terminal_event: Literal["sse", "openai", "ai-sdk"] | Callable[[str, str, str], bytes | None] = Field(
+        "sse",
+        description="must be 'sse', 'openai', 'ai-sdk', or a function of status, code and message to bytes or None",
+    )
+    store: Literal["memory"] = Field("memory", description="must be 'memory'; pass a store object in code for another")
+
+
+def load_settings(given: dict[str, Any]) -> ResumableSettings:
+    """Check what was given in code, and take the rest from the environment.
+
+    Raises:
+        ValueError: A value is wrong; the message names it and says what it must be.
+    """
+    try:
+        settings = ResumableSettings(**given)
+    except ValidationError as exc:
+        raise ValueError("\n".join(dict.fromkeys(_sentence(error, given) for error in exc.errors()))) from None
+    if settings.max_total_bytes < settings.max_stream_bytes:
+        raise ValueError(
+            f"max_total_bytes ({settings.max_total_bytes}) must be at least max_stream_bytes "
+            f"({settings.max_stream_bytes}): one stream would not fit. Raise the one or lower the other."
+        )
+    return settings
+
+
+def _sentence(error: Any, given: dict[str, Any]) -> str:
+    name = str(error["loc"][0])
+    field = ResumableSettings.model_fields.get(name)
+    if field is None:
+        return f"{name} is not a setting of Resumable; the settings are {', '.join(ResumableSettings.model_fields)}."
+    source = name if name in given else f"{name} (FASTAPI_RESUMABLE_{name.upper()} in the environment)"
+    return f"{source} {field.description}, not {error['input']!r}."

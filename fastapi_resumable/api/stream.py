@@ -1,0 +1,69 @@
+"""The handle that an endpoint gets: is this request resumable, was it stopped, and `stream(response)`."""
+
+from fastapi import HTTPException
+from starlette.responses import Response
+
+from ..asgi.recorder import Recorder
+from ..asgi.response import ResumableResponse
+from ..life.producer import Producer
+
+
+class ResumableStream:
+    """A request's stream, as an endpoint sees it. Falsy if the request names no stream."""
+
+    def __init__(
+        self,
+        producer: Producer | None = None,
+        *,
+        recorder: Recorder | None = None,
+        answer: Response | None = None,
+        error: HTTPException | None = None,
+    ) -> None:
+        self._producer = producer
+        self._recorder = recorder
+        self._answer = answer
+        self._error = error
+
+    @property
+    def id(self) -> str | None:
+        """The stream id, or `None` if the request names none."""
+        return self._producer.key.id if self._producer else None
+
+    @property
+    def epoch(self) -> str | None:
+        """The epoch that this request begins, or `None` if the request names no stream."""
+        return self._producer.reservation.epoch if self._producer else None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody stopped the stream. Safe to ask from any thread; sync generators cannot be cancelled."""
+        return self._producer is not None and self._producer.stop_code is not None
+
+    def __bool__(self) -> bool:
+        return self._producer is not None
+
+    @property
+    def records(self) -> bool:
+        """Whether a response has to go through this handle to be recorded; not where the whole request is."""
+        return self._recorder is not None
+
+    def preempt(self) -> Response | None:
+        """The answer that stands in for the endpoint's: a replay, for a request that resumes or is to follow.
+
+        Raises:
+            HTTPException: The request is refused.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._answer
+
+    def __call__(self, response: Response) -> Response:
+        """Make `response` resumable; without a stream id it comes back as it is.
+
+        Raises:
+            HTTPException: The request is refused.
+        """
+        answer = self.preempt()
+        if answer is not None:
+            return answer
+        return response if self._recorder is None else ResumableResponse(response, self._recorder)

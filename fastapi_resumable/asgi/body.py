@@ -1,0 +1,74 @@
+"""One `receive` channel for three: the search for the stream id, the application, and the watch for a disconnect."""
+
+import asyncio
+from collections import deque
+
+from starlette.types import Message, Receive
+
+DISCONNECT: Message = {"type": "http.disconnect"}
+
+
+class RequestBody:
+    """Shares the `receive` channel of a request.
+
+    What is read before the application runs is kept for it. The application hears of a disconnect only while it still
+    waits for a part of the body that the client owes, because it cannot do its work without that.
+    """
+
+    def __init__(self, receive: Receive, *, owed: bool) -> None:
+        """`owed`: nothing of the body has been read yet. Otherwise it may have been, in whole or in part."""
+        self._receive = receive
+        self._messages: deque[Message] = deque()
+        self._owed = owed
+        self._complete = False
+        self._gone = False
+        self._lock = asyncio.Lock()
+        self._taken = asyncio.Event()
+
+    async def peek(self) -> Message:
+        """Read the next message, and keep it for the application."""
+        message = await self._pull()
+        self._messages.append(message)
+        return message
+
+    async def receive(self) -> Message:
+        """Read the next message, a disconnect included: `receive` as if nobody else shared it."""
+        return self._messages.popleft() if self._messages else await self._pull()
+
+    async def next(self) -> Message | None:
+        """The next message for an application that must not see its client leave; `None` if none will come."""
+        while not self._messages:
+            if self._complete:
+                return None
+            async with self._lock:
+                # The watch may have read it while this waited for the lock.
+                if not self._messages and not self._complete:
+                    message = await self._pull()
+                    return message if message["type"] != "http.disconnect" or self._owed else None
+        self._taken.set()
+        return self._messages.popleft()
+
+    async def disconnected(self) -> None:
+        """Wait until the client has gone. Reads ahead of the application by one message at most."""
+        while not self._gone:
+            if self._messages and not self._complete:
+                self._taken.clear()
+                await self._taken.wait()
+            else:
+                async with self._lock:
+                    if not self._gone and (self._complete or not self._messages):
+                        message = await self._pull()
+                        if message["type"] != "http.disconnect" or self._owed:
+                            self._messages.append(message)
+
+    async def _pull(self) -> Message:
+        if self._gone:
+            return DISCONNECT
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._gone = True
+            self._complete = self._complete or not self._owed
+        else:
+            self._owed = message.get("more_body", False)
+            self._complete = not self._owed
+        return message

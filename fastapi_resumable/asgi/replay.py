@@ -1,0 +1,105 @@
+"""Serving a log: the one way in which any client, the first one included, gets the bytes of a stream."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..core.errors import OffsetLost
+from ..core.models import Status
+from ..core.terminal import terminal_event
+from ..life.manager import StreamManager
+from ..life.reader import Reader, Reading
+from ..stores.stream import Stream
+from .headers import RawHeaders, identify
+
+
+class StreamBroken(Exception):
+    """Raised to make the server close the connection uncleanly, so that the client can tell that more was to come."""
+
+
+async def serve(
+    reader: Reader,
+    manager: StreamManager,
+    headers: RawHeaders,
+    send: Send,
+    disconnected: Callable[[], Awaitable[None]],
+) -> None:
+    """Send a stream from the reader's place to its end, or until the client has gone.
+
+    Raises:
+        StreamBroken: The response must not end cleanly: the client stalled, or the stream did not complete and its
+            media type has no event to say so.
+    """
+    watch = asyncio.ensure_future(disconnected())
+    watch.add_done_callback(lambda _: reader.leave())
+
+    async def deliver(data: bytes) -> None:
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+
+    try:
+        head = reader.stream.head
+        await send({"type": "http.response.start", "status": head.status_code, "headers": headers})
+        reading = await reader.run(deliver)
+        await _end(reading, reader.stream, send)
+    except OSError:
+        # What a server of ASGI 2.4 raises from `send` once the client has gone.
+        return
+    finally:
+        manager.dismiss(reader)
+        watch.cancel()
+        await asyncio.wait({watch})
+
+
+async def _end(reading: Reading, stream: Stream, send: Send) -> None:
+    if reading is Reading.LEFT:
+        return
+    if reading is Reading.STALLED:
+        raise StreamBroken(f"the client of stream {stream.key.id!r} took nothing for too long")
+    if reading is Reading.LOST:
+        if not stream.head.is_event_stream:
+            raise StreamBroken(f"a client of stream {stream.key.id!r} lost its place")
+        lost = OffsetLost(stream.earliest)
+        event = terminal_event("sse", "failed", lost.code, lost.message)
+        await send({"type": "http.response.body", "body": event or b"", "more_body": True})
+    elif stream.status is not Status.COMPLETED and not stream.head.is_event_stream:
+        raise StreamBroken(f"stream {stream.key.id!r} ended as {stream.status}")
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class ReplayResponse(Response):
+    """A response that replays a stream from an offset and follows it to its end."""
+
+    def __init__(self, manager: StreamManager, stream: Stream, offset: int, location: str | None) -> None:
+        self._manager = manager
+        self._stream = stream
+        self._offset = offset
+        super().__init__(status_code=stream.head.status_code)
+        self.raw_headers = identify(stream.head.headers, stream, location)
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the log."""
+
+        async def disconnected() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        reader = self._manager.reader(self._stream, self._offset)
+        await serve(reader, self._manager, list(self.raw_headers), send, disconnected)
+
+
+def replay(
+    manager: StreamManager, stream: Stream, offset: int | None, last_event_id: str | None, location: str | None
+) -> Response:
+    """Answer a request for a stream from where its client left off; 204 if it has had everything, and asks by event id.
+
+    Raises:
+        ResumableError: The position is not to be had; see `Stream.position`.
+    """
+    position = stream.position(offset, last_event_id)
+    if last_event_id and stream.is_exhausted(position):
+        response = Response(status_code=204)
+        response.raw_headers = identify((), stream, location)
+        return response
+    return ReplayResponse(manager, stream, position, location)

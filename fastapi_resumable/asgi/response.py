@@ -1,0 +1,43 @@
+"""The response class: a user's response that runs in the background and is answered from the log."""
+
+from typing import Any
+
+from starlette.background import BackgroundTask
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .recorder import Recorder, inner_scope
+
+
+class ResumableResponse(Response):
+    """Stands for the user's response and shares its status, headers and background tasks with it."""
+
+    def __init__(self, response: Response, recorder: Recorder) -> None:
+        self._response = response
+        self._recorder = recorder
+        self.status_code = response.status_code
+        self.raw_headers = response.raw_headers
+        self.media_type = response.media_type
+
+    # FastAPI sets the request's background tasks on the response that it gets; they belong to the one that runs.
+    @property
+    def background(self) -> BackgroundTask | None:
+        """The background tasks of the user's response."""
+        return self._response.background
+
+    @background.setter
+    def background(self, value: BackgroundTask | None) -> None:
+        self._response.background = value
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._response, name)
+
+    async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
+        """Run the user's response in the background, and answer from the log.
+
+        Raises:
+            Exception: What the user's response raised; after the stream has begun too, so that dependencies see it.
+        """
+        await self._recorder.run(self._response, inner_scope(scope))
+        if self._recorder.failure is not None:
+            raise self._recorder.failure

@@ -1,0 +1,178 @@
+"""What can go wrong, as one tree of exceptions; each row of the HTTP error table is one class.
+
+    ResumableError
+    ├── InvalidStreamId       400 invalid_stream_id
+    ├── InvalidOffset         400 invalid_offset
+    ├── OffsetLost            400 offset_lost
+    ├── UnknownEventId        400 unknown_event_id
+    ├── InvalidRequest        400 invalid_request
+    ├── StreamCancelled       400 cancelled
+    ├── StreamNotFound        404 stream_not_found
+    ├── StreamReplaced        409 stream_replaced
+    ├── StreamExists          409 stream_exists
+    ├── OffsetOutOfRange      416 offset_out_of_range
+    ├── TooManyStreams        429 (an owner's) or 503 (the server's) too_many_streams
+    ├── StreamPending         503 stream_pending
+    └── ShuttingDown          503 shutting_down
+
+The classes carry status and code as data; the FastAPI layer alone turns them into responses.
+"""
+
+from typing import Any, ClassVar
+
+
+class ResumableError(Exception):
+    """Root of everything this library raises on purpose.
+
+    `status_code` and `code` are what a client sees, `message` is the sentence that names the fix, `extra` are
+    further members of the error body, `retry_after` is in seconds.
+    """
+
+    status_code: ClassVar[int]
+    code: ClassVar[str]
+    retry_after: int | None = None
+
+    def __init__(self, message: str, **extra: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.extra = extra
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """The `detail` member of the error body."""
+        return {"code": self.code, "message": self.message, **self.extra}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers that belong to the error."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+class InvalidStreamId(ResumableError):
+    """The stream id is missing where it is needed, too long, or has control characters."""
+
+    status_code = 400
+    code = "invalid_stream_id"
+
+
+class InvalidOffset(ResumableError):
+    """`from` is not a non-negative integer in ASCII digits."""
+
+    status_code = 400
+    code = "invalid_offset"
+
+
+class OffsetLost(ResumableError):
+    """The bytes at that offset are no longer retained; `earliest` is the first offset that is."""
+
+    status_code = 400
+    code = "offset_lost"
+
+    def __init__(self, earliest: int) -> None:
+        super().__init__(
+            f"The log no longer holds that offset. The earliest one it holds is {earliest}: "
+            f"resume with from={earliest}, or start over.",
+            earliest=earliest,
+        )
+        self.earliest = earliest
+
+
+class UnknownEventId(ResumableError):
+    """`Last-Event-ID` is an id of the application's own that the log does not hold."""
+
+    status_code = 400
+    code = "unknown_event_id"
+
+
+class InvalidRequest(ResumableError):
+    """The body of a lookup is not what the route takes."""
+
+    status_code = 400
+    code = "invalid_request"
+
+
+class StreamCancelled(ResumableError):
+    """Somebody stopped the stream while it was still queued."""
+
+    status_code = 400
+    code = "cancelled"
+
+    def __init__(self) -> None:
+        super().__init__("The stream was cancelled before it began.")
+
+
+class StreamNotFound(ResumableError):
+    """Unknown, expired, stopped, or another owner's: the caller cannot tell which."""
+
+    status_code = 404
+    code = "stream_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no such stream. It may have ended and expired, or been stopped; start a new one.")
+
+
+class StreamReplaced(ResumableError):
+    """The position belongs to another epoch than the stream's current one."""
+
+    status_code = 409
+    code = "stream_replaced"
+
+    def __init__(self) -> None:
+        super().__init__("A newer request has replaced that stream. Read the current one from its start (from=0).")
+
+
+class StreamExists(ResumableError):
+    """The id has a live stream, and `on_conflict` is `reject`."""
+
+    status_code = 409
+    code = "stream_exists"
+
+    def __init__(self) -> None:
+        super().__init__("A stream with this id is live. Follow it, stop it with DELETE, or use another id.")
+
+
+class OffsetOutOfRange(ResumableError):
+    """The offset lies past the tail of the log."""
+
+    status_code = 416
+    code = "offset_out_of_range"
+
+    def __init__(self, tail: int) -> None:
+        super().__init__(f"The offset is past the end of the log, which is at {tail}.", tail=tail)
+        self.tail = tail
+
+
+class TooManyStreams(ResumableError):
+    """A limit is reached: `max_streams_per_owner` (429), `max_streams` or `max_total_bytes` (503)."""
+
+    status_code = 503
+    code = "too_many_streams"
+    retry_after = 5
+
+
+class TooManyStreamsOfOwner(TooManyStreams):
+    """The owner's own limit is reached: 429 instead of 503."""
+
+    status_code = 429
+
+
+class StreamPending(ResumableError):
+    """The stream is still queued: its endpoint has not begun to answer."""
+
+    status_code = 503
+    code = "stream_pending"
+    retry_after = 1
+
+    def __init__(self) -> None:
+        super().__init__("The stream has not begun yet. Ask again in a moment.")
+
+
+class ShuttingDown(ResumableError):
+    """The server takes no new streams, because it is about to exit."""
+
+    status_code = 503
+    code = "shutting_down"
+    retry_after = 5
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down and takes no new streams. Try again in a moment.")

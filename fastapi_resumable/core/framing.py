@@ -1,0 +1,189 @@
+"""Server-sent events as bytes: where an event ends, and the `id:` line that makes it a place to resume from.
+
+Written to WHATWG HTML §9.2.6: lines end in CR LF, LF or CR, a blank line ends an event, one leading BOM is dropped.
+The framer hands on whole events only, so that a log never ends in half an event.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+
+BOM = b"\xef\xbb\xbf"
+# Atomic groups, so that the two halves of one CR LF are never taken for two line ends.
+_LINE_END = rb"(?>\r\n|\n|\r)"
+_BLANK_LINE = re.compile(_LINE_END + _LINE_END)
+_DATA = re.compile(rb"(?:\A|[\r\n])data(?=[:\r\n]|\Z)")
+_ID = re.compile(rb"(?:\A|[\r\n])id(?=[:\r\n]|\Z)")
+_ID_VALUE = re.compile(rb"(?:\A|[\r\n])id(?:: ?([^\r\n]*))?(?=[\r\n])")
+_NOTHING_TO_DISPATCH = re.compile(rb"(?:(?::[^\r\n]*|retry(?::[^\r\n]*)?)" + _LINE_END + rb")*+")
+
+
+def id_line(epoch: str, offset: int, line_end: bytes = b"\n") -> bytes:
+    """The `id:` line of an event that would end at `offset` without it; the id counts the line itself in."""
+    prefix = b"id: %s-" % epoch.encode("ascii")
+    base = offset + len(prefix) + len(line_end)
+    end = base + len(str(base))
+    end = base + len(str(end))
+    return b"%s%d%s" % (prefix, end, line_end)
+
+
+class EventFramer:
+    """Cuts chunks into whole events and, given an epoch, stamps an id on each that has data and none of its own.
+
+    With an epoch, a block of comments and `retry:` alone loses its blank line, because some decoders dispatch an
+    empty event there once they have seen an id. Without one, the bytes stay as they are.
+    """
+
+    __slots__ = ("_begun", "_epoch", "_flushed_data", "_flushed_id", "_limit", "_pending", "_skip_lf", "oversize")
+
+    def __init__(self, epoch: str | None, limit: int) -> None:
+        """Stamp ids of `epoch` (none: leave the bytes alone); hand on an event unfinished once it passes `limit`."""
+        self._epoch = epoch
+        self._limit = limit
+        self._pending = bytearray()
+        self._begun = False
+        self._skip_lf = False
+        self._flushed_data = False
+        self._flushed_id = False
+        self.oversize = False
+        """Whether the log ends within an event, because that one was too large to hold back."""
+
+    def feed(self, chunk: bytes, offset: int) -> bytes:
+        """Take what the application sent; return the whole events that are ready to be appended at `offset`."""
+        if not self._pending and chunk.endswith(b"\n\n") and not self.oversize and not self._skip_lf:
+            if self._epoch is None:
+                return chunk
+            if (
+                chunk.startswith((b"data:", b"event:"))
+                and chunk.find(b"\n\n") == len(chunk) - 2
+                and b"\r" not in chunk
+                and b"\nid" not in chunk
+                and (chunk.startswith(b"data:") or b"\ndata:" in chunk)
+            ):
+                self._begun = True
+                return b"%s%s\n" % (chunk[:-1], id_line(self._epoch, offset + len(chunk)))
+        return self._feed(chunk, offset, final=False)
+
+    def finish(self, offset: int) -> bytes:
+        """Return what is left when the application has ended in order: recorded as it is."""
+        ready = self._feed(b"", offset, final=True)
+        rest = bytes(self._pending)
+        self._pending.clear()
+        return ready + rest
+
+    def _feed(self, chunk: bytes, offset: int, *, final: bool) -> bytes:
+        pending = self._pending
+        if self._skip_lf and chunk:
+            # The second half of a CR LF whose CR has already ended an event.
+            self._skip_lf = False
+            if chunk.startswith(b"\n"):
+                if self._epoch is None:
+                    return b"\n" + self._feed(chunk[1:], offset + 1, final=final)
+                chunk = chunk[1:]
+        position = max(0, len(pending) - 3)
+        pending += chunk
+        ready: list[bytes] = []
+        size = start = 0
+        while match := _BLANK_LINE.search(pending, position):
+            end = match.end()
+            if end == len(pending) and pending[-1:] == b"\r":
+                # A LF may follow. It must in a stream of CR LF; where CR is the rule, waiting would hold up the event.
+                if not final and match[0] != b"\r\r":
+                    break
+                self._skip_lf = not final
+            event = self._stamp(bytes(pending[start:end]), offset + size)
+            ready.append(event)
+            size += len(event)
+            start = position = end
+        del pending[:start]
+        if len(pending) > self._limit:
+            ready.append(self._flush_oversize())
+        return b"".join(ready)
+
+    def _flush_oversize(self) -> bytes:
+        """Give up on holding back an event that is larger than the log."""
+        # Keep a few bytes, so that a blank line across the cut is still seen as one.
+        cut = max(0, len(self._pending) - 3)
+        part = bytes(self._pending[:cut])
+        del self._pending[:cut]
+        self._flushed_data = self._flushed_data or _DATA.search(part) is not None
+        self._flushed_id = self._flushed_id or _ID.search(part) is not None
+        self.oversize = self._begun = True
+        return part
+
+    def _stamp(self, event: bytes, offset: int) -> bytes:
+        """Return a whole event as it is recorded at `offset`."""
+        bom = b""
+        if not self._begun:
+            self._begun = True
+            if event.startswith(BOM):
+                bom, event = BOM, event[len(BOM) :]
+        if self._epoch is None:
+            return bom + event
+        if self.oversize:
+            has_data, has_id = self._flushed_data, self._flushed_id
+            self.oversize = self._flushed_data = self._flushed_id = False
+        else:
+            has_data = has_id = False
+            event = event.lstrip(b"\r\n")
+            if not event:
+                return bom
+        blank = _last_line_end(event)
+        lines = event[: len(event) - len(blank)]
+        if (has_data or _DATA.search(event)) and not (has_id or _ID.search(event)):
+            line_end = _last_line_end(lines)
+            return bom + lines + id_line(self._epoch, offset + len(bom) + len(event), line_end) + blank
+        if not has_data and _NOTHING_TO_DISPATCH.fullmatch(lines):
+            return bom + lines
+        return bom + event
+
+
+def _last_line_end(data: bytes) -> bytes:
+    return b"\r\n" if data.endswith(b"\r\n") else data[-1:]
+
+
+def events(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut recorded bytes into whole events; what follows the last blank line comes as it is."""
+    pending = bytearray()
+    for block in blocks:
+        position = max(0, len(pending) - 3)
+        pending += block
+        start = 0
+        while match := _BLANK_LINE.search(pending, position):
+            if match.end() == len(pending) and match[0].endswith(b"\r"):
+                break
+            yield bytes(pending[start : match.end()])
+            start = position = match.end()
+        del pending[:start]
+    if pending:
+        yield bytes(pending)
+
+
+def find_boundary(blocks: Iterable[bytes]) -> int | None:
+    """The position right after the first blank line in `blocks`; `None` if there is none."""
+    seen = 0
+    tail = b""
+    for block in blocks:
+        data = tail + block
+        if match := _BLANK_LINE.search(data):
+            return seen - len(tail) + match.end()
+        seen += len(block)
+        tail = data[-3:]
+    return None
+
+
+def would_dispatch(blocks: Iterable[bytes]) -> bool:
+    """Whether a client that reads `blocks` would dispatch an event."""
+    return any(_DATA.search(event) and _BLANK_LINE.search(event[-4:]) for event in events(blocks))
+
+
+def find_event_id(blocks: Iterable[bytes], event_id: str) -> int | None:
+    """The position right after the first event whose id is `event_id`; `None` if no event has it."""
+    wanted = event_id.encode("utf-8", "surrogateescape")
+    position = 0
+    for event in events(blocks):
+        position += len(event)
+        if wanted in event:
+            values = _ID_VALUE.findall(event.removeprefix(BOM))
+            if values and values[-1] == wanted:
+                return position
+    return None

@@ -1,0 +1,104 @@
+"""The bounded record of one epoch's bytes, addressed by offset.
+
+Invariant: `0 <= floor <= tail`, and every byte in `[floor, tail)` can be read. Bytes live in blocks rather than in one
+object per event, so that a log costs little more than its bytes, and a replay sends whole blocks without copying.
+Not thread-safe; it decides nothing about waiting, time or readers.
+"""
+
+from bisect import bisect_right
+
+BLOCK_SIZE = 64 * 1024
+
+
+class ByteLog:
+    """An append-only run of bytes that may lose its head."""
+
+    __slots__ = ("_blocks", "_hot", "_hot_start", "_open", "_open_start", "_starts", "block_size", "tail")
+
+    def __init__(self, block_size: int = BLOCK_SIZE) -> None:
+        self.block_size = block_size
+        self.tail = 0
+        """The offset that the next byte will have."""
+        self._blocks: list[bytes] = []
+        self._starts: list[int] = []
+        self._open = bytearray()
+        self._open_start = 0
+        # What was appended last, as it came: readers that keep up all take this one object.
+        self._hot = b""
+        self._hot_start = 0
+
+    @property
+    def floor(self) -> int:
+        """The oldest offset that can be read."""
+        return self._starts[0] if self._starts else self._open_start
+
+    @property
+    def size(self) -> int:
+        """How many bytes are held."""
+        return self.tail - self.floor
+
+    def append(self, data: bytes) -> None:
+        """Add `data` at the tail."""
+        self._hot = data
+        self._hot_start = self.tail
+        self._open += data
+        self.tail += len(data)
+        if len(self._open) >= self.block_size:
+            self.seal()
+
+    def close(self) -> None:
+        """Give back the spare room: nothing will follow."""
+        self.seal()
+        self._hot, self._hot_start = b"", -1
+
+    def seal(self) -> None:
+        """Pack what is open into a block of its own."""
+        if self._open:
+            self._blocks.append(bytes(self._open))
+            self._starts.append(self._open_start)
+            self._open = bytearray()
+            self._open_start = self.tail
+
+    def read(self, offset: int, size: int = BLOCK_SIZE) -> bytes:
+        """Return bytes from `offset` on: at most `size`, at least one unless `offset` is the tail.
+
+        Raises:
+            LookupError: `offset` is below the floor.
+            ValueError: `offset` is past the tail.
+        """
+        if offset == self._hot_start and len(self._hot) <= size:
+            return self._hot
+        if offset >= self._open_start:
+            if offset > self.tail:
+                raise ValueError("offset past the tail")
+            start = offset - self._open_start
+            with memoryview(self._open) as view:
+                return bytes(view[start : start + size])
+        index = bisect_right(self._starts, offset) - 1
+        if index < 0:
+            raise LookupError("offset below the floor")
+        block = self._blocks[index]
+        start = offset - self._starts[index]
+        if start == 0 and len(block) <= size:
+            return block
+        with memoryview(block) as view:
+            return bytes(view[start : start + size])
+
+    def trim(self, offset: int) -> int:
+        """Drop whole blocks that end at or before `offset`; return how many bytes that gave back."""
+        count = 0
+        while count < len(self._blocks) and self._starts[count] + len(self._blocks[count]) <= offset:
+            count += 1
+        if not count:
+            return 0
+        before = self.floor
+        del self._blocks[:count], self._starts[:count]
+        return self.floor - before
+
+    def snapshot(self, offset: int) -> list[bytes]:
+        """All bytes from `offset` (not below the floor) to the tail, as blocks."""
+        blocks = []
+        while offset < self.tail:
+            blocks.append(self.read(offset, self.block_size))
+            offset += len(blocks[-1])
+        return blocks

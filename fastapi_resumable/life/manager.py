@@ -1,0 +1,190 @@
+"""Owns every task of the library: producers, hooks, the shutdown. One manager for each `Resumable`.
+
+Invariant: no task is without an owner, and `shutdown` leaves none behind but those that ignore cancellation.
+"""
+
+import asyncio
+import inspect
+import logging
+import secrets
+from collections.abc import Callable, Coroutine
+from time import monotonic
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+
+from ..core.errors import ShuttingDown
+from ..core.ids import EPOCH_BYTES, StreamKey, format_epoch
+from ..core.models import Status
+from ..stores.base import OnConflict, Store
+from ..stores.stream import Stream
+from .finished import FinishedStream
+from .producer import Producer
+from .reader import Reader
+
+logger = logging.getLogger("fastapi_resumable")
+
+Hook = Callable[[FinishedStream], Any]
+
+TURN = 0.002
+"""Seconds for which generators that never await may keep the event loop, all of them together."""
+
+
+class StreamManager:
+    """Starts, follows, stops and retires streams on a store."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        on_conflict: OnConflict,
+        ping: float,
+        stall_timeout: float,
+        stop_grace: float,
+        shutdown_grace: float,
+    ) -> None:
+        self.store = store
+        self.ping = ping
+        self.stop_grace = stop_grace
+        self.hooks: list[Hook] = []
+        self.closing = False
+        """Whether the server is about to exit; new streams are refused."""
+        self.turn_ends = 0.0
+        self._on_conflict = on_conflict
+        self._stall_timeout = stall_timeout
+        self._shutdown_grace = shutdown_grace
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._producers: set[Producer] = set()
+        self._readers: set[Reader] = set()
+        self._shutdown: asyncio.Task[None] | None = None
+        self._left: asyncio.Future[None] | None = None
+        self._interrupting: asyncio.Task[None] | None = None
+
+    # Starting and following.
+
+    async def start(self, key: StreamKey, idempotency_key: str | None) -> Producer | Stream:
+        """Reserve an id for a new stream; or return the stream that the request is to follow instead.
+
+        Raises:
+            StreamExists: The id is taken, and the rule is `reject`.
+            TooManyStreams: A limit is reached.
+            ShuttingDown: No new streams are taken.
+        """
+        producer = Producer(self, key, format_epoch(secrets.token_bytes(EPOCH_BYTES)), idempotency_key)
+        stream = await self.store.reserve(producer.reservation, self._on_conflict)
+        if stream is not None:
+            return stream
+        if self.closing:
+            await self.store.release(producer.reservation)
+            raise ShuttingDown
+        self._producers.add(producer)
+        return producer
+
+    async def release(self, producer: Producer) -> None:
+        """Note that a producer has ended, or will not start."""
+        self._producers.discard(producer)
+        self._note_departure()
+        await self.store.release(producer.reservation)
+
+    def reader(self, stream: Stream, offset: int) -> Reader:
+        """Attach a reader at `offset`; `dismiss` it afterwards."""
+        reader = Reader(stream, offset, stall_timeout=self._stall_timeout)
+        self._readers.add(reader)
+        return reader
+
+    def dismiss(self, reader: Reader) -> None:
+        """Let go of a reader."""
+        reader.close()
+        self._readers.discard(reader)
+        self._note_departure()
+
+    # Tasks.
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run a coroutine in a task that the manager owns."""
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    def _reap(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s failed", task.get_name(), exc_info=error)
+
+    async def next_turn(self) -> None:
+        """Let the event loop go round, and open the next turn for all producers that wait for it."""
+        await asyncio.sleep(0)
+        if (now := monotonic()) > self.turn_ends:
+            self.turn_ends = now + TURN
+
+    def run_hooks(self, stream: Stream) -> asyncio.Task[None] | None:
+        """Hand the finished stream to the user's hooks, in a task of their own."""
+        if not self.hooks:
+            return None
+        return self.spawn(self._run_hooks(FinishedStream(stream)), name=f"resumable on_finish {stream.key.id}")
+
+    async def _run_hooks(self, finished: FinishedStream) -> None:
+        for hook in self.hooks:
+            try:
+                if inspect.iscoroutinefunction(hook):
+                    await hook(finished)
+                else:
+                    result = await run_in_threadpool(hook, finished)
+                    if inspect.isawaitable(result):
+                        await result
+            except Exception:
+                # The stream has ended well; what the user makes of it is not a reason to fail.
+                logger.exception("the on_finish hook %r failed for stream %r", hook, finished.id)
+
+    # Shutting down.
+
+    def begin_shutdown(self) -> None:
+        """Refuse new streams and give live ones their grace; returns at once."""
+        if not self.closing:
+            self.closing = True
+            self._shutdown = self.spawn(self._shut_down(), name="resumable shutdown")
+
+    async def shutdown(self) -> None:
+        """Refuse new streams, wait for live ones up to `shutdown_grace`, interrupt the rest, let all readers go."""
+        self.begin_shutdown()
+        if self._shutdown is not None:
+            await asyncio.shield(self._shutdown)
+
+    async def _shut_down(self) -> None:
+        await self._quiet(self._shutdown_grace)
+        for producer in list(self._producers):
+            await self.interrupt(producer)
+        await self._quiet(self.stop_grace)
+        # What is left are clients that do not take the end of their stream.
+        for reader in list(self._readers):
+            reader.evict()
+        await self.store.aclose()
+
+    def interrupt_soon(self, producer: Producer) -> None:
+        """`interrupt`, from where nothing can be awaited."""
+        self._interrupting = self.spawn(self.interrupt(producer), name="resumable interrupt")
+
+    async def interrupt(self, producer: Producer) -> None:
+        """End a live stream because the server cannot wait for it any longer."""
+        await producer.finish(Status.INTERRUPTED, "interrupted", "The server was shut down.")
+        producer.stop("interrupted")
+
+    async def _quiet(self, timeout: float) -> None:
+        """Wait until no producer and no reader is left, for `timeout` seconds at most."""
+        try:
+            async with asyncio.timeout(timeout):
+                while self._producers or self._readers:
+                    self._left = asyncio.get_running_loop().create_future()
+                    await self._left
+        except TimeoutError:
+            logger.info("%d streams and %d readers are left", len(self._producers), len(self._readers))
+
+    def _note_departure(self) -> None:
+        if self._left is not None and not self._left.done():
+            self._left.set_result(None)
+
+    def reopen(self) -> None:
+        """Take streams again: the application is started anew in the same process."""
+        self.closing = False
+        self._shutdown = None

@@ -1,0 +1,111 @@
+"""Following a log from an offset to its end, at the pace of whoever takes the bytes.
+
+There is one source, the log, and one loop: replay and live tail are the same thing. The reader owns a cursor and no
+queue; what has piled up since the last delivery goes out in one piece.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from enum import Enum
+
+from ..core.errors import OffsetLost
+from ..core.log import BLOCK_SIZE
+from ..stores.stream import Cursor, Stream
+
+
+class Reading(Enum):
+    """How a reading ended."""
+
+    FINISHED = "finished"
+    """The log has ended and everything was delivered."""
+    LEFT = "left"
+    """The client went away."""
+    STALLED = "stalled"
+    """The client took nothing for too long, or is asked to go because the server shuts down."""
+    LOST = "lost"
+    """The bytes at the cursor were dropped."""
+
+
+class Reader:
+    """One client's reading of one stream."""
+
+    __slots__ = ("_cursor", "_deadline", "_left", "_sending_since", "_stall_timeout", "_waiter", "_watchdog", "stream")
+
+    def __init__(self, stream: Stream, offset: int, *, stall_timeout: float) -> None:
+        self.stream = stream
+        self._cursor = Cursor(offset)
+        self._stall_timeout = stall_timeout
+        self._waiter: asyncio.Future[None] | None = None
+        self._left = False
+        self._deadline: asyncio.Timeout | None = None
+        self._sending_since: float | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        # From now on, not from the first delivery: what there is now must still be there then.
+        stream.attach(self._cursor)
+
+    def leave(self) -> None:
+        """The client has gone: end the reading."""
+        self._left = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def evict(self) -> None:
+        """End the reading as stalled, even in the middle of a delivery."""
+        if self._deadline is not None and not self._deadline.expired():
+            self._deadline.reschedule(asyncio.get_running_loop().time())
+
+    def close(self) -> None:
+        """Let go of the log. `run` does so by itself."""
+        self.stream.detach(self._cursor)
+
+    async def run(self, deliver: Callable[[bytes], Awaitable[None]]) -> Reading:
+        """Hand everything from the cursor on to `deliver`, until the log ends or the client goes."""
+        try:
+            async with asyncio.timeout(None) as deadline:
+                self._deadline = deadline
+                self._watch()
+                return await self._run(deliver)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            return Reading.STALLED
+        except OffsetLost:
+            return Reading.LOST
+        finally:
+            if self._watchdog is not None:
+                self._watchdog.cancel()
+            self._deadline = None
+            self.close()
+
+    async def _run(self, deliver: Callable[[bytes], Awaitable[None]]) -> Reading:
+        stream, cursor, log = self.stream, self._cursor, self.stream.log
+        now = asyncio.get_running_loop().time
+        while not self._left:
+            if cursor.offset < log.tail:
+                data = stream.read(cursor)
+                self._sending_since = now()
+                await deliver(data)
+                self._sending_since = None
+                stream.advance(cursor, len(data))
+                if len(data) >= BLOCK_SIZE // 2:
+                    # A replay whose socket never fills up would keep everybody else from the loop.
+                    await asyncio.sleep(0)
+            elif stream.is_final:
+                return Reading.FINISHED
+            else:
+                self._waiter = stream.waiter()
+                try:
+                    await self._waiter
+                finally:
+                    stream.forget(self._waiter)
+                    self._waiter = None
+        return Reading.LEFT
+
+    def _watch(self) -> None:
+        """Look whether a delivery is stuck: one timer for each reader, rather than one for each delivery."""
+        loop = asyncio.get_running_loop()
+        stuck = 0.0 if self._sending_since is None else loop.time() - self._sending_since
+        if stuck >= self._stall_timeout:
+            self.evict()
+        else:
+            self._watchdog = loop.call_later(self._stall_timeout - stuck, self._watch)

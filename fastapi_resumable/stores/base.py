@@ -1,0 +1,120 @@
+"""What a store does: it decides who may begin under an id, holds the current epoch of each, and tells of both."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+from ..core.errors import StreamCancelled, StreamReplaced
+from ..core.ids import StreamKey
+from ..core.models import ResumableStreamItem, Status
+from .stream import Head, Limits, Stream
+
+OnConflict = Literal["replace", "attach", "reject"]
+
+
+class Reservation:
+    """A request that waits for its endpoint to begin: a stream that is `queued`."""
+
+    __slots__ = ("_settled", "epoch", "idempotency_key", "key", "on_stop", "requested_at", "stop_code")
+
+    def __init__(
+        self, key: StreamKey, epoch: str, *, idempotency_key: str | None, on_stop: Callable[[str], None]
+    ) -> None:
+        """`on_stop` is told `cancelled` or `replaced`, now or later in the stream's life, from the event loop."""
+        self.key = key
+        self.epoch = epoch
+        self.idempotency_key = idempotency_key
+        self.on_stop = on_stop
+        self.requested_at = 0.0
+        self.stop_code: str | None = None
+        """Why it was stopped before it began."""
+        self._settled: dict[asyncio.Future[None], None] = {}
+
+    async def settled(self) -> None:
+        """Wait until the stream has begun, or never will.
+
+        Raises:
+            StreamCancelled: It was stopped.
+            StreamReplaced: A newer request has begun before it.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._settled[future] = None
+        try:
+            await future
+        finally:
+            self._settled.pop(future, None)
+        if self.stop_code is not None:
+            raise StreamReplaced if self.stop_code == "replaced" else StreamCancelled
+
+    def stop(self, code: str) -> None:
+        """Tell the request, and those who wait for it, that the stream will not begin."""
+        self.stop_code = code
+        self.on_stop(code)
+        self.settle()
+
+    def settle(self) -> None:
+        """Tell those who wait."""
+        for future in list(self._settled):
+            if not future.done():
+                future.set_result(None)
+
+    @property
+    def item(self) -> ResumableStreamItem:
+        """The queued stream as a lookup shows it."""
+        return ResumableStreamItem.model_construct(
+            conversation_id=self.key.id,
+            status=Status.QUEUED,
+            is_done=False,
+            epoch=self.epoch,
+            total_bytes=0,
+            dropped_bytes=0,
+            content_type=None,
+            started_at=int(self.requested_at),
+            completed_at=0,
+        )
+
+
+class Store(Protocol):
+    """Where streams live. Their life is told in calls; the bytes go through the `Stream` that `begin` returns."""
+
+    def configure(self, limits: Limits) -> None:
+        """Take the limits; called once, before anything else."""
+
+    async def reserve(self, reservation: Reservation, on_conflict: OnConflict) -> Stream | None:
+        """Queue a request; or return the stream that it is to follow instead.
+
+        Raises:
+            StreamExists: The id has a live or queued stream, and the rule is `reject`.
+            TooManyStreams: A limit is reached.
+        """
+
+    async def begin(self, reservation: Reservation, head: Head) -> Stream:
+        """Turn a reservation into the current epoch of its id; whatever was there before is replaced.
+
+        Raises:
+            StreamCancelled: It was stopped while it waited.
+            StreamReplaced: A newer request has begun in the meantime.
+        """
+
+    async def release(self, reservation: Reservation) -> None:
+        """Give a reservation back: the stream will not begin. No-op if it has."""
+
+    async def finish(self, stream: Stream, status: Status, code: str, message: str) -> None:
+        """End a stream; it stays for the retention. No-op if it has ended."""
+
+    async def find(self, key: StreamKey, timeout: float) -> Stream:
+        """Return the current epoch; wait up to `timeout` seconds for one that is queued.
+
+        Raises:
+            StreamNotFound: There is none.
+            StreamPending: It is still queued.
+        """
+
+    async def lookup(self, owner: str | None, ids: Sequence[str]) -> list[ResumableStreamItem]:
+        """Return the owner's streams that go by one of `ids` or are a variant of one, each once."""
+
+    async def stop(self, key: StreamKey, epoch: str | None) -> None:
+        """Stop what is queued or live under `key` and forget what has ended; only that `epoch`, if one is given."""
+
+    async def aclose(self) -> None:
+        """Give back what the store holds."""

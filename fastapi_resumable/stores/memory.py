@@ -1,0 +1,283 @@
+"""The default store: streams live in this process, and nowhere else.
+
+No method waits between looking and deciding, so on one event loop each call is atomic.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from ..core.errors import (
+    StreamCancelled,
+    StreamExists,
+    StreamNotFound,
+    StreamPending,
+    StreamReplaced,
+    TooManyStreams,
+    TooManyStreamsOfOwner,
+)
+from ..core.ids import StreamKey, variants
+from ..core.models import ResumableStreamItem, Status
+from .base import OnConflict, Reservation
+from .stream import Budget, Head, Limits, Stream
+
+STREAM_OVERHEAD = 2048
+"""What a stream is counted for beside its bytes: without it, empty streams would be free."""
+
+
+class _Slot:
+    """All that goes by one key: the current epoch, and the requests that wait, oldest first."""
+
+    __slots__ = ("current", "queued")
+
+    def __init__(self) -> None:
+        self.current: Stream | None = None
+        self.queued: list[Reservation] = []
+
+
+class MemoryStore:
+    """Keeps streams in process memory, bounded by the limits it is given.
+
+    Args:
+        clock: Seconds that never go backwards, for the retention.
+        wall_clock: Unix seconds, for what a lookup shows.
+    """
+
+    def __init__(
+        self, *, clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._limits = Limits()
+        self._budget = Budget(on_excess=self._shrink)
+        self._slots: dict[StreamKey, _Slot] = {}
+        self._variants: dict[StreamKey, dict[str, None]] = {}
+        self._live = 0
+        self._live_of_owner: dict[str, int] = {}
+        # Retention is one constant, so streams expire in the order in which they ended.
+        self._ended: deque[tuple[float, Stream]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_loop: asyncio.AbstractEventLoop | None = None
+
+    def configure(self, limits: Limits) -> None:
+        """Take the limits."""
+        self._limits = limits
+        self._budget.limit = limits.max_total_bytes
+
+    async def reserve(self, reservation: Reservation, on_conflict: OnConflict) -> Stream | None:
+        """Queue a request, or return the stream it is to follow."""
+        while (rival := self._rival(reservation, on_conflict)) is not None:
+            if isinstance(rival, Stream):
+                return rival
+            await rival.settled()
+        self._check_limits(reservation.key.owner)
+        slot = self._slots.get(reservation.key)
+        if slot is None:
+            slot = self._slots[reservation.key] = _Slot()
+            for shorter in variants(reservation.key.id):
+                self._variants.setdefault(StreamKey(reservation.key.owner, shorter), {})[reservation.key.id] = None
+        reservation.requested_at = self._wall_clock()
+        slot.queued.append(reservation)
+        self._count(reservation.key.owner, 1)
+        return None
+
+    def _rival(self, reservation: Reservation, on_conflict: OnConflict) -> Stream | Reservation | None:
+        """What a request has to follow, or to wait for before it can tell."""
+        self._expire()
+        slot = self._slots.get(reservation.key)
+        if slot is None:
+            return None
+        key = reservation.idempotency_key
+        if key is not None:
+            if slot.current is not None and slot.current.idempotency_key == key:
+                return slot.current
+            for queued in slot.queued:
+                if queued.idempotency_key == key:
+                    return queued
+        live = slot.current if slot.current is not None and not slot.current.is_final else None
+        if on_conflict == "replace" or (live is None and not slot.queued):
+            return None
+        if on_conflict == "reject":
+            raise StreamExists
+        return live or slot.queued[0]
+
+    def _check_limits(self, owner: str | None) -> None:
+        limits = self._limits
+        most = limits.max_streams_per_owner
+        if owner is not None and most is not None and self._live_of_owner.get(owner, 0) >= most:
+            raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
+        if self._live >= limits.max_streams:
+            raise TooManyStreams("The server has as many live streams as it takes. Try again in a moment.")
+        self._shrink()
+        if self._budget.used >= limits.max_total_bytes:
+            raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")
+
+    async def begin(self, reservation: Reservation, head: Head) -> Stream:
+        """Make the reservation the current epoch."""
+        slot = self._slots.get(reservation.key)
+        if slot is None or reservation not in slot.queued:
+            raise StreamReplaced if reservation.stop_code == "replaced" else StreamCancelled
+        older = slot.queued[: slot.queued.index(reservation)]
+        self._dequeue(reservation)
+        for queued in older:
+            self._dequeue(queued)
+            queued.stop("replaced")
+        if slot.current is not None:
+            self._stop_live(slot.current, "replaced")
+            self._drop(slot)
+        now = self._wall_clock()
+        slot.current = Stream(
+            reservation.key,
+            reservation.epoch,
+            head,
+            limits=self._limits,
+            budget=self._budget,
+            started_at=now,
+            idempotency_key=reservation.idempotency_key,
+            on_stop=reservation.on_stop,
+        )
+        self._budget.used += STREAM_OVERHEAD
+        self._count(reservation.key.owner, 1)
+        reservation.settle()
+        return slot.current
+
+    async def release(self, reservation: Reservation) -> None:
+        """Give a reservation back."""
+        slot = self._slots.get(reservation.key)
+        if slot is not None and reservation in slot.queued:
+            self._dequeue(reservation)
+            self._forget_if_empty(reservation.key, slot)
+            reservation.settle()
+
+    def _dequeue(self, reservation: Reservation) -> None:
+        self._slots[reservation.key].queued.remove(reservation)
+        self._count(reservation.key.owner, -1)
+
+    async def finish(self, stream: Stream, status: Status, code: str, message: str) -> None:
+        """End a stream; it expires after the retention."""
+        if stream.is_final:
+            return
+        self._end(stream, status, code, message)
+        self._ended.append((self._clock() + self._limits.retention, stream))
+        self._shrink()
+        self._arm()
+
+    def _end(self, stream: Stream, status: Status, code: str, message: str) -> None:
+        stream.end(status, code, message, self._wall_clock())
+        self._count(stream.key.owner, -1)
+
+    async def find(self, key: StreamKey, timeout: float) -> Stream:
+        """Return the current epoch, after waiting for one that is queued."""
+        self._expire()
+        slot = self._slots.get(key)
+        if slot is None:
+            raise StreamNotFound
+        if slot.current is not None:
+            return slot.current
+        try:
+            async with asyncio.timeout(timeout):
+                while slot.current is None and slot.queued:
+                    await slot.queued[0].settled()
+        except TimeoutError:
+            raise StreamPending from None
+        except (StreamCancelled, StreamReplaced):
+            return await self.find(key, timeout)
+        if slot.current is None:
+            raise StreamNotFound
+        return slot.current
+
+    async def lookup(self, owner: str | None, ids: Sequence[str]) -> list[ResumableStreamItem]:
+        """Return what goes by `ids`, each once, in the order asked for."""
+        self._expire()
+        found: dict[str, ResumableStreamItem] = {}
+        for asked in ids:
+            for stream_id in (asked, *self._variants.get(StreamKey(owner, asked), ())):
+                slot = self._slots.get(StreamKey(owner, stream_id))
+                if slot is not None and stream_id not in found:
+                    found[stream_id] = (slot.current or slot.queued[-1]).item
+        return list(found.values())
+
+    async def stop(self, key: StreamKey, epoch: str | None) -> None:
+        """Stop what is queued or live, forget what has ended."""
+        slot = self._slots.get(key)
+        if slot is None:
+            return
+        for queued in list(slot.queued):
+            if epoch in (None, queued.epoch):
+                self._dequeue(queued)
+                queued.stop("cancelled")
+        if slot.current is not None and epoch in (None, slot.current.epoch):
+            self._stop_live(slot.current, "cancelled")
+            self._drop(slot)
+        self._forget_if_empty(key, slot)
+
+    def _stop_live(self, stream: Stream, code: str) -> None:
+        if stream.is_final:
+            return
+        on_stop = stream.on_stop
+        message = "A newer request replaced this stream." if code == "replaced" else "The stream was stopped."
+        self._end(stream, Status.CANCELLED, code, message)
+        if on_stop is not None:
+            on_stop(code)
+
+    def _drop(self, slot: _Slot) -> None:
+        """Forget the current epoch. Its readers hold the log itself, and read it to its end."""
+        assert slot.current is not None
+        self._budget.used -= slot.current.log.size + STREAM_OVERHEAD
+        slot.current = None
+
+    def _forget_if_empty(self, key: StreamKey, slot: _Slot) -> None:
+        if slot.current is not None or slot.queued:
+            return
+        del self._slots[key]
+        for shorter in variants(key.id):
+            longer = self._variants[StreamKey(key.owner, shorter)]
+            del longer[key.id]
+            if not longer:
+                del self._variants[StreamKey(key.owner, shorter)]
+
+    def _count(self, owner: str | None, change: int) -> None:
+        self._live += change
+        if owner is not None:
+            count = self._live_of_owner.get(owner, 0) + change
+            if count:
+                self._live_of_owner[owner] = count
+            else:
+                del self._live_of_owner[owner]
+
+    def _expire(self) -> None:
+        now = self._clock()
+        while self._ended and self._ended[0][0] <= now:
+            self._retire(self._ended.popleft()[1])
+
+    def _shrink(self) -> None:
+        """Make finished streams expire early, oldest first, while the total is over its bound; never a live one."""
+        while self._ended and self._budget.used > self._limits.max_total_bytes:
+            self._retire(self._ended.popleft()[1])
+
+    def _retire(self, stream: Stream) -> None:
+        slot = self._slots.get(stream.key)
+        if slot is not None and slot.current is stream:
+            self._drop(slot)
+            self._forget_if_empty(stream.key, slot)
+
+    def _arm(self) -> None:
+        """See to it that memory is given back also when nobody asks any more."""
+        loop = asyncio.get_running_loop()
+        if self._ended and (self._timer is None or self._timer_loop is not loop):
+            self._timer = loop.call_later(max(0.0, self._ended[0][0] - self._clock()) + 0.01, self._on_timer)
+            self._timer_loop = loop
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._expire()
+        self._arm()
+
+    async def aclose(self) -> None:
+        """Stop the timer and forget every stream that has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = self._timer_loop = None
+        while self._ended:
+            self._retire(self._ended.popleft()[1])

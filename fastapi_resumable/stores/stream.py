@@ -1,0 +1,331 @@
+"""One epoch of a stream in this process: its head, its log, who follows it, and how it ends.
+
+Invariant: whatever an attached cursor has yet to read stays in the log until it has read it or let go.
+Readers and the producer share one event loop; `append` never waits, `wait` is level-triggered, so no wake-up is lost.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ..core.errors import OffsetLost, OffsetOutOfRange, StreamReplaced, UnknownEventId
+from ..core.framing import EventFramer, find_boundary, find_event_id, would_dispatch
+from ..core.ids import StreamKey, parse_event_id
+from ..core.log import BLOCK_SIZE, ByteLog
+from ..core.models import ResumableStreamItem, Status
+from ..core.terminal import TerminalEvent, terminal_event
+
+logger = logging.getLogger("fastapi_resumable")
+
+PING = b": ping\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a store has to keep to; the fields are the settings of the same name."""
+
+    max_stream_bytes: int = 4 * 1024 * 1024
+    max_total_bytes: int = 1024 * 1024 * 1024
+    max_streams: int = 10_000
+    max_streams_per_owner: int | None = None
+    retention: float = 300.0
+    event_ids: bool = True
+    terminal_event: TerminalEvent = "sse"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Status and headers of the recorded response, as replays repeat them."""
+
+    status_code: int
+    headers: tuple[tuple[bytes, bytes], ...]
+
+    @property
+    def content_type(self) -> str | None:
+        """The media type with its parameters."""
+        return next((value.decode("latin-1") for name, value in self.headers if name == b"content-type"), None)
+
+    @property
+    def is_event_stream(self) -> bool:
+        """Whether the body is server-sent events."""
+        return (self.content_type or "").partition(";")[0].strip().lower() == "text/event-stream"
+
+
+@dataclass(slots=True)
+class Budget:
+    """Bytes held by all logs of a store; `on_excess` is called when they pass `limit`."""
+
+    limit: float = math.inf
+    on_excess: Callable[[], None] = lambda: None
+    used: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Cursor:
+    """A reader's place in a log."""
+
+    offset: int
+
+
+class Stream:
+    """A log with a beginning and an end, and everybody who waits for more of it."""
+
+    __slots__ = (
+        "_budget",
+        "_cursors",
+        "_framer",
+        "_limits",
+        "_room",
+        "_slowest",
+        "_waiters",
+        "completed_at",
+        "epoch",
+        "head",
+        "idempotency_key",
+        "key",
+        "log",
+        "on_stop",
+        "started_at",
+        "status",
+    )
+
+    def __init__(
+        self,
+        key: StreamKey,
+        epoch: str,
+        head: Head,
+        *,
+        limits: Limits,
+        budget: Budget,
+        started_at: float,
+        idempotency_key: str | None = None,
+        on_stop: Callable[[str], None] | None = None,
+    ) -> None:
+        self.key = key
+        self.epoch = epoch
+        self.head = head
+        self.idempotency_key = idempotency_key
+        self.started_at = started_at
+        self.completed_at = 0.0
+        self.status = Status.IN_PROGRESS
+        self.on_stop = on_stop
+        self.log = ByteLog(max(1, min(BLOCK_SIZE, limits.max_stream_bytes // 8)))
+        self._limits = limits
+        self._budget = budget
+        self._framer = (
+            EventFramer(epoch if limits.event_ids else None, limits.max_stream_bytes) if head.is_event_stream else None
+        )
+        self._cursors: set[Cursor] = set()
+        # A lower bound of the attached cursors' offsets: they only move forward, so a stale one errs on the safe side.
+        self._slowest: float = math.inf
+        self._room: asyncio.Future[None] | None = None
+        self._waiters: dict[asyncio.Future[None], None] = {}
+
+    # The producer's side.
+
+    def write(self, chunk: bytes) -> None:
+        """Record what the application sent; of an event stream, the events that are whole by now."""
+        if self._framer is not None:
+            chunk = self._framer.feed(chunk, self.log.tail)
+        if chunk:
+            self._append(chunk)
+
+    def ping(self) -> None:
+        """Record a keep-alive: a comment line alone, as some decoders dispatch an empty event at a blank line."""
+        if not self.is_final and self._room is None and not (self._framer is None or self._framer.oversize):
+            self._append(PING)
+
+    def has_room(self, size: int) -> bool:
+        """Whether `size` more bytes leave everything in place that an attached reader still needs."""
+        tail, limit = self.log.tail, self._limits.max_stream_bytes
+        if tail + size - self._slowest <= limit:
+            return True
+        self._slowest = min((cursor.offset for cursor in self._cursors), default=math.inf)
+        return tail + size - self._slowest <= limit or self._slowest >= tail
+
+    async def wait_for_room(self, size: int) -> None:
+        """Wait until the slowest attached reader has caught up far enough for `size` more bytes, or the stream ends."""
+        while not self.is_final and not self.has_room(size):
+            self._room = asyncio.get_running_loop().create_future()
+            try:
+                await self._room
+            finally:
+                self._room = None
+
+    def end(self, status: Status, code: str, message: str, now: float) -> None:
+        """End the log, once: with what is left over if it `completed`, with the terminal event otherwise."""
+        if self.is_final:
+            return
+        if self._framer is not None:
+            if status is Status.COMPLETED:
+                rest = self._framer.finish(self.log.tail)
+            else:
+                rest = self._terminal_event(status, code, message)
+            if rest:
+                self._append(rest)
+        self._framer = None
+        self.on_stop = None
+        self.status = status
+        self.completed_at = now
+        self.log.close()
+        self._wake()
+        self._make_room()
+
+    def _terminal_event(self, status: Status, code: str, message: str) -> bytes:
+        assert self._framer is not None
+        try:
+            event = terminal_event(self._limits.terminal_event, status.value, code, message)
+        except Exception:
+            # The user's function must not keep a stream from ending.
+            logger.exception("terminal_event failed; the stream ends with the default one")
+            event = terminal_event("sse", status.value, code, message)
+        if not event:
+            return b""
+        # An event too large to hold back lies half in the log: a blank line ends it.
+        gap = b"\n\n" if self._framer.oversize else b""
+        stamp = EventFramer(self.epoch if self._limits.event_ids else None, len(event))
+        offset = self.log.tail + len(gap)
+        stamped = stamp.feed(event, offset)
+        return gap + stamped + stamp.finish(offset + len(stamped))
+
+    def _append(self, data: bytes) -> None:
+        log, limit = self.log, self._limits.max_stream_bytes
+        log.append(data)
+        self._budget.used += len(data)
+        if self._budget.used > self._budget.limit:
+            self._budget.on_excess()
+        if log.size > limit + log.block_size:
+            if log.tail - self._slowest > limit:
+                self._slowest = min((cursor.offset for cursor in self._cursors), default=math.inf)
+            self._budget.used -= log.trim(int(min(log.tail - limit, self._slowest)))
+        if self._waiters:
+            self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # The readers' side.
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the log has ended."""
+        return self.status is not Status.IN_PROGRESS
+
+    @property
+    def earliest(self) -> int:
+        """The first offset that can be resumed from: of an event stream, the start of an event."""
+        low = max(self.log.floor, self.log.tail - self._limits.max_stream_bytes)
+        if low == 0 or not self.head.is_event_stream:
+            return low
+        start = max(self.log.floor, low - 3)
+        while (boundary := find_boundary(self._blocks(start))) is not None and start + boundary < low:
+            start += boundary
+        return low if boundary is None else start + boundary
+
+    def position(self, offset: int | None, last_event_id: str | None) -> int:
+        """Turn what a client asks for into an offset; `last_event_id` wins.
+
+        Raises:
+            OffsetLost: The bytes there were dropped.
+            OffsetOutOfRange: The offset is past the tail.
+            StreamReplaced: The event id is of another epoch.
+            UnknownEventId: No event in the log has that id.
+        """
+        position = offset or 0
+        if last_event_id:
+            event_id = parse_event_id(last_event_id)
+            if event_id is None:
+                return self._after_event(last_event_id)
+            if event_id.epoch != self.epoch:
+                raise StreamReplaced
+            position = event_id.offset
+        if position > self.log.tail:
+            raise OffsetOutOfRange(self.log.tail)
+        if position < (earliest := self.earliest):
+            raise OffsetLost(earliest)
+        return position
+
+    def _after_event(self, event_id: str) -> int:
+        start = self.earliest
+        found = find_event_id(self._blocks(start), event_id) if self.head.is_event_stream else None
+        if found is None:
+            raise UnknownEventId(
+                "No event in the log has that id; it was dropped, or never sent. Resume with from=, or start over."
+            )
+        return start + found
+
+    def is_exhausted(self, offset: int) -> bool:
+        """Whether the stream has ended and nothing from `offset` on would make a client dispatch an event."""
+        if not self.is_final:
+            return False
+        return not would_dispatch(self._blocks(offset)) if self.head.is_event_stream else offset == self.log.tail
+
+    def _blocks(self, offset: int) -> Iterator[bytes]:
+        while offset < self.log.tail:
+            block = self.log.read(offset)
+            offset += len(block)
+            yield block
+
+    def attach(self, cursor: Cursor) -> None:
+        """Keep what `cursor` has yet to read."""
+        self._cursors.add(cursor)
+        self._slowest = min(self._slowest, cursor.offset)
+
+    def detach(self, cursor: Cursor) -> None:
+        """Forget `cursor`; the producer waits for it no longer."""
+        self._cursors.discard(cursor)
+        if cursor.offset <= self._slowest:
+            self._make_room()
+
+    def read(self, cursor: Cursor) -> bytes:
+        """Return the next bytes; none at the tail.
+
+        Raises:
+            OffsetLost: The bytes there were dropped.
+        """
+        try:
+            return self.log.read(cursor.offset)
+        except LookupError:
+            raise OffsetLost(self.earliest) from None
+
+    def advance(self, cursor: Cursor, size: int) -> None:
+        """Note that the reader has sent `size` bytes on."""
+        # A waiting producer has just worked out who is slowest, and only that one's progress can matter to it.
+        was_slowest = cursor.offset <= self._slowest
+        cursor.offset += size
+        if was_slowest:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def waiter(self) -> asyncio.Future[None]:
+        """A future that is done at the next append or at the end; the caller hands it back with `forget`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[future] = None
+        return future
+
+    def forget(self, waiter: asyncio.Future[None]) -> None:
+        """Drop a waiter that is no longer needed."""
+        self._waiters.pop(waiter, None)
+
+    @property
+    def item(self) -> ResumableStreamItem:
+        """The stream as a lookup shows it."""
+        return ResumableStreamItem.model_construct(
+            conversation_id=self.key.id,
+            status=self.status,
+            is_done=self.is_final,
+            epoch=self.epoch,
+            total_bytes=self.log.tail,
+            dropped_bytes=self.earliest,
+            content_type=self.head.content_type,
+            started_at=int(self.started_at),
+            completed_at=int(self.completed_at),
+        )
