@@ -272,7 +272,9 @@ class Resumable:
             try:
                 await recorder.run(app, inner)
             except Exception as exc:
-                raise (unwrap(exc) if recorder.holds_head else exc) from None
+                if recorder.holds_head and (original := unwrap(exc)) is not exc:
+                    raise original from original.__cause__
+                raise
         except ResumableError as exc:
             raise http_error(exc) from exc
         if recorder.cancelled is not None:

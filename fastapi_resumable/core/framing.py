@@ -68,7 +68,8 @@ class EventFramer:
         ready = self._feed(b"", offset, final=True)
         rest = bytes(self._pending)
         self._pending.clear()
-        return ready + rest
+        # A line end that follows a blank line is one more blank line, and would end a block of nothing.
+        return ready + (rest if self._epoch is None or self.oversize else rest.lstrip(b"\r\n"))
 
     def _feed(self, chunk: bytes, offset: int, *, final: bool) -> bytes:
         pending = self._pending

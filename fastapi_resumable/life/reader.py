@@ -60,9 +60,9 @@ class Reader:
 
     async def run(self, deliver: Callable[[bytes], Awaitable[None]]) -> Reading:
         """Hand everything from the cursor on to `deliver`, until the log ends or the client goes."""
+        deadline = self._deadline = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(None) as deadline:
-                self._deadline = deadline
+            async with deadline:
                 self._watch()
                 return await self._run(deliver)
         except TimeoutError:

@@ -1,0 +1,93 @@
+"""core/log.py: a log reads like the bytes that went in, minus the head that was trimmed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastapi_resumable.core.log import ByteLog
+
+chunks = st.lists(st.binary(min_size=1, max_size=40), max_size=30)
+
+
+def read_all(log: ByteLog, offset: int, size: int) -> bytes:
+    out = b""
+    while offset < log.tail:
+        data = log.read(offset, size)
+        assert 0 < len(data) <= size
+        out += data
+        offset += len(data)
+    return out
+
+
+@given(chunks=chunks, block_size=st.integers(1, 64), size=st.integers(1, 70), data=st.data())
+def test_a_log_reads_like_plain_bytes_from_any_offset_in_pieces_of_any_size(chunks, block_size, size, data):
+    """Reading from any offset gives what a bytes object would."""
+    log = ByteLog(block_size)
+    model = b""
+    for chunk in chunks:
+        log.append(chunk)
+        model += chunk
+        offset = data.draw(st.integers(0, len(model)))
+
+        assert read_all(log, offset, size) == model[offset:]
+    log.close()
+
+    assert log.tail == log.size == len(model)
+    assert b"".join(log.snapshot(0)) == model
+
+
+@given(chunks=chunks, block_size=st.integers(1, 64), cuts=st.lists(st.integers(0, 1200), max_size=5))
+def test_trimming_drops_whole_blocks_below_the_offset_and_nothing_else(chunks, block_size, cuts):
+    """What is at or above the given offset stays; the bytes given back are counted."""
+    log = ByteLog(block_size)
+    for chunk in chunks:
+        log.append(chunk)
+    model = b"".join(chunks)
+    for cut in cuts:
+        floor = log.floor
+        given_back = log.trim(cut)
+
+        assert log.floor == floor + given_back
+        assert log.floor <= max(floor, min(cut, log.tail))
+        assert read_all(log, log.floor, 7) == model[log.floor :]
+
+
+def test_reading_below_the_floor_or_past_the_tail_is_an_error():
+    """An offset that is not there is never answered with other bytes."""
+    log = ByteLog(4)
+    log.append(b"abcd")
+    log.append(b"efgh")
+    log.trim(4)
+
+    assert log.floor == 4
+    with pytest.raises(LookupError):
+        log.read(3)
+    with pytest.raises(ValueError, match="past the tail"):
+        log.read(9)
+
+
+def test_readers_at_the_tail_share_the_object_that_was_appended():
+    """A thousand readers that keep up cost no copy."""
+    log = ByteLog()
+    chunk = b"data: x\n\n"
+    log.append(chunk)
+
+    assert log.read(0) is chunk
+
+
+def test_a_sealed_block_is_handed_out_without_copying():
+    """A replay sends whole blocks as they are."""
+    log = ByteLog(8)
+    log.append(b"12345678")
+    log.append(b"9")
+
+    assert log.read(0) is log.read(0)
+
+
+def test_closing_an_empty_log_is_harmless():
+    """A stream may end without a byte."""
+    log = ByteLog()
+    log.close()
+
+    assert log.read(0) == b""
+    assert log.snapshot(0) == []
