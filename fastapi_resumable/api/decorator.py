@@ -15,7 +15,6 @@ from starlette.responses import Response
 from .stream import ResumableStream
 
 _STREAM = "fastapi_resumable_stream"
-_REQUEST = "fastapi_resumable_request"
 DECORATED = "__fastapi_resumable__"
 
 
@@ -35,7 +34,6 @@ def decorate(endpoint: Callable[..., Any], dependency: Callable[..., Any]) -> Ca
     @functools.wraps(endpoint)
     async def wrapper(**values: Any) -> Any:
         stream: ResumableStream = values.pop(_STREAM)
-        request: Request = values.pop(_REQUEST)
         answer = stream.preempt()
         if answer is not None:
             return answer
@@ -45,18 +43,15 @@ def decorate(endpoint: Callable[..., Any], dependency: Callable[..., Any]) -> Ca
             result = await run_in_threadpool(endpoint, **values)
             if inspect.isawaitable(result):
                 result = await result
-        if not stream.records:
+        if stream.request is None:
             return result
-        return stream(result if isinstance(result, Response) else await _render(request, result))
+        return stream(result if isinstance(result, Response) else await _render(stream.request, result))
 
     signature = _signature(endpoint)
-    ours = [
-        inspect.Parameter(_STREAM, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[Any, Depends(dependency)]),
-        inspect.Parameter(_REQUEST, inspect.Parameter.KEYWORD_ONLY, annotation=Request),
-    ]
+    ours = inspect.Parameter(_STREAM, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[Any, Depends(dependency)])
     theirs = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in signature.parameters.values()]
     # Ours first: the request is reserved when it comes in, and what depends on it is closed before ours is.
-    wrapper.__signature__ = signature.replace(parameters=ours + theirs)  # type: ignore[attr-defined]  # inspect's protocol
+    wrapper.__signature__ = signature.replace(parameters=[ours, *theirs])  # type: ignore[attr-defined]  # inspect's protocol
     setattr(wrapper, DECORATED, True)
     return wrapper
 

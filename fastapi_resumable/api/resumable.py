@@ -214,7 +214,7 @@ class Resumable:
             # So that `request.is_disconnected()` tells of a stop, and not of a client that has left.
             request._receive = recorder.receive  # noqa: SLF001  # as above
             try:
-                yield ResumableStream(admitted, recorder=recorder)
+                yield ResumableStream(admitted, recorder=recorder, request=request)
             except Exception as exc:
                 if admitted.stream is not None and exc is recorder.failure:
                     raise Answered(None) from exc

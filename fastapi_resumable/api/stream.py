@@ -1,6 +1,6 @@
 """The handle that an endpoint gets: is this request resumable, was it stopped, and `stream(response)`."""
 
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 from starlette.responses import Response
 
 from ..asgi.recorder import Recorder
@@ -16,11 +16,14 @@ class ResumableStream:
         producer: Producer | None = None,
         *,
         recorder: Recorder | None = None,
+        request: Request | None = None,
         answer: Response | None = None,
         error: HTTPException | None = None,
     ) -> None:
         self._producer = producer
         self._recorder = recorder
+        self.request = request
+        """The request whose response has to go through this handle; `None` where the whole request is recorded."""
         self._answer = answer
         self._error = error
 
@@ -41,11 +44,6 @@ class ResumableStream:
 
     def __bool__(self) -> bool:
         return self._producer is not None
-
-    @property
-    def records(self) -> bool:
-        """Whether a response has to go through this handle to be recorded; not where the whole request is."""
-        return self._recorder is not None
 
     def preempt(self) -> Response | None:
         """The answer that stands in for the endpoint's: a replay, for a request that resumes or is to follow.
