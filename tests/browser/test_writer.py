@@ -1,0 +1,69 @@
+"""The example app as it comes: with its built-in writer, at its own pace."""
+
+import re
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+
+from tests.browser.chat import ask, conversation, passage, read_all, read_some, shown, turns
+from tests.browser.conftest import example_app
+from tests.support.server import Server, wait_until
+
+pytestmark = pytest.mark.browser
+
+OpenTab = Callable[..., Page]
+
+LONG = "Down the rabbit-hole with Alice"
+SHORT = "How did the species evolve?"
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[Server]:
+    """The example app, with its built-in writer."""
+    with example_app() as server:
+        yield server
+
+
+def test_reloads_at_any_moment_lose_nothing(open_tab: OpenTab, app: Server) -> None:
+    """Some reloads while the writer writes leave the text as it was meant; it was written once."""
+    tab = open_tab()
+    ask(tab, SHORT)
+    for _ in range(3):
+        expect(tab.locator(".answer-text")).to_have_text(re.compile("^It is"))
+        tab.reload()
+    assert read_all(tab) == passage(SHORT)
+    assert app.output.count("The writer begins") == 1
+
+
+def test_stop_makes_the_writer_lay_down_the_pen(open_tab: OpenTab, app: Server) -> None:
+    """What the page shows in the end is what was written, and no more is being written."""
+    tab = open_tab()
+    ask(tab, LONG)
+    read_some(tab, 20)
+    before = app.output.count("The writer lays down")
+    tab.locator("#stop").click()
+    expect(tab.locator(".answer-note")).to_contain_text("Stopped")
+    wait_until(lambda: app.output.count("The writer lays down") > before, "the writer to stop")
+    written, words = re.findall(r"lays down the pen after (\d+) of (\d+) words", app.output)[-1]
+    assert int(written) < int(words)
+    wait_until(lambda: turns(app, conversation(tab))[0]["answer"] is not None, "the answer to be kept")
+    assert turns(app, conversation(tab))[0]["answer"] == shown(tab)
+    assert passage(LONG).startswith(shown(tab))
+
+
+def test_an_answer_outlives_the_retention_of_its_stream(person: BrowserContext) -> None:
+    """Who comes back when the stream has expired reads the answer that the app has kept."""
+    with example_app({"FASTAPI_RESUMABLE_RETENTION": "0"}) as app:
+        tab = person.new_page()
+        tab.goto(app.url)
+        ask(tab, SHORT)
+        read_some(tab, 1)
+        address = conversation(tab)
+        tab.close()
+        wait_until(lambda: turns(app, address)[0]["answer"] is not None, "the answer to be kept")
+        wait_until(lambda: httpx.get(f"{app.url}/v1/stream/{address}").status_code == 404, "the stream to expire")
+        again = person.new_page()
+        again.goto(f"{app.url}/#{address}")
+        assert read_all(again) == passage(SHORT)

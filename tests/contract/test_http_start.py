@@ -1,0 +1,319 @@
+"""§6: the answer to the POST that starts a stream, its variants, and the reasons not to start one."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.support.apps.player import (
+    Player,
+    fail,
+    forever,
+    script_body,
+    script_headers,
+    send,
+    sends,
+    unique,
+    wait,
+)
+from tests.support.rawhttp import Reply
+from tests.support.server import Server, serve
+from tests.support.ssemodel import payloads, types
+
+APP = "tests.support.apps.scripted:app"
+ASYNC = [("prefer", "respond-async")]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serve(APP, options={"ping": 60, "pending_timeout": 0.3, "head_timeout": 0.2}) as running:
+        yield running
+
+
+@pytest.fixture
+async def player(server: Server) -> AsyncIterator[Player]:
+    async with Player(server.port) as opened:
+        yield opened
+
+
+def code(reply: Reply) -> str:
+    detail = json.loads(reply.body)["detail"]
+    assert detail["message"]
+    return detail["code"]
+
+
+async def test_the_answer_and_every_replay_say_which_stream_it_is(player: Player) -> None:
+    """Id, epoch, place, and that nobody may store or transform it."""
+    name = unique("which")
+    first = await player.post(name, send(b"data: one\n\n"), wait(name), send(b"data: two\n\n"))
+    await first.read_until(b"\n\n")
+    live = await player.follow(name)
+    await player.open(name)
+    await first.read_all()
+    await live.read_all()
+    replies = [first, live, await player.replay(name), await player.replay(name, from_=5), await player.head(name)]
+    for reply in replies:
+        assert reply.header("x-conversation-id") == name
+        assert reply.header("x-stream-epoch") == first.header("x-stream-epoch")
+        assert reply.header("content-location") == first.header("content-location")
+        assert reply.header("cache-control") == "no-store, no-transform"
+        assert reply.header("x-accel-buffering") == "no"
+    location = first.header("content-location")
+    assert location
+    assert (await player.fetch("GET", location)).body == first.body
+
+
+async def test_an_endpoint_may_ask_for_the_request_itself(player: Player) -> None:
+    """What the endpoint declares is what it gets, the request included."""
+    name = unique("asks")
+    body = script_body(send(b"data: one\n\n"))
+    reply = await player.fetch("POST", "/asks", script_headers(name), body)
+    assert (reply.status, payloads(reply.body)) == (200, ["one"])
+    assert (await player.replay(name)).body == reply.body
+
+
+async def test_refusals_are_not_stored_either(player: Player) -> None:
+    """A cache that kept a 404 would hide the stream when it comes."""
+    reply = await player.replay(unique("unknown"))
+    assert reply.status == 404
+    assert "no-store" in (reply.header("cache-control") or "no-store")
+
+
+async def test_respond_async_answers_202_with_a_place_and_an_item(player: Player) -> None:
+    """The generation goes on in the background, and `Location` leads to it."""
+    name = unique("async")
+    reply = await player.record(name, send(b"data: one\n\n"), wait(name), send(b"data: two\n\n"), headers=ASYNC)
+    assert reply.status == 202
+    item = json.loads(reply.body)
+    assert item["conversation_id"] == name
+    assert item["is_done"] is False
+    assert set(item) >= {
+        "status",
+        "epoch",
+        "total_bytes",
+        "dropped_bytes",
+        "started_at",
+        "completed_at",
+        "content_type",
+    }
+    location = reply.header("location")
+    assert location
+    follower = await player.open_request("GET", location)
+    assert follower.status == 200
+    assert follower.header("x-stream-epoch") == item["epoch"]
+    await follower.read_until(b"data: one\n")
+    await player.open(name)
+    await follower.read_all()
+    assert payloads(follower.body) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "value", ["respond-async", "Respond-Async", "respond-async, wait=10", "foo; bar, respond-async"]
+)
+async def test_a_preference_is_read_as_http_writes_it(player: Player, value: str) -> None:
+    """In any case, and beside others."""
+    reply = await player.record(unique("prefer"), send(b"data: one\n\n"), headers=[("prefer", value)])
+    assert reply.status == 202
+
+
+@pytest.mark.parametrize("value", ["return=minimal", "respond-asynchronously", "x-respond-async", "wait=5"])
+async def test_another_preference_changes_nothing(player: Player, value: str) -> None:
+    """The stream is answered as ever."""
+    reply = await player.record(unique("other"), send(b"data: one\n\n"), headers=[("prefer", value)])
+    assert (reply.status, payloads(reply.body)) == (200, ["one"])
+
+
+async def test_respond_async_is_answered_though_the_endpoint_is_slow(player: Player) -> None:
+    """After `pending_timeout` the item says `queued`; the stream comes later."""
+    name, gate = unique("slow"), unique("gate")
+    reply = await player.record(name, send(b"data: one\n\n"), headers=ASYNC, before=[wait(gate)])
+    assert reply.status == 202
+    assert json.loads(reply.body)["status"] == "queued"
+    await player.open(gate)
+    await player.events(until="ended:script")
+    location = reply.header("location")
+    assert location
+    async with asyncio.timeout(20):
+        while (replay := await player.fetch("GET", location)).status == 503:
+            pass
+    assert payloads(replay.body) == ["one"]
+
+
+async def test_respond_async_passes_a_refusal_of_the_app_on(player: Player) -> None:
+    """What is no stream is not accepted."""
+    name = unique("refused")
+    reply = await player.record(name, headers=ASYNC, before=[["http_error", 403]])
+    assert (reply.status, json.loads(reply.body)) == (403, {"detail": "as the script says"})
+    assert (await player.replay(name)).status == 404
+
+
+async def test_respond_async_without_a_stream_id_is_a_plain_request(player: Player) -> None:
+    """No opt-in, no difference."""
+    reply = await player.record(None, send(b"data: one\n\n"), headers=ASYNC)
+    assert (reply.status, reply.body) == (200, b"data: one\n\n")
+
+
+async def test_a_repeated_idempotency_key_replays_a_finished_stream(player: Player) -> None:
+    """The endpoint is not run again, and the answer is the same bytes of the same epoch."""
+    name, key = unique("retry"), [("idempotency-key", unique("key"))]
+    first = await player.record(name, send(b"data: one\n\n"), headers=key, name=name)
+    again = await player.record(name, send(b"data: other\n\n"), headers=key, name=name)
+    assert (again.status, again.body) == (200, first.body)
+    assert again.header("x-stream-epoch") == first.header("x-stream-epoch")
+    assert (await player.events()).count(f"called:{name}") == 1
+
+
+async def test_a_repeated_idempotency_key_attaches_to_a_live_stream(player: Player) -> None:
+    """A retry of a POST follows what is running, from its start."""
+    name, key = unique("attach"), [("idempotency-key", unique("key"))]
+    first = await player.post(name, send(b"data: one\n\n"), wait(name), send(b"data: two\n\n"), headers=key, name=name)
+    await first.read_until(b"\n\n")
+    again = await player.post(name, send(b"data: other\n\n"), headers=key, name=name)
+    assert again.header("x-stream-epoch") == first.header("x-stream-epoch")
+    await player.open(name)
+    await first.read_all()
+    assert await again.read_all() == first.body
+    assert (await player.events()).count(f"called:{name}") == 1
+
+
+async def test_another_idempotency_key_begins_a_new_epoch(player: Player) -> None:
+    """As does none."""
+    name = unique("new")
+    epochs = {
+        (await player.record(name, send(b"data: one\n\n"), headers=headers)).header("x-stream-epoch")
+        for headers in ([("idempotency-key", "a")], [("idempotency-key", "b")], [], [])
+    }
+    assert len(epochs) == 4
+
+
+async def test_an_idempotency_key_of_an_earlier_epoch_is_forgotten(player: Player) -> None:
+    """Only the current epoch's key is a retry."""
+    name = unique("earlier")
+    for number, key in enumerate(["a", "b", "a"], start=1):
+        await player.record(name, send(b"data: %d\n\n" % number), headers=[("idempotency-key", key)], name=name)
+    assert (await player.events()).count(f"called:{name}") == 3
+    assert payloads((await player.replay(name)).body) == ["3"]
+
+
+async def test_an_idempotency_key_is_that_of_its_stream(player: Player) -> None:
+    """The same key on another id is another request."""
+    key = [("idempotency-key", "same")]
+    one = await player.record(unique("one"), send(b"data: one\n\n"), headers=key)
+    two = await player.record(unique("two"), send(b"data: two\n\n"), headers=key)
+    assert (payloads(one.body), payloads(two.body)) == (["one"], ["two"])
+
+
+async def test_a_server_that_chooses_the_id_tells_it() -> None:
+    """`auto_id=True`: the client learns id and place from the answer; one that it gave is kept."""
+    with serve(APP, options={"auto_id": True, "ping": 60}) as server:
+        async with Player(server.port) as player:
+            first = await player.record(None, send(b"data: one\n\n"))
+            second = await player.record(None, send(b"data: two\n\n"))
+            for reply in (first, second):
+                chosen = reply.header("x-conversation-id")
+                assert chosen
+                assert (await player.replay(chosen)).body == reply.body
+                assert (await player.fetch("GET", reply.header("content-location") or "")).body == reply.body
+            assert first.header("x-conversation-id") != second.header("x-conversation-id")
+            named = await player.record("mine", send(b"data: three\n\n"))
+            assert named.header("x-conversation-id") == "mine"
+
+
+async def test_without_auto_id_no_id_is_chosen(player: Player) -> None:
+    """No stream id, no stream."""
+    reply = await player.record(None, send(b"data: one\n\n"))
+    assert (reply.status, reply.body) == (200, b"data: one\n\n")
+    assert reply.header("x-conversation-id") is None
+
+
+async def test_a_conflict_is_rejected_where_that_is_the_rule() -> None:
+    """409 `stream_exists` while the stream is live; a finished one is no conflict."""
+    with serve(APP, options={"on_conflict": "reject", "ping": 60}) as server:
+        async with Player(server.port) as player:
+            name = unique("reject")
+            live = await player.post(name, send(b"data: one\n\n"), wait(name), send(b"data: two\n\n"), name=name)
+            await live.read_until(b"\n\n")
+            refused = await player.record(name, send(b"data: other\n\n"), name=name)
+            assert (refused.status, code(refused)) == (409, "stream_exists")
+            await player.open(name)
+            assert payloads(await live.read_all()) == ["two"]
+            assert (await player.events()).count(f"called:{name}") == 1
+            assert (await player.record(name, send(b"data: next\n\n"))).status == 200
+
+
+async def test_too_many_streams_of_the_server_are_refused() -> None:
+    """503 `too_many_streams` with `Retry-After`; a place that becomes free can be taken."""
+    with serve(APP, options={"max_streams": 2, "ping": 60}) as server:
+        async with Player(server.port) as player:
+            names = [unique("server") for _ in range(2)]
+            live = [await player.post(name, send(b"data: one\n\n"), wait(name)) for name in names]
+            refused = await player.record(unique("third"), send(b"data: one\n\n"), name="third")
+            assert (refused.status, code(refused)) == (503, "too_many_streams")
+            assert int(refused.header("retry-after") or "") >= 1
+            assert "called:third" not in await player.events()
+            assert (await player.record(None, send(b"data: plain\n\n"))).status == 200
+            await player.open(names[0])
+            await live[0].read_all()
+            async with asyncio.timeout(20):
+                while (reply := await player.record(unique("next"), send(b"data: one\n\n"))).status == 503:
+                    pass
+            assert reply.status == 200
+
+
+async def test_too_many_streams_of_an_owner_are_refused() -> None:
+    """429 `too_many_streams` with `Retry-After`, for that owner alone."""
+    with serve(APP, options={"max_streams_per_owner": 1, "owned": True, "ping": 60}) as server:
+        alice, bob = Player(server.port, [("x-user", "alice")]), Player(server.port, [("x-user", "bob")])
+        async with alice, bob:
+            name = unique("owner")
+            live = await alice.post(name, send(b"data: one\n\n"), wait(name))
+            await live.read_until(b"\n\n")
+            refused = await alice.record(unique("second"), send(b"data: one\n\n"))
+            assert (refused.status, code(refused)) == (429, "too_many_streams")
+            assert int(refused.header("retry-after") or "") >= 1
+            assert (await bob.record(unique("other"), send(b"data: one\n\n"))).status == 200
+            await alice.open(name)
+            await live.read_all()
+
+
+async def test_a_stream_that_is_replaced_does_not_count_twice() -> None:
+    """At the limit, a new POST on the id of a live stream takes its place."""
+    with serve(APP, options={"max_streams": 1, "ping": 60}) as server:
+        async with Player(server.port) as player:
+            name = unique("place")
+            live = await player.post(name, send(b"data: one\n\n"), forever())
+            await live.read_until(b"\n\n")
+            again = await player.record(name, send(b"data: two\n\n"))
+            assert (again.status, payloads(again.body)) == (200, ["two"])
+            assert types(await live.read_all()) == ["cancelled"]
+
+
+async def test_a_server_that_shuts_down_takes_no_new_streams() -> None:
+    """503 `shutting_down` with `Retry-After`; live ones get their grace and can be read."""
+    with serve(APP, options={"shutdown_grace": 20, "ping": 60}) as server:
+        async with Player(server.port) as player:
+            name = unique("closing")
+            live = await player.post(name, send(b"data: one\n\n"), wait(name), send(b"data: two\n\n"))
+            await live.read_until(b"\n\n")
+            assert (await player.fetch("POST", "/shutdown")).status == 204
+            refused = await player.record(unique("late"), send(b"data: one\n\n"), name="late")
+            assert (refused.status, code(refused)) == (503, "shutting_down")
+            assert int(refused.header("retry-after") or "") >= 1
+            assert "called:late" not in await player.events()
+            follower = await player.follow(name)
+            await player.open(name)
+            assert payloads(await live.read_all()) == ["two"]
+            assert payloads(await follower.read_all()) == ["one", "two"]
+
+
+async def test_the_error_event_has_the_documented_form(player: Player) -> None:
+    """Code and message, twice: plain, and where the OpenAI SDKs look."""
+    reply = await player.record(unique("form"), *sends(b"data: one\n\n"), fail("the secret reason"))
+    assert b"secret" not in reply.body
+    detail = json.loads(payloads(reply.body)[-1])
+    assert set(detail) == {"code", "message", "error"}
+    assert detail["error"] == {"code": detail["code"], "message": detail["message"]}
+    assert detail["code"] == "producer_failed"
+    assert re.fullmatch(r".+", detail["message"])

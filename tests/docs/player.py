@@ -1,0 +1,185 @@
+"""Plays the code blocks of a Markdown page, in the order in which a reader meets them.
+
+- A `python` block runs in the page's namespace. One with `title="main.py"` is also written to that file in a folder of
+  the page, and can be imported by the blocks after it.
+- In a `console` block, a line that starts with `$ ` is a command, and what follows is what it prints. `uvicorn` starts
+  a real server on a free port, which takes the place of `localhost:8000` from there on. `pip` and `make` are not run.
+
+Two things differ from run to run. An epoch in the page stands for the one that the server chose, each for the same one
+all through the page, in commands too; and `date` headers, Unix times and durations stand for any.
+"""
+
+import difflib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.version import Version
+from tests.support.server import HOST, Server
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOT_RUN = ("pip", "make", "gunicorn", "nginx")
+DEADLINE = 40
+
+_BLOCK = re.compile(
+    r"""
+    (?:<!--\ needs\ fastapi\ (?P<needs>[\d.]+)\ -->\n)?
+    ^(?P<indent>\ *)```(?P<language>\w*)(?P<options>[^\n]*)\n
+    (?P<code>.*?)
+    ^(?P=indent)```$
+    """,
+    re.DOTALL | re.MULTILINE | re.VERBOSE,
+)
+_EPOCH = re.compile(r"\b[a-z2-7]{16}\b(?=-\d|\"|$)", re.MULTILINE)
+_VARIES = [
+    (re.compile(r"(?im)^date: .*$"), "date: <any>"),
+    (re.compile(r"\b1[789]\d{8}\b"), "<time>"),
+    (re.compile(r"\bin \d+\.\d+s"), "in <time>"),
+]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block."""
+
+    language: str
+    title: str
+    code: str
+    line: int
+    """The line of the page on which the code begins, counted from 1."""
+    needs: str
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """All fenced blocks of a page."""
+    text = page.read_text()
+    for match in _BLOCK.finditer(text):
+        title = re.search(r'title="([^"]+)"', match["options"])
+        yield Block(
+            language=match["language"],
+            title=title[1] if title else "",
+            code=re.sub(f"(?m)^{match['indent']}", "", match["code"]),
+            line=text.count("\n", 0, match.start("code")) + 1,
+            needs=match["needs"] or "0",
+        )
+
+
+class Player:
+    """Runs the blocks of one page in a folder of their own."""
+
+    def __init__(self, page: Path, folder: Path, modules: MutableMapping[str, ModuleType]) -> None:
+        self._page = page
+        self._folder = folder
+        self._modules = modules
+        self._namespace: dict[str, object] = {"__name__": "page"}
+        self._server: Server | None = None
+        self._epochs: dict[str, str] = {}
+
+    def play(self, block: Block) -> None:
+        """Run one block."""
+        if Version(version("fastapi")) < Version(block.needs):
+            return
+        if block.language == "python":
+            self._run_python(block)
+        elif block.language == "console":
+            for command, output in _commands(block.code):
+                self._run_command(command, output)
+
+    def close(self) -> None:
+        """Stop what still runs."""
+        if self._server is not None:
+            self._server.stop()
+            self._server.kill()
+            self._server = None
+
+    def _run_python(self, block: Block) -> None:
+        # Line numbers as in the page, so that a traceback points there.
+        code = compile("\n" * (block.line - 1) + block.code, str(self._page), "exec", dont_inherit=True)
+        if not block.title:
+            exec(code, self._namespace)
+            return
+        (self._folder / block.title).write_text(block.code)
+        module = ModuleType(Path(block.title).stem)
+        self._modules[module.__name__] = module
+        exec(code, module.__dict__)
+
+    def _run_command(self, command: str, expected: str) -> None:
+        program, *arguments = shlex.split(command, comments=True)
+        if program in NOT_RUN:
+            return
+        if program == "uvicorn":
+            self._start_server(arguments)
+            return
+        for shown, real in self._epochs.items():
+            command = command.replace(shown, real)
+        if "localhost:8000" in command:
+            assert self._server is not None, f"{command}: the page has not started a server"
+            command = command.replace("localhost:8000", f"{HOST}:{self._server.port}")
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self._folder,
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+        assert done.stderr == "", f"{command}: {done.stderr}"
+        shown, printed = self._comparable(expected, done.stdout), self._comparable(done.stdout)
+        difference = "\n".join(difflib.unified_diff(shown, printed, "the page", "the command", lineterm=""))
+        assert not difference, f"{command}\n{difference}"
+
+    @property
+    def _environ(self) -> dict[str, str]:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+
+    def _start_server(self, arguments: list[str]) -> None:
+        self.close()
+        server = [sys.executable, "-m", "uvicorn", *arguments, "--host", HOST, "--port", "0"]
+        self._server = Server(["env", f"--chdir={self._folder}", *server], {})
+        self._server.wait_ready()
+
+    def _comparable(self, shown: str, real: str | None = None) -> list[str]:
+        """The lines of `shown`, with what differs from run to run replaced; epochs by those of the `real` output."""
+        if real is not None:
+            for ours, theirs in zip(_EPOCH.findall(shown), _EPOCH.findall(real), strict=False):
+                self._epochs.setdefault(ours, theirs)
+            for ours, theirs in self._epochs.items():
+                shown = shown.replace(ours, theirs)
+        for pattern, replacement in _VARIES:
+            shown = pattern.sub(replacement, shown)
+        return shown.strip("\n").splitlines()
+
+
+def _commands(code: str) -> Iterator[tuple[str, str]]:
+    """The commands of a console block, each with what it prints."""
+    for part in re.split(r"(?m)^\$ ", code)[1:]:
+        command, newline, output = re.sub(r"\\\n *", "", part).partition("\n")
+        yield command, output if newline else ""
+
+
+def play(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run all blocks of a page."""
+    # Modules of the page's folder are forgotten afterwards: each page may have a `main.py`.
+    before = set(sys.modules)
+    monkeypatch.chdir(folder)
+    player = Player(page, folder, sys.modules)
+    try:
+        for block in blocks(page):
+            player.play(block)
+    finally:
+        player.close()
+        for name in set(sys.modules) - before:
+            if getattr(sys.modules[name], "__spec__", None) is None:
+                del sys.modules[name]
