@@ -24,7 +24,7 @@ from .core.errors import (
     TooManyStreams,
     UnknownEventId,
 )
-from .core.models import Status
+from .core.models import ResumableStatus
 from .life.finished import FinishedStream
 from .stores.memory import MemoryStore
 
@@ -42,9 +42,9 @@ __all__ = [
     "ResumableError",
     "ResumableMiddleware",
     "ResumableSettings",
+    "ResumableStatus",
     "ResumableStream",
     "ShuttingDown",
-    "Status",
     "StreamCancelled",
     "StreamExists",
     "StreamNotFound",

@@ -16,7 +16,7 @@ def http_error(error: ResumableError) -> HTTPException:
 
 
 class Answered(Exception):
-    """Ends the handling of a request from within a dependency: with this response, or with the one already sent."""
+    """Ends a request from within a dependency: with this response, or (`None`) with the one sent already."""
 
     def __init__(self, response: Response | None) -> None:
         super().__init__("the request has been answered")

@@ -68,12 +68,13 @@ def body_field(name: str) -> IdDependency:
 class Identifier:
     """Finds owner and stream id of a request."""
 
-    def __init__(self, stream_id: IdDependency, owner: IdDependency | None) -> None:
+    def __init__(self, stream_id: IdDependency, owner: IdDependency | None, *, auto_id: bool) -> None:
         self._stream_id = stream_id
         self._owner = owner
+        self._auto_id = auto_id
         # An app's dependency overrides apply, so each app has routes of its own; and so has each set of path
         # parameters, as FastAPI tells path from query parameters by the names in the path.
-        self._routes: WeakKeyDictionary[Any, dict[tuple[str, ...], APIRoute]] = WeakKeyDictionary()
+        self._routes: WeakKeyDictionary[Any, dict[tuple[IdDependency, tuple[str, ...]], APIRoute]] = WeakKeyDictionary()
 
     async def __call__(self, request: Request, receive: Receive) -> tuple[str | None, str | None]:
         """Return owner and stream id.
@@ -82,49 +83,46 @@ class Identifier:
             InvalidStreamId: The id is a bad one.
             HTTPException: From the dependencies themselves.
         """
-        if isinstance(self._stream_id, _Header) and self._owner is None:
-            return None, parse_stream_id(self._stream_id(request))
-        owner, stream_id = await self._solve(request, receive)
-        for name, value in (("owner", owner), ("stream_id", stream_id)):
-            if not isinstance(value, str | None):
-                raise TypeError(f"the dependency {name} must return str or None, not {type(value).__name__}")
-        return owner, parse_stream_id(stream_id)
+        if isinstance(self._stream_id, _Header):
+            stream_id = parse_stream_id(self._stream_id(request))
+        else:
+            stream_id = parse_stream_id(await self._solve("stream_id", self._stream_id, request, receive))
+        if self._owner is None or (stream_id is None and not self._auto_id):
+            # Who asks is nobody's business, as long as the request is not for us.
+            return None, stream_id
+        return await self._solve("owner", self._owner, request, receive), stream_id
 
-    async def _solve(self, request: Request, receive: Receive) -> tuple[Any, Any]:
-        route = self._route(request.scope.get("app"), tuple(request.path_params))
+    async def _solve(self, name: str, dependency: IdDependency, request: Request, receive: Receive) -> str | None:
+        route = self._route(dependency, request.scope.get("app"), tuple(request.path_params))
         # No exception handlers: what a dependency raises is for the caller to let through.
         scope = {**request.scope, "starlette.exception_handlers": ({}, {})}
         async with AsyncExitStack() as files:
             scope["fastapi_middleware_astack"] = files
             await route.app(scope, receive, _discard)
-        found: tuple[Any, Any] = scope[_FOUND]
-        return found
+        value = scope[_FOUND]
+        if not isinstance(value, str | None):
+            raise TypeError(f"the dependency {name} must return str or None, not {type(value).__name__}")
+        return value
 
-    def _route(self, app: Any, path_names: tuple[str, ...]) -> APIRoute:
+    def _route(self, dependency: IdDependency, app: Any, path_names: tuple[str, ...]) -> APIRoute:
         routes = self._routes.setdefault(app, {}) if app is not None else {}
-        if path_names not in routes:
-            routes[path_names] = APIRoute(
+        key = dependency, path_names
+        if key not in routes:
+            routes[key] = APIRoute(
                 "/" + "/".join(f"{{{name}}}" for name in path_names),
-                self._endpoint(),
+                _endpoint(dependency),
                 methods=["GET"],
                 dependency_overrides_provider=app if hasattr(app, "dependency_overrides") else None,
             )
-        return routes[path_names]
-
-    def _endpoint(self) -> Callable[..., Any]:
-        async def identify(
-            request: Request,
-            stream_id: Annotated[Any, Depends(self._stream_id)],
-            owner: Annotated[Any, Depends(self._owner or _nobody)],
-        ) -> Response:
-            request.scope[_FOUND] = owner, stream_id
-            return Response()
-
-        return identify
+        return routes[key]
 
 
-def _nobody() -> None:
-    return None
+def _endpoint(dependency: IdDependency) -> Callable[..., Any]:
+    async def identify(request: Request, value: Annotated[Any, Depends(dependency)]) -> Response:
+        request.scope[_FOUND] = value
+        return Response()
+
+    return identify
 
 
 async def _discard(_message: Message) -> None:

@@ -1,8 +1,10 @@
 """`Resumable`: what an application makes one of. It wires the store, the manager, the router and the faces together."""
 
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import anyio
@@ -12,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..asgi.body import RequestBody
-from ..asgi.recorder import Recorder, accepted, inner_scope, stopped_while_queued
+from ..asgi.exchange import Exchange, accepted, stopped_while_queued
 from ..asgi.replay import replay
 from ..core.errors import ResumableError
 from ..core.ids import StreamKey
@@ -32,6 +34,8 @@ from .route import route_class
 from .router import build_router
 from .settings import load_settings
 from .stream import ResumableStream
+
+logger = logging.getLogger("fastapi_resumable")
 
 _HookT = TypeVar("_HookT", bound=Hook)
 _EndpointT = TypeVar("_EndpointT", bound=Callable[..., Any])
@@ -125,6 +129,8 @@ class Resumable:
                 raise ValueError(
                     f"{name} must be a FastAPI dependency: a function that returns str or None, not {dependency!r}."
                 )
+        if store is not None and not isinstance(store, Store):
+            raise ValueError(f"store must be a store, like MemoryStore(), not {store!r}.")
         self.store: Store = store if store is not None else MemoryStore()
         self.store.configure(
             Limits(
@@ -145,7 +151,7 @@ class Resumable:
             stop_grace=self.settings.stop_grace,
             shutdown_grace=self.settings.shutdown_grace,
         )
-        self._identify = Identifier(stream_id or header("X-Conversation-Id"), owner)
+        self._identify = Identifier(stream_id or header("X-Conversation-Id"), owner, auto_id=self.settings.auto_id)
         self._termination = TerminationWatch(self.manager.begin_shutdown)
         # Two of them in one application must not be taken for each other.
         token = secrets.token_hex(8)
@@ -202,29 +208,28 @@ class Resumable:
                 raise Answered(admitted)
             yield ResumableStream(answer=admitted)
             return
+        exchange = self._exchange(admitted, body, request, request._send)  # noqa: SLF001  # it has no public name
+        # So that `request.is_disconnected()` tells of a stop, and not of a client that has left.
+        request._receive = exchange.recorder.receive  # noqa: SLF001  # as above
+        # FastAPI unwinds this stack when all dependencies are closed: what is raised there, or kept from being raised,
+        # is no longer of concern to them.
+        request.scope["fastapi_middleware_astack"].push(partial(_conclude, exchange))
         with anyio.CancelScope() as scope:
-
-            def shield() -> None:
-                scope.shield = True
-
-            # Past the handling of exceptions, which lets no exception through quietly once it has seen a response.
-            send = request._send  # noqa: SLF001  # the channel that FastAPI gave the request; it has no public name
-            recorder = self._recorder(admitted, body, request, send, on_run=shield)
             admitted.cancel_request = scope.cancel
-            # So that `request.is_disconnected()` tells of a stop, and not of a client that has left.
-            request._receive = recorder.receive  # noqa: SLF001  # as above
+            # Whoever loses patience with the request is to wait for the dependencies that are closed after it, too.
+            exchange.on_run = partial(setattr, scope, "shield", True)
             try:
-                yield ResumableStream(admitted, recorder=recorder, request=request)
+                yield ResumableStream(admitted, exchange=exchange, request=request)
             except Exception as exc:
-                if admitted.stream is not None and exc is recorder.failure:
+                if exchange.answered:
+                    logger.exception("stream %r failed before it began", admitted.key.id)
                     raise Answered(None) from exc
                 raise
             finally:
-                await self.manager.release(admitted)
+                with anyio.CancelScope(shield=True):
+                    await exchange.release()
         if scope.cancelled_caught and admitted.stop_code is not None:
             raise http_error(stopped_while_queued(admitted.stop_code))
-        if recorder.cancelled is not None:
-            raise recorder.cancelled
 
     async def serve(
         self,
@@ -264,21 +269,23 @@ class Resumable:
                 if check is None or await check(scope, body.receive, send):
                     await admitted(scope, body.receive, send)
                 return
-            recorder = self._recorder(admitted, body, request, send)
-            inner = inner_scope(scope)
-            inner[self._scope_key] = ResumableStream(admitted)
+            exchange = self._exchange(admitted, body, request, send)
+            inner = {**scope, self._scope_key: ResumableStream(admitted)}
             if headers is not None:
                 inner["headers"] = headers
             try:
-                await recorder.run(app, inner)
+                await exchange.run(app, inner, send)
             except Exception as exc:
-                if recorder.holds_head and (original := unwrap(exc)) is not exc:
+                if exchange.answered:
+                    logger.exception("stream %r failed before it began", admitted.key.id)
+                    return
+                if exchange.recorder.holds_head and (original := unwrap(exc)) is not exc:
                     raise original from original.__cause__
                 raise
         except ResumableError as exc:
             raise http_error(exc) from exc
-        if recorder.cancelled is not None:
-            raise recorder.cancelled
+        if exchange.cancelled is not None:
+            raise exchange.cancelled
 
     # Hooks and the end.
 
@@ -306,6 +313,8 @@ class Resumable:
         finally:
             await self.manager.shutdown()
             self._termination.stop()
+            # A server sends no request after this; a test client may, without another start.
+            self.manager.reopen()
 
     # What the faces share.
 
@@ -331,15 +340,8 @@ class Resumable:
             return replay(self.manager, started, None, None, location)
         return started
 
-    def _recorder(
-        self,
-        producer: Producer,
-        body: RequestBody,
-        request: Request,
-        send: Send,
-        on_run: Callable[[], object] = lambda: None,
-    ) -> Recorder:
-        return Recorder(
+    def _exchange(self, producer: Producer, body: RequestBody, request: Request, send: Send) -> Exchange:
+        return Exchange(
             self.manager,
             producer,
             body,
@@ -348,10 +350,16 @@ class Resumable:
             head_timeout=self.settings.head_timeout,
             pending_timeout=self.settings.pending_timeout,
             respond_async=requests.prefers_async(request),
-            on_run=on_run,
         )
 
     def _is_last_dependency(self, request: Request) -> bool:
         """Whether no dependency of the endpoint is still to be solved: one that checks who asks, perhaps."""
         route = request.scope.get("route")
         return isinstance(route, APIRoute) and route.dependant.dependencies[-1].call is self
+
+
+def _conclude(exchange: Exchange, _type: Any, error: BaseException | None, _traceback: Any) -> bool:
+    """End the request after its dependencies: a cancellation was put off until here, a failure is in the log."""
+    if exchange.cancelled is not None:
+        raise exchange.cancelled
+    return isinstance(error, Exception) and exchange.has_begun and exchange.failure is not None

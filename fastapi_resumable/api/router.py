@@ -110,12 +110,13 @@ class _Routes:
     ) -> Response:
         try:
             key = StreamKey(owner, require_stream_id(stream_id))
-            offset = parse_offset(start)
+            last_event_id = requests.last_event_id(request)
+            offset = None if last_event_id else parse_offset(start)
             stream = await self._manager.store.find(key, self._pending_timeout)
             if epoch and epoch != stream.epoch:
                 raise StreamReplaced
             location = self._locator.within(request.scope)(key.id)
-            response = replay(self._manager, stream, offset, requests.last_event_id(request), location)
+            response = replay(self._manager, stream, offset, last_event_id, location)
             if request.method != "HEAD":
                 return response
         except ResumableError as exc:
@@ -182,7 +183,10 @@ def build_router(
     for path, replay_endpoint, stop_endpoint in (
         ("/stream", replay_by_query, stop_by_query),
         ("/stream/{conversation_id:path}", replay_by_path, stop_by_path),
+        # A path parameter of Starlette's takes no line feed, a plain one does: so that such an id is refused by us.
+        ("/stream/{conversation_id}", replay_by_path, stop_by_path),
     ):
+        documented = path != "/stream/{conversation_id}"
         router.add_api_route(
             path,
             replay_endpoint,
@@ -192,6 +196,7 @@ def build_router(
             description="Every client gets the bytes of the log, in order, from its offset. Never starts work.",
             dependencies=[last_event_id],
             response_class=Response,
+            include_in_schema=documented,
             responses=_REPLAY_RESPONSES,
         )
         router.add_api_route(
@@ -202,6 +207,7 @@ def build_router(
             description="Status and headers of the replay, and `X-Stream-*` headers.",
             dependencies=[last_event_id],
             response_class=Response,
+            include_in_schema=documented,
             responses=_HEAD_RESPONSES,
         )
         router.add_api_route(
@@ -212,6 +218,7 @@ def build_router(
             summary="Stop a stream",
             description="The endpoint is cancelled, readers get the terminal event, and the stream is gone.",
             response_class=Response,
+            include_in_schema=documented,
             responses=_STOP_RESPONSES,
         )
     router.add_api_route(

@@ -3,7 +3,7 @@
 from fastapi import HTTPException, Request
 from starlette.responses import Response
 
-from ..asgi.recorder import Recorder
+from ..asgi.exchange import Exchange
 from ..asgi.response import ResumableResponse
 from ..life.producer import Producer
 
@@ -15,13 +15,13 @@ class ResumableStream:
         self,
         producer: Producer | None = None,
         *,
-        recorder: Recorder | None = None,
+        exchange: Exchange | None = None,
         request: Request | None = None,
         answer: Response | None = None,
         error: HTTPException | None = None,
     ) -> None:
         self._producer = producer
-        self._recorder = recorder
+        self._exchange = exchange
         self.request = request
         """The request whose response has to go through this handle; `None` where the whole request is recorded."""
         self._answer = answer
@@ -64,4 +64,6 @@ class ResumableStream:
         answer = self.preempt()
         if answer is not None:
             return answer
-        return response if self._recorder is None else ResumableResponse(response, self._recorder)
+        if self._exchange is None or isinstance(response, ResumableResponse):
+            return response
+        return ResumableResponse(response, self._exchange)

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..core.errors import OffsetLost
-from ..core.models import Status
+from ..core.models import ResumableStatus
 from ..core.terminal import terminal_event
 from ..life.manager import StreamManager
 from ..life.reader import Reader, Reading
@@ -63,7 +63,7 @@ async def _end(reading: Reading, stream: Stream, send: Send) -> None:
         lost = OffsetLost(stream.earliest)
         event = terminal_event("sse", "failed", lost.code, lost.message)
         await send({"type": "http.response.body", "body": event or b"", "more_body": True})
-    elif stream.status is not Status.COMPLETED and not stream.head.is_event_stream:
+    elif stream.status is not ResumableStatus.COMPLETED and not stream.head.is_event_stream:
         raise StreamBroken(f"stream {stream.key.id!r} ended as {stream.status}")
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 

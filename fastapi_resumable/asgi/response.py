@@ -6,15 +6,15 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .recorder import Recorder, inner_scope
+from .exchange import Exchange
 
 
 class ResumableResponse(Response):
     """Stands for the user's response and shares its status, headers and background tasks with it."""
 
-    def __init__(self, response: Response, recorder: Recorder) -> None:
+    def __init__(self, response: Response, exchange: Exchange) -> None:
         self._response = response
-        self._recorder = recorder
+        self._exchange = exchange
         self.status_code = response.status_code
         self.raw_headers = response.raw_headers
         self.media_type = response.media_type
@@ -32,12 +32,12 @@ class ResumableResponse(Response):
     def __getattr__(self, name: str) -> Any:
         return getattr(self._response, name)
 
-    async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Run the user's response in the background, and answer from the log.
 
         Raises:
             Exception: What the user's response raised; after the stream has begun too, so that dependencies see it.
         """
-        await self._recorder.run(self._response, inner_scope(scope))
-        if self._recorder.failure is not None:
-            raise self._recorder.failure
+        await self._exchange.run(self._response, scope, send)
+        if self._exchange.failure is not None:
+            raise self._exchange.failure

@@ -120,6 +120,9 @@ class EventFramer:
                 bom, event = BOM, event[len(BOM) :]
         if self._epoch is None:
             return bom + event
+        if offset:
+            # A keep-alive has come first, so it would be no byte order mark any more, but part of a field's name.
+            bom = b""
         if self.oversize:
             has_data, has_id = self._flushed_data, self._flushed_id
             self.oversize = self._flushed_data = self._flushed_id = False

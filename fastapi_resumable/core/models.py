@@ -5,7 +5,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Status(StrEnum):
+class ResumableStatus(StrEnum):
     """The state of a stream. All but `queued` and `in_progress` are final."""
 
     QUEUED = "queued"
@@ -24,7 +24,7 @@ class Status(StrEnum):
     @property
     def is_final(self) -> bool:
         """Whether the stream has ended."""
-        return self not in (Status.QUEUED, Status.IN_PROGRESS)
+        return self not in (ResumableStatus.QUEUED, ResumableStatus.IN_PROGRESS)
 
 
 class ResumableStreamItem(BaseModel):
@@ -49,7 +49,7 @@ class ResumableStreamItem(BaseModel):
     )
 
     conversation_id: str = Field(description="The stream id.")
-    status: Status = Field(description="What the stream is doing, or how it ended.")
+    status: ResumableStatus = Field(description="What the stream is doing, or how it ended.")
     is_done: bool = Field(description="Whether the stream has ended, in whatever way.")
     epoch: str = Field(description="Which incarnation of the id this is; a new request begins a new one.")
     total_bytes: int = Field(ge=0, description="The tail of the log: how many bytes have been recorded.")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ..core.framing import events
-from ..core.models import Status
+from ..core.models import ResumableStatus
 from ..stores.stream import Stream
 
 
@@ -15,7 +15,7 @@ class FinishedStream:
         self.id: str = stream.key.id
         self.owner: str | None = stream.key.owner
         self.epoch: str = stream.epoch
-        self.status: Status = stream.status
+        self.status: ResumableStatus = stream.status
         self.status_code: int = head.status_code
         self.headers: dict[str, str] = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
         self.media_type: str | None = head.content_type

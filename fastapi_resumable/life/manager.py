@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ..core.errors import ShuttingDown
 from ..core.ids import EPOCH_BYTES, StreamKey, format_epoch
-from ..core.models import Status
+from ..core.models import ResumableStatus
 from ..stores.base import OnConflict, Store
 from ..stores.stream import Stream
 from .finished import FinishedStream
@@ -167,7 +167,7 @@ class StreamManager:
 
     async def interrupt(self, producer: Producer) -> None:
         """End a live stream because the server cannot wait for it any longer."""
-        await producer.finish(Status.INTERRUPTED, "interrupted", "The server was shut down.")
+        await producer.finish(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
         producer.stop("interrupted")
 
     async def _quiet(self, timeout: float) -> None:

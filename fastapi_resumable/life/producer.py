@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..core.ids import StreamKey
-from ..core.models import Status
+from ..core.models import ResumableStatus
 from ..stores.base import Reservation
 from ..stores.stream import Head, Stream
 
@@ -72,21 +72,21 @@ class Producer:
             self.error = exc
             if self.stop_code is None:
                 # Not by us: the event loop itself is being torn down.
-                await self.finish(Status.INTERRUPTED, "interrupted", "The server was shut down.")
+                await self.finish(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
                 raise
         except Exception as exc:
             self.error = exc
             if self.stream is not None and self.stop_code is None:
                 logger.exception("stream %r failed", self.key.id)
-                await self.finish(Status.FAILED, "producer_failed", "The answer could not be completed.")
+                await self.finish(ResumableStatus.FAILED, "producer_failed", "The answer could not be completed.")
             elif self.stop_code is not None and not isinstance(exc, StreamStopped):
                 logger.warning("stream %r raised while it was being stopped", self.key.id, exc_info=exc)
         else:
             if self._manager.closing:
                 # Some responses end by themselves when the server is told to exit.
-                await self.finish(Status.INTERRUPTED, "interrupted", "The server was shut down.")
+                await self.finish(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
             else:
-                await self.finish(Status.FAILED, "producer_failed", "The answer ended before it was complete.")
+                await self.finish(ResumableStatus.FAILED, "producer_failed", "The answer ended before it was complete.")
         finally:
             await self._manager.store.release(self.reservation)
 
@@ -105,8 +105,8 @@ class Producer:
 
     # Recording.
 
-    async def begin(self, head: Head) -> Stream:
-        """Make this the current epoch of its id; once.
+    async def begin(self, head: Head, on_begin: Callable[[Stream], None]) -> None:
+        """Make this the current epoch of its id; once. `on_begin` is called before anything can be recorded.
 
         Raises:
             StreamCancelled: It was stopped while it waited.
@@ -114,11 +114,12 @@ class Producer:
         """
         async with self._beginning:
             if self.stream is None:
-                self.stream = await self._manager.store.begin(self.reservation, head)
+                stream = await self._manager.store.begin(self.reservation, head)
+                on_begin(stream)
+                self.stream = stream
                 self._last_write = monotonic()
                 if self._manager.ping and head.is_event_stream:
                     self._arm_ping(self._manager.ping)
-            return self.stream
 
     async def write(self, chunk: bytes) -> None:
         """Record a chunk; wait while the slowest attached reader is too far behind.
@@ -142,7 +143,7 @@ class Producer:
         if now > self._manager.turn_ends:
             await self._manager.next_turn()
 
-    async def finish(self, status: Status, code: str = "", message: str = "") -> None:
+    async def finish(self, status: ResumableStatus, code: str = "", message: str = "") -> None:
         """End the stream, if it has begun and not ended yet."""
         if self.stream is not None and not self.stream.is_final:
             await self._manager.store.finish(self.stream, status, code, message)

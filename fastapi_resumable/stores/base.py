@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from ..core.errors import StreamCancelled, StreamReplaced
 from ..core.ids import StreamKey
-from ..core.models import ResumableStreamItem, Status
+from ..core.models import ResumableStatus, ResumableStreamItem
 from .stream import Head, Limits, Stream
 
 OnConflict = Literal["replace", "attach", "reject"]
@@ -63,7 +63,7 @@ class Reservation:
         """The queued stream as a lookup shows it."""
         return ResumableStreamItem.model_construct(
             conversation_id=self.key.id,
-            status=Status.QUEUED,
+            status=ResumableStatus.QUEUED,
             is_done=False,
             epoch=self.epoch,
             total_bytes=0,
@@ -74,6 +74,7 @@ class Reservation:
         )
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where streams live. Their life is told in calls; the bytes go through the `Stream` that `begin` returns."""
 
@@ -99,7 +100,7 @@ class Store(Protocol):
     async def release(self, reservation: Reservation) -> None:
         """Give a reservation back: the stream will not begin. No-op if it has."""
 
-    async def finish(self, stream: Stream, status: Status, code: str, message: str) -> None:
+    async def finish(self, stream: Stream, status: ResumableStatus, code: str, message: str) -> None:
         """End a stream; it stays for the retention. No-op if it has ended."""
 
     async def find(self, key: StreamKey, timeout: float) -> Stream:

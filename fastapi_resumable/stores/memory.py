@@ -18,7 +18,7 @@ from ..core.errors import (
     TooManyStreamsOfOwner,
 )
 from ..core.ids import StreamKey, variants
-from ..core.models import ResumableStreamItem, Status
+from ..core.models import ResumableStatus, ResumableStreamItem
 from .base import OnConflict, Reservation
 from .stream import Budget, Head, Limits, Stream
 
@@ -71,8 +71,10 @@ class MemoryStore:
             if isinstance(rival, Stream):
                 return rival
             await rival.settled()
-        self._check_limits(reservation.key.owner)
         slot = self._slots.get(reservation.key)
+        # The stream that this one replaces gives up its place to it.
+        replaces = slot is not None and slot.current is not None and not slot.current.is_final and not slot.queued
+        self._check_limits(reservation.key.owner, allowed=1 if replaces else 0)
         if slot is None:
             slot = self._slots[reservation.key] = _Slot()
             for shorter in variants(reservation.key.id):
@@ -102,12 +104,12 @@ class MemoryStore:
             raise StreamExists
         return live or slot.queued[0]
 
-    def _check_limits(self, owner: str | None) -> None:
+    def _check_limits(self, owner: str | None, allowed: int) -> None:
         limits = self._limits
         most = limits.max_streams_per_owner
-        if owner is not None and most is not None and self._live_of_owner.get(owner, 0) >= most:
+        if owner is not None and most is not None and self._live_of_owner.get(owner, 0) >= most + allowed:
             raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
-        if self._live >= limits.max_streams:
+        if self._live >= limits.max_streams + allowed:
             raise TooManyStreams("The server has as many live streams as it takes. Try again in a moment.")
         self._shrink()
         if self._budget.used >= limits.max_total_bytes:
@@ -154,7 +156,7 @@ class MemoryStore:
         self._slots[reservation.key].queued.remove(reservation)
         self._count(reservation.key.owner, -1)
 
-    async def finish(self, stream: Stream, status: Status, code: str, message: str) -> None:
+    async def finish(self, stream: Stream, status: ResumableStatus, code: str, message: str) -> None:
         """End a stream; it expires after the retention."""
         if stream.is_final:
             return
@@ -163,7 +165,7 @@ class MemoryStore:
         self._shrink()
         self._arm()
 
-    def _end(self, stream: Stream, status: Status, code: str, message: str) -> None:
+    def _end(self, stream: Stream, status: ResumableStatus, code: str, message: str) -> None:
         stream.end(status, code, message, self._wall_clock())
         self._count(stream.key.owner, -1)
 
@@ -217,7 +219,7 @@ class MemoryStore:
             return
         on_stop = stream.on_stop
         message = "A newer request replaced this stream." if code == "replaced" else "The stream was stopped."
-        self._end(stream, Status.CANCELLED, code, message)
+        self._end(stream, ResumableStatus.CANCELLED, code, message)
         if on_stop is not None:
             on_stop(code)
 

@@ -14,7 +14,7 @@ from ..core.errors import OffsetLost, OffsetOutOfRange, StreamReplaced, UnknownE
 from ..core.framing import EventFramer, find_boundary, find_event_id, would_dispatch
 from ..core.ids import StreamKey, parse_event_id
 from ..core.log import BLOCK_SIZE, ByteLog
-from ..core.models import ResumableStreamItem, Status
+from ..core.models import ResumableStatus, ResumableStreamItem
 from ..core.terminal import TerminalEvent, terminal_event
 
 logger = logging.getLogger("fastapi_resumable")
@@ -109,7 +109,7 @@ class Stream:
         self.idempotency_key = idempotency_key
         self.started_at = started_at
         self.completed_at = 0.0
-        self.status = Status.IN_PROGRESS
+        self.status = ResumableStatus.IN_PROGRESS
         self.on_stop = on_stop
         self.log = ByteLog(max(1, min(BLOCK_SIZE, limits.max_stream_bytes // 8)))
         self._limits = limits
@@ -154,12 +154,12 @@ class Stream:
             finally:
                 self._room = None
 
-    def end(self, status: Status, code: str, message: str, now: float) -> None:
+    def end(self, status: ResumableStatus, code: str, message: str, now: float) -> None:
         """End the log, once: with what is left over if it `completed`, with the terminal event otherwise."""
         if self.is_final:
             return
         if self._framer is not None:
-            if status is Status.COMPLETED:
+            if status is ResumableStatus.COMPLETED:
                 rest = self._framer.finish(self.log.tail)
             else:
                 rest = self._terminal_event(status, code, message)
@@ -173,7 +173,7 @@ class Stream:
         self._wake()
         self._make_room()
 
-    def _terminal_event(self, status: Status, code: str, message: str) -> bytes:
+    def _terminal_event(self, status: ResumableStatus, code: str, message: str) -> bytes:
         assert self._framer is not None
         try:
             event = terminal_event(self._limits.terminal_event, status.value, code, message)
@@ -214,7 +214,7 @@ class Stream:
     @property
     def is_final(self) -> bool:
         """Whether the log has ended."""
-        return self.status is not Status.IN_PROGRESS
+        return self.status is not ResumableStatus.IN_PROGRESS
 
     @property
     def earliest(self) -> int:

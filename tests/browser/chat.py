@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import httpx
+import openai
 from playwright.sync_api import Page, expect
 
 from example_app import llm
@@ -74,3 +75,8 @@ def conversation(tab: Page) -> str:
 def turns(app: Server, conversation: str) -> list[dict[str, str | None]]:
     """What the app has written down of a conversation."""
     return httpx.get(f"{app.url}/conversations/{conversation}").json()
+
+
+def client_of(app: Server) -> openai.OpenAI:
+    """The official client, pointed at the example app."""
+    return openai.OpenAI(base_url=f"{app.url}/v1", api_key="none", max_retries=0, timeout=20)

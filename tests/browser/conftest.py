@@ -47,14 +47,14 @@ def example_app(env: Mapping[str, str] | None = None) -> Iterator[Server]:
         server.kill()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model() -> Iterator[Model]:
     """A language model that writes when it is told to, so that a test decides what is written when."""
     with serve("tests.browser.fake_openai:app", ready="/journal") as server:
         yield Model(server)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def app(model: Model) -> Iterator[Server]:
     """The example app, with that language model behind it."""
     env = {"OPENAI_BASE_URL": f"{model.url}/v1", "OPENAI_API_KEY": API_KEY, "OPENAI_MODEL": "fake-model"}

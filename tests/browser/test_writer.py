@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.browser.chat import ask, conversation, passage, read_all, read_some, shown, turns
+from tests.browser.chat import ask, client_of, conversation, passage, read_all, read_some, shown, turns
 from tests.browser.conftest import example_app
 from tests.support.server import Server, wait_until
 
@@ -53,9 +54,21 @@ def test_stop_makes_the_writer_lay_down_the_pen(open_tab: OpenTab, app: Server) 
     assert passage(LONG).startswith(shown(tab))
 
 
+def test_the_official_client_understands_the_writer(app: Server) -> None:
+    """With a stream and without, the words are the same."""
+    messages = [{"role": "user", "content": SHORT}]
+    with client_of(app) as client:
+        whole = client.chat.completions.create(model="example", messages=messages)
+        assert whole.choices[0].message.content == passage(SHORT)
+        stream = client.chat.completions.create(
+            model="example", messages=messages, stream=True, extra_headers={"X-Conversation-Id": "of the client"}
+        )
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == passage(SHORT)
+
+
 def test_an_answer_outlives_the_retention_of_its_stream(person: BrowserContext) -> None:
     """Who comes back when the stream has expired reads the answer that the app has kept."""
-    with example_app({"FASTAPI_RESUMABLE_RETENTION": "0"}) as app:
+    with example_app({"FASTAPI_RESUMABLE_RETENTION": "0", "EXAMPLE_WORDS_PER_SECOND": "300"}) as app:
         tab = person.new_page()
         tab.goto(app.url)
         ask(tab, SHORT)
@@ -67,3 +80,20 @@ def test_an_answer_outlives_the_retention_of_its_stream(person: BrowserContext) 
         again = person.new_page()
         again.goto(f"{app.url}/#{address}")
         assert read_all(again) == passage(SHORT)
+
+
+def test_an_answer_that_a_shutdown_interrupts_says_so_and_is_kept(person: BrowserContext, tmp_path: Path) -> None:
+    """The page keeps what it has and says why there is no more; the next server finds the same in its database."""
+    env = {"EXAMPLE_DATABASE": str(tmp_path / "chat.db")}
+    tab = person.new_page()
+    with example_app(env) as app:
+        tab.goto(app.url)
+        ask(tab, LONG)
+        read_some(tab, 20)
+        address = conversation(tab)
+        app.terminate()
+        expect(tab.locator(".answer-note")).to_contain_text("the server went away")
+        so_far = shown(tab)
+        assert passage(LONG).startswith(so_far)
+    with example_app(env) as app:
+        assert [(turn["answer"], turn["status"]) for turn in turns(app, address)] == [(so_far, "interrupted")]

@@ -376,8 +376,8 @@ async def test_what_an_abandoned_producer_still_sends_goes_nowhere() -> None:
         ended = await first.rest()
         second, new = await made.begin(client, "chat-1", "new")
         old.put("late", "later")
-        old.finish()
-        await old.wait_closed()
+        await first.served()
+        await closed(old, "sync generator")
         new.finish()
         body = await second.rest()
     assert b"late" not in ended + body

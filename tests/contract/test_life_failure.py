@@ -146,14 +146,19 @@ async def test_a_function_that_fails_does_not_keep_a_stream_from_ending(caplog: 
 @every_fate
 @pytest.mark.parametrize("event_ids", [True, False])
 async def test_the_terminal_event_is_in_the_log(fate: str, event_ids: bool) -> None:
-    """A reader that comes later, where the stream is still known, sees the same bytes and the same end."""
+    """Other readers, and those that come later where the stream is still known, see the same bytes and the same end."""
     made = stage("decorator", event_ids=event_ids)
     async with running(made.app) as client:
-        _, _, body = await ended(made, client, fate)
-        replay = await client.get("/v1/stream/chat-1")
-    if fate in ("failed", "interrupted"):
-        assert replay.body == body
-        assert replay.clean
+        exchange, run = await made.begin(client, "chat-1", "one")
+        reader = client.start("GET", "/v1/stream/chat-1")
+        await reader.head()
+        await _end(made, client, run, fate)
+        body = await exchange.rest()
+        assert await reader.rest() == body
+        if fate == "failed":
+            replay = await client.get("/v1/stream/chat-1")
+            assert (replay.body, replay.clean) == (body, True)
+        await run.wait_closed()
     assert (b"\nid: " in body) is event_ids
 
 
@@ -189,7 +194,7 @@ async def test_other_media_types_end_by_an_unclean_close(fate: str) -> None:
         replay = await client.get("/v1/stream/chat-1")
     assert body == b"one"
     assert (exchange.clean, reader.clean) == (False, False)
-    if fate in ("failed", "interrupted"):
+    if fate == "failed":
         assert replay.body == b"one"
         assert not replay.clean
 

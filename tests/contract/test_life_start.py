@@ -319,6 +319,7 @@ class Guarded:
         self.made = Stage()
         self.auth = 0
         self.closed = 0
+        self.seen: list[str] = []
         self.resumable = resumable = make(stream_id=chat_id, **settings)
         app = self.app = FastAPI()
         app.include_router(resumable.router)
@@ -327,8 +328,13 @@ class Guarded:
             self.auth += 1
             if key != "sesame":
                 raise HTTPException(401, "who are you?")
-            yield key
-            self.closed += 1
+            try:
+                yield key
+            except BaseException as error:
+                self.seen.append(type(error).__name__)
+                raise
+            finally:
+                self.closed += 1
 
         async def plain(key: Annotated[str, Depends(auth)]) -> Any:
             return StreamingResponse(self.made.new_run().frames(sse), media_type="text/event-stream")
@@ -434,6 +440,21 @@ async def test_a_resume_at_the_endpoint_passes_the_endpoints_auth(face: str) -> 
     assert refused.status == 401
     assert ran == 2
     assert len(guarded.made.runs) == 1
+
+
+@pytest.mark.parametrize("face", ["decorator", "dependency", "both", "route_class"])
+async def test_a_resume_at_the_endpoint_is_no_failure_for_its_dependencies(face: str) -> None:
+    """What stands after their `yield` runs: a resume that succeeds does not look like an exception to a session."""
+    guarded = Guarded(face)
+    async with running(guarded.app) as client:
+        _, run = await guarded.open(client)
+        first_id = (await _ids(client))[0]
+        run.finish()
+        follower = client.start("GET", "/events?chat=c-1&key=sesame", headers={"Last-Event-ID": first_id})
+        await follower.rest()
+        await follower.served()
+        await until(lambda: guarded.closed == 2, "the close of both requests' dependencies")
+    assert guarded.seen == []
 
 
 @fastapi_faces

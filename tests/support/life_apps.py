@@ -359,9 +359,9 @@ def starlette_app(made: Stage, kind: str, endpoint: str = "async def") -> Starle
     """The endpoint in an app that is not FastAPI's."""
 
     async def chat_async(request: Request) -> Any:
+        await request.body()
         run = made.new_run(request)
         await _admission(run)
-        await request.body()
         return answer(run, kind)
 
     def chat(request: Request) -> Any:

@@ -1,0 +1,259 @@
+"""§5, Shutdown, under real servers: on SIGTERM nobody hangs, nobody is cut off silently, and the process goes."""
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.asgi import parse_events
+from tests.support.rawhttp import Connection, Response, connect
+from tests.support.server import Server, serve, wait_until
+
+APP = "tests.servers.shutdown_app:app"
+UVICORNS = [
+    pytest.param({"http": "httptools", "loop": "uvloop"}, id="uvicorn-httptools"),
+    pytest.param({"http": "h11", "loop": "asyncio"}, id="uvicorn-h11"),
+    pytest.param({"http": "httptools", "args": ["--timeout-graceful-shutdown", "60"]}, id="uvicorn-graceful-60"),
+]
+OTHERS = [
+    pytest.param(
+        {"server": "hypercorn", "loop": "asyncio", "args": ["--graceful-timeout", "60"]},
+        id="hypercorn",
+        marks=pytest.mark.servers,
+    ),
+    pytest.param({"server": "granian", "loop": "asyncio"}, id="granian", marks=pytest.mark.servers),
+]
+every_uvicorn = pytest.mark.parametrize("how", UVICORNS)
+every_server = pytest.mark.parametrize("how", [*UVICORNS, *OTHERS])
+
+
+class Site:
+    """A running server and the notes that its application takes."""
+
+    def __init__(self, server: Server, notes: Path) -> None:
+        self.server = server
+        self.notes = notes
+
+    def noted(self, text: str) -> bool:
+        """Whether the application has taken a note."""
+        return text in self.notes.read_text().splitlines()
+
+    def wait_noted(self, text: str) -> None:
+        """Wait for a note."""
+        wait_until(lambda: self.noted(text), f"the note {text!r}, where {self.notes.read_text()!r} are")
+
+    async def post(self, path: str, stream_id: str) -> Response:
+        """Begin a stream; returns with its head."""
+        connection = await connect(self.server.port)
+        await connection.request("POST", path, [("x-conversation-id", stream_id), ("content-length", "0")])
+        return await connection.response()
+
+    async def open_tap(self) -> Connection:
+        """A request whose body ends when the test says so, already with the application."""
+        connection = await connect(self.server.port)
+        await connection.request("PUT", "/tap", [("transfer-encoding", "chunked")])
+        self.wait_noted("tap open")
+        return connection
+
+
+@contextmanager
+def running(tmp_path: Path, how: dict[str, object], **options: object) -> Iterator[Site]:
+    """The application under one server."""
+    notes = tmp_path / "notes"
+    notes.touch()
+    with serve(APP, env={"RESUMABLE_TEST_NOTES": str(notes)}, options=options, **how) as server:  # type: ignore[arg-type]
+        yield Site(server, notes)
+
+
+def code_of(body: bytes) -> str | None:
+    """The code of the terminal event, if the body ends with one."""
+    events = parse_events(body)
+    if not events or events[-1].event not in ("error", "cancelled"):
+        return None
+    return str(json.loads(events[-1].data)["code"])
+
+
+@every_uvicorn
+async def test_live_streams_finish_within_the_grace(how: dict[str, object], tmp_path: Path) -> None:
+    """What comes after the SIGTERM still reaches the readers; they end cleanly, and the process goes."""
+    with running(tmp_path, how, shutdown_grace=30.0) as site:
+        stream = await site.post("/chat", "chat-1")
+        await stream.read_until(b"begun")
+        tap = await site.open_tap()
+        site.server.terminate()
+        site.server.wait_for_output("Shutting down")
+        await tap.send(b"2\r\nab\r\n", b"0\r\n\r\n")
+        body = await stream.read_all()
+        site.server.wait()
+    assert [event.data for event in parse_events(body)][-2:] == ["a", "b"]
+    assert stream.clean
+    assert code_of(body) is None
+    assert site.noted("finished chat-1 completed")
+
+
+@every_uvicorn
+async def test_a_stream_nobody_reads_finishes_within_the_grace(how: dict[str, object], tmp_path: Path) -> None:
+    """The drain is waited for, although uvicorn itself has nobody left to wait for."""
+    with running(tmp_path, how, shutdown_grace=30.0) as site:
+        stream = await site.post("/chat", "chat-1")
+        await stream.read_until(b"begun")
+        tap = await site.open_tap()
+        stream.connection.reset()
+        site.server.terminate()
+        site.server.wait_for_output("Shutting down")
+        await tap.send(b"1\r\na\r\n", b"0\r\n\r\n")
+        site.server.wait()
+    assert site.noted("generator finished")
+    assert site.noted("finished chat-1 completed")
+
+
+@every_server
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_streams_past_the_grace_are_interrupted(
+    how: dict[str, object], number: signal.Signals, tmp_path: Path
+) -> None:
+    """Readers get the terminal event and a clean end; the finally blocks run; the process goes."""
+    with running(tmp_path, how, shutdown_grace=0.2) as site:
+        stream = await site.post("/chat", "chat-1")
+        await stream.read_until(b"begun")
+        reader = await connect(site.server.port)
+        await reader.request("GET", "/v1/stream/chat-1")
+        replay = await reader.response()
+        await replay.read_until(b"begun")
+        site.server.process.send_signal(number)
+        bodies = [await stream.read_all(), await replay.read_all()]
+        site.server.wait()
+    assert [code_of(body) for body in bodies] == ["interrupted", "interrupted"]
+    assert stream.clean
+    assert replay.clean
+    assert site.noted("generator closed")
+    assert not site.noted("generator finished")
+    assert site.noted("finished chat-1 interrupted")
+
+
+@every_server
+async def test_a_stream_nobody_reads_is_interrupted_past_the_grace(how: dict[str, object], tmp_path: Path) -> None:
+    """With its client long gone, too."""
+    with running(tmp_path, how, shutdown_grace=0.2) as site:
+        stream = await site.post("/chat", "chat-1")
+        await stream.read_until(b"begun")
+        stream.connection.reset()
+        site.server.terminate()
+        site.server.wait()
+    assert site.noted("generator closed")
+    assert site.noted("finished chat-1 interrupted")
+
+
+@every_uvicorn
+async def test_new_streams_are_refused_once_the_server_shuts_down(how: dict[str, object], tmp_path: Path) -> None:
+    """A request that was already on its way is told to come back; the endpoint does not run."""
+    with running(tmp_path, how, shutdown_grace=30.0) as site:
+        stream = await site.post("/chat", "chat-1")
+        await stream.read_until(b"begun")
+        tap = await site.open_tap()
+        late = await connect(site.server.port)
+        # Half a head: the server cannot take the connection for an idle one, and has not seen the request.
+        await late.send(b"POST /chat HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n")
+        site.server.terminate()
+        site.server.wait_for_output("Shutting down")
+        refused = None
+        try:
+            await late.send(b"x-conversation-id: chat-2\r\n\r\n")
+            refused = await late.response()
+            body = await refused.read_all()
+        except (ConnectionError, EOFError):
+            body = b""  # the server has closed the connection: refused as well
+        await tap.send(b"0\r\n\r\n")
+        await stream.read_all()
+        site.server.wait()
+    if refused is not None:
+        assert refused.status == 503
+        assert json.loads(body)["detail"]["code"] == "shutting_down"
+        assert refused.header("retry-after")
+    assert not site.noted("finished chat-2 completed")
+
+
+async def test_uvicorns_own_timeout_before_our_grace_interrupts(tmp_path: Path) -> None:
+    """`--timeout-graceful-shutdown 1` and a grace of a minute: the server's patience counts, and readers are told."""
+    how: dict[str, object] = {"args": ["--timeout-graceful-shutdown", "1"]}
+    with running(tmp_path, how, shutdown_grace=60.0) as site:
+        stream = await site.post("/chat", "chat-1")
+        await stream.read_until(b"begun")
+        site.server.terminate()
+        body = await stream.read_all()
+        site.server.wait()
+    assert code_of(body) == "interrupted"
+    assert site.noted("generator closed")
+
+
+@every_server
+@pytest.mark.parametrize("path", ["/deaf", "/thread"])
+async def test_a_producer_that_cannot_be_cancelled_does_not_keep_the_process(
+    how: dict[str, object], path: str, tmp_path: Path
+) -> None:
+    """Its readers are told, and after `stop_grace` it is left behind."""
+    with running(tmp_path, how, shutdown_grace=0.2, stop_grace=0.5) as site:
+        stream = await site.post(path, "chat-1")
+        await stream.read_until(b"begun")
+        site.server.terminate()
+        body = await stream.read_all()
+        site.server.wait()
+    assert code_of(body) == "interrupted"
+
+
+@every_server
+async def test_a_reader_that_takes_nothing_does_not_keep_the_process(how: dict[str, object], tmp_path: Path) -> None:
+    """A socket that is full and stays full: let go in time."""
+    with running(tmp_path, how, shutdown_grace=0.2, stop_grace=0.5, stall_timeout=600.0) as site:
+        async with await connect(site.server.port, receive_buffer=4096) as connection:
+            await connection.request("POST", "/flood", [("x-conversation-id", "chat-1"), ("content-length", "0")])
+            response = await connection.response()
+            await response.read_until(b"xxx")
+            site.server.terminate()
+            site.server.wait()
+    assert site.noted("finished chat-1 interrupted")
+
+
+@every_server
+async def test_an_idle_server_exits_at_once(how: dict[str, object], tmp_path: Path) -> None:
+    """With no stream live, finished ones in the log, the grace is not waited for."""
+    with running(tmp_path, how, shutdown_grace=600.0) as site:
+        tap = await site.open_tap()
+        stream = await site.post("/chat", "chat-1")
+        await tap.send(b"0\r\n\r\n")
+        await stream.read_all()
+        await (await tap.response()).read_all()
+        for connection in (tap, stream.connection):
+            await connection.close()
+        site.server.terminate()
+        site.server.wait()
+    assert site.noted("finished chat-1 completed")
+
+
+@every_server
+async def test_other_media_types_break_off_at_the_end_of_the_grace(how: dict[str, object], tmp_path: Path) -> None:
+    """No event can say it: the connection closes uncleanly, so a client can tell."""
+    with running(tmp_path, how, shutdown_grace=0.2) as site:
+        stream = await site.post("/chat?media_type=text/plain", "chat-1")
+        await stream.read_until(b"begun\n\n")
+        site.server.terminate()
+        rest = await stream.read_all()
+        site.server.wait()
+    assert not rest.replace(b"data: begun\n\n", b"")
+    assert not stream.clean
+
+
+@every_server
+async def test_the_log_of_the_server_shows_no_traceback(how: dict[str, object], tmp_path: Path) -> None:
+    """A shutdown past the grace is no error of the application: the log stays readable."""
+    with running(tmp_path, how, shutdown_grace=0.2) as site:
+        stream = await site.post("/chat", "chat-1")
+        await stream.read_until(b"begun")
+        site.server.terminate()
+        await stream.read_all()
+        site.server.wait()
+    assert not re.search(r"Traceback", site.server.output), site.server.output
