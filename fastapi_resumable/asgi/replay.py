@@ -35,14 +35,14 @@ async def serve(
     watch = asyncio.ensure_future(disconnected())
     watch.add_done_callback(lambda _: reader.leave())
 
+    async def start() -> None:
+        await send({"type": "http.response.start", "status": reader.stream.head.status_code, "headers": headers})
+
     async def deliver(data: bytes) -> None:
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
     try:
-        head = reader.stream.head
-        await send({"type": "http.response.start", "status": head.status_code, "headers": headers})
-        reading = await reader.run(deliver)
-        await _end(reading, reader.stream, send)
+        await _end(await reader.run(start, deliver), reader.stream, send)
     except OSError:
         # What a server of ASGI 2.4 raises from `send` once the client has gone.
         return

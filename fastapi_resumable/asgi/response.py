@@ -38,6 +38,15 @@ class ResumableResponse(Response):
         Raises:
             Exception: What the user's response raised; after the stream has begun too, so that dependencies see it.
         """
-        await self._exchange.run(self._response, scope, send)
+        await self._exchange.run(self._run, scope, send)
         if self._exchange.failure is not None:
             raise self._exchange.failure
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._response(scope, receive, send)
+        finally:
+            # Starlette leaves a generator that was stopped between two chunks to the garbage collector.
+            aclose = getattr(getattr(self._response, "body_iterator", None), "aclose", None)
+            if aclose is not None:
+                await aclose()

@@ -58,13 +58,13 @@ class Reader:
         """Let go of the log. `run` does so by itself."""
         self.stream.detach(self._cursor)
 
-    async def run(self, deliver: Callable[[bytes], Awaitable[None]]) -> Reading:
-        """Hand everything from the cursor on to `deliver`, until the log ends or the client goes."""
+    async def run(self, start: Callable[[], Awaitable[None]], deliver: Callable[[bytes], Awaitable[None]]) -> Reading:
+        """Call `start`, then hand everything from the cursor on to `deliver`, until the log ends or the client goes."""
         deadline = self._deadline = asyncio.timeout(None)
         try:
             async with deadline:
                 self._watch()
-                return await self._run(deliver)
+                await self._follow(start, deliver)
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -76,10 +76,14 @@ class Reader:
                 self._watchdog.cancel()
             self._deadline = None
             self.close()
+        return Reading.LEFT if self._left else Reading.FINISHED
 
-    async def _run(self, deliver: Callable[[bytes], Awaitable[None]]) -> Reading:
+    async def _follow(self, start: Callable[[], Awaitable[None]], deliver: Callable[[bytes], Awaitable[None]]) -> None:
         stream, cursor, log = self.stream, self._cursor, self.stream.log
         now = asyncio.get_running_loop().time
+        self._sending_since = now()
+        await start()
+        self._sending_since = None
         while not self._left:
             if cursor.offset < log.tail:
                 data = stream.read(cursor)
@@ -91,7 +95,7 @@ class Reader:
                     # A replay whose socket never fills up would keep everybody else from the loop.
                     await asyncio.sleep(0)
             elif stream.is_final:
-                return Reading.FINISHED
+                return
             else:
                 self._waiter = stream.waiter()
                 try:
@@ -99,7 +103,6 @@ class Reader:
                 finally:
                     stream.forget(self._waiter)
                     self._waiter = None
-        return Reading.LEFT
 
     def _watch(self) -> None:
         """Look whether a delivery is stuck: one timer for each reader, rather than one for each delivery."""

@@ -1,0 +1,80 @@
+# `make demo` and `make test` need only Python 3.11 or newer (with venv), and prepare the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := -m pip --disable-pip-version-check -qq
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint format typecheck docs build cov test-low lock clean system-tools
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## make .venv, with the library and every tool in it
+
+demo: .venv-demo/.installed ## start the example app on a free port
+	@exec .venv-demo/bin/python -m example_app
+
+test: ## run every check there is: what CI runs
+	@bash tools/check lint typecheck docs build test-low cov
+
+lint: $(VENV)/.installed ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.installed ## mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+typecheck: $(VENV)/.installed ## mypy, strict
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+build: $(VENV)/.installed ## build the wheel and use it in a clean environment
+	rm -rf dist .venv-wheel
+	$(BIN)/python -m build --no-isolation --outdir dist >/dev/null
+	$(BIN)/python -m venv .venv-wheel
+	sed -n 's/^\([a-z0-9._-]*==[^ ]*\).*/\1/p' requirements/demo.txt > .venv-wheel/constraints.txt
+	.venv-wheel/bin/python $(PIP) install --constraint .venv-wheel/constraints.txt dist/*.whl
+	cd .venv-wheel && bin/python -I ../tools/smoke.py
+
+cov: $(VENV)/.installed system-tools ## the whole suite, with coverage
+	$(BIN)/coverage erase
+	RESUMABLE_REQUIRE_ALL=1 $(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+test-low: .venv-low/.installed system-tools ## the suite, but for the browser, on the lowest supported versions
+	RESUMABLE_REQUIRE_ALL=1 .venv-low/bin/python -m pytest -m "not browser"
+
+lock: ## pin the newest versions of all dependencies in requirements/
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python $(PIP) install uv
+	PATH="$(CURDIR)/.venv-lock/bin:$$PATH" bash tools/lock
+
+clean: ## remove all that the other targets made
+	rm -rf .venv .venv-* build dist site htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+system-tools:
+	@bash tools/system-tools chromium redis-server
+
+# One rule for the environments: $(1) its folder, $(2) the file in requirements/.
+define environment
+$(1)/.installed: requirements/$(2).txt
+	@$$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed, with its venv module: make PYTHON=/path/to/python ...' >&2; exit 1; }
+	@echo 'Preparing $(1) ...'
+	@rm -rf $(1)
+	@$$(PYTHON) -m venv $(1)
+	@$(1)/bin/python $$(PIP) install --require-hashes --no-deps --requirement $$<
+	@$(1)/bin/python tools/link.py
+	@touch $$@
+endef
+$(eval $(call environment,.venv,dev))
+$(eval $(call environment,.venv-demo,demo))
+$(eval $(call environment,.venv-low,lowest))
