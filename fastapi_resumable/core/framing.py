@@ -17,15 +17,6 @@ _ID_VALUE = re.compile(rb"(?:\A|[\r\n])id(?:: ?([^\r\n]*))?(?=[\r\n])")
 _NOTHING_TO_DISPATCH = re.compile(rb"(?:(?::[^\r\n]*|retry(?::[^\r\n]*)?)" + _LINE_END + rb")*+")
 
 
-def id_line(epoch: str, offset: int, line_end: bytes = b"\n") -> bytes:
-    """The `id:` line of an event that would end at `offset` without it; the id counts the line itself in."""
-    prefix = b"id: %s-" % epoch.encode("ascii")
-    base = offset + len(prefix) + len(line_end)
-    end = base + len(str(base))
-    end = base + len(str(end))
-    return b"%s%d%s" % (prefix, end, line_end)
-
-
 class EventFramer:
     """Cuts chunks into whole events and, given an epoch, stamps an id on each that has data and none of its own.
 
@@ -33,11 +24,22 @@ class EventFramer:
     empty event there once they have seen an id. Without one, the bytes stay as they are.
     """
 
-    __slots__ = ("_begun", "_epoch", "_flushed_data", "_flushed_id", "_limit", "_pending", "_skip_lf", "oversize")
+    __slots__ = (
+        "_begun",
+        "_epoch",
+        "_flushed_data",
+        "_flushed_id",
+        "_limit",
+        "_pending",
+        "_prefix",
+        "_skip_lf",
+        "oversize",
+    )
 
     def __init__(self, epoch: str | None, limit: int) -> None:
         """Stamp ids of `epoch` (none: leave the bytes alone); hand on an event unfinished once it passes `limit`."""
         self._epoch = epoch
+        self._prefix = b"id: %s-" % (epoch or "").encode("ascii")
         self._limit = limit
         self._pending = bytearray()
         self._begun = False
@@ -49,19 +51,32 @@ class EventFramer:
 
     def feed(self, chunk: bytes, offset: int) -> bytes:
         """Take what the application sent; return the whole events that are ready to be appended at `offset`."""
-        if not self._pending and chunk.endswith(b"\n\n") and not self.oversize and not self._skip_lf:
+        if chunk.endswith(b"\n\n") and not (self._pending or self.oversize or self._skip_lf):
             if self._epoch is None:
                 return chunk
-            if (
-                chunk.startswith((b"data:", b"event:"))
-                and chunk.find(b"\n\n") == len(chunk) - 2
-                and b"\r" not in chunk
-                and b"\nid" not in chunk
-                and (chunk.startswith(b"data:") or b"\ndata:" in chunk)
-            ):
-                self._begun = True
-                return b"%s%s\n" % (chunk[:-1], id_line(self._epoch, offset + len(chunk)))
+            if b"\r" not in chunk:
+                return self._feed_whole(chunk, offset)
         return self._feed(chunk, offset, final=False)
+
+    def _feed_whole(self, chunk: bytes, offset: int) -> bytes:
+        """`feed` for what applications send most: whole events, with LF for line ends."""
+        parts = chunk[:-2].split(b"\n\n")
+        for index, event in enumerate(parts):
+            has_data = event.startswith(b"data:") or (event.startswith(b"event:") and b"\ndata:" in event)
+            if has_data and b"\nid" not in event:
+                parts[index] = stamped = b"%s\n%s\n" % (event, self._id_line(offset + len(event) + 2))
+            else:
+                parts[index] = stamped = self._stamp(event + b"\n\n", offset)
+            offset += len(stamped)
+        self._begun = True
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _id_line(self, offset: int, line_end: bytes = b"\n") -> bytes:
+        """The `id:` line of an event that would end at `offset` without it; the id counts the line itself in."""
+        base = offset + len(self._prefix) + len(line_end)
+        end = base + len(str(base))
+        end = base + len(str(end))
+        return b"%s%d%s" % (self._prefix, end, line_end)
 
     def finish(self, offset: int) -> bytes:
         """Return what is left when the application has ended in order: recorded as it is."""
@@ -135,7 +150,7 @@ class EventFramer:
         lines = event[: len(event) - len(blank)]
         if (has_data or _DATA.search(event)) and not (has_id or _ID.search(event)):
             line_end = _last_line_end(lines)
-            return bom + lines + id_line(self._epoch, offset + len(bom) + len(event), line_end) + blank
+            return bom + lines + self._id_line(offset + len(bom) + len(event), line_end) + blank
         if not has_data and _NOTHING_TO_DISPATCH.fullmatch(lines):
             return bom + lines
         return bom + event

@@ -15,34 +15,47 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _DEFAULTS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
 
 
+class _Handler:
+    """One link of a chain of signal handlers. A retired link may have to stay in it; then it only passes on."""
+
+    def __init__(self, previous: Any, loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
+        self.previous = previous
+        self._loop = loop
+        self._callback = callback
+        self.retired = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self.retired and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._callback)
+        self.previous(number, frame)
+
+
 class TerminationWatch:
     """Calls back on the event loop when the process gets a signal to exit."""
 
     def __init__(self, callback: Callable[[], object]) -> None:
         self._callback = callback
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._previous: dict[int, Any] = {}
+        self._handlers: dict[int, _Handler] = {}
 
     def start(self) -> None:
         """Listen from now on. No-op if it does already, or off the main thread, where Python allows no handlers."""
-        if self._loop is not None or threading.current_thread() is not threading.main_thread():
+        loop = asyncio.get_running_loop()
+        if self._loop is loop or threading.current_thread() is not threading.main_thread():
             return
-        self._loop = asyncio.get_running_loop()
+        self.stop()
+        self._loop = loop
         for number in _SIGNALS:
             previous = signal.getsignal(number)
             if previous not in _DEFAULTS:
-                self._previous[number] = previous
-                signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._callback)
-        self._previous[number](number, frame)
+                handler = self._handlers[number] = _Handler(previous, loop, self._callback)
+                signal.signal(number, handler)
 
     def stop(self) -> None:
-        """Put the former handlers back, unless somebody has come after us; then pass signals on and do nothing else."""
+        """Put the former handlers back, unless somebody has come after us and will call ours."""
         self._loop = None
-        for number, previous in list(self._previous.items()):
-            if signal.getsignal(number) == self._handle:
-                signal.signal(number, previous)
-                del self._previous[number]
+        for number, handler in self._handlers.items():
+            handler.retired = True
+            if signal.getsignal(number) is handler:
+                signal.signal(number, handler.previous)
+        self._handlers.clear()
