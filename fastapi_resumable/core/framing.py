@@ -54,7 +54,7 @@ class EventFramer:
         if chunk.endswith(b"\n\n") and not (self._pending or self.oversize or self._skip_lf):
             if self._epoch is None:
                 return chunk
-            if b"\r" not in chunk:
+            if b"\r" not in chunk and b"\n\n\n" not in chunk:
                 return self._feed_whole(chunk, offset)
         return self._feed(chunk, offset, final=False)
 

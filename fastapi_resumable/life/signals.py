@@ -55,7 +55,7 @@ class TerminationWatch:
         """Put the former handlers back, unless somebody has come after us and will call ours."""
         self._loop = None
         for number, handler in self._handlers.items():
-            handler.retired = True
-            if signal.getsignal(number) is handler:
-                signal.signal(number, handler.previous)
+            handler.retired, previous = True, handler.previous
+            if signal.getsignal(number) == handler:
+                signal.signal(number, previous)
         self._handlers.clear()
