@@ -124,9 +124,7 @@ class Exchange:
 
     def _note_cancellation(self, exc: asyncio.CancelledError) -> None:
         self.cancelled = exc
-        if self._manager.closing:
-            # The server has run out of patience before the grace was over.
-            self._manager.interrupt_soon(self._producer)
+        self._manager.hurry()
 
     # What the client gets.
 

@@ -43,6 +43,8 @@ async def serve(
 
     try:
         await _end(await reader.run(start, deliver), reader.stream, send)
+        if reader.cancelled is not None:
+            raise reader.cancelled
     except OSError:
         # What a server of ASGI 2.4 raises from `send` once the client has gone.
         return

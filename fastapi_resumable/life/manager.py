@@ -58,7 +58,7 @@ class StreamManager:
         self._readers: set[Reader] = set()
         self._shutdown: asyncio.Task[None] | None = None
         self._left: asyncio.Future[None] | None = None
-        self._interrupting: asyncio.Task[None] | None = None
+        self._impatient = False
 
     # Starting and following.
 
@@ -88,7 +88,7 @@ class StreamManager:
 
     def reader(self, stream: Stream, offset: int) -> Reader:
         """Attach a reader at `offset`; `dismiss` it afterwards."""
-        reader = Reader(stream, offset, stall_timeout=self._stall_timeout)
+        reader = Reader(stream, offset, stall_timeout=self._stall_timeout, is_last_call=self.hurry)
         self._readers.add(reader)
         return reader
 
@@ -152,7 +152,7 @@ class StreamManager:
             await asyncio.shield(self._shutdown)
 
     async def _shut_down(self) -> None:
-        await self._quiet(self._shutdown_grace)
+        await self._quiet(self._shutdown_grace, lambda: self._impatient)
         for producer in list(self._producers):
             await self.interrupt(producer)
         await self._quiet(self.stop_grace)
@@ -161,20 +161,22 @@ class StreamManager:
             reader.evict()
         await self.store.aclose()
 
-    def interrupt_soon(self, producer: Producer) -> None:
-        """`interrupt`, from where nothing can be awaited."""
-        self._interrupting = self.spawn(self.interrupt(producer), name="resumable interrupt")
+    def hurry(self) -> bool:
+        """Cut the grace short: the server cancels requests. No-op, and false, if it is not shutting down."""
+        self._impatient = self.closing
+        self._note_departure()
+        return self.closing
 
     async def interrupt(self, producer: Producer) -> None:
         """End a live stream because the server cannot wait for it any longer."""
         await producer.finish(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
         producer.stop("interrupted")
 
-    async def _quiet(self, timeout: float) -> None:
+    async def _quiet(self, timeout: float, is_over: Callable[[], bool] = lambda: False) -> None:
         """Wait until no producer and no reader is left, for `timeout` seconds at most."""
         try:
             async with asyncio.timeout(timeout):
-                while self._producers or self._readers:
+                while (self._producers or self._readers) and not is_over():
                     self._left = asyncio.get_running_loop().create_future()
                     await self._left
         except TimeoutError:
@@ -186,5 +188,5 @@ class StreamManager:
 
     def reopen(self) -> None:
         """Take streams again: the application is started anew in the same process."""
-        self.closing = False
+        self.closing = self._impatient = False
         self._shutdown = None

@@ -29,10 +29,25 @@ class Reading(Enum):
 class Reader:
     """One client's reading of one stream."""
 
-    __slots__ = ("_cursor", "_deadline", "_left", "_sending_since", "_stall_timeout", "_waiter", "_watchdog", "stream")
+    __slots__ = (
+        "_cursor",
+        "_deadline",
+        "_is_last_call",
+        "_left",
+        "_sending_since",
+        "_stall_timeout",
+        "_waiter",
+        "_watchdog",
+        "cancelled",
+        "stream",
+    )
 
-    def __init__(self, stream: Stream, offset: int, *, stall_timeout: float) -> None:
+    def __init__(self, stream: Stream, offset: int, *, stall_timeout: float, is_last_call: Callable[[], bool]) -> None:
+        """`is_last_call`, asked when the reading is cancelled: whether the stream is about to end, and that is why."""
         self.stream = stream
+        self.cancelled: asyncio.CancelledError | None = None
+        """A cancellation that was put off until the end had been delivered; for the caller to raise."""
+        self._is_last_call = is_last_call
         self._cursor = Cursor(offset)
         self._stall_timeout = stall_timeout
         self._waiter: asyncio.Future[None] | None = None
@@ -100,6 +115,10 @@ class Reader:
                 self._waiter = stream.waiter()
                 try:
                     await self._waiter
+                except asyncio.CancelledError as exc:
+                    if self.cancelled is not None or not self._is_last_call():
+                        raise
+                    self.cancelled = exc
                 finally:
                     stream.forget(self._waiter)
                     self._waiter = None
