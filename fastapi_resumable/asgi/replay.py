@@ -38,8 +38,8 @@ async def serve(
     async def start() -> None:
         await send({"type": "http.response.start", "status": reader.stream.head.status_code, "headers": headers})
 
-    async def deliver(data: bytes) -> None:
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+    def deliver(data: bytes) -> Awaitable[None]:
+        return send({"type": "http.response.body", "body": data, "more_body": True})
 
     try:
         await _end(await reader.run(start, deliver), reader.stream, send)

@@ -51,32 +51,35 @@ class EventFramer:
 
     def feed(self, chunk: bytes, offset: int) -> bytes:
         """Take what the application sent; return the whole events that are ready to be appended at `offset`."""
-        if chunk.endswith(b"\n\n") and not (self._pending or self.oversize or self._skip_lf):
-            if self._epoch is None:
-                return chunk
-            if b"\r" not in chunk and b"\n\n\n" not in chunk:
-                return self._feed_whole(chunk, offset)
-        return self._feed(chunk, offset, final=False)
-
-    def _feed_whole(self, chunk: bytes, offset: int) -> bytes:
-        """`feed` for what applications send most: whole events, with LF for line ends."""
+        if not chunk.endswith(b"\n\n") or self._pending or self.oversize or self._skip_lf:
+            return self._feed(chunk, offset, final=False)
+        if self._epoch is None:
+            return chunk
+        # What applications send most: one event, or some, with LF for line ends.
+        if b"\r" in chunk or b"\n\n\n" in chunk:
+            return self._feed(chunk, offset, final=False)
+        if chunk.find(b"\n\n") == len(chunk) - 2:
+            return self._stamp_lf(chunk, offset)
         parts = chunk[:-2].split(b"\n\n")
         for index, event in enumerate(parts):
-            has_data = event.startswith(b"data:") or (event.startswith(b"event:") and b"\ndata:" in event)
-            if has_data and b"\nid" not in event:
-                parts[index] = stamped = b"%s\n%s\n" % (event, self._id_line(offset + len(event) + 2))
-            else:
-                parts[index] = stamped = self._stamp(event + b"\n\n", offset)
+            parts[index] = stamped = self._stamp_lf(event + b"\n\n", offset)
             offset += len(stamped)
-        self._begun = True
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
+
+    def _stamp_lf(self, event: bytes, offset: int) -> bytes:
+        """`_stamp`, short for an event whose lines end in LF and that plainly has data and no id."""
+        if (
+            event.startswith(b"data:") or (event.startswith(b"event:") and b"\ndata:" in event)
+        ) and b"\nid" not in event:
+            self._begun = True
+            return b"%s%s\n" % (event[:-1], self._id_line(offset + len(event)))
+        return self._stamp(event, offset)
 
     def _id_line(self, offset: int, line_end: bytes = b"\n") -> bytes:
         """The `id:` line of an event that would end at `offset` without it; the id counts the line itself in."""
         base = offset + len(self._prefix) + len(line_end)
-        end = base + len(str(base))
-        end = base + len(str(end))
-        return b"%s%d%s" % (self._prefix, end, line_end)
+        digits = str(base + len(str(base)))
+        return b"%s%d%s" % (self._prefix, base + len(digits), line_end)
 
     def finish(self, offset: int) -> bytes:
         """Return what is left when the application has ended in order: recorded as it is."""

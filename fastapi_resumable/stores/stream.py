@@ -84,6 +84,7 @@ class Stream:
         "epoch",
         "head",
         "idempotency_key",
+        "is_final",
         "key",
         "log",
         "on_stop",
@@ -110,6 +111,8 @@ class Stream:
         self.started_at = started_at
         self.completed_at = 0.0
         self.status = ResumableStatus.IN_PROGRESS
+        self.is_final = False
+        """Whether the log has ended."""
         self.on_stop = on_stop
         self.log = ByteLog(max(1, min(BLOCK_SIZE, limits.max_stream_bytes // 8)))
         self._limits = limits
@@ -168,6 +171,7 @@ class Stream:
         self._framer = None
         self.on_stop = None
         self.status = status
+        self.is_final = True
         self.completed_at = now
         self.log.close()
         self._wake()
@@ -191,15 +195,15 @@ class Stream:
         return gap + stamped + stamp.finish(offset + len(stamped))
 
     def _append(self, data: bytes) -> None:
-        log, limit = self.log, self._limits.max_stream_bytes
+        log, budget, limit = self.log, self._budget, self._limits.max_stream_bytes
         log.append(data)
-        self._budget.used += len(data)
-        if self._budget.used > self._budget.limit:
-            self._budget.on_excess()
-        if log.size > limit + log.block_size:
+        budget.used += len(data)
+        if budget.used > budget.limit:
+            budget.on_excess()
+        if log.tail > limit and log.size > limit + log.block_size:
             if log.tail - self._slowest > limit:
                 self._slowest = min((cursor.offset for cursor in self._cursors), default=math.inf)
-            self._budget.used -= log.trim(int(min(log.tail - limit, self._slowest)))
+            budget.used -= log.trim(int(min(log.tail - limit, self._slowest)))
         if self._waiters:
             self._wake()
 
@@ -210,11 +214,6 @@ class Stream:
                 waiter.set_result(None)
 
     # The readers' side.
-
-    @property
-    def is_final(self) -> bool:
-        """Whether the log has ended."""
-        return self.status is not ResumableStatus.IN_PROGRESS
 
     @property
     def earliest(self) -> int:
