@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 import anyio
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,7 +27,8 @@ from ..stores.memory import MemoryStore
 from ..stores.stream import Limits, Stream
 from . import requests
 from .decorator import DECORATED, decorate
-from .errors import Answered, http_error, let_dependencies_answer, unwrap
+from .ending import RequestEnded, outermost
+from .errors import http_error
 from .identity import IdDependency, Identifier, header
 from .location import Locator
 from .route import route_class
@@ -41,12 +42,8 @@ _HookT = TypeVar("_HookT", bound=Hook)
 _EndpointT = TypeVar("_EndpointT", bound=Callable[..., Any])
 
 
-class _Unset:
-    def __repr__(self) -> str:
-        return "(from the environment, or the default)"
-
-
-UNSET: Any = _Unset()
+UNSET: Any = object()
+"""Not given: from the environment, or the default."""
 
 
 class Resumable:
@@ -185,51 +182,50 @@ class Resumable:
         Declare it after the dependencies that check who asks: it answers a resume as soon as they have passed.
         """
         running = request.scope.get(self._scope_key)
-        if running is not None:
-            yield running
-            return
         # A decorated endpoint is told what to answer once all its dependencies have passed.
         decorated = getattr(request.scope.get("endpoint"), DECORATED, False)
+        if running is not None:
+            yield running
+        else:
+            admitted: Producer | Response | HTTPException | None
+            try:
+                admitted = await self._admit(request, requests.body_again(request))
+            except ResumableError as exc:
+                admitted = http_error(exc)
+                if not decorated:
+                    raise admitted from exc
+            if isinstance(admitted, Producer):
+                async with self._host(request, admitted) as stream:
+                    yield stream
+            elif isinstance(admitted, Response) and not decorated and self._is_last_dependency(request):
+                raise RequestEnded(request, admitted)
+            else:
+                yield ResumableStream(answer=admitted)
+
+    @asynccontextmanager
+    async def _host(self, request: Request, producer: Producer) -> AsyncIterator[ResumableStream]:
+        """Carry a stream through the dependencies of the request that begins it."""
         body = RequestBody(request.receive, owed=False)
-        try:
-            admitted = await self._admit(request, requests.body_again(request))
-        except ResumableError as exc:
-            error = http_error(exc)
-            if not decorated:
-                raise error from exc
-            yield ResumableStream(error=error)
-            return
-        if admitted is None:
-            yield ResumableStream()
-            return
-        let_dependencies_answer(request.scope)
-        if isinstance(admitted, Response):
-            if not decorated and self._is_last_dependency(request):
-                raise Answered(admitted)
-            yield ResumableStream(answer=admitted)
-            return
-        exchange = self._exchange(admitted, body, request, request._send)  # noqa: SLF001  # it has no public name
+        exchange = self._exchange(producer, body, request, request._send)  # noqa: SLF001  # it has no public name
         # So that `request.is_disconnected()` tells of a stop, and not of a client that has left.
         request._receive = exchange.recorder.receive  # noqa: SLF001  # as above
-        # FastAPI unwinds this stack when all dependencies are closed: what is raised there, or kept from being raised,
-        # is no longer of concern to them.
-        request.scope["fastapi_middleware_astack"].push(partial(_conclude, exchange))
+        outermost(request).push(partial(_conclude, exchange))
         with anyio.CancelScope() as scope:
-            admitted.cancel_request = scope.cancel
+            producer.cancel_request = scope.cancel
             # Whoever loses patience with the request is to wait for the dependencies that are closed after it, too.
             exchange.on_run = partial(setattr, scope, "shield", True)
             try:
-                yield ResumableStream(admitted, exchange=exchange, request=request)
+                yield ResumableStream(producer, exchange=exchange, request=request)
             except Exception as exc:
                 if exchange.answered:
-                    logger.exception("stream %r failed before it began", admitted.key.id)
-                    raise Answered(None) from exc
+                    logger.exception("stream %r failed before it began", producer.key.id)
+                    raise RequestEnded(request) from exc
                 raise
             finally:
                 with anyio.CancelScope(shield=True):
                     await exchange.release()
-        if scope.cancelled_caught and admitted.stop_code is not None:
-            raise http_error(stopped_while_queued(admitted.stop_code))
+        if scope.cancelled_caught and producer.stop_code is not None:
+            raise http_error(stopped_while_queued(producer.stop_code))
 
     async def serve(
         self,
@@ -275,13 +271,10 @@ class Resumable:
                 inner["headers"] = headers
             try:
                 await exchange.run(app, inner, send)
-            except Exception as exc:
-                if exchange.answered:
-                    logger.exception("stream %r failed before it began", admitted.key.id)
-                    return
-                if exchange.recorder.holds_head and (original := unwrap(exc)) is not exc:
-                    raise original from original.__cause__
-                raise
+            except Exception:
+                if not exchange.answered:
+                    raise
+                logger.exception("stream %r failed before it began", admitted.key.id)
         except ResumableError as exc:
             raise http_error(exc) from exc
         if exchange.cancelled is not None:

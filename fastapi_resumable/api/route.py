@@ -2,11 +2,12 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from fastapi.routing import APIRoute
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -14,53 +15,64 @@ if TYPE_CHECKING:
 
 _GUARDED = "__fastapi_resumable_guarded__"
 
-
-class _Admitted(BaseException):
-    """Raised in the place of the endpoint, once its dependencies have let the request through.
-
-    No `Exception`, so that no dependency takes it for a failure of the endpoint.
-    """
+Check = ContextVar[list[bool] | None]
+"""Set while a request is only checked, not run: gets an entry when its dependencies have let it through."""
 
 
-def _guard(endpoint: Callable[..., Any], checking: ContextVar[bool]) -> Callable[..., Any]:
-    """Wrap an endpoint so that it is not run while its request is only checked."""
+def _guard(endpoint: Callable[..., Any], check: Check) -> Callable[..., Any]:
+    """Wrap an endpoint so that it is not run while its request is only checked; FastAPI looks through the wrapper."""
     # Older FastAPI makes a route anew, from the wrapped endpoint, for each router that it is included in.
-    if getattr(endpoint, _GUARDED, None) is checking:
+    if getattr(endpoint, _GUARDED, None) is check:
         return endpoint
+    # What the endpoint gives instead: of a generator function, a generator that has nothing.
+    instead = (
+        _nothing
+        if inspect.isasyncgenfunction(endpoint)
+        else tuple
+        if inspect.isgeneratorfunction(endpoint)
+        else Response
+    )
+
+    def admitted() -> bool:
+        passed = check.get()
+        if passed is None:
+            return False
+        passed.append(True)
+        return True
 
     if inspect.iscoroutinefunction(endpoint):
 
         @functools.wraps(endpoint)
         async def guarded_async(*args: Any, **kwargs: Any) -> Any:
-            if checking.get():
-                raise _Admitted
-            return await endpoint(*args, **kwargs)
+            return instead() if admitted() else await endpoint(*args, **kwargs)
 
         guarded: Callable[..., Any] = guarded_async
     else:
 
         @functools.wraps(endpoint)
         def guarded_sync(*args: Any, **kwargs: Any) -> Any:
-            # Of a generator function this makes the generator; FastAPI looks through the wrapper to tell.
-            if checking.get():
-                raise _Admitted
-            return endpoint(*args, **kwargs)
+            return instead() if admitted() else endpoint(*args, **kwargs)
 
         guarded = guarded_sync
-    setattr(guarded, _GUARDED, checking)
+    setattr(guarded, _GUARDED, check)
     return guarded
+
+
+async def _nothing() -> AsyncIterator[Any]:
+    nothing: tuple[Any, ...] = ()
+    for item in nothing:
+        yield item
 
 
 def route_class(resumable: "Resumable") -> type[APIRoute]:
     """Make a route class whose routes run resumable."""
-    # Set while a request is only checked, not run.
-    checking: ContextVar[bool] = ContextVar("fastapi_resumable_checking", default=False)
+    check: Check = ContextVar("fastapi_resumable_check", default=None)
 
     class ResumableRoute(APIRoute):
         """A route whose endpoint runs resumable."""
 
         def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:
-            super().__init__(path, _guard(endpoint, checking), **kwargs)
+            super().__init__(path, _guard(endpoint, check), **kwargs)
 
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
             """Run the route in the background, if the request names a stream."""
@@ -73,15 +85,14 @@ def route_class(resumable: "Resumable") -> type[APIRoute]:
             async def hold(message: Message) -> None:
                 held.append(message)
 
-            token = checking.set(True)
+            passed: list[bool] = []
+            token = check.set(passed)
             try:
                 await super().handle(dict(scope), receive, hold)
-            except _Admitted:
-                return True
             finally:
-                checking.reset(token)
-            for message in held:
+                check.reset(token)
+            for message in held if not passed else ():
                 await send(message)
-            return False
+            return bool(passed)
 
     return ResumableRoute

@@ -67,8 +67,5 @@ def load_settings(given: dict[str, Any]) -> ResumableSettings:
 
 def _sentence(error: Any, given: dict[str, Any]) -> str:
     name = str(error["loc"][0])
-    field = ResumableSettings.model_fields.get(name)
-    if field is None:
-        return f"{name} is not a setting of Resumable; the settings are {', '.join(ResumableSettings.model_fields)}."
     source = name if name in given else f"{name} (FASTAPI_RESUMABLE_{name.upper()} in the environment)"
-    return f"{source} {field.description}, not {error['input']!r}."
+    return f"{source} {ResumableSettings.model_fields[name].description}, not {error['input']!r}."

@@ -17,15 +17,13 @@ class ResumableStream:
         *,
         exchange: Exchange | None = None,
         request: Request | None = None,
-        answer: Response | None = None,
-        error: HTTPException | None = None,
+        answer: Response | HTTPException | None = None,
     ) -> None:
         self._producer = producer
         self._exchange = exchange
         self.request = request
         """The request whose response has to go through this handle; `None` where the whole request is recorded."""
         self._answer = answer
-        self._error = error
 
     @property
     def id(self) -> str | None:
@@ -51,8 +49,8 @@ class ResumableStream:
         Raises:
             HTTPException: The request is refused.
         """
-        if self._error is not None:
-            raise self._error
+        if isinstance(self._answer, HTTPException):
+            raise self._answer
         return self._answer
 
     def __call__(self, response: Response) -> Response:

@@ -101,7 +101,7 @@ class Exchange:
             if self._producer.stop_code is not None and not self.recorder.passing:
                 raise stopped_while_queued(self._producer.stop_code)
             if self._producer.error is not None:
-                raise self._producer.error
+                raise unwrap(self._producer.error) if self.recorder.holds_head else self._producer.error
 
     async def release(self) -> None:
         """Give back what the exchange holds, whether it has run or not."""
@@ -156,6 +156,25 @@ class Exchange:
         item = self._producer.reservation.item if stream is None else stream.item
         response = accepted(item, self._locate(item.conversation_id))
         await response({"type": "http"}, self._body.receive, self._send)
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The exception that the user's code raised, out of what frameworks wrap around it.
+
+    Starlette and anyio wrap what is raised after a response has started, or in a task group. While we hold the head
+    back the response has not started, so the original can still be handled.
+    """
+    while True:
+        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        elif (
+            type(error) is RuntimeError
+            and error.__cause__ is not None
+            and str(error).startswith("Caught handled exception")
+        ):
+            error = error.__cause__
+        else:
+            return error
 
 
 def stopped_while_queued(code: str) -> ResumableError:

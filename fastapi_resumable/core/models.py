@@ -21,11 +21,6 @@ class ResumableStatus(StrEnum):
     INTERRUPTED = "interrupted"
     """The producer was lost: a crash, a kill, a shutdown past the grace."""
 
-    @property
-    def is_final(self) -> bool:
-        """Whether the stream has ended."""
-        return self not in (ResumableStatus.QUEUED, ResumableStatus.IN_PROGRESS)
-
 
 class ResumableStreamItem(BaseModel):
     """One stream, as a lookup shows it."""

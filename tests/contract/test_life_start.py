@@ -330,7 +330,7 @@ class Guarded:
                 raise HTTPException(401, "who are you?")
             try:
                 yield key
-            except BaseException as error:
+            except Exception as error:
                 self.seen.append(type(error).__name__)
                 raise
             finally:
