@@ -220,6 +220,8 @@ class Resumable:
                 if exchange.answered:
                     logger.exception("stream %r failed before it began", producer.key.id)
                     raise RequestEnded(request) from exc
+                if isinstance(exc, ResumableError):
+                    raise http_error(exc) from exc
                 raise
             finally:
                 with anyio.CancelScope(shield=True):

@@ -73,6 +73,7 @@ class Stream:
     """A log with a beginning and an end, and everybody who waits for more of it."""
 
     __slots__ = (
+        "_bound",
         "_budget",
         "_cursors",
         "_framer",
@@ -116,6 +117,7 @@ class Stream:
         self.on_stop = on_stop
         self.log = ByteLog(max(1, min(BLOCK_SIZE, limits.max_stream_bytes // 8)))
         self._limits = limits
+        self._bound = limits.max_stream_bytes
         self._budget = budget
         self._framer = (
             EventFramer(epoch if limits.event_ids else None, limits.max_stream_bytes) if head.is_event_stream else None
@@ -142,7 +144,7 @@ class Stream:
 
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes leave everything in place that an attached reader still needs."""
-        tail, limit = self.log.tail, self._limits.max_stream_bytes
+        tail, limit = self.log.tail, self._bound
         if tail + size - self._slowest <= limit:
             return True
         self._slowest = min((cursor.offset for cursor in self._cursors), default=math.inf)
@@ -167,6 +169,8 @@ class Stream:
             else:
                 rest = self._terminal_event(status, code, message)
             if rest:
+                # How it ended is kept on top of what the bound allows, however small that is.
+                self._bound += len(rest)
                 self._append(rest)
         self._framer = None
         self.on_stop = None
@@ -195,15 +199,16 @@ class Stream:
         return gap + stamped + stamp.finish(offset + len(stamped))
 
     def _append(self, data: bytes) -> None:
-        log, budget, limit = self.log, self._budget, self._limits.max_stream_bytes
+        log, budget, bound = self.log, self._budget, self._bound
         log.append(data)
         budget.used += len(data)
         if budget.used > budget.limit:
             budget.on_excess()
-        if log.tail > limit and log.size > limit + log.block_size:
-            if log.tail - self._slowest > limit:
+        if log.tail > bound and log.size > bound + log.block_size:
+            if log.tail - self._slowest > bound:
                 self._slowest = min((cursor.offset for cursor in self._cursors), default=math.inf)
-            budget.used -= log.trim(int(min(log.tail - limit, self._slowest)))
+            # Three bytes more, to see the blank line that the first event which is kept comes after.
+            budget.used -= log.trim(int(min(log.tail - bound - 3, self._slowest)))
         if self._waiters:
             self._wake()
 
@@ -218,7 +223,7 @@ class Stream:
     @property
     def earliest(self) -> int:
         """The first offset that can be resumed from: of an event stream, the start of an event."""
-        low = max(self.log.floor, self.log.tail - self._limits.max_stream_bytes)
+        low = max(self.log.floor, self.log.tail - self._bound)
         if low == 0 or not self.head.is_event_stream:
             return low
         start = max(self.log.floor, low - 3)

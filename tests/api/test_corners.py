@@ -1,0 +1,447 @@
+"""api/: what seldom happens, told through requests."""
+
+import asyncio
+import inspect
+import json
+from typing import Annotated, Any
+
+import pytest
+from fastapi import Depends, FastAPI, Form, HTTPException, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
+
+from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream, body_field, header
+from tests.support.asgi import bounded, running, settle
+
+ID = {"X-Conversation-Id": "chat-1"}
+
+
+async def words(*values: str):
+    for value in values:
+        yield f"data: {value}\n\n"
+
+
+def events(*values: str) -> StreamingResponse:
+    return StreamingResponse(words(*values), media_type="text/event-stream")
+
+
+def make(**settings: Any) -> tuple[FastAPI, Resumable]:
+    resumable = Resumable(**{"shutdown_grace": 0.1, "stop_grace": 1.0} | settings)
+    app = FastAPI()
+    app.include_router(resumable.router)
+    return app, resumable
+
+
+async def test_a_callable_object_can_be_decorated():
+    """An endpoint need not be a function."""
+    app, resumable = make()
+
+    class Chat:
+        async def __call__(self, name: str = "you"):
+            return events("hello", name)
+
+    app.post("/chat")(resumable.stream(Chat()))
+    async with running(app) as client:
+        reply = await client.post("/chat?name=me", headers=ID)
+
+        assert b"data: me\n" in reply.body
+        assert (await client.get("/v1/stream/chat-1")).body == reply.body
+
+
+def test_annotations_that_cannot_be_resolved_yet_are_left_to_fastapi():
+    """A name that is defined later is no reason to fail at decoration."""
+    _, resumable = make()
+
+    @resumable.stream
+    async def chat(prompt: "NotYetDefined"):  # noqa: F821
+        return events("x")
+
+    assert inspect.signature(chat).parameters["prompt"].annotation == "NotYetDefined"
+
+
+async def test_a_value_that_is_no_response_is_recorded_as_the_response_model_says():
+    """Plain JSON under a stream id is recorded like any other, without what the model leaves out."""
+    app, resumable = make()
+
+    class Public(BaseModel):
+        name: str
+
+    @app.post("/model", status_code=201)
+    @resumable.stream
+    async def model() -> Public:
+        return Public.model_validate({"name": "ann"})
+
+    @app.post("/custom", response_class=JSONResponse, response_model=Public)
+    @resumable.stream
+    def custom() -> Any:
+        return {"name": "bob", "secret": "hidden"}
+
+    async with running(app) as client:
+        for path, status, body in (("/model", 201, {"name": "ann"}), ("/custom", 200, {"name": "bob"})):
+            reply = await client.post(path, headers={"X-Conversation-Id": path})
+            replayed = await client.get(f"/v1/stream?conv_id={path}")
+
+            assert (reply.status, json.loads(reply.body)) == (status, body)
+            assert (replayed.status, replayed.body) == (status, reply.body)
+
+
+async def test_a_number_in_the_body_is_an_id_too():
+    """`{"id": 7}` names the stream `7`; `true` and a list name none."""
+    app, resumable = make(stream_id=body_field("id"))
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat(body: dict[str, Any]):
+        return events("x")
+
+    async with running(app) as client:
+        assert (await client.post("/chat", json={"id": 7})).headers["x-conversation-id"] == "7"
+        for nameless in ({"id": True}, {"id": [1]}, {}):
+            assert "x-conversation-id" not in (await client.post("/chat", json=nameless)).headers
+
+
+async def test_a_form_has_no_json_field():
+    """Looking for the id in a form's body finds none, and takes nothing away."""
+    app, resumable = make(stream_id=body_field("id"))
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat(name: Annotated[str, Form(alias="id")]):
+        return events(name)
+
+    async with running(app) as client:
+        reply = await client.post("/chat", body=b"id=7", headers={"content-type": "application/x-www-form-urlencoded"})
+
+        assert reply.body == b"data: 7\n\n"
+        assert "x-conversation-id" not in reply.headers
+
+
+async def test_a_dependency_that_returns_no_string_is_a_mistake_that_is_named():
+    """The sentence says which one, and what it must return."""
+    app, resumable = make(owner=lambda: 7)
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat():
+        return events("x")
+
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers=ID)
+        await exchange.served()
+
+        assert exchange.head_now.status == 500
+        assert "owner must return str or None, not int" in str(exchange.error)
+
+
+async def test_faces_within_faces_record_once():
+    """Middleware, route class, decorator and dependency on one endpoint: the outermost does it all."""
+    app, resumable = make()
+    app.router.route_class = resumable.route_class
+    seen: list[ResumableStream] = []
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat(stream: Annotated[ResumableStream, Depends(resumable)]):
+        seen.append(stream)
+        return stream(events("one"))
+
+    app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    async with running(app) as client:
+        reply = await client.post("/chat", headers=ID)
+        assert reply.body.count(b"data: one") == reply.body.count(b"id: ") == 1
+        assert (seen[0].id, seen[0].epoch) == ("chat-1", reply.headers["x-stream-epoch"])
+        assert not seen[0].stopped
+
+        assert (await client.post("/chat")).body == b"data: one\n\n"
+        assert (seen[1].id, seen[1].epoch, bool(seen[1]), seen[1].stopped) == (None, None, False, False)
+
+
+@pytest.mark.parametrize("face", ["decorator", "route_class"])
+async def test_an_endpoint_that_fails_after_202_leaves_nothing_behind(face, caplog):
+    """The client has its answer; the failure is logged, the stream never was."""
+    app, resumable = make(pending_timeout=0)
+    if face == "route_class":
+        app.router.route_class = resumable.route_class
+    release = asyncio.Event()
+
+    async def chat():
+        await release.wait()
+        raise LookupError("too late")
+
+    app.post("/chat")(chat if face == "route_class" else resumable.stream(chat))
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers=ID | {"Prefer": "respond-async"})
+        assert (await exchange.head()).status == 202
+        release.set()
+        assert json.loads(await exchange.rest())["status"] == "queued"
+        await exchange.served()
+
+        assert exchange.error is None
+        assert (await client.get("/v1/stream/chat-1")).status == 404
+    assert "failed before it began" in caplog.text
+
+
+async def test_an_answer_that_is_no_stream_is_dropped_after_202():
+    """A refusal that comes too late to be told is not sent after the 202."""
+    app, resumable = make(pending_timeout=0)
+    release = asyncio.Event()
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat():
+        await release.wait()
+        return JSONResponse({"no": "thanks"}, status_code=402)
+
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers=ID | {"Prefer": "respond-async"})
+        assert (await exchange.head()).status == 202
+        release.set()
+        await exchange.served()
+
+        assert b"thanks" not in await exchange.rest()
+        assert exchange.error is None
+
+
+async def test_202_without_the_router_has_no_location(caplog):
+    """An application that does not include the router is told so, once."""
+    resumable = Resumable(on_conflict="attach")
+    app = FastAPI()
+    release = asyncio.Event()
+
+    async def slow():
+        yield "data: one\n\n"
+        await release.wait()
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat():
+        return StreamingResponse(slow(), media_type="text/event-stream")
+
+    async with running(app) as client:
+        for _ in range(2):
+            reply = client.start("POST", "/chat", headers=ID | {"Prefer": "respond-async"})
+            head = await reply.head()
+            assert head.status == 202
+            assert "location" not in head.headers
+        release.set()
+    assert caplog.text.count("include_router(resumable.router)") == 1
+
+
+async def test_a_refusal_passes_through_with_its_own_channel():
+    """A non-2xx response sees the client's disconnect, as if we were not there."""
+    app, resumable = make()
+    told = asyncio.Event()
+
+    class Refusal(JSONResponse):
+        async def __call__(self, scope, receive, send):
+            await super().__call__(scope, receive, send)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            told.set()
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat():
+        return Refusal({"no": True}, status_code=403)
+
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers=ID)
+        assert (await exchange.head()).status == 403
+        exchange.disconnect()
+        await bounded(told.wait(), "the refusal's end")
+
+
+async def test_a_stop_between_the_endpoint_and_its_response_is_a_stop():
+    """The response is never run, and the caller is told."""
+    app, resumable = make()
+    ran = []
+
+    async def never():
+        ran.append(True)
+        yield "data: x\n\n"
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat(request: Request):
+        producer = next(iter(resumable.manager._producers))
+        # As if the stop came when nothing can be cancelled any more.
+        producer.cancel_request = lambda: None
+        await resumable.store.stop(producer.key, None)
+        return StreamingResponse(never(), media_type="text/event-stream")
+
+    async with running(app) as client:
+        reply = await client.post("/chat", headers=ID)
+
+    assert (reply.status, reply.code) == (400, "cancelled")
+    assert ran == []
+
+
+async def test_an_app_that_sends_after_a_stop_is_told_its_client_has_left():
+    """Before the first byte, too: `send` raises OSError."""
+    app, resumable = make(head_timeout=30)
+    seen: list[str] = []
+    waiting = asyncio.Event()
+
+    class Stubborn(StreamingResponse):
+        async def __call__(self, scope, receive, send):
+            waiting.set()
+            try:
+                await receive()
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+            except OSError as error:
+                seen.append(str(error))
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat():
+        return Stubborn(words())
+
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers=ID)
+        await bounded(waiting.wait())
+        await settle()
+        await client.delete("/v1/stream/chat-1")
+        reply = await exchange.reply()
+
+    assert (reply.status, reply.code) == (400, "cancelled")
+    assert seen == ["the stream was stopped before it began"]
+
+
+async def test_the_response_class_keeps_what_a_response_offers():
+    """Whoever wraps the endpoint finds the user's response in ours."""
+    app, resumable = make()
+    found: list[Any] = []
+
+    def outer(endpoint):
+        async def wrapper(**values):
+            response = await endpoint(**values)
+            found.append(response.body_iterator)
+            response.headers["X-Outer"] = "yes"
+            return response
+
+        wrapper.__signature__ = inspect.signature(endpoint)
+        return wrapper
+
+    @app.post("/chat")
+    @outer
+    @resumable.stream
+    async def chat():
+        return events("x")
+
+    async with running(app) as client:
+        assert (await client.post("/chat", headers=ID)).headers["x-outer"] == "yes"
+    assert found
+
+
+async def test_a_lookup_body_that_is_too_large_is_refused_before_it_is_read():
+    """Memory is not for the asking."""
+    app, _ = make()
+    async with running(app) as client:
+        reply = await client.post("/v1/streams/lookup", pieces=[b'{"conversation_ids": ["'] + [b"x" * 65536] * 70)
+
+    assert (reply.status, reply.code) == (400, "invalid_request")
+
+
+async def test_a_header_that_is_not_utf_8_is_a_bad_id():
+    """And is told apart from no id."""
+    app, resumable = make(owner=header("X-User"))
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat():
+        return events("x")
+
+    async with running(app) as client:
+        for name in (b"x-conversation-id", b"x-user"):
+            exchange = client.start("POST", "/chat", headers=ID)
+            await exchange.served()
+            scope_headers = [(b"x-conversation-id", b"a"), (name, b"\xff")]
+            sent: list[Any] = []
+
+            async def send(message, sent=sent):
+                sent.append(message)
+
+            async def receive():
+                return {"type": "http.request", "body": b"", "more_body": False}
+
+            await app(
+                {
+                    "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
+                    "method": "POST", "scheme": "http", "path": "/chat", "raw_path": b"/chat", "query_string": b"",
+                    "root_path": "", "headers": scope_headers[::-1], "client": ("127.0.0.1", 1), "server": ("t", 80),
+                },
+                receive,
+                send,
+            )  # fmt: skip
+            assert sent[0]["status"] == 400
+
+
+def test_a_bound_that_one_stream_would_burst_is_refused():
+    """The sentence names both settings."""
+    with pytest.raises(ValueError, match=r"max_total_bytes \(10\) must be at least max_stream_bytes \(20\)"):
+        Resumable(max_stream_bytes=20, max_total_bytes=10)
+
+
+def test_a_route_that_is_made_again_is_not_guarded_twice():
+    """Older FastAPI makes routes anew, from the wrapped endpoint, for each router they are included in."""
+    _, resumable = make()
+    route = resumable.route_class("/x", lambda: None)
+
+    assert resumable.route_class("/x", route.endpoint).endpoint is route.endpoint
+
+
+@pytest.mark.parametrize("kind", ["def", "async def", "yield", "async yield"])
+async def test_a_resume_at_any_kind_of_endpoint_checks_its_caller_first(kind):
+    """The dependencies run, the endpoint does not; a refusal is passed on as it is."""
+    app, resumable = make()
+    app.router.route_class = resumable.route_class
+    ran: list[str] = []
+
+    async def check(key: str = ""):
+        if key != "sesame":
+            raise HTTPException(401, "who are you?")
+
+    if kind == "def":
+
+        def chat():
+            ran.append(kind)
+            return events("one", "two")
+    elif kind == "async def":
+
+        async def chat():
+            ran.append(kind)
+            return events("one", "two")
+    elif kind == "yield":
+
+        def chat():
+            ran.append(kind)
+            yield "data: one\n\n"
+            yield "data: two\n\n"
+    else:
+
+        async def chat():
+            ran.append(kind)
+            yield "data: one\n\n"
+            yield "data: two\n\n"
+
+    class Events(StreamingResponse):
+        media_type = "text/event-stream"
+
+    try:
+        app.get("/chat", dependencies=[Depends(check)], response_class=Events)(chat)
+    except Exception:
+        assert "yield" in kind
+        return  # FastAPI below 0.134 has no endpoints that yield
+    async with running(app) as client:
+        whole = await client.get("/chat?key=sesame", headers=ID)
+        if whole.status == 500 and "yield" in kind:
+            return
+        first = next(line[4:] for line in whole.body.decode().splitlines() if line.startswith("id: "))
+        resumed = await client.get("/chat?key=sesame", headers=ID | {"Last-Event-ID": first})
+        refused = await client.get("/chat", headers=ID | {"Last-Event-ID": first})
+
+    assert resumed.body and whole.body.endswith(resumed.body)
+    assert refused.status == 401
+    assert ran == [kind]

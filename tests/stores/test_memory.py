@@ -1,0 +1,169 @@
+"""stores/memory.py: who may begin, who is followed, and what is forgotten when."""
+
+import asyncio
+
+import pytest
+
+from fastapi_resumable import (
+    MemoryStore,
+    ResumableStatus,
+    StreamCancelled,
+    StreamNotFound,
+    StreamPending,
+    StreamReplaced,
+)
+from fastapi_resumable.core.ids import StreamKey
+from fastapi_resumable.stores.base import Reservation
+from fastapi_resumable.stores.stream import Head, Limits
+
+KEY = StreamKey("ann", "chat")
+HEAD = Head(200, ((b"content-type", b"text/event-stream"),))
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Told:
+    """A reservation, and what it was told."""
+
+    def __init__(self, key: StreamKey, name: str, idempotency_key: str | None = None) -> None:
+        self.codes: list[str] = []
+        self.reservation = Reservation(key, name * 16, idempotency_key=idempotency_key, on_stop=self.codes.append)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(clock) -> MemoryStore:
+    made = MemoryStore(clock=clock, wall_clock=clock)
+    made.configure(Limits(retention=10.0))
+    return made
+
+
+async def test_a_younger_request_that_begins_first_wins_over_an_older_one(store):
+    """The older is told that it was replaced, and cannot begin any more."""
+    older, younger = Told(KEY, "a"), Told(KEY, "b")
+    await store.reserve(older.reservation, "replace")
+    await store.reserve(younger.reservation, "replace")
+    stream = await store.begin(younger.reservation, HEAD)
+
+    assert older.codes == ["replaced"]
+    with pytest.raises(StreamReplaced):
+        await store.begin(older.reservation, HEAD)
+    assert await store.find(KEY, 0) is stream
+
+
+async def test_a_stopped_request_cannot_begin(store):
+    """A stop while queued is final."""
+    one = Told(KEY, "a")
+    await store.reserve(one.reservation, "replace")
+    await store.stop(KEY, "b" * 16)
+    assert one.codes == []
+
+    await store.stop(KEY, None)
+
+    assert one.codes == ["cancelled"]
+    with pytest.raises(StreamCancelled):
+        await store.begin(one.reservation, HEAD)
+    with pytest.raises(StreamNotFound):
+        await store.find(KEY, 0)
+
+
+@pytest.mark.parametrize("how", ["stop", "release", "begin"])
+async def test_a_reader_of_a_queued_stream_learns_what_becomes_of_it(store, how):
+    """It waits for the beginning; a stop or a refusal ends the wait."""
+    one = Told(KEY, "a")
+    await store.reserve(one.reservation, "replace")
+    with pytest.raises(StreamPending):
+        await store.find(KEY, 0)
+    waiting = asyncio.ensure_future(store.find(KEY, 60))
+    await asyncio.sleep(0)
+    if how == "begin":
+        stream = await store.begin(one.reservation, HEAD)
+        assert await waiting is stream
+        return
+    await (store.stop(KEY, None) if how == "stop" else store.release(one.reservation))
+    with pytest.raises(StreamNotFound):
+        await waiting
+
+
+@pytest.mark.parametrize(("rule", "keys"), [("attach", (None, None)), ("replace", ("k", "k"))])
+@pytest.mark.parametrize("how", ["stop", "release", "begin"])
+async def test_a_request_that_waits_for_another_follows_it_or_takes_its_place(store, rule, keys, how):
+    """It never starts what was stopped, and always what was refused."""
+    first, second = Told(KEY, "a", keys[0]), Told(KEY, "b", keys[1])
+    await store.reserve(first.reservation, rule)
+    waiting = asyncio.ensure_future(store.reserve(second.reservation, rule))
+    await asyncio.sleep(0)
+    if how == "begin":
+        stream = await store.begin(first.reservation, HEAD)
+        assert await waiting is stream
+    elif how == "release":
+        await store.release(first.reservation)
+        assert await waiting is None
+    else:
+        await store.stop(KEY, None)
+        with pytest.raises(StreamCancelled):
+            await waiting
+
+
+async def test_another_idempotency_key_is_another_request(store):
+    """Only the same key attaches; the rule decides about any other."""
+    first, second = Told(KEY, "a", "one"), Told(KEY, "b", "two")
+    await store.reserve(first.reservation, "replace")
+
+    assert await store.reserve(second.reservation, "replace") is None
+
+
+async def test_a_finished_stream_expires_by_the_timer_too(store, clock):
+    """Nobody has to ask for memory to be given back."""
+    one = Told(KEY, "a")
+    await store.reserve(one.reservation, "replace")
+    stream = await store.begin(one.reservation, HEAD)
+    await store.finish(stream, ResumableStatus.COMPLETED, "", "")
+    await store.finish(stream, ResumableStatus.FAILED, "", "")
+    assert stream.status is ResumableStatus.COMPLETED
+    store._on_timer()
+    assert await store.lookup("ann", ["chat"])
+
+    clock.now += 11
+    store._on_timer()
+
+    assert not store._slots
+    assert not store._variants
+    assert store._budget.used == 0
+    await store.aclose()
+
+
+async def test_stopping_what_has_ended_forgets_it(store):
+    """DELETE on a finished stream is a 204, and then a 404."""
+    one = Told(KEY, "a")
+    await store.reserve(one.reservation, "replace")
+    stream = await store.begin(one.reservation, HEAD)
+    await store.finish(stream, ResumableStatus.COMPLETED, "", "")
+    await store.stop(KEY, None)
+
+    assert await store.lookup("ann", ["chat"]) == []
+    assert stream.status is ResumableStatus.COMPLETED
+    await store.release(one.reservation)
+    await store.aclose()
+
+
+async def test_a_variant_is_forgotten_with_its_last_stream(store):
+    """The index of variants holds no more than the streams that there are."""
+    for name, stream_id in (("a", "chat::x"), ("b", "chat::y")):
+        await store.reserve(Told(StreamKey("ann", stream_id), name).reservation, "replace")
+    assert [item.conversation_id for item in await store.lookup("ann", ["chat", "chat::x"])] == ["chat::x", "chat::y"]
+
+    await store.stop(StreamKey("ann", "chat::x"), None)
+    assert [item.conversation_id for item in await store.lookup("ann", ["chat"])] == ["chat::y"]
+    await store.stop(StreamKey("ann", "chat::y"), None)
+
+    assert not store._variants
