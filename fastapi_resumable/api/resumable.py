@@ -14,22 +14,21 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..asgi.body import RequestBody
-from ..asgi.exchange import Exchange, accepted, stopped_while_queued
-from ..asgi.replay import replay
+from ..asgi.exchange import Exchange, stopped_while_queued
 from ..core.errors import ResumableError
-from ..core.ids import StreamKey
 from ..core.terminal import TerminalEvent
 from ..life.manager import Hook, StreamManager
 from ..life.producer import Producer
 from ..life.signals import TerminationWatch
 from ..stores.base import OnConflict, Store
 from ..stores.memory import MemoryStore
-from ..stores.stream import Limits, Stream
+from ..stores.stream import Limits
 from . import requests
+from .admission import Admission
 from .decorator import DECORATED, decorate
 from .ending import RequestEnded, outermost
 from .errors import http_error
-from .identity import IdDependency, Identifier, header
+from .identity import IdDependency
 from .location import Locator
 from .route import route_class
 from .router import build_router
@@ -148,18 +147,25 @@ class Resumable:
             stop_grace=self.settings.stop_grace,
             shutdown_grace=self.settings.shutdown_grace,
         )
-        self._identify = Identifier(stream_id or header("X-Conversation-Id"), owner, auto_id=self.settings.auto_id)
         self._termination = TerminationWatch(self.manager.begin_shutdown)
         # Two of them in one application must not be taken for each other.
         token = secrets.token_hex(8)
         self._scope_key = f"fastapi_resumable.{token}"
-        self._locate = Locator(f"resumable_replay_{token}")
+        locator = Locator(f"resumable_replay_{token}")
+        self._admission = Admission(
+            self.manager,
+            self.settings,
+            stream_id=stream_id,
+            owner=owner,
+            locator=locator,
+            termination=self._termination,
+        )
         self.router: APIRouter = build_router(
             self.manager,
             prefix=self.settings.prefix,
             owner=owner,
             pending_timeout=self.settings.pending_timeout,
-            locator=self._locate,
+            locator=locator,
             lifespan=self._lifespan,
         )
         """Replay, lookup and stop: `app.include_router(resumable.router)`."""
@@ -189,7 +195,7 @@ class Resumable:
         else:
             admitted: Producer | Response | HTTPException | None
             try:
-                admitted = await self._admit(request, requests.body_again(request))
+                admitted = await self._admission.admit(request, requests.body_again(request))
             except ResumableError as exc:
                 admitted = http_error(exc)
                 if not decorated:
@@ -206,7 +212,7 @@ class Resumable:
     async def _host(self, request: Request, producer: Producer) -> AsyncIterator[ResumableStream]:
         """Carry a stream through the dependencies of the request that begins it."""
         body = RequestBody(request.receive, owed=False)
-        exchange = self._exchange(producer, body, request, request._send)  # noqa: SLF001  # it has no public name
+        exchange = self._admission.exchange(producer, body, request, request._send)  # noqa: SLF001  # it has no public name
         # So that `request.is_disconnected()` tells of a stop, and not of a client that has left.
         request._receive = exchange.recorder.receive  # noqa: SLF001  # as above
         outermost(request).push(partial(_conclude, exchange))
@@ -259,7 +265,7 @@ class Resumable:
         body = RequestBody(receive, owed=True)
         request = Request(scope, body.peek)
         try:
-            admitted = await self._admit(request, body.peek)
+            admitted = await self._admission.admit(request, body.peek)
             if admitted is None:
                 await app(scope, body.receive, send)
                 return
@@ -267,7 +273,7 @@ class Resumable:
                 if check is None or await check(scope, body.receive, send):
                     await admitted(scope, body.receive, send)
                 return
-            exchange = self._exchange(admitted, body, request, send)
+            exchange = self._admission.exchange(admitted, body, request, send)
             inner = {**scope, self._scope_key: ResumableStream(admitted)}
             if headers is not None:
                 inner["headers"] = headers
@@ -310,42 +316,6 @@ class Resumable:
             self._termination.stop()
             # A server sends no request after this; a test client may, without another start.
             self.manager.reopen()
-
-    # What the faces share.
-
-    async def _admit(self, request: Request, receive: Receive) -> Producer | Response | None:
-        """Decide what becomes of a request: it runs, is answered from a log, or (`None`) is not for us."""
-        owner, stream_id = await self._identify(request, receive)
-        named = stream_id is not None
-        if stream_id is None:
-            if not self.settings.auto_id:
-                return None
-            stream_id = secrets.token_urlsafe(16)
-        self._termination.start()
-        key = StreamKey(owner, stream_id)
-        location = self._locate.within(request.scope)(stream_id)
-        last_event_id = requests.last_event_id(request)
-        if named and last_event_id:
-            stream = await self.store.find(key, self.settings.pending_timeout)
-            return replay(self.manager, stream, None, last_event_id, location)
-        started = await self.manager.start(key, request.headers.get("idempotency-key"))
-        if isinstance(started, Stream):
-            if requests.prefers_async(request):
-                return accepted(started.item, location)
-            return replay(self.manager, started, None, None, location)
-        return started
-
-    def _exchange(self, producer: Producer, body: RequestBody, request: Request, send: Send) -> Exchange:
-        return Exchange(
-            self.manager,
-            producer,
-            body,
-            send,
-            locate=self._locate.within(request.scope),
-            head_timeout=self.settings.head_timeout,
-            pending_timeout=self.settings.pending_timeout,
-            respond_async=requests.prefers_async(request),
-        )
 
     def _is_last_dependency(self, request: Request) -> bool:
         """Whether no dependency of the endpoint is still to be solved: one that checks who asks, perhaps."""
