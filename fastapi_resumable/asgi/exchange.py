@@ -123,15 +123,19 @@ class Exchange:
             await self.release()
 
     def _note_cancellation(self, exc: asyncio.CancelledError) -> None:
+        if not self._manager.hurry() and self.cancelled is None and not self._body.is_gone:
+            # Its client is still there: a server that is shutting down, and waits for this request to end.
+            self._interrupting = self._manager.spawn(
+                self._manager.interrupt_late(self._producer), name=f"resumable interrupt {self._producer.key.id}"
+            )
         self.cancelled = exc
-        self._manager.hurry()
 
     # What the client gets.
 
     def _attach(self, stream: Stream) -> None:
         # At the very beginning, so that nothing is dropped before the client has had it.
         if self._accepting is None and self.cancelled is None:
-            self._reader = self._manager.reader(stream, 0)
+            self._reader = self._manager.reader(stream, 0, goes_on=lambda: True)
 
     async def _answer(self) -> None:
         if self._accepting is not None:

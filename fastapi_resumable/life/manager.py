@@ -86,9 +86,16 @@ class StreamManager:
         self._note_departure()
         await self.store.release(producer.reservation)
 
-    def reader(self, stream: Stream, offset: int) -> Reader:
-        """Attach a reader at `offset`; `dismiss` it afterwards."""
-        reader = Reader(stream, offset, stall_timeout=self._stall_timeout, is_last_call=self.hurry)
+    def reader(self, stream: Stream, offset: int, goes_on: Callable[[], bool] | None = None) -> Reader:
+        """Attach a reader at `offset`; `dismiss` it afterwards.
+
+        Args:
+            stream: The stream to read.
+            offset: Where to begin.
+            goes_on: Whether to deliver the rest when the reading is cancelled; by default at a shutdown only, where
+                the end is near.
+        """
+        reader = Reader(stream, offset, stall_timeout=self._stall_timeout, goes_on=goes_on or self.hurry)
         self._readers.add(reader)
         return reader
 
@@ -166,6 +173,14 @@ class StreamManager:
         self._impatient = self.closing
         self._note_departure()
         return self.closing
+
+    async def interrupt_late(self, producer: Producer) -> None:
+        """Give a live stream its grace, and interrupt it then."""
+        done = asyncio.ensure_future(producer.done())
+        await asyncio.wait({done}, timeout=self._shutdown_grace)
+        if not done.done():
+            done.cancel()
+            await self.interrupt(producer)
 
     async def interrupt(self, producer: Producer) -> None:
         """End a live stream because the server cannot wait for it any longer."""

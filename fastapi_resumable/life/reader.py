@@ -32,7 +32,7 @@ class Reader:
     __slots__ = (
         "_cursor",
         "_deadline",
-        "_is_last_call",
+        "_goes_on",
         "_left",
         "_sending_since",
         "_stall_timeout",
@@ -42,12 +42,12 @@ class Reader:
         "stream",
     )
 
-    def __init__(self, stream: Stream, offset: int, *, stall_timeout: float, is_last_call: Callable[[], bool]) -> None:
-        """`is_last_call`, asked when the reading is cancelled: whether the stream is about to end, and that is why."""
+    def __init__(self, stream: Stream, offset: int, *, stall_timeout: float, goes_on: Callable[[], bool]) -> None:
+        """`goes_on`, asked when the reading is cancelled: whether to deliver the rest all the same."""
         self.stream = stream
         self.cancelled: asyncio.CancelledError | None = None
-        """A cancellation that was put off until the end had been delivered; for the caller to raise."""
-        self._is_last_call = is_last_call
+        """A cancellation that was put off until the rest had been delivered; for the caller to raise."""
+        self._goes_on = goes_on
         self._cursor = Cursor(offset)
         self._stall_timeout = stall_timeout
         self._waiter: asyncio.Future[None] | None = None
@@ -116,7 +116,7 @@ class Reader:
                 try:
                     await self._waiter
                 except asyncio.CancelledError as exc:
-                    if self.cancelled is not None or not self._is_last_call():
+                    if self.cancelled is not None or not self._goes_on():
                         raise
                     self.cancelled = exc
                 finally:
