@@ -25,11 +25,6 @@ class RequestBody:
         self._lock = asyncio.Lock()
         self._taken = asyncio.Event()
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether the client is known to have left."""
-        return self._gone
-
     async def peek(self) -> Message:
         """Read the next message, and keep it for the application."""
         message = await self._pull()

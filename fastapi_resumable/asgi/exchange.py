@@ -123,8 +123,8 @@ class Exchange:
             await self.release()
 
     def _note_cancellation(self, exc: asyncio.CancelledError) -> None:
-        if not self._manager.hurry() and self.cancelled is None and not self._body.is_gone:
-            # Its client is still there: a server that is shutting down, and waits for this request to end.
+        if not self._manager.hurry() and self.cancelled is None:
+            # Servers cancel requests when they shut down, some without a word to the application, and wait for them.
             self._interrupting = self._manager.spawn(
                 self._manager.interrupt_late(self._producer), name=f"resumable interrupt {self._producer.key.id}"
             )

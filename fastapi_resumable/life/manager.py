@@ -175,9 +175,9 @@ class StreamManager:
         return self.closing
 
     async def interrupt_late(self, producer: Producer) -> None:
-        """Give a live stream its grace, and interrupt it then."""
+        """Give a live stream its grace, all of it, and interrupt it then."""
         done = asyncio.ensure_future(producer.done())
-        await asyncio.wait({done}, timeout=self._shutdown_grace)
+        await asyncio.wait({done}, timeout=self._shutdown_grace + self.stop_grace)
         if not done.done():
             done.cancel()
             await self.interrupt(producer)
