@@ -52,6 +52,7 @@ class Exchange:
         self._locate = locate
         self._pending_timeout = pending_timeout
         self._reader: Reader | None = None
+        self._interrupting: asyncio.Task[None] | None = None
         self.recorder = Recorder(
             manager, producer, body, head_timeout=head_timeout, on_begin=self._attach, pass_on=self._pass_on
         )
@@ -123,19 +124,24 @@ class Exchange:
             await self.release()
 
     def _note_cancellation(self, exc: asyncio.CancelledError) -> None:
-        if not self._manager.hurry() and self.cancelled is None:
+        self.cancelled = exc
+        self._outstay()
+
+    def _outstay(self) -> bool:
+        """Go on although the request is cancelled, but not for ever."""
+        if not self._manager.hurry() and self._interrupting is None:
             # Servers cancel requests when they shut down, some without a word to the application, and wait for them.
             self._interrupting = self._manager.spawn(
                 self._manager.interrupt_late(self._producer), name=f"resumable interrupt {self._producer.key.id}"
             )
-        self.cancelled = exc
+        return True
 
     # What the client gets.
 
     def _attach(self, stream: Stream) -> None:
         # At the very beginning, so that nothing is dropped before the client has had it.
         if self._accepting is None and self.cancelled is None:
-            self._reader = self._manager.reader(stream, 0, goes_on=lambda: True)
+            self._reader = self._manager.reader(stream, 0, goes_on=self._outstay)
 
     async def _answer(self) -> None:
         if self._accepting is not None:
