@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check -qq
+PYTEST := -m pytest --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -44,12 +45,12 @@ build: $(VENV)/.installed ## build the wheel and use it in a clean environment
 
 cov: $(VENV)/.installed system-tools ## the whole suite, with coverage
 	$(BIN)/coverage erase
-	RESUMABLE_REQUIRE_ALL=1 $(BIN)/coverage run -m pytest
+	RESUMABLE_REQUIRE_ALL=1 $(BIN)/coverage run $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-test-low: .venv-low/.installed system-tools ## the suite, but for the browser, on the lowest supported versions
-	RESUMABLE_REQUIRE_ALL=1 .venv-low/bin/python -m pytest -m "not browser"
+test-low: .venv-low/.installed system-tools ## the core of the suite on the lowest supported versions
+	RESUMABLE_REQUIRE_ALL=1 .venv-low/bin/python $(PYTEST) -m "not browser and not servers and not slow"
 
 lock: ## pin the newest versions of all dependencies in requirements/
 	$(PYTHON) -m venv .venv-lock

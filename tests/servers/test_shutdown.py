@@ -3,8 +3,8 @@
 import json
 import re
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -19,24 +19,31 @@ UVICORNS = [
     pytest.param({"http": "h11", "loop": "asyncio"}, id="uvicorn-h11"),
     pytest.param({"http": "httptools", "args": ["--timeout-graceful-shutdown", "60"]}, id="uvicorn-graceful-60"),
 ]
-OTHERS = [
+GRANIAN = pytest.param({"server": "granian", "loop": "asyncio"}, id="granian", marks=pytest.mark.servers)
+HYPERCORN = pytest.param(
+    {"server": "hypercorn", "loop": "asyncio", "workers": 0, "args": ["--graceful-timeout", "60"]},
+    id="hypercorn",
+    marks=pytest.mark.servers,
+)
+PATIENCE = [
+    pytest.param({"args": ["--timeout-graceful-shutdown", "1"]}, id="uvicorn"),
     pytest.param(
-        {"server": "hypercorn", "loop": "asyncio", "args": ["--graceful-timeout", "60"]},
-        id="hypercorn",
+        {"server": "granian", "loop": "asyncio", "args": ["--workers-kill-timeout", "2"]},
+        id="granian",
         marks=pytest.mark.servers,
     ),
-    pytest.param({"server": "granian", "loop": "asyncio"}, id="granian", marks=pytest.mark.servers),
 ]
 every_uvicorn = pytest.mark.parametrize("how", UVICORNS)
-every_server = pytest.mark.parametrize("how", [*UVICORNS, *OTHERS])
+every_server = pytest.mark.parametrize("how", [*UVICORNS, GRANIAN, HYPERCORN])
 
 
 class Site:
     """A running server and the notes that its application takes."""
 
-    def __init__(self, server: Server, notes: Path) -> None:
+    def __init__(self, server: Server, notes: Path, connections: AsyncExitStack) -> None:
         self.server = server
         self.notes = notes
+        self._connections = connections
 
     def noted(self, text: str) -> bool:
         """Whether the application has taken a note."""
@@ -46,27 +53,35 @@ class Site:
         """Wait for a note."""
         wait_until(lambda: self.noted(text), f"the note {text!r}, where {self.notes.read_text()!r} are")
 
-    async def post(self, path: str, stream_id: str) -> Response:
+    async def connect(self, *, receive_buffer: int | None = None) -> Connection:
+        """A connection that is closed with the site."""
+        return await self._connections.enter_async_context(
+            await connect(self.server.port, receive_buffer=receive_buffer)
+        )
+
+    async def post(self, path: str, stream_id: str, *, receive_buffer: int | None = None) -> Response:
         """Begin a stream; returns with its head."""
-        connection = await connect(self.server.port)
+        connection = await self.connect(receive_buffer=receive_buffer)
         await connection.request("POST", path, [("x-conversation-id", stream_id), ("content-length", "0")])
         return await connection.response()
 
     async def open_tap(self) -> Connection:
         """A request whose body ends when the test says so, already with the application."""
-        connection = await connect(self.server.port)
+        connection = await self.connect()
         await connection.request("PUT", "/tap", [("transfer-encoding", "chunked")])
         self.wait_noted("tap open")
         return connection
 
 
-@contextmanager
-def running(tmp_path: Path, how: dict[str, object], **options: object) -> Iterator[Site]:
+@asynccontextmanager
+async def running(tmp_path: Path, how: dict[str, object], **options: object) -> AsyncIterator[Site]:
     """The application under one server."""
     notes = tmp_path / "notes"
     notes.touch()
-    with serve(APP, env={"RESUMABLE_TEST_NOTES": str(notes)}, options=options, **how) as server:  # type: ignore[arg-type]
-        yield Site(server, notes)
+    env = {"RESUMABLE_TEST_NOTES": str(notes)}
+    with serve(APP, env=env, options=options, **how) as server:  # type: ignore[arg-type]
+        async with AsyncExitStack() as connections:
+            yield Site(server, notes, connections)
 
 
 def code_of(body: bytes) -> str | None:
@@ -80,7 +95,7 @@ def code_of(body: bytes) -> str | None:
 @every_uvicorn
 async def test_live_streams_finish_within_the_grace(how: dict[str, object], tmp_path: Path) -> None:
     """What comes after the SIGTERM still reaches the readers; they end cleanly, and the process goes."""
-    with running(tmp_path, how, shutdown_grace=30.0) as site:
+    async with running(tmp_path, how, shutdown_grace=30.0) as site:
         stream = await site.post("/chat", "chat-1")
         await stream.read_until(b"begun")
         tap = await site.open_tap()
@@ -98,7 +113,7 @@ async def test_live_streams_finish_within_the_grace(how: dict[str, object], tmp_
 @every_uvicorn
 async def test_a_stream_nobody_reads_finishes_within_the_grace(how: dict[str, object], tmp_path: Path) -> None:
     """The drain is waited for, although uvicorn itself has nobody left to wait for."""
-    with running(tmp_path, how, shutdown_grace=30.0) as site:
+    async with running(tmp_path, how, shutdown_grace=30.0) as site:
         stream = await site.post("/chat", "chat-1")
         await stream.read_until(b"begun")
         tap = await site.open_tap()
@@ -117,10 +132,10 @@ async def test_streams_past_the_grace_are_interrupted(
     how: dict[str, object], number: signal.Signals, tmp_path: Path
 ) -> None:
     """Readers get the terminal event and a clean end; the finally blocks run; the process goes."""
-    with running(tmp_path, how, shutdown_grace=0.2) as site:
+    async with running(tmp_path, how, shutdown_grace=0.2) as site:
         stream = await site.post("/chat", "chat-1")
         await stream.read_until(b"begun")
-        reader = await connect(site.server.port)
+        reader = await site.connect()
         await reader.request("GET", "/v1/stream/chat-1")
         replay = await reader.response()
         await replay.read_until(b"begun")
@@ -138,7 +153,7 @@ async def test_streams_past_the_grace_are_interrupted(
 @every_server
 async def test_a_stream_nobody_reads_is_interrupted_past_the_grace(how: dict[str, object], tmp_path: Path) -> None:
     """With its client long gone, too."""
-    with running(tmp_path, how, shutdown_grace=0.2) as site:
+    async with running(tmp_path, how, shutdown_grace=0.2) as site:
         stream = await site.post("/chat", "chat-1")
         await stream.read_until(b"begun")
         stream.connection.reset()
@@ -151,11 +166,11 @@ async def test_a_stream_nobody_reads_is_interrupted_past_the_grace(how: dict[str
 @every_uvicorn
 async def test_new_streams_are_refused_once_the_server_shuts_down(how: dict[str, object], tmp_path: Path) -> None:
     """A request that was already on its way is told to come back; the endpoint does not run."""
-    with running(tmp_path, how, shutdown_grace=30.0) as site:
+    async with running(tmp_path, how, shutdown_grace=30.0) as site:
         stream = await site.post("/chat", "chat-1")
         await stream.read_until(b"begun")
         tap = await site.open_tap()
-        late = await connect(site.server.port)
+        late = await site.connect()
         # Half a head: the server cannot take the connection for an idle one, and has not seen the request.
         await late.send(b"POST /chat HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n")
         site.server.terminate()
@@ -180,7 +195,7 @@ async def test_new_streams_are_refused_once_the_server_shuts_down(how: dict[str,
 async def test_uvicorns_own_timeout_before_our_grace_interrupts(tmp_path: Path) -> None:
     """`--timeout-graceful-shutdown 1` and a grace of a minute: the server's patience counts, and readers are told."""
     how: dict[str, object] = {"args": ["--timeout-graceful-shutdown", "1"]}
-    with running(tmp_path, how, shutdown_grace=60.0) as site:
+    async with running(tmp_path, how, shutdown_grace=60.0) as site:
         stream = await site.post("/chat", "chat-1")
         await stream.read_until(b"begun")
         site.server.terminate()
@@ -196,7 +211,7 @@ async def test_a_producer_that_cannot_be_cancelled_does_not_keep_the_process(
     how: dict[str, object], path: str, tmp_path: Path
 ) -> None:
     """Its readers are told, and after `stop_grace` it is left behind."""
-    with running(tmp_path, how, shutdown_grace=0.2, stop_grace=0.5) as site:
+    async with running(tmp_path, how, shutdown_grace=0.2, stop_grace=0.5) as site:
         stream = await site.post(path, "chat-1")
         await stream.read_until(b"begun")
         site.server.terminate()
@@ -205,23 +220,21 @@ async def test_a_producer_that_cannot_be_cancelled_does_not_keep_the_process(
     assert code_of(body) == "interrupted"
 
 
-@every_server
+@pytest.mark.parametrize("how", PATIENCE)
 async def test_a_reader_that_takes_nothing_does_not_keep_the_process(how: dict[str, object], tmp_path: Path) -> None:
-    """A socket that is full and stays full: let go in time."""
-    with running(tmp_path, how, shutdown_grace=0.2, stop_grace=0.5, stall_timeout=600.0) as site:
-        async with await connect(site.server.port, receive_buffer=4096) as connection:
-            await connection.request("POST", "/flood", [("x-conversation-id", "chat-1"), ("content-length", "0")])
-            response = await connection.response()
-            await response.read_until(b"xxx")
-            site.server.terminate()
-            site.server.wait()
+    """A socket that is full and stays full: let go in time. (Without a limit of its own, uvicorn waits for the socket.)"""
+    async with running(tmp_path, how, shutdown_grace=0.2, stop_grace=0.5, stall_timeout=600.0) as site:
+        response = await site.post("/flood", "chat-1", receive_buffer=4096)
+        await response.read_until(b"xxx")
+        site.server.terminate()
+        site.server.wait()
     assert site.noted("finished chat-1 interrupted")
 
 
 @every_server
 async def test_an_idle_server_exits_at_once(how: dict[str, object], tmp_path: Path) -> None:
     """With no stream live, finished ones in the log, the grace is not waited for."""
-    with running(tmp_path, how, shutdown_grace=600.0) as site:
+    async with running(tmp_path, how, shutdown_grace=600.0) as site:
         tap = await site.open_tap()
         stream = await site.post("/chat", "chat-1")
         await tap.send(b"0\r\n\r\n")
@@ -237,7 +250,7 @@ async def test_an_idle_server_exits_at_once(how: dict[str, object], tmp_path: Pa
 @every_server
 async def test_other_media_types_break_off_at_the_end_of_the_grace(how: dict[str, object], tmp_path: Path) -> None:
     """No event can say it: the connection closes uncleanly, so a client can tell."""
-    with running(tmp_path, how, shutdown_grace=0.2) as site:
+    async with running(tmp_path, how, shutdown_grace=0.2) as site:
         stream = await site.post("/chat?media_type=text/plain", "chat-1")
         await stream.read_until(b"begun\n\n")
         site.server.terminate()
@@ -247,10 +260,28 @@ async def test_other_media_types_break_off_at_the_end_of_the_grace(how: dict[str
     assert not stream.clean
 
 
+@pytest.mark.servers
+@pytest.mark.parametrize("path", ["/chat", "/thread"])
+async def test_a_server_that_gives_no_signal_is_let_go_in_time(path: str, tmp_path: Path) -> None:
+    """Hypercorn's workers get none: all that an application hears of the shutdown is that its requests are cancelled.
+
+    The reader's response ends, the producer is interrupted, and the process goes.
+    """
+    how = {"server": "hypercorn", "loop": "asyncio", "args": ["--graceful-timeout", "1"]}
+    async with running(tmp_path, how, shutdown_grace=0.2, stop_grace=0.5) as site:
+        stream = await site.post(path, "chat-1")
+        await stream.read_until(b"begun")
+        site.server.terminate()
+        body = await stream.read_all()
+        site.server.wait()
+    assert site.noted("finished chat-1 interrupted")
+    assert not stream.clean or code_of(body) == "interrupted"
+
+
 @every_server
 async def test_the_log_of_the_server_shows_no_traceback(how: dict[str, object], tmp_path: Path) -> None:
     """A shutdown past the grace is no error of the application: the log stays readable."""
-    with running(tmp_path, how, shutdown_grace=0.2) as site:
+    async with running(tmp_path, how, shutdown_grace=0.2) as site:
         stream = await site.post("/chat", "chat-1")
         await stream.read_until(b"begun")
         site.server.terminate()
