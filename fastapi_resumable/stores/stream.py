@@ -168,9 +168,9 @@ class Stream:
                 rest = self._framer.finish(self.log.tail)
             else:
                 rest = self._terminal_event(status, code, message)
-            if rest:
                 # How it ended is kept on top of what the bound allows, however small that is.
                 self._bound += len(rest)
+            if rest:
                 self._append(rest)
         self._framer = None
         self.on_stop = None

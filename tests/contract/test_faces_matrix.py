@@ -23,7 +23,7 @@ both_specs = pytest.mark.parametrize("spec", ["2.3", "2.4"])
 
 def values_in(body: bytes, kind: str) -> list[str]:
     """The values that the endpoint yielded, out of a body of any kind."""
-    if kind in ("yield json lines",):
+    if kind == "yield json lines":
         return [line.strip('"') for line in body.decode().splitlines()]
     if kind == "yield raw":
         return [value for value in ("one", "two", "three") if value.encode() in body]
@@ -105,7 +105,8 @@ async def test_without_a_stream_id_the_answer_is_byte_for_byte_the_plain_one(
     """The very ASGI messages, head and pieces, are those of the same app without the library."""
     seen: list[list[dict[str, Any]]] = []
     for one in ("plain", face):
-        made = stage(one, kind, endpoint=endpoint) if one != "plain" or face != "mounted" else _plain_mount(kind, endpoint)
+        mounted = one == "plain" and face == "mounted"
+        made = _plain_mount(kind, endpoint) if mounted else stage(one, kind, endpoint=endpoint)
         async with running(made.app, spec_version=spec) as client:
             exchange = await played(made, client, None)
             await exchange.reply()
@@ -186,7 +187,7 @@ async def test_an_exception_on_the_first_item_of_a_yield_endpoint_reaches_the_ap
 
 @pytest.mark.parametrize(("face", "kind"), [*(("middleware", kind) for kind in YIELDS), ("mounted", RESPONSES[0])])
 async def test_an_exception_on_the_first_item_is_a_real_error_under_the_middleware(face: str, kind: str) -> None:
-    """The middleware is outside of the app's handlers, which have seen the response begin: at the least, it is a 500."""
+    """The middleware is outside of the app's handlers, which saw the response begin: at the least, it is a 500."""
     made = stage(face, kind, head_timeout=30.0)
     async with running(made.app) as client:
         exchange = made.post(client, "chat-1")

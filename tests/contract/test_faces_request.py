@@ -485,7 +485,7 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 @every_fastapi_face
 @pytest.mark.parametrize("kind", ["async generator", "sync generator"])
 async def test_context_variables_last_as_long_as_the_producer(face: str, kind: str) -> None:
-    """Set by a middleware and by a dependency, seen to the end, reset in the context they were set in, leaked nowhere."""
+    """Set by a middleware and by a dependency, seen to the end, reset in their own context, leaked nowhere."""
     made = Stage()
     run = made.new_run()
     seen: list[tuple[str, str]] = []

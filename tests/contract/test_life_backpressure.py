@@ -256,7 +256,7 @@ async def test_a_stalled_first_reader_does_not_hold_the_end_up() -> None:
 
 @pytest.mark.parametrize("attached", [True, False])
 async def test_a_chunk_of_100_mb_passes_through_a_log_of_4_mib(attached: bool) -> None:
-    """An attached reader gets every byte of it; with none, the newest bytes stay. The log holds no more than its bound."""
+    """An attached reader gets every byte; with none, the newest bytes stay. The log holds no more than its bound."""
     size = 100 * KIB * KIB
     chunk = bytes(range(256)) * (size // 256)
     tap = Tap([chunk], max_stream_bytes=4 * KIB * KIB)

@@ -131,12 +131,10 @@ async def test_a_stream_expires_without_anybody_asking() -> None:
     made = stage("decorator", retention=0.02)
     async with running(made.app) as client:
         await finished(made, client, "chat-1", "one")
+        store = made.resumable.store
 
-        async def gone() -> None:
-            while (await client.get("/v1/stream/chat-1")).status != 404:
-                await asyncio.sleep(0.005)
-
-        await bounded(gone(), "the expiry")
+        await until(lambda: not store._slots, "the expiry")
+        assert store._budget.used == 0
 
 
 async def test_the_terminal_state_is_part_of_the_log() -> None:

@@ -101,9 +101,9 @@ class Life(RuleBasedStateMachine):
         headers = {} if key is None else {"Idempotency-Key": key}
         before = len(self.made.runs)
         exchange = self.made.post(self.client, stream_id, headers=headers)
-        if old is not None and key is not None and old.key == key:
-            await self._followed(exchange, old, before)
-        elif old is not None and old.live and self.on_conflict == "attach":
+        if (old is not None and key is not None and old.key == key) or (
+            old is not None and old.live and self.on_conflict == "attach"
+        ):
             await self._followed(exchange, old, before)
         elif old is not None and old.live and self.on_conflict == "reject":
             reply = await exchange.reply()
@@ -286,9 +286,7 @@ class Life(RuleBasedStateMachine):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule_of_conflict", ["replace", "attach", "reject"])
-def test_any_order_of_events_agrees_with_the_model(
-    rule_of_conflict: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_order_of_events_agrees_with_the_model(rule_of_conflict: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hypothesis looks for an order that does not."""
     # Shrinking an order that hangs tries many that hang.
     monkeypatch.setattr(asgi, "LIMIT", 3.0)

@@ -222,7 +222,7 @@ async def test_a_producer_that_cannot_be_cancelled_does_not_keep_the_process(
 
 @pytest.mark.parametrize("how", PATIENCE)
 async def test_a_reader_that_takes_nothing_does_not_keep_the_process(how: dict[str, object], tmp_path: Path) -> None:
-    """A socket that is full and stays full: let go in time. (Without a limit of its own, uvicorn waits for the socket.)"""
+    """A socket that is full and stays full: let go in time. (Without a limit, uvicorn itself waits for the socket.)"""
     async with running(tmp_path, how, shutdown_grace=0.2, stop_grace=0.5, stall_timeout=600.0) as site:
         response = await site.post("/flood", "chat-1", receive_buffer=4096)
         await response.read_until(b"xxx")

@@ -171,7 +171,9 @@ class Stage:
     async def run(self, number: int = 0) -> Run:
         """The ``number``-th run of the endpoint, once it has begun."""
         last = self._last
-        await until(lambda: len(self.runs) > number or (last is not None and last.over), f"run {number} of the endpoint")
+        await until(
+            lambda: len(self.runs) > number or (last is not None and last.over), f"run {number} of the endpoint"
+        )
         assert len(self.runs) > number, f"no run, but {last and last.messages}, {last and last.error!r}"
         return self.runs[number]
 
