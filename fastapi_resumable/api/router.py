@@ -240,7 +240,7 @@ def build_router(
     return router
 
 
-def _document_last_event_id(_value: LastEventId = None) -> None:
+async def _document_last_event_id(_value: LastEventId = None) -> None:
     """Shows the header in OpenAPI; it is read from the raw request, as UTF-8."""
 
 
@@ -268,5 +268,6 @@ def _operation_id(route: APIRoute) -> str:
     return f"{method}_{path.strip('/').replace('/', '_').replace('-', '_')}"
 
 
-def _nobody() -> None:
+# Not `def`: FastAPI runs those in threads.
+async def _nobody() -> None:
     return None
