@@ -30,7 +30,10 @@ class _Header:
         self.name = name
         self._raw_name = name.lower().encode("ascii")
 
-    def __call__(self, request: Request) -> str | None:
+    async def __call__(self, request: Request) -> str | None:
+        return self.read(request)
+
+    def read(self, request: Request) -> str | None:
         """Return the header's value."""
         for name, value in request.scope["headers"]:
             if name == self._raw_name:
@@ -84,7 +87,7 @@ class Identifier:
             HTTPException: From the dependencies themselves.
         """
         if isinstance(self._stream_id, _Header):
-            stream_id = parse_stream_id(self._stream_id(request))
+            stream_id = parse_stream_id(self._stream_id.read(request))
         else:
             stream_id = parse_stream_id(await self._solve("stream_id", self._stream_id, request, receive))
         if self._owner is None or (stream_id is None and not self._auto_id):
