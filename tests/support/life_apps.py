@@ -129,13 +129,14 @@ async def closed(run: Run, kind: str) -> None:
     That is what Starlette leaves to it after a disconnect, too.
     """
 
-    def collected() -> bool:
-        gc.collect()
-        return run.closed.is_set()
+    async def collected() -> None:
+        while not run.closed.is_set():
+            gc.collect()
+            await asyncio.sleep(0.01)
 
     if kind in ("sync generator", "yield sse in def"):
         run.request = run.stream = None
-        await until(collected, "the generator's finally block")
+        await bounded(collected(), "the generator's finally block")
     await run.wait_closed()
 
 
