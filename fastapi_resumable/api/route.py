@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ def _guard(endpoint: Callable[..., Any], check: Check) -> Callable[..., Any]:
         return endpoint
     # What the endpoint gives instead: of a generator function, a generator that has nothing.
     instead = (
-        _nothing
+        _Nothing
         if inspect.isasyncgenfunction(endpoint)
         else tuple
         if inspect.isgeneratorfunction(endpoint)
@@ -58,10 +58,14 @@ def _guard(endpoint: Callable[..., Any], check: Check) -> Callable[..., Any]:
     return guarded
 
 
-async def _nothing() -> AsyncIterator[Any]:
-    nothing: tuple[Any, ...] = ()
-    for item in nothing:
-        yield item
+class _Nothing:
+    """An asynchronous generator that has nothing."""
+
+    def __aiter__(self) -> "_Nothing":
+        return self
+
+    async def __anext__(self) -> Any:
+        raise StopAsyncIteration
 
 
 def route_class(resumable: "Resumable") -> type[APIRoute]:

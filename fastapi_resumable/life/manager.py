@@ -146,17 +146,16 @@ class StreamManager:
 
     # Shutting down.
 
-    def begin_shutdown(self) -> None:
+    def begin_shutdown(self) -> asyncio.Task[None]:
         """Refuse new streams and give live ones their grace; returns at once."""
-        if not self.closing:
+        if self._shutdown is None:
             self.closing = True
             self._shutdown = self.spawn(self._shut_down(), name="resumable shutdown")
+        return self._shutdown
 
     async def shutdown(self) -> None:
         """Refuse new streams, wait for live ones up to `shutdown_grace`, interrupt the rest, let all readers go."""
-        self.begin_shutdown()
-        if self._shutdown is not None:
-            await asyncio.shield(self._shutdown)
+        await asyncio.shield(self.begin_shutdown())
 
     async def _shut_down(self) -> None:
         await self._quiet(self._shutdown_grace, lambda: self._impatient)

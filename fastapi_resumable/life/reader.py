@@ -54,7 +54,6 @@ class Reader:
         self._left = False
         self._deadline: asyncio.Timeout | None = None
         self._sending_since: float | None = None
-        self._watchdog: asyncio.TimerHandle | None = None
         # From now on, not from the first delivery: what there is now must still be there then.
         stream.attach(self._cursor)
 
@@ -76,9 +75,9 @@ class Reader:
     async def run(self, start: Callable[[], Awaitable[None]], deliver: Callable[[bytes], Awaitable[None]]) -> Reading:
         """Call `start`, then hand everything from the cursor on to `deliver`, until the log ends or the client goes."""
         deadline = self._deadline = asyncio.timeout(None)
+        self._watch()
         try:
             async with deadline:
-                self._watch()
                 await self._follow(start, deliver)
         except TimeoutError:
             if not deadline.expired():
@@ -87,8 +86,7 @@ class Reader:
         except OffsetLost:
             return Reading.LOST
         finally:
-            if self._watchdog is not None:
-                self._watchdog.cancel()
+            self._watchdog.cancel()
             self._deadline = None
             self.close()
         return Reading.LEFT if self._left else Reading.FINISHED
@@ -129,5 +127,5 @@ class Reader:
         stuck = 0.0 if self._sending_since is None else loop.time() - self._sending_since
         if stuck >= self._stall_timeout:
             self.evict()
-        else:
-            self._watchdog = loop.call_later(self._stall_timeout - stuck, self._watch)
+            stuck = 0.0
+        self._watchdog = loop.call_later(self._stall_timeout - stuck, self._watch)

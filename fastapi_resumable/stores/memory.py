@@ -220,8 +220,7 @@ class MemoryStore:
         on_stop = stream.on_stop
         message = "A newer request replaced this stream." if code == "replaced" else "The stream was stopped."
         self._end(stream, ResumableStatus.CANCELLED, code, message)
-        if on_stop is not None:
-            on_stop(code)
+        on_stop(code)
 
     def _drop(self, slot: _Slot) -> None:
         """Forget the current epoch. Its readers hold the log itself, and read it to its end."""

@@ -69,6 +69,10 @@ class Cursor:
     offset: int
 
 
+def _nobody(_code: str) -> None:
+    """There is no producer any more that could be told to stop; and no reference that keeps it alive."""
+
+
 class Stream:
     """A log with a beginning and an end, and everybody who waits for more of it."""
 
@@ -103,7 +107,7 @@ class Stream:
         budget: Budget,
         started_at: float,
         idempotency_key: str | None = None,
-        on_stop: Callable[[str], None] | None = None,
+        on_stop: Callable[[str], None],
     ) -> None:
         self.key = key
         self.epoch = epoch
@@ -173,7 +177,7 @@ class Stream:
             if rest:
                 self._append(rest)
         self._framer = None
-        self.on_stop = None
+        self.on_stop = _nobody
         self.status = status
         self.is_final = True
         self.completed_at = now

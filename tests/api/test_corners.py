@@ -6,11 +6,11 @@ import json
 from typing import Annotated, Any
 
 import pytest
-from fastapi import Depends, FastAPI, Form, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
-from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream, body_field, header
+from fastapi_resumable import MemoryStore, Resumable, ResumableMiddleware, ResumableStream, body_field, header
 from tests.support.asgi import bounded, running, settle
 
 ID = {"X-Conversation-Id": "chat-1"}
@@ -445,3 +445,123 @@ async def test_a_resume_at_any_kind_of_endpoint_checks_its_caller_first(kind):
     assert resumed.body and whole.body.endswith(resumed.body)
     assert refused.status == 401
     assert ran == [kind]
+
+
+async def test_a_route_within_the_middleware_runs_once():
+    """The outer face has taken the request; the inner one lets it be."""
+    app, resumable = make()
+    router = APIRouter(route_class=resumable.route_class)
+
+    @router.post("/chat")
+    async def chat():
+        return events("one")
+
+    app.include_router(router)
+    app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    async with running(app) as client:
+        reply = await client.post("/chat", headers=ID)
+
+    assert reply.body.count(b"id: ") == 1
+
+
+@pytest.mark.parametrize("paths", ["/chat", ["chat"]])
+def test_paths_that_cannot_match_are_refused(paths):
+    """The sentence shows the form."""
+    with pytest.raises(ValueError, match="must be a list of paths that start with '/'"):
+        ResumableMiddleware(FastAPI(), resumable=Resumable(), paths=paths)
+
+
+async def test_a_refusal_in_time_is_not_made_a_202():
+    """The endpoint has answered before `pending_timeout`: its answer is the answer."""
+    app, resumable = make()
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat():
+        return JSONResponse({"no": "thanks"}, status_code=402)
+
+    async with running(app) as client:
+        assert (await client.post("/chat", headers=ID | {"Prefer": "respond-async"})).status == 402
+
+
+async def test_a_dependency_that_fails_while_a_resume_ends_is_not_hidden():
+    """Ending a request quietly hides nothing but itself."""
+    app, resumable = make()
+
+    async def fragile():
+        try:
+            yield
+        finally:
+            if failing:
+                raise LookupError("closing failed")
+
+    failing: list[bool] = []
+
+    @app.get("/chat", dependencies=[Depends(fragile)])
+    async def chat(stream: Annotated[ResumableStream, Depends(resumable)]):
+        return stream(events("one", "two"))
+
+    async with running(app) as client:
+        whole = await client.get("/chat", headers=ID)
+        failing.append(True)
+        first = next(line[4:] for line in whole.body.decode().splitlines() if line.startswith("id: "))
+        exchange = client.start("GET", "/chat", headers=ID | {"Last-Event-ID": first})
+        await exchange.served()
+
+    assert isinstance(exchange.error, LookupError)
+
+
+async def test_a_store_that_finds_out_late_that_a_stream_was_stopped_is_heeded():
+    """What other processes have decided shows when the stream is to begin."""
+
+    class Late(MemoryStore):
+        async def begin(self, reservation, head):
+            await self.stop(reservation.key, None)
+            return await super().begin(reservation, head)
+
+    app, resumable = make(store=Late())
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat():
+        return events("one")
+
+    async with running(app) as client:
+        reply = await client.post("/chat", headers=ID)
+
+    assert (reply.status, reply.code) == (400, "cancelled")
+
+
+async def test_a_request_that_is_cancelled_after_its_client_left_still_waits_for_its_producer():
+    """Cancelled once or twice: the dependencies are closed when the generator is done."""
+    app, resumable = make(shutdown_grace=30)
+    release, done = asyncio.Event(), asyncio.Event()
+    closed: list[bool] = []
+
+    async def session():
+        yield
+        closed.append(done.is_set())
+
+    async def slow():
+        yield "data: one\n\n"
+        await release.wait()
+        done.set()
+
+    @app.post("/chat", dependencies=[Depends(session)])
+    @resumable.stream
+    async def chat():
+        return StreamingResponse(slow(), media_type="text/event-stream")
+
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers=ID)
+        await exchange.read_until(b"one")
+        exchange.disconnect()
+        await settle()
+        for _ in range(2):
+            exchange.cancel()
+            await settle()
+        assert closed == []
+        release.set()
+        await exchange.served()
+
+    assert closed == [True]

@@ -16,6 +16,7 @@ SHUTDOWN = "test_life_shutdown.py::test_"
 LEAKS = "test_life_leaks.py::test_"
 MACHINE = "test_life_machine.py::test_"
 SERVERS = "test_shutdown.py::test_"
+DEPARTURE = "test_departure.py::test_"
 
 PROMISES: list[tuple[str, str, list[str]]] = [
     # -- §2 -------------------------------------------------------------------------------------------------------
@@ -398,6 +399,7 @@ PROMISES: list[tuple[str, str, list[str]]] = [
             DRAIN + "a_client_that_leaves_before_the_stream_begins_changes_nothing",
             DRAIN + "the_servers_cancellation_does_not_reach_the_producer",
             DRAIN + "a_readers_departure_or_cancellation_never_touches_the_producer",
+            DEPARTURE + "a_client_that_leaves_is_no_shutdown",
         ],
     ),
     ("5", "The app never sees the disconnect.", [DRAIN + "the_app_never_sees_the_disconnect"]),
@@ -498,6 +500,7 @@ PROMISES: list[tuple[str, str, list[str]]] = [
         ),
         [
             DRAIN + "a_stop_reaches_every_reader_at_once",
+            DEPARTURE + "a_stop_over_the_network_reaches_every_reader",
             DRAIN + "a_stop_does_not_wait_for_the_producer",
             DRAIN + "a_stopped_stream_is_gone",
             DRAIN + "a_stop_of_a_finished_stream_forgets_it",
@@ -583,6 +586,7 @@ PROMISES: list[tuple[str, str, list[str]]] = [
         [
             SHUTDOWN + "a_stream_past_the_grace_is_interrupted",
             SERVERS + "streams_past_the_grace_are_interrupted",
+            SERVERS + "a_response_that_ends_itself_at_the_exit_is_interrupted",
             FAILURE + "the_default_terminal_event_names_code_and_message",
         ],
     ),

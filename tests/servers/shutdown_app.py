@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
+from sse_starlette import EventSourceResponse
 
 from fastapi_resumable import FinishedStream, Resumable, ResumableStream
 
@@ -91,6 +92,23 @@ def thread(stream: Annotated[ResumableStream, Depends(resumable)]) -> Any:
         note("thread saw the stop")
 
     return stream(StreamingResponse(work(), media_type="text/event-stream"))
+
+
+@app.post("/starlette")
+@resumable.stream
+async def starlette(request: Request) -> EventSourceResponse:
+    """The same by sse-starlette, whose responses end by themselves when the server is told to exit."""
+    await request.body()
+
+    async def frames() -> AsyncIterator[dict[str, str]]:
+        try:
+            yield {"data": "begun"}
+            while byte := await tap.get():
+                yield {"data": byte.decode()}
+        finally:
+            note("generator closed")
+
+    return EventSourceResponse(frames())
 
 
 @app.post("/deaf")

@@ -255,6 +255,20 @@ async def test_an_idle_server_exits_at_once(how: dict[str, object], tmp_path: Pa
     assert site.noted("finished chat-1 completed")
 
 
+@every_uvicorn
+async def test_a_response_that_ends_itself_at_the_exit_is_interrupted(how: dict[str, object], tmp_path: Path) -> None:
+    """sse-starlette ends its responses on SIGTERM, in mid-answer: nobody may take that for a whole one."""
+    async with running(tmp_path, how, shutdown_grace=30.0) as site:
+        stream = await site.post("/starlette", "chat-1")
+        await stream.read_until(b"begun")
+        site.server.terminate()
+        body = await stream.read_all()
+        site.server.wait()
+    assert code_of(body) == "interrupted"
+    assert site.noted("generator closed")
+    assert site.noted("finished chat-1 interrupted")
+
+
 @every_server
 async def test_other_media_types_break_off_at_the_end_of_the_grace(how: dict[str, object], tmp_path: Path) -> None:
     """No event can say it: the connection closes uncleanly, so a client can tell."""

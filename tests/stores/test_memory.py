@@ -167,3 +167,17 @@ async def test_a_variant_is_forgotten_with_its_last_stream(store):
     await store.stop(StreamKey("ann", "chat::y"), None)
 
     assert not store._variants
+
+
+async def test_a_request_that_gave_up_waiting_disturbs_nobody(store):
+    """Cancelled in the same turn in which the other begins."""
+    first, second = Told(KEY, "a"), Told(KEY, "b")
+    await store.reserve(first.reservation, "attach")
+    waiting = asyncio.ensure_future(store.reserve(second.reservation, "attach"))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    stream = await store.begin(first.reservation, HEAD)
+
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await store.find(KEY, 0) is stream

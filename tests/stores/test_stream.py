@@ -21,6 +21,7 @@ def make(media_type: str = "text/plain", budget: Budget | None = None, **limits)
         limits=Limits(**limits),
         budget=budget or Budget(),
         started_at=1.0,
+        on_stop=lambda code: None,
     )
 
 
