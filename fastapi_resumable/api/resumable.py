@@ -268,11 +268,11 @@ class Resumable:
             admitted = await self._admission.admit(request, body.peek)
             if admitted is None:
                 await app(scope, body.receive, send)
-                return None
+                return
             if isinstance(admitted, Response):
                 if check is None or await check(scope, body.receive, send):
                     await admitted(scope, body.receive, send)
-                return None
+                return
             exchange = self._admission.exchange(admitted, body, request, send)
             inner = {**scope, self._scope_key: ResumableStream(admitted)}
             if headers is not None:
