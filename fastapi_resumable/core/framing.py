@@ -146,7 +146,10 @@ class EventFramer:
             self.oversize = self._flushed_data = self._flushed_id = False
         else:
             has_data = has_id = False
-            event = event.lstrip(b"\r\n")
+            stripped = event.lstrip(b"\r\n")
+            # Not where it would make a byte order mark of what is none, because a line end comes before it.
+            if offset or bom or not stripped.startswith(BOM):
+                event = stripped
             if not event:
                 return bom
         blank = _last_line_end(event)
