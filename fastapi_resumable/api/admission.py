@@ -71,7 +71,9 @@ class Admission:
             return accepted(started.item, location)
         return replay(self._manager, started, None, None, location)
 
-    def exchange(self, producer: Producer, body: RequestBody, request: Request, send: Send) -> Exchange:
+    def exchange(
+        self, producer: Producer, body: RequestBody, request: Request, send: Send, *, end_delay: float = 0.0
+    ) -> Exchange:
         """Set up the exchange of a request that is to run."""
         return Exchange(
             self._manager,
@@ -80,6 +82,7 @@ class Admission:
             send,
             locate=self._locator.within(request.scope),
             head_timeout=self._settings.head_timeout,
+            end_delay=end_delay,
             pending_timeout=self._settings.pending_timeout,
             respond_async=requests.prefers_async(request),
         )

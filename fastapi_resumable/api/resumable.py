@@ -45,6 +45,13 @@ UNSET: Any = object()
 """Not given: from the environment, or the default."""
 
 
+END_DELAY = 0.05
+"""Seconds for which the end of a body that an application sends waits for the application to return.
+
+FastAPI's own event streams end the body in order when their generator raises, and raise only then.
+"""
+
+
 class Resumable:
     """Makes streaming endpoints survive disconnects.
 
@@ -273,7 +280,7 @@ class Resumable:
                 if check is None or await check(scope, body.receive, send):
                     await admitted(scope, body.receive, send)
                 return
-            exchange = self._admission.exchange(admitted, body, request, send)
+            exchange = self._admission.exchange(admitted, body, request, send, end_delay=END_DELAY)
             inner = {**scope, self._scope_key: ResumableStream(admitted)}
             if headers is not None:
                 inner["headers"] = headers
@@ -314,6 +321,7 @@ class Resumable:
         finally:
             await self.manager.shutdown()
             self._termination.stop()
+            await self.store.aclose()
             # A server sends no request after this; a test client may, without another start.
             self.manager.reopen()
 

@@ -41,10 +41,15 @@ class Exchange:
         *,
         locate: Locate,
         head_timeout: float,
+        end_delay: float,
         pending_timeout: float,
         respond_async: bool,
     ) -> None:
-        """With `respond_async` the client is answered 202 at the beginning, or when `pending_timeout` is over."""
+        """Set up the exchange.
+
+        With `respond_async` the client is answered 202 at the beginning, or when `pending_timeout` is over. The end of
+        the body waits `end_delay` seconds for its application to return, in case it raises instead.
+        """
         self._manager = manager
         self._producer = producer
         self._body = body
@@ -54,7 +59,13 @@ class Exchange:
         self._reader: Reader | None = None
         self._interrupting: asyncio.Task[None] | None = None
         self.recorder = Recorder(
-            manager, producer, body, head_timeout=head_timeout, on_begin=self._attach, pass_on=self._pass_on
+            manager,
+            producer,
+            body,
+            head_timeout=head_timeout,
+            end_delay=end_delay,
+            on_begin=self._attach,
+            pass_on=self._pass_on,
         )
         self.cancelled: asyncio.CancelledError | None = None
         """A cancellation of the request while it ran, for the caller to raise when nothing hangs on it any more."""

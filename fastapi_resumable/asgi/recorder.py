@@ -14,12 +14,6 @@ from ..stores.stream import Head, Stream
 from .body import DISCONNECT, RequestBody
 from .headers import RawHeaders, recorded
 
-END_DELAY = 0.05
-"""Seconds for which the end of a body waits for its application to return, in case it raises instead.
-
-FastAPI's own event streams end the body in order when their generator raises, and raise only then.
-"""
-
 
 class Recorder:
     """Turns one application's ASGI messages into a stream; or lets them pass, if its answer is no 2xx."""
@@ -31,6 +25,7 @@ class Recorder:
         body: RequestBody,
         *,
         head_timeout: float,
+        end_delay: float,
         on_begin: Callable[[Stream], None],
         pass_on: Send,
     ) -> None:
@@ -39,6 +34,7 @@ class Recorder:
         self._producer = producer
         self._body = body
         self._head_timeout = head_timeout
+        self._end_delay = end_delay
         self._on_begin = on_begin
         self._pass_on = pass_on
         self._start: Message | None = None
@@ -110,7 +106,10 @@ class Recorder:
             await self._producer.write(body if type(body) is bytes else bytes(body))
         if not message.get("more_body", False):
             self._ending = True
-            self._set_timer(END_DELAY, self._end)
+            if self._end_delay:
+                self._set_timer(self._end_delay, self._end)
+            else:
+                await self._end()
 
     async def _hold(self, start: Message) -> None:
         """Keep the head back until the first bytes come, so that an early exception can still change it."""

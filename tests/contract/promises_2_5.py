@@ -34,6 +34,9 @@ PROMISES: list[tuple[str, str, list[str]]] = [
             MATRIX + "the_faces_answer_with_the_headers_of_a_resumable_response",
             MATRIX + "every_event_of_every_face_carries_a_resume_position",
             MATRIX + "decorator_and_dependency_together_record_once",
+            REQUEST + "a_handle_that_is_not_used_leaves_the_answer_alone",
+            REQUEST + "without_its_router_a_stream_works_and_names_no_way_back",
+            REQUEST + "anything_that_fastapi_takes_for_an_endpoint_can_be_decorated",
         ],
     ),
     (
@@ -107,6 +110,8 @@ PROMISES: list[tuple[str, str, list[str]]] = [
         [
             REQUEST + "a_dependency_with_yield_stays_open_until_the_generator_is_done",
             REQUEST + "a_background_task_of_the_response_runs_after_the_stream",
+            REQUEST + "a_slow_background_task_does_not_hold_the_end_of_the_response",
+            REQUEST + "a_background_task_that_fails_does_not_undo_a_whole_answer",
         ],
     ),
     (
@@ -336,6 +341,7 @@ PROMISES: list[tuple[str, str, list[str]]] = [
             START + "a_resume_at_the_endpoint_ends_with_204_when_nothing_is_left",
             START + "a_resume_at_the_endpoint_has_the_errors_of_the_replay_route",
             START + "a_resume_at_the_endpoint_passes_the_endpoints_auth",
+            START + "the_dependencies_of_the_route_run_before_the_handle",
             START + "a_resume_at_the_endpoint_is_no_failure_for_its_dependencies",
             START + "an_empty_last_event_id_is_no_resume",
             START + "a_post_may_resume_too",
@@ -529,6 +535,8 @@ PROMISES: list[tuple[str, str, list[str]]] = [
         "A stop while the stream is still `queued` cancels the waiting request.",
         [
             DRAIN + "a_stop_of_a_queued_stream_cancels_the_waiting_request",
+            DRAIN + "a_stop_while_the_head_is_held_cancels_the_waiting_request",
+            DRAIN + "a_stop_of_a_queued_stream_reaches_those_who_wait_with_it",
             DRAIN + "a_stop_of_a_queued_stream_closes_its_dependencies",
         ],
     ),
@@ -544,6 +552,7 @@ PROMISES: list[tuple[str, str, list[str]]] = [
             FAILURE + "the_terminal_event_is_in_the_log",
             FAILURE + "the_exceptions_text_is_logged_and_not_sent",
             FAILURE + "an_app_that_returns_without_ending_its_response_has_failed",
+            FAILURE + "a_cancellation_of_the_apps_own_making_is_a_failure",
             FAILURE + "a_completed_stream_has_no_terminal_event_of_ours",
             MATRIX + "a_failure_in_mid_stream_ends_every_reader_alike",
         ],

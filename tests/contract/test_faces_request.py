@@ -1,6 +1,8 @@
 """§2: the request stays alive, from its own point of view, until its producer is done; and what else must just work."""
 
+import asyncio
 import contextvars
+import functools
 import gzip
 import io
 from collections.abc import AsyncIterator, Iterator
@@ -17,8 +19,8 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 
 from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream
-from tests.support.asgi import bounded, data_of, running, settle, until
-from tests.support.life_apps import FACES, ID, Run, Stage, make, sse, stage
+from tests.support.asgi import bounded, data_of, parse_events, running, settle, until
+from tests.support.life_apps import FACES, ID, Run, Stage, answer, make, sse, stage
 
 FASTAPI_FACES = tuple(face for face in FACES if face != "mounted")
 every_fastapi_face = pytest.mark.parametrize("face", FASTAPI_FACES)
@@ -777,3 +779,134 @@ def test_uploads_through_the_test_client_work() -> None:
         reply = client.post("/chat", headers={ID: "chat-1"}, files={"file": ("a.txt", io.BytesIO(b"abcdef"))})
         assert reply.content == b"abcdef"
         assert client.get("/v1/stream/chat-1?from=4").content == b"ef"
+
+
+def _with_background(face: str, kind: str, task: Any) -> tuple[FastAPI, Run]:
+    """An app whose endpoint answers with one run and a background task."""
+    resumable = make()
+    app = FastAPI()
+    app.include_router(resumable.router)
+    run = Stage().new_run()
+
+    def response() -> Any:
+        made = answer(run, kind)
+        made.background = BackgroundTask(task)
+        return made
+
+    async def plain() -> Any:
+        return response()
+
+    async def with_stream(stream: Annotated[ResumableStream, Depends(resumable)]) -> Any:
+        return stream(response())
+
+    router = APIRouter(route_class=resumable.route_class) if face == "route_class" else APIRouter()
+    endpoints: Any = {
+        "decorator": resumable.stream(plain),
+        "dependency": with_stream,
+        "both": resumable.stream(with_stream),
+    }
+    router.post("/chat")(endpoints.get(face, plain))
+    app.include_router(router)
+    if face == "middleware":
+        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    return app, run
+
+
+@every_fastapi_face
+@pytest.mark.parametrize("kind", ["async generator", "sse-starlette"])
+async def test_a_slow_background_task_does_not_hold_the_end_of_the_response(face: str, kind: str) -> None:
+    """The client has its whole answer while the task is still at work, as without the library."""
+    gate = asyncio.Event()
+    app, run = _with_background(face, kind, gate.wait)
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers={ID: "chat-1"})
+        run.put("one")
+        run.finish()
+        body = await exchange.rest()
+        clean = exchange.clean
+        replay = await client.get("/v1/stream/chat-1")
+        gate.set()
+        await exchange.served()
+    assert clean
+    assert data_of(body) == ["one"]
+    assert replay.body == body
+
+
+@pytest.mark.parametrize("face", ["decorator", "dependency", "both"])
+async def test_a_background_task_that_fails_does_not_undo_a_whole_answer(face: str) -> None:
+    """The response had ended, and the client had all of it."""
+
+    async def fail() -> None:
+        raise ValueError("disk full")
+
+    app, run = _with_background(face, "async generator", fail)
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers={ID: "chat-1"})
+        run.put("one")
+        run.finish()
+        body = await exchange.rest()
+        await exchange.served()
+        item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()[0]
+    assert [event.event for event in parse_events(body)] == ["message"]
+    assert item["status"] == "completed"
+
+
+async def test_a_handle_that_is_not_used_leaves_the_answer_alone() -> None:
+    """An endpoint may decide not to stream: its answer is its own, and the id is free again."""
+    resumable = make(max_streams=1)
+    app = FastAPI()
+    app.include_router(resumable.router)
+
+    @app.post("/chat")
+    async def chat(stream: Annotated[ResumableStream, Depends(resumable)]) -> dict[str, bool]:
+        return {"named": bool(stream)}
+
+    async with running(app) as client:
+        replies = [await client.post("/chat", headers={ID: "chat-1"}) for _ in range(3)]
+        missing = await client.get("/v1/stream/chat-1")
+    assert [reply.json() for reply in replies] == [{"named": True}] * 3
+    assert missing.status == 404
+
+
+async def test_without_its_router_a_stream_works_and_names_no_way_back() -> None:
+    """Forgetting `include_router` costs the replay routes, not the answer."""
+    resumable = make()
+    app = FastAPI()
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat() -> StreamingResponse:
+        return StreamingResponse(iter([b"data: one\n\n"]), media_type="text/event-stream")
+
+    async with running(app) as client:
+        reply = await client.post("/chat", headers={ID: "chat-1"})
+    assert data_of(reply.body) == ["one"]
+    assert "content-location" not in reply.headers
+
+
+async def test_anything_that_fastapi_takes_for_an_endpoint_can_be_decorated() -> None:
+    """Objects with `__call__`, bound methods and partials."""
+    resumable = make()
+    app = FastAPI()
+    app.include_router(resumable.router)
+
+    class Endpoint:
+        async def __call__(self, number: int) -> StreamingResponse:
+            return StreamingResponse(iter([f"data: {number}\n\n"]), media_type="text/event-stream")
+
+        async def method(self, number: int) -> StreamingResponse:
+            return await self(number)
+
+    async def two(prefix: str, number: int) -> StreamingResponse:
+        return StreamingResponse(iter([f"data: {prefix}{number}\n\n"]), media_type="text/event-stream")
+
+    app.post("/object")(resumable.stream(Endpoint()))
+    app.post("/method")(resumable.stream(Endpoint().method))
+    app.post("/partial")(resumable.stream(functools.partial(two, "x")))
+    async with running(app) as client:
+        replies = [
+            await client.post(f"/{path}?number=7", headers={ID: path}) for path in ("object", "method", "partial")
+        ]
+        bad = await client.post("/object?number=many", headers={ID: "bad"})
+    assert [data_of(reply.body) for reply in replies] == [["7"], ["7"], ["x7"]]
+    assert bad.status == 422

@@ -300,6 +300,37 @@ async def test_a_stop_of_a_queued_stream_closes_its_dependencies() -> None:
     assert made.trace.count("session closed") == 1
 
 
+@every_face
+async def test_a_stop_while_the_head_is_held_cancels_the_waiting_request(face: str) -> None:
+    """The generator is at work but has said nothing: still `queued`, and stopped like the endpoint before it."""
+    made = stage(face, head_timeout=60.0)
+    async with running(made.app) as client:
+        exchange = made.post(client, "chat-1")
+        run = await made.run()
+        await bounded(run.started.wait(), "the generator's start")
+        stopped = await client.delete("/v1/stream/chat-1")
+        reply = await exchange.reply()
+        await run.wait_closed()
+        await exchange.served()
+    assert stopped.status == 204
+    assert (reply.status, reply.code) == (400, "cancelled")
+    assert run.endings == ["CancelledError"]
+
+
+async def test_a_stop_of_a_queued_stream_reaches_those_who_wait_with_it() -> None:
+    """Under `attach`, a second request that waits for the first is told the same, and does not start anew."""
+    made = stage("decorator", gated=True, on_conflict="attach")
+    async with running(made.app) as client:
+        first = made.post(client, "chat-1")
+        await made.run()
+        second = made.post(client, "chat-1")
+        await settle()
+        await client.delete("/v1/stream/chat-1")
+        replies = [await first.reply(), await second.reply()]
+    assert [(reply.status, reply.code) for reply in replies] == [(400, "cancelled")] * 2
+    assert len(made.runs) == 1
+
+
 @pytest.mark.parametrize("face", ["decorator", "dependency", "both", "route_class", "middleware"])
 async def test_a_stop_closes_dependencies_after_the_generator(face: str) -> None:
     """In order, and once."""

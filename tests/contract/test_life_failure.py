@@ -1,5 +1,6 @@
 """§5, Failure mid-stream: how a stream that did not complete ends, in each form that a client may want."""
 
+import asyncio
 import json
 import logging
 from typing import Any
@@ -9,7 +10,7 @@ from fastapi import FastAPI
 
 from fastapi_resumable import ResumableMiddleware
 from tests.support.asgi import Client, Exchange, data_of, parse_events, running, terminal_of
-from tests.support.life_apps import FACES, Run, Stage, make, stage
+from tests.support.life_apps import FACES, YIELDS, Run, Stage, make, stage
 
 every_face = pytest.mark.parametrize("face", FACES)
 
@@ -234,6 +235,31 @@ async def test_an_app_that_returns_without_ending_its_response_has_failed(media_
         item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()[0]
     assert item["status"] == "failed"
     if media_type == b"text/plain":
+        assert not exchange.clean
+    else:
+        end = terminal_of(body)
+        assert end is not None
+        assert end.json()["code"] == "producer_failed"
+
+
+@pytest.mark.parametrize(
+    ("face", "kind"),
+    [
+        *(("decorator", kind) for kind in ("async generator", "sse-starlette", "bytes")),
+        *(("route_class", kind) for kind in YIELDS),
+        ("middleware", "async generator"),
+    ],
+)
+async def test_a_cancellation_of_the_apps_own_making_is_a_failure(face: str, kind: str) -> None:
+    """A generator that awaits something cancelled raises `CancelledError`: the stream ends, and not as a whole one."""
+    made = stage(face, kind)
+    async with running(made.app) as client:
+        exchange, run = await made.begin(client, "chat-1", "one")
+        run.fail(asyncio.CancelledError())
+        body = await exchange.rest()
+        item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()[0]
+    assert item["status"] == "failed"
+    if kind in ("bytes", "yield json lines", "yield raw"):
         assert not exchange.clean
     else:
         end = terminal_of(body)

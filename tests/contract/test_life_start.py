@@ -457,6 +457,34 @@ async def test_a_resume_at_the_endpoint_is_no_failure_for_its_dependencies(face:
     assert guarded.seen == []
 
 
+async def test_the_dependencies_of_the_route_run_before_the_handle() -> None:
+    """`dependencies=[...]` of a route or router come first: the handle may be the endpoint's only parameter."""
+    resumable = make(stream_id=chat_id)
+    made = Stage()
+    app = made.app
+    app.include_router(resumable.router)
+
+    def auth(key: Annotated[str, Query()] = "") -> None:
+        if key != "sesame":
+            raise HTTPException(401, "who are you?")
+
+    @app.get("/events", dependencies=[Depends(auth)])
+    async def events(stream: Annotated[ResumableStream, Depends(resumable)]) -> Any:
+        return stream(StreamingResponse(made.new_run().frames(sse), media_type="text/event-stream"))
+
+    async with running(app) as client:
+        exchange = client.start("GET", "/events?chat=c-1&key=sesame")
+        run = await made.run()
+        run.put("one", "two")
+        run.finish()
+        first_id = parse_events(await exchange.rest())[0].id
+        refused = await client.get("/events?chat=c-1&key=wrong", headers={"Last-Event-ID": first_id})
+        resumed = await client.get("/events?chat=c-1&key=sesame", headers={"Last-Event-ID": first_id})
+    assert refused.status == 401
+    assert data_of(resumed.body) == ["two"]
+    assert len(made.runs) == 1
+
+
 @fastapi_faces
 async def test_an_empty_last_event_id_is_no_resume(face: str) -> None:
     """A header without a value starts the stream."""
