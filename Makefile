@@ -45,7 +45,8 @@ build: $(VENV)/.installed ## build the wheel and use it in a clean environment
 
 cov: $(VENV)/.installed system-tools ## the whole suite, with coverage
 	$(BIN)/coverage erase
-	RESUMABLE_REQUIRE_ALL=1 $(BIN)/coverage run $(PYTEST)
+	RESUMABLE_REQUIRE_ALL=1 $(BIN)/coverage run $(PYTEST) -m "not slow"
+	$(BIN)/python $(PYTEST) -m slow # without coverage, which would make them much slower
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

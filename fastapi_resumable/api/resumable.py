@@ -321,7 +321,6 @@ class Resumable:
         finally:
             await self.manager.shutdown()
             self._termination.stop()
-            await self.store.aclose()
             # A server sends no request after this; a test client may, without another start.
             self.manager.reopen()
 

@@ -165,6 +165,7 @@ class StreamManager:
         # What is left are clients that do not take the end of their stream.
         for reader in list(self._readers):
             reader.evict()
+        await self.store.aclose()
 
     def hurry(self) -> bool:
         """Cut the grace short: the server cancels requests. No-op, and false, if it is not shutting down."""
