@@ -5,7 +5,6 @@ The request itself goes on until the application has ended, whatever happens to 
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 
 import anyio
@@ -22,8 +21,6 @@ from .body import RequestBody
 from .headers import end_to_end, identify
 from .recorder import Recorder, inner_scope
 from .replay import serve
-
-logger = logging.getLogger("fastapi_resumable")
 
 Locate = Callable[[str], str | None]
 """Gives the replay URL of a stream id, if there is one."""
