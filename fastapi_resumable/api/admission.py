@@ -63,13 +63,13 @@ class Admission:
         last_event_id = requests.last_event_id(request)
         if named and last_event_id:
             stream = await self._manager.store.find(key, self._settings.pending_timeout)
-            return replay(self._manager, stream, None, last_event_id, location)
+            return await replay(self._manager, stream, None, last_event_id, location)
         started = await self._manager.start(key, request.headers.get("idempotency-key"))
         if not isinstance(started, Stream):
             return started
         if requests.prefers_async(request):
             return accepted(started.item, location)
-        return replay(self._manager, started, None, None, location)
+        return await replay(self._manager, started, None, None, location)
 
     def exchange(
         self, producer: Producer, body: RequestBody, request: Request, send: Send, *, end_delay: float = 0.0

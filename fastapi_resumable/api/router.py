@@ -116,7 +116,7 @@ class _Routes:
             if epoch and epoch != stream.epoch:
                 raise StreamReplaced
             location = self._locator.within(request.scope)(key.id)
-            response = replay(self._manager, stream, offset, last_event_id, location)
+            response = await replay(self._manager, stream, offset, last_event_id, location)
             if request.method != "HEAD":
                 return response
         except ResumableError as exc:

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..core.errors import OffsetLost
 from ..core.models import ResumableStatus
 from ..core.terminal import terminal_event
 from ..life.manager import StreamManager
@@ -42,7 +41,7 @@ async def serve(
         return send({"type": "http.response.body", "body": data, "more_body": True})
 
     try:
-        await _end(await reader.run(start, deliver), reader.stream, send)
+        await _end(await reader.run(start, deliver), reader, send)
         if reader.cancelled is not None:
             raise reader.cancelled
     except OSError:
@@ -54,7 +53,8 @@ async def serve(
         await asyncio.wait({watch})
 
 
-async def _end(reading: Reading, stream: Stream, send: Send) -> None:
+async def _end(reading: Reading, reader: Reader, send: Send) -> None:
+    stream = reader.stream
     if reading is Reading.LEFT:
         return
     if reading is Reading.STALLED:
@@ -62,8 +62,8 @@ async def _end(reading: Reading, stream: Stream, send: Send) -> None:
     if reading is Reading.LOST:
         if not stream.head.is_event_stream:
             raise StreamBroken(f"a client of stream {stream.key.id!r} lost its place")
-        lost = OffsetLost(stream.earliest)
-        event = terminal_event("sse", "failed", lost.code, lost.message)
+        assert reader.failure is not None
+        event = terminal_event("sse", "failed", reader.failure.code, reader.failure.message)
         await send({"type": "http.response.body", "body": event or b"", "more_body": True})
     elif stream.status is not ResumableStatus.COMPLETED and not stream.head.is_event_stream:
         raise StreamBroken(f"stream {stream.key.id!r} ended as {stream.status}")
@@ -91,7 +91,7 @@ class ReplayResponse(Response):
         await serve(reader, self._manager, list(self.raw_headers), send, disconnected)
 
 
-def replay(
+async def replay(
     manager: StreamManager, stream: Stream, offset: int | None, last_event_id: str | None, location: str | None
 ) -> Response:
     """Answer a request for a stream from where its client left off; 204 if it has had everything, and asks by event id.
@@ -99,8 +99,8 @@ def replay(
     Raises:
         ResumableError: The position is not to be had; see `Stream.position`.
     """
-    position = stream.position(offset, last_event_id)
-    if last_event_id and stream.is_exhausted(position):
+    position = await stream.position(offset, last_event_id)
+    if last_event_id and await stream.is_exhausted(position):
         response = Response(status_code=204)
         response.raw_headers = identify((), stream, location)
         return response

@@ -15,14 +15,15 @@ class ByteLog:
 
     __slots__ = ("_blocks", "_hot", "_hot_start", "_open", "_open_start", "_starts", "block_size", "tail")
 
-    def __init__(self, block_size: int = BLOCK_SIZE) -> None:
+    def __init__(self, block_size: int = BLOCK_SIZE, start: int = 0) -> None:
+        """A log without bytes, whose first one will have the offset `start`."""
         self.block_size = block_size
-        self.tail = 0
+        self.tail = start
         """The offset that the next byte will have."""
         self._blocks: list[bytes] = []
         self._starts: list[int] = []
         self._open = bytearray()
-        self._open_start = 0
+        self._open_start = start
         # What was appended last, as it came: readers that keep up all take this one object.
         self._hot = b""
         self._hot_start = 0
@@ -94,6 +95,19 @@ class ByteLog:
         before = self.floor
         del self._blocks[:count], self._starts[:count]
         return self.floor - before
+
+    def truncate(self, offset: int) -> None:
+        """Drop the bytes from `offset` (not below the floor) on."""
+        while self._starts and self._starts[-1] >= offset:
+            del self._starts[-1], self._blocks[-1]
+        if self._open_start < offset:
+            del self._open[offset - self._open_start :]
+        else:
+            self._open_start = self._starts[-1] if self._starts else offset
+            self._open = bytearray(self._blocks.pop()[: offset - self._open_start]) if self._starts else bytearray()
+            del self._starts[-1:]
+        self._hot, self._hot_start = b"", -1
+        self.tail = offset
 
     def snapshot(self, offset: int) -> list[bytes]:
         """All bytes from `offset` (not below the floor) to the tail, as blocks."""

@@ -136,7 +136,7 @@ class Producer:
             return
         if not stream.has_room(len(chunk)):
             await stream.wait_for_room(len(chunk))
-        if stream.is_final:
+        if stream.closed:
             raise StreamStopped("the stream has ended")
         stream.write(chunk)
         now = self._last_write = monotonic()
@@ -145,7 +145,7 @@ class Producer:
 
     async def finish(self, status: ResumableStatus, code: str = "", message: str = "") -> None:
         """End the stream, if it has begun and not ended yet."""
-        if self.stream is not None and not self.stream.is_final:
+        if self.stream is not None and not self.stream.closed:
             await self._manager.store.finish(self.stream, status, code, message)
             self._ended()
 

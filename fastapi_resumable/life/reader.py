@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from enum import Enum
 
-from ..core.errors import OffsetLost
+from ..core.errors import OffsetLost, ResumableError
 from ..core.log import BLOCK_SIZE
 from ..stores.stream import Cursor, Stream
 
@@ -23,7 +23,7 @@ class Reading(Enum):
     STALLED = "stalled"
     """The client took nothing for too long, or is asked to go because the server shuts down."""
     LOST = "lost"
-    """The bytes at the cursor were dropped."""
+    """The bytes at the cursor were dropped, or cannot be had: the reader's `failure` tells."""
 
 
 class Reader:
@@ -39,6 +39,7 @@ class Reader:
         "_waiter",
         "_watchdog",
         "cancelled",
+        "failure",
         "stream",
     )
 
@@ -47,6 +48,8 @@ class Reader:
         self.stream = stream
         self.cancelled: asyncio.CancelledError | None = None
         """A cancellation that was put off until the rest had been delivered; for the caller to raise."""
+        self.failure: ResumableError | None = None
+        """Why the reading was `LOST`."""
         self._goes_on = goes_on
         self._cursor = Cursor(offset)
         self._stall_timeout = stall_timeout
@@ -83,7 +86,8 @@ class Reader:
             if not deadline.expired():
                 raise
             return Reading.STALLED
-        except OffsetLost:
+        except ResumableError as exc:
+            self.failure = exc
             return Reading.LOST
         finally:
             self._watchdog.cancel()
@@ -92,14 +96,17 @@ class Reader:
         return Reading.LEFT if self._left else Reading.FINISHED
 
     async def _follow(self, start: Callable[[], Awaitable[None]], deliver: Callable[[bytes], Awaitable[None]]) -> None:
-        stream, cursor, log = self.stream, self._cursor, self.stream.log
+        stream, cursor = self.stream, self._cursor
         now = asyncio.get_running_loop().time
         self._sending_since = now()
         await start()
         self._sending_since = None
         while not self._left:
-            if cursor.offset < log.tail:
+            try:
                 data = stream.read(cursor)
+            except OffsetLost:
+                data = await stream.recall(cursor)
+            if data:
                 self._sending_since = now()
                 await deliver(data)
                 self._sending_since = None
@@ -109,6 +116,8 @@ class Reader:
                     await asyncio.sleep(0)
             elif stream.is_final:
                 return
+            elif stream.failure is not None:
+                raise stream.failure
             else:
                 self._waiter = stream.waiter()
                 try:

@@ -7,10 +7,10 @@ Readers and the producer share one event loop; `append` never waits, `wait` is l
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from ..core.errors import OffsetLost, OffsetOutOfRange, StreamReplaced, UnknownEventId
+from ..core.errors import OffsetLost, OffsetOutOfRange, ResumableError, StreamReplaced, UnknownEventId
 from ..core.framing import EventFramer, find_boundary, find_event_id, would_dispatch
 from ..core.ids import StreamKey, parse_event_id
 from ..core.log import BLOCK_SIZE, ByteLog
@@ -85,8 +85,10 @@ class Stream:
         "_room",
         "_slowest",
         "_waiters",
+        "closed",
         "completed_at",
         "epoch",
+        "failure",
         "head",
         "idempotency_key",
         "is_final",
@@ -116,8 +118,12 @@ class Stream:
         self.started_at = started_at
         self.completed_at = 0.0
         self.status = ResumableStatus.IN_PROGRESS
+        self.closed = False
+        """Whether no more may be written."""
         self.is_final = False
-        """Whether the log has ended."""
+        """Whether the log has ended, for those who read it."""
+        self.failure: ResumableError | None = None
+        """Why readers have to be sent away before the end."""
         self.on_stop = on_stop
         self.log = ByteLog(max(1, min(BLOCK_SIZE, limits.max_stream_bytes // 8)))
         self._limits = limits
@@ -143,7 +149,7 @@ class Stream:
 
     def ping(self) -> None:
         """Record a keep-alive: a comment line alone, as some decoders dispatch an empty event at a blank line."""
-        if not self.is_final and self._room is None and not (self._framer is None or self._framer.oversize):
+        if not self.closed and self._room is None and not (self._framer is None or self._framer.oversize):
             self._append(PING)
 
     def has_room(self, size: int) -> bool:
@@ -156,7 +162,7 @@ class Stream:
 
     async def wait_for_room(self, size: int) -> None:
         """Wait until the slowest attached reader has caught up far enough for `size` more bytes, or the stream ends."""
-        while not self.is_final and not self.has_room(size):
+        while not self.closed and not self.has_room(size):
             self._room = asyncio.get_running_loop().create_future()
             try:
                 await self._room
@@ -165,8 +171,20 @@ class Stream:
 
     def end(self, status: ResumableStatus, code: str, message: str, now: float) -> None:
         """End the log, once: with what is left over if it `completed`, with the terminal event otherwise."""
-        if self.is_final:
+        if self.closed:
             return
+        self._close(status, code, message)
+        self.status = status
+        self.completed_at = now
+        self.is_final = True
+        self.log.close()
+        self._wake()
+        self._make_room()
+
+    def _close(self, status: ResumableStatus, code: str, message: str) -> None:
+        """Record the last bytes."""
+        self.closed = True
+        self.on_stop = _nobody
         if self._framer is not None:
             if status is ResumableStatus.COMPLETED:
                 rest = self._framer.finish(self.log.tail)
@@ -177,13 +195,6 @@ class Stream:
             if rest:
                 self._append(rest)
         self._framer = None
-        self.on_stop = _nobody
-        self.status = status
-        self.is_final = True
-        self.completed_at = now
-        self.log.close()
-        self._wake()
-        self._make_room()
 
     def _terminal_event(self, status: ResumableStatus, code: str, message: str) -> bytes:
         assert self._framer is not None
@@ -225,17 +236,22 @@ class Stream:
     # The readers' side.
 
     @property
+    def tail(self) -> int:
+        """How far the stream can be read."""
+        return self.log.tail
+
+    @property
     def earliest(self) -> int:
         """The first offset that can be resumed from: of an event stream, the start of an event."""
         low = max(self.log.floor, self.log.tail - self._bound)
         if low == 0 or not self.head.is_event_stream:
             return low
         start = max(self.log.floor, low - 3)
-        while (boundary := find_boundary(self._blocks(start))) is not None and start + boundary < low:
+        while (boundary := find_boundary(self._retained(start))) is not None and start + boundary < low:
             start += boundary
         return low if boundary is None else start + boundary
 
-    def position(self, offset: int | None, last_event_id: str | None) -> int:
+    async def position(self, offset: int | None, last_event_id: str | None) -> int:
         """Turn what a client asks for into an offset; `last_event_id` wins.
 
         Raises:
@@ -248,33 +264,37 @@ class Stream:
         if last_event_id:
             event_id = parse_event_id(last_event_id)
             if event_id is None:
-                return self._after_event(last_event_id)
+                return await self._after_event(last_event_id)
             if event_id.epoch != self.epoch:
                 raise StreamReplaced
             position = event_id.offset
-        if position > self.log.tail:
-            raise OffsetOutOfRange(self.log.tail)
+        if position > self.tail:
+            raise OffsetOutOfRange(self.tail)
         if position < (earliest := self.earliest):
             raise OffsetLost(earliest)
         return position
 
-    def _after_event(self, event_id: str) -> int:
+    async def _after_event(self, event_id: str) -> int:
         start = self.earliest
-        found = find_event_id(self._blocks(start), event_id) if self.head.is_event_stream else None
+        found = find_event_id(await self.blocks(start), event_id) if self.head.is_event_stream else None
         if found is None:
             raise UnknownEventId(
                 "No event in the log has that id; it was dropped, or never sent. Resume with from=, or start over."
             )
         return start + found
 
-    def is_exhausted(self, offset: int) -> bool:
+    async def is_exhausted(self, offset: int) -> bool:
         """Whether the stream has ended and nothing from `offset` on would make a client dispatch an event."""
         if not self.is_final:
             return False
-        return not would_dispatch(self._blocks(offset)) if self.head.is_event_stream else offset == self.log.tail
+        return not would_dispatch(await self.blocks(offset)) if self.head.is_event_stream else offset == self.tail
 
-    def _blocks(self, offset: int) -> Iterator[bytes]:
-        while offset < self.log.tail:
+    async def blocks(self, offset: int) -> Iterable[bytes]:
+        """Everything from `offset`, which is retained, to the tail."""
+        return self._retained(offset)
+
+    def _retained(self, offset: int) -> Iterator[bytes]:
+        while offset < self.tail:
             block = self.log.read(offset)
             offset += len(block)
             yield block
@@ -300,6 +320,19 @@ class Stream:
             return self.log.read(cursor.offset)
         except LookupError:
             raise OffsetLost(self.earliest) from None
+
+    async def recall(self, cursor: Cursor) -> bytes:
+        """Return the next bytes of a reader whose place this process no longer holds.
+
+        Raises:
+            OffsetLost: Nor does anybody else.
+        """
+        raise OffsetLost(self.earliest)
+
+    def fail(self, failure: ResumableError) -> None:
+        """Send the readers away: the stream goes on, but not here."""
+        self.failure = failure
+        self._wake()
 
     def advance(self, cursor: Cursor, size: int) -> None:
         """Note that the reader has sent `size` bytes on."""
@@ -331,7 +364,7 @@ class Stream:
             status=self.status,
             is_done=self.is_final,
             epoch=self.epoch,
-            total_bytes=self.log.tail,
+            total_bytes=self.tail,
             dropped_bytes=self.earliest,
             content_type=self.head.content_type,
             started_at=int(self.started_at),

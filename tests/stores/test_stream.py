@@ -97,22 +97,22 @@ def test_the_earliest_offset_is_the_start_of_an_event_within_the_bound(sizes, li
         ends.append(stream.log.tail)
 
     assert stream.earliest == next(end for end in ends if end >= stream.log.tail - limit)
-    assert stream.position(stream.earliest, None) == stream.earliest
+    assert asyncio.run(stream.position(stream.earliest, None)) == stream.earliest
 
 
-def test_a_place_is_found_by_offset_by_our_id_and_by_the_applications_own():
+async def test_a_place_is_found_by_offset_by_our_id_and_by_the_applications_own():
     """And refused where it is of another epoch, or unknown."""
     stream = make("text/event-stream")
     stream.write(b"id: own\ndata: a\n\n")
 
-    assert stream.position(None, "own") == stream.position(17, None) == 17
-    assert stream.position(3, str(EventId(EPOCH, 17))) == 17
+    assert await stream.position(None, "own") == await stream.position(17, None) == 17
+    assert await stream.position(3, str(EventId(EPOCH, 17))) == 17
     with pytest.raises(StreamReplaced):
-        stream.position(None, str(EventId("b" * 16, 17)))
+        await stream.position(None, str(EventId("b" * 16, 17)))
     with pytest.raises(UnknownEventId):
-        stream.position(None, "other")
+        await stream.position(None, "other")
     with pytest.raises(UnknownEventId):
-        make().position(None, "own")
+        await make().position(None, "own")
 
 
 async def test_a_producer_waits_for_the_slowest_cursor_alone():
