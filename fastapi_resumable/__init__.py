@@ -3,6 +3,8 @@
 `Resumable` is the place to start: include its `router`, and put its `stream` on an endpoint.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .api.identity import body_field, header
 from .api.middleware import ResumableMiddleware
 from .api.resumable import Resumable
@@ -16,6 +18,7 @@ from .core.errors import (
     OffsetOutOfRange,
     ResumableError,
     ShuttingDown,
+    StoreUnavailable,
     StreamCancelled,
     StreamExists,
     StreamNotFound,
@@ -28,6 +31,9 @@ from .core.models import ResumableStatus
 from .life.finished import FinishedStream
 from .stores.memory import MemoryStore
 
+if TYPE_CHECKING:
+    from .stores.redis.store import RedisStore
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -38,6 +44,7 @@ __all__ = [
     "MemoryStore",
     "OffsetLost",
     "OffsetOutOfRange",
+    "RedisStore",
     "Resumable",
     "ResumableError",
     "ResumableMiddleware",
@@ -45,6 +52,7 @@ __all__ = [
     "ResumableStatus",
     "ResumableStream",
     "ShuttingDown",
+    "StoreUnavailable",
     "StreamCancelled",
     "StreamExists",
     "StreamNotFound",
@@ -55,3 +63,12 @@ __all__ = [
     "body_field",
     "header",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`RedisStore` is imported when it is asked for: it needs an extra, and its time."""
+    if name == "RedisStore":
+        from .stores.redis.store import RedisStore  # noqa: PLC0415  # see above
+
+        return RedisStore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,6 +29,16 @@ def test_no_layer_imports_one_below_it():
             assert imported(path) <= set(LAYERS[:index]), path
 
 
+def test_the_suite_for_stores_stands_beside_the_layers_that_it_tests():
+    """It knows the stores and what reads them; nothing of the library knows it, nor pytest."""
+    for path in (PACKAGE / "testing").glob("*.py"):
+        assert imported(path) <= {"core", "stores", "life"}, path
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name != "testing":
+            assert "testing" not in imported(path), path
+            assert "import pytest" not in path.read_text(encoding="utf-8"), path
+
+
 def test_the_core_imports_neither_asyncio_nor_a_framework():
     """Pure: the standard library without asyncio, and pydantic for the models."""
     for path in (PACKAGE / "core").glob("*.py"):

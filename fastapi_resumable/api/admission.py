@@ -1,5 +1,6 @@
 """What becomes of a request: it runs, is answered from a log, or is not for us. The same for all faces."""
 
+import logging
 import secrets
 
 from fastapi import Request
@@ -9,6 +10,7 @@ from starlette.types import Receive, Send
 from ..asgi.body import RequestBody
 from ..asgi.exchange import Exchange, accepted
 from ..asgi.replay import replay
+from ..core.errors import StoreUnavailable
 from ..core.ids import StreamKey
 from ..life.manager import StreamManager
 from ..life.producer import Producer
@@ -18,6 +20,8 @@ from . import requests
 from .identity import IdDependency, Identifier, header
 from .location import Locator
 from .settings import ResumableSettings
+
+logger = logging.getLogger("fastapi_resumable")
 
 
 class Admission:
@@ -64,7 +68,13 @@ class Admission:
         if named and last_event_id:
             stream = await self._manager.store.find(key, self._settings.pending_timeout)
             return await replay(self._manager, stream, None, last_event_id, location)
-        started = await self._manager.start(key, request.headers.get("idempotency-key"))
+        try:
+            started = await self._manager.start(key, request.headers.get("idempotency-key"))
+        except StoreUnavailable as exc:
+            if not exc.degrade:
+                raise
+            logger.warning("request for stream %r is answered unrecorded: %s", stream_id, exc.message)
+            return None
         if not isinstance(started, Stream):
             return started
         if requests.prefers_async(request):

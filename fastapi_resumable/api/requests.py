@@ -3,6 +3,8 @@
 from fastapi import Request
 from starlette.types import Message, Receive
 
+from ..core.errors import InvalidRequest
+
 
 def last_event_id(request: Request) -> str | None:
     """`Last-Event-ID` (WHATWG HTML §9.2.4), which is UTF-8 on the wire; bytes that are not are kept as surrogates."""
@@ -18,6 +20,20 @@ def prefers_async(request: Request) -> bool:
         return False
     preferences = ",".join(request.headers.getlist("prefer")).split(",")
     return any(preference.partition(";")[0].strip().lower() == "respond-async" for preference in preferences)
+
+
+async def read_body(request: Request, limit: int, advice: str) -> bytes:
+    """Read the body.
+
+    Raises:
+        InvalidRequest: It is larger than `limit`; the message ends with `advice`.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise InvalidRequest(f"The body is larger than {limit} bytes. {advice}")
+    return bytes(body)
 
 
 def body_again(request: Request) -> Receive:

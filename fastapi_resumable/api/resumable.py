@@ -21,17 +21,18 @@ from ..life.manager import Hook, StreamManager
 from ..life.producer import Producer
 from ..life.signals import TerminationWatch
 from ..stores.base import OnConflict, Store
-from ..stores.memory import MemoryStore
+from ..stores.opening import open_store
 from ..stores.stream import Limits
 from . import requests
 from .admission import Admission
+from .ai_sdk import build_ai_sdk_router
 from .decorator import DECORATED, decorate
 from .ending import RequestEnded, outermost
 from .errors import http_error
 from .identity import IdDependency
 from .location import Locator
 from .route import route_class
-from .router import build_router
+from .router import Routes, build_router
 from .settings import load_settings
 from .stream import ResumableStream
 
@@ -59,7 +60,7 @@ class Resumable:
     begin. What is not given is taken from the environment (`FASTAPI_RESUMABLE_<NAME>`), or has the default shown.
 
     Args:
-        store: Where streams live; by default a `MemoryStore`, in this process.
+        store: Where streams live: a store, or the URL of a Redis. Default: a `MemoryStore`, in this process.
         prefix: Path of the router's routes. Default `/v1`.
         stream_id: A FastAPI dependency that returns the id by which a request names its stream, or `None` if the
             request is not to be resumable. Default: the header `X-Conversation-Id`.
@@ -88,7 +89,7 @@ class Resumable:
     def __init__(
         self,
         *,
-        store: Store | None = None,
+        store: Store | str = UNSET,
         prefix: str = UNSET,
         stream_id: IdDependency | None = None,
         owner: IdDependency | None = None,
@@ -109,6 +110,7 @@ class Resumable:
         terminal_event: TerminalEvent | Literal["sse", "openai", "ai-sdk"] = UNSET,
     ) -> None:
         given = {
+            "store": store if isinstance(store, str) else UNSET,
             "prefix": prefix,
             "on_conflict": on_conflict,
             "event_ids": event_ids,
@@ -132,9 +134,11 @@ class Resumable:
                 raise ValueError(
                     f"{name} must be a FastAPI dependency: a function that returns str or None, not {dependency!r}."
                 )
-        if store is not None and not isinstance(store, Store):
-            raise ValueError(f"store must be a store, like MemoryStore(), not {store!r}.")
-        self.store: Store = store if store is not None else MemoryStore()
+        if store is UNSET or isinstance(store, str):
+            store = open_store(self.settings.store)
+        elif not isinstance(store, Store):
+            raise ValueError(f"store must be a store, like MemoryStore(), or the URL of a Redis, not {store!r}.")
+        self.store: Store = store
         self.store.configure(
             Limits(
                 max_stream_bytes=self.settings.max_stream_bytes,
@@ -167,6 +171,7 @@ class Resumable:
             locator=locator,
             termination=self._termination,
         )
+        self._routes = Routes(self.manager, self.settings.pending_timeout, locator)
         self.router: APIRouter = build_router(
             self.manager,
             prefix=self.settings.prefix,
@@ -175,7 +180,11 @@ class Resumable:
             locator=locator,
             lifespan=self._lifespan,
         )
-        """Replay, lookup and stop: `app.include_router(resumable.router)`."""
+        """Replay, stop, lookup and watch: `app.include_router(resumable.router)`."""
+        self.ai_sdk_router: APIRouter = build_ai_sdk_router(
+            self.manager, owner=owner, pending_timeout=self.settings.pending_timeout, locator=locator
+        )
+        """What the AI SDK asks for: `app.include_router(resumable.ai_sdk_router, prefix="/api/chat")`."""
         self.route_class: type[APIRoute] = route_class(self)
         """Makes every endpoint of a router resumable: `APIRouter(route_class=resumable.route_class)`."""
 
@@ -294,6 +303,27 @@ class Resumable:
             raise http_error(exc) from exc
         if exchange.cancelled is not None:
             raise exchange.cancelled
+
+    # For routes of the application's own.
+
+    async def replay(self, request: Request, stream_id: str, *, owner: str | None = None) -> Response:
+        """Answer the request of another route with a stream, by its query and headers, as the router's replay does.
+
+        Raises:
+            HTTPException: There is no such stream, or no such place in it.
+        """
+        query = request.query_params
+        return await self._routes.replay(
+            request, owner, stream_id, query.get("from"), query.get("starting_after"), query.get("epoch")
+        )
+
+    async def stop(self, stream_id: str, *, owner: str | None = None, epoch: str | None = None) -> None:
+        """Stop a stream, as the router's `DELETE` does: no-op if there is none.
+
+        Raises:
+            HTTPException: It is no stream id.
+        """
+        await self._routes.stop(owner, stream_id, epoch)
 
     # Hooks and the end.
 

@@ -1,4 +1,4 @@
-"""The routes: replay, lookup and stop, documented in OpenAPI."""
+"""The routes: replay, stop, lookup and watch, documented in OpenAPI."""
 
 import json
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from ..asgi.headers import describe
 from ..asgi.replay import replay
+from ..asgi.sequence import replay_after
 from ..core.errors import (
     InvalidOffset,
     InvalidRequest,
@@ -24,14 +25,21 @@ from ..core.errors import (
 )
 from ..core.ids import StreamKey, parse_offset, require_stream_id
 from ..core.models import ResumableLookup, ResumableStreamItem
+from ..core.sequence import parse_sequence_number
 from ..life.manager import StreamManager
 from . import requests
 from .errors import error_responses, http_error
 from .identity import IdDependency
 from .location import Locator
+from .watch import RESPONSES as WATCH_RESPONSES
+from .watch import WatchResponse
 
 MAX_LOOKUP_BYTES = 4 * 1024 * 1024
 
+OTHER_RESPONSES: dict[int | str, dict[str, Any]] = {
+    # Declared so that FastAPI documents no 422, which our routes do not send.
+    "4XX": {"description": "What a dependency of the application answers, like 401."},
+}
 _REPLAY_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The recorded bytes from the offset on, then live ones until the stream ends. "
@@ -63,8 +71,7 @@ _REPLAY_RESPONSES: dict[int | str, dict[str, Any]] = {
         OffsetOutOfRange,
         StreamPending,
     ),
-    # Declared so that FastAPI documents no 422, which these routes do not send.
-    "4XX": {"description": "What a dependency of the application answers, like 401."},
+    **OTHER_RESPONSES,
 }
 _HEAD_RESPONSES = {
     status: {key: value for key, value in response.items() if key not in ("content", "model")}
@@ -73,7 +80,14 @@ _HEAD_RESPONSES = {
 _STOP_RESPONSES: dict[int | str, dict[str, Any]] = {
     204: {"description": "The stream is gone, or never was: the answer does not tell."},
     **error_responses(InvalidStreamId),
-    "4XX": _REPLAY_RESPONSES["4XX"],
+    **OTHER_RESPONSES,
+}
+
+_LOOKUP_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": ResumableLookup.model_json_schema()}},
+    }
 }
 
 ConversationId = Annotated[str, Path(description="The stream id; it may contain slashes.", examples=["chat-42"])]
@@ -88,16 +102,24 @@ From = Annotated[
         json_schema_extra={"anyOf": None, "type": "integer", "minimum": 0},
     ),
 ]
+StartingAfter = Annotated[
+    str | None,
+    Query(
+        description="For streams whose events carry a `sequence_number` in their JSON data, as OpenAI's do: only "
+        "events with a higher number. Wins over `from`.",
+        json_schema_extra={"anyOf": None, "type": "integer", "minimum": 0},
+    ),
+]
 Epoch = Annotated[
     str | None, Query(description="The epoch that is meant: any other is refused (replay) or left alone (stop).")
 ]
 LastEventId = Annotated[
     str | None,
-    Header(alias="Last-Event-ID", description="Replay from right after this event. Wins over `from`."),
+    Header(alias="Last-Event-ID", description="Replay from right after this event. Wins over all others."),
 ]
 
 
-class _Routes:
+class Routes:
     """The endpoints' common ground."""
 
     def __init__(self, manager: StreamManager, pending_timeout: float, locator: Locator) -> None:
@@ -106,17 +128,29 @@ class _Routes:
         self._locator = locator
 
     async def replay(
-        self, request: Request, owner: Any, stream_id: str | None, start: str | None, epoch: str | None
+        self,
+        request: Request,
+        owner: Any,
+        stream_id: str | None,
+        start: str | None,
+        starting_after: str | None,
+        epoch: str | None,
     ) -> Response:
+        """Answer with a stream, from the place that the client asks for."""
         try:
             key = StreamKey(owner, require_stream_id(stream_id))
             last_event_id = requests.last_event_id(request)
-            offset = None if last_event_id else parse_offset(start)
+            # A client that reconnects by itself repeats its URL, and says in the header how far it has come since.
+            number = None if last_event_id else parse_sequence_number(starting_after)
+            offset = None if last_event_id or number is not None else parse_offset(start)
             stream = await self._manager.store.find(key, self._pending_timeout)
             if epoch and epoch != stream.epoch:
                 raise StreamReplaced
             location = self._locator.within(request.scope)(key.id)
-            response = await replay(self._manager, stream, offset, last_event_id, location)
+            if number is None:
+                response = await replay(self._manager, stream, offset, last_event_id, location)
+            else:
+                response = await replay_after(self._manager, stream, number, location)
             if request.method != "HEAD":
                 return response
         except ResumableError as exc:
@@ -126,6 +160,7 @@ class _Routes:
         return head
 
     async def stop(self, owner: Any, stream_id: str | None, epoch: str | None) -> Response:
+        """Stop a stream."""
         try:
             await self._manager.store.stop(StreamKey(owner, require_stream_id(stream_id)), epoch or None)
         except ResumableError as exc:
@@ -133,11 +168,20 @@ class _Routes:
         return Response(status_code=204)
 
     async def lookup(self, request: Request, owner: Any) -> list[ResumableStreamItem]:
+        """Say which streams there are."""
+        try:
+            wanted = await _read_lookup(request)
+            return await self._manager.store.lookup(owner, wanted.conversation_ids)
+        except ResumableError as exc:
+            raise http_error(exc) from exc
+
+    async def watch(self, request: Request, owner: Any) -> Response:
+        """Tell what becomes of streams."""
         try:
             wanted = await _read_lookup(request)
         except ResumableError as exc:
             raise http_error(exc) from exc
-        return await self._manager.store.lookup(owner, wanted.conversation_ids)
+        return WatchResponse(self._manager, owner, wanted.conversation_ids)
 
 
 def build_router(
@@ -157,19 +201,31 @@ def build_router(
         # Routes are found by name, so the name is unique; what OpenAPI shows is not to change from run to run.
         generate_unique_id_function=_operation_id,
     )
-    routes = _Routes(manager, pending_timeout, locator)
-    OwnerId = Annotated[Any, Depends(owner or _nobody)]  # noqa: N806  # a type, for the signatures below
+    routes = Routes(manager, pending_timeout, locator)
+    OwnerId = Annotated[Any, Depends(owner or nobody)]  # noqa: N806  # a type, for the signatures below
     last_event_id = Depends(_document_last_event_id)
 
     async def replay_by_query(
-        request: Request, owner: OwnerId, *, conv_id: QueryId = None, start: From = None, epoch: Epoch = None
+        request: Request,
+        owner: OwnerId,
+        *,
+        conv_id: QueryId = None,
+        start: From = None,
+        starting_after: StartingAfter = None,
+        epoch: Epoch = None,
     ) -> Response:
-        return await routes.replay(request, owner, conv_id, start, epoch)
+        return await routes.replay(request, owner, conv_id, start, starting_after, epoch)
 
     async def replay_by_path(
-        request: Request, owner: OwnerId, conversation_id: ConversationId, *, start: From = None, epoch: Epoch = None
+        request: Request,
+        owner: OwnerId,
+        conversation_id: ConversationId,
+        *,
+        start: From = None,
+        starting_after: StartingAfter = None,
+        epoch: Epoch = None,
     ) -> Response:
-        return await routes.replay(request, owner, conversation_id, start, epoch)
+        return await routes.replay(request, owner, conversation_id, start, starting_after, epoch)
 
     async def stop_by_query(owner: OwnerId, conv_id: QueryId = None, epoch: Epoch = None) -> Response:
         return await routes.stop(owner, conv_id, epoch)
@@ -179,6 +235,9 @@ def build_router(
 
     async def lookup(request: Request, owner: OwnerId) -> list[ResumableStreamItem]:
         return await routes.lookup(request, owner)
+
+    async def watch(request: Request, owner: OwnerId) -> Response:
+        return await routes.watch(request, owner)
 
     for path, replay_endpoint, stop_endpoint in (
         ("/stream", replay_by_query, stop_by_query),
@@ -229,13 +288,19 @@ def build_router(
         description="Which of these streams there are, and what they are doing. Only ids that are asked for are shown.",
         response_model=list[ResumableStreamItem],
         response_description="The streams that there are, each once.",
-        responses={**error_responses(InvalidRequest), "4XX": _REPLAY_RESPONSES["4XX"]},
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": ResumableLookup.model_json_schema()}},
-            }
-        },
+        responses={**error_responses(InvalidRequest), **OTHER_RESPONSES},
+        openapi_extra=_LOOKUP_BODY,
+    )
+    router.add_api_route(
+        "/streams/watch",
+        watch,
+        methods=["POST"],
+        summary="Watch streams by id",
+        description="What a lookup of these ids shows, and then each change, as server-sent events. Streams that come "
+        "later are told of, too. Only ids that are asked for are shown.",
+        response_class=Response,
+        responses={**WATCH_RESPONSES, **OTHER_RESPONSES},
+        openapi_extra=_LOOKUP_BODY,
     )
     return router
 
@@ -245,11 +310,7 @@ async def _document_last_event_id(_value: LastEventId = None) -> None:
 
 
 async def _read_lookup(request: Request) -> ResumableLookup:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_LOOKUP_BYTES:
-            raise InvalidRequest(f"The body is larger than {MAX_LOOKUP_BYTES} bytes. Ask for fewer ids.")
+    body = await requests.read_body(request, MAX_LOOKUP_BYTES, "Ask for fewer ids.")
     try:
         return ResumableLookup.model_validate(json.loads(body), strict=True)
     except (ValueError, RecursionError) as exc:
@@ -269,5 +330,5 @@ def _operation_id(route: APIRoute) -> str:
 
 
 # Not `def`: FastAPI runs those in threads.
-async def _nobody() -> None:
-    return None
+async def nobody() -> None:
+    """The owner of everybody's streams, where there is no `owner`."""

@@ -44,7 +44,11 @@ class ResumableSettings(BaseSettings):
         "sse",
         description="must be 'sse', 'openai', 'ai-sdk', or a function of status, code and message to bytes or None",
     )
-    store: Literal["memory"] = Field("memory", description="must be 'memory'; pass a store object in code for another")
+    store: str = Field(
+        "memory",
+        pattern=r"^(memory|(redis|rediss|unix)://.+)$",
+        description="must be 'memory', or the URL of a Redis, like 'redis://localhost:6379/0'",
+    )
 
 
 def load_settings(given: dict[str, Any]) -> ResumableSettings:

@@ -13,6 +13,7 @@
     ├── OffsetOutOfRange      416 offset_out_of_range
     ├── TooManyStreams        429 (an owner's) or 503 (the server's) too_many_streams
     ├── StreamPending         503 stream_pending
+    ├── StoreUnavailable      503 store_unavailable
     └── ShuttingDown          503 shutting_down
 
 The classes carry status and code as data; the FastAPI layer alone turns them into responses.
@@ -56,7 +57,7 @@ class InvalidStreamId(ResumableError):
 
 
 class InvalidOffset(ResumableError):
-    """`from` is not a non-negative integer in ASCII digits."""
+    """`from` or `starting_after` is not a non-negative integer in ASCII digits, or the stream has no such places."""
 
     status_code = 400
     code = "invalid_offset"
@@ -85,7 +86,7 @@ class UnknownEventId(ResumableError):
 
 
 class InvalidRequest(ResumableError):
-    """The body of a lookup is not what the route takes."""
+    """The body is not what the route takes."""
 
     status_code = 400
     code = "invalid_request"
@@ -165,6 +166,16 @@ class StreamPending(ResumableError):
 
     def __init__(self) -> None:
         super().__init__("The stream has not begun yet. Ask again in a moment.")
+
+
+class StoreUnavailable(ResumableError):
+    """The store beyond this process cannot be reached, or takes nothing."""
+
+    status_code = 503
+    code = "store_unavailable"
+    retry_after = 5
+    degrade = False
+    """Whether the request is to be answered all the same, without being recorded."""
 
 
 class ShuttingDown(ResumableError):

@@ -26,7 +26,7 @@ class ByteLog:
         self._open_start = start
         # What was appended last, as it came: readers that keep up all take this one object.
         self._hot = b""
-        self._hot_start = 0
+        self._hot_start = start
 
     @property
     def floor(self) -> int:

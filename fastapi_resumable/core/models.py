@@ -1,6 +1,7 @@
 """What goes over the wire as JSON, and the states of a stream. Public models start with `Resumable`."""
 
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -64,6 +65,22 @@ class ResumableLookup(BaseModel):
     conversation_ids: list[str] = Field(
         max_length=1000, description="The ids to look for. An id also matches its variants, `id::anything`."
     )
+
+
+class ResumableChatStop(BaseModel):
+    """The body of a stop as the AI SDK's guide sends it; members that are not listed are ignored."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"activeStreamId": "mfrggzdfmztwq2lk"}]})
+
+    activeStreamId: str | None = Field(  # noqa: N815  # the AI SDK's name
+        None, description="The epoch that is meant, from `X-Stream-Epoch`: any other is left alone. Default: any."
+    )
+
+
+class ResumableChatStopped(BaseModel):
+    """The answer to a stop, as the AI SDK's guide has it."""
+
+    success: Literal[True] = True
 
 
 class ResumableErrorDetail(BaseModel):

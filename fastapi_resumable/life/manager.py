@@ -7,7 +7,7 @@ import asyncio
 import inspect
 import logging
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from time import monotonic
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..stores.stream import Stream
 from .finished import FinishedStream
 from .producer import Producer
 from .reader import Reader
+from .watch import Watch
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -56,6 +57,7 @@ class StreamManager:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._producers: set[Producer] = set()
         self._readers: set[Reader] = set()
+        self._watches: set[Watch] = set()
         self._shutdown: asyncio.Task[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._impatient = False
@@ -103,6 +105,23 @@ class StreamManager:
         """Let go of a reader."""
         reader.close()
         self._readers.discard(reader)
+        self._note_departure()
+
+    def watch(self, owner: str | None, ids: Sequence[str]) -> Watch:
+        """Make a watch over what becomes of some of the owner's streams; `unwatch` afterwards.
+
+        Raises:
+            ShuttingDown: The server is about to exit.
+        """
+        if self.closing:
+            raise ShuttingDown
+        watch = Watch(self.store, owner, ids, ping=self.ping, stall_timeout=self._stall_timeout)
+        self._watches.add(watch)
+        return watch
+
+    def unwatch(self, watch: Watch) -> None:
+        """Let go of a watch."""
+        self._watches.discard(watch)
         self._note_departure()
 
     # Tasks.
@@ -158,13 +177,17 @@ class StreamManager:
         await asyncio.shield(self.begin_shutdown())
 
     async def _shut_down(self) -> None:
-        await self._quiet(self._shutdown_grace, lambda: self._impatient)
+        # A watch has no end of its own: it is to tell how the last streams end, and is not waited for before.
+        await self._quiet(self._shutdown_grace, lambda: self._impatient or not (self._producers or self._readers))
         for producer in list(self._producers):
             await self.interrupt(producer)
+        for watch in list(self._watches):
+            watch.leave()
         await self._quiet(self.stop_grace)
         # What is left are clients that do not take the end of their stream.
-        for reader in list(self._readers):
-            reader.evict()
+        clients: list[Reader | Watch] = [*self._readers, *self._watches]
+        for client in clients:
+            client.evict()
         await self.store.aclose()
 
     def hurry(self) -> bool:
@@ -187,10 +210,10 @@ class StreamManager:
         producer.stop("interrupted")
 
     async def _quiet(self, timeout: float, is_over: Callable[[], bool] = lambda: False) -> None:
-        """Wait until no producer and no reader is left, for `timeout` seconds at most."""
+        """Wait until no producer, no reader and no watch is left, for `timeout` seconds at most."""
         try:
             async with asyncio.timeout(timeout):
-                while (self._producers or self._readers) and not is_over():
+                while (self._producers or self._readers or self._watches) and not is_over():
                     self._left = asyncio.get_running_loop().create_future()
                     await self._left
         except TimeoutError:

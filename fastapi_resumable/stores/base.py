@@ -73,6 +73,10 @@ class Reservation:
             completed_at=0,
         )
 
+    def ended(self, status: ResumableStatus, now: float) -> ResumableStreamItem:
+        """The stream as a watcher sees it that waits no longer, and has not begun."""
+        return self.item.model_copy(update={"status": status, "is_done": True, "completed_at": int(now)})
+
 
 @runtime_checkable
 class Store(Protocol):
@@ -103,8 +107,10 @@ class Store(Protocol):
     async def finish(self, stream: Stream, status: ResumableStatus, code: str, message: str) -> None:
         """End a stream; it stays for the retention. No-op if it has ended."""
 
-    async def find(self, key: StreamKey, timeout: float) -> Stream:
+    async def find(self, key: StreamKey, timeout: float, *, live: bool = False) -> Stream:
         """Return the current epoch; wait up to `timeout` seconds for one that is queued.
+
+        With `live`, one that has ended is not returned while another is queued.
 
         Raises:
             StreamNotFound: There is none.
@@ -113,6 +119,19 @@ class Store(Protocol):
 
     async def lookup(self, owner: str | None, ids: Sequence[str]) -> list[ResumableStreamItem]:
         """Return the owner's streams that go by one of `ids` or are a variant of one, each once."""
+
+    async def watch(
+        self, owner: str | None, ids: Sequence[str], notify: Callable[[ResumableStreamItem], None]
+    ) -> Callable[[], None]:
+        """Tell `notify` of each change of the owner's streams that go by one of `ids` or are a variant of one.
+
+        It is called from the event loop, with the stream's item, until the function that is returned is called.
+
+        A change is a new status: `queued` at `reserve`, `in_progress` at `begin`, and how it ended. A request that
+        waits no longer and has not begun is `failed`, or `cancelled` if it was stopped or overtaken. If the id still
+        has another stream or request, that one's item follows, so that what is told last is what a lookup shows. That
+        an ended stream is forgotten is no change.
+        """
 
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live under `key` and forget what has ended; only that `epoch`, if one is given."""

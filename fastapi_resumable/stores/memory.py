@@ -21,6 +21,7 @@ from ..core.ids import StreamKey, variants
 from ..core.models import ResumableStatus, ResumableStreamItem
 from .base import OnConflict, Reservation
 from .stream import Budget, Head, Limits, Stream
+from .watchers import Watchers
 
 STREAM_OVERHEAD = 2048
 """What a stream is counted for beside its bytes: without it, empty streams would be free."""
@@ -53,6 +54,7 @@ class MemoryStore:
         self._budget = Budget(on_excess=self._shrink)
         self._slots: dict[StreamKey, _Slot] = {}
         self._variants: dict[StreamKey, dict[str, None]] = {}
+        self._watchers = Watchers()
         self._live = 0
         self._live_of_owner: dict[str, int] = {}
         # Retention is one constant, so streams expire in the order in which they ended.
@@ -82,6 +84,7 @@ class MemoryStore:
         reservation.requested_at = self._wall_clock()
         slot.queued.append(reservation)
         self._count(reservation.key.owner, 1)
+        self._tell(reservation)
         return None
 
     def _rival(self, reservation: Reservation, on_conflict: OnConflict) -> Stream | Reservation | None:
@@ -125,6 +128,7 @@ class MemoryStore:
         for queued in older:
             self._dequeue(queued)
             queued.stop("replaced")
+            self._tell_end(queued, ResumableStatus.CANCELLED)
         if slot.current is not None:
             self._stop_live(slot.current, "replaced")
             self._drop(slot)
@@ -142,6 +146,7 @@ class MemoryStore:
         self._budget.used += STREAM_OVERHEAD
         self._count(reservation.key.owner, 1)
         reservation.settle()
+        self._tell(slot.current)
         return slot.current
 
     async def release(self, reservation: Reservation) -> None:
@@ -151,6 +156,8 @@ class MemoryStore:
             self._dequeue(reservation)
             self._forget_if_empty(reservation.key, slot)
             reservation.settle()
+            self._tell_end(reservation, ResumableStatus.FAILED)
+            self._tell_rest(slot)
 
     def _dequeue(self, reservation: Reservation) -> None:
         self._slots[reservation.key].queued.remove(reservation)
@@ -168,23 +175,22 @@ class MemoryStore:
     def _end(self, stream: Stream, status: ResumableStatus, code: str, message: str) -> None:
         stream.end(status, code, message, self._wall_clock())
         self._count(stream.key.owner, -1)
+        self._tell(stream)
 
-    async def find(self, key: StreamKey, timeout: float) -> Stream:
+    async def find(self, key: StreamKey, timeout: float, *, live: bool = False) -> Stream:
         """Return the current epoch, after waiting for one that is queued."""
         self._expire()
         slot = self._slots.get(key)
         if slot is None:
             raise StreamNotFound
-        if slot.current is not None:
-            return slot.current
         try:
             async with asyncio.timeout(timeout):
-                while slot.current is None and slot.queued:
+                while slot.queued and (slot.current is None or (live and slot.current.is_final)):
                     await slot.queued[0].settled()
         except TimeoutError:
             raise StreamPending from None
         except (StreamCancelled, StreamReplaced):
-            return await self.find(key, timeout)
+            return await self.find(key, timeout, live=live)
         if slot.current is None:
             raise StreamNotFound
         return slot.current
@@ -200,19 +206,44 @@ class MemoryStore:
                     found[stream_id] = (slot.current or slot.queued[-1]).item
         return list(found.values())
 
+    async def watch(
+        self, owner: str | None, ids: Sequence[str], notify: Callable[[ResumableStreamItem], None]
+    ) -> Callable[[], None]:
+        """Tell of changes."""
+        return self._watchers.add(owner, ids, notify)
+
+    def _tell(self, changed: Stream | Reservation) -> None:
+        if self._watchers:
+            self._watchers.tell(changed.key.owner, changed.item)
+
+    def _tell_end(self, reservation: Reservation, status: ResumableStatus) -> None:
+        if self._watchers:
+            self._watchers.tell(reservation.key.owner, reservation.ended(status, self._wall_clock()))
+
+    def _tell_rest(self, slot: _Slot) -> None:
+        """Tell of what a lookup shows, now that a request has gone."""
+        if slot.current is not None or slot.queued:
+            self._tell(slot.current or slot.queued[-1])
+
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live, forget what has ended."""
         slot = self._slots.get(key)
         if slot is None:
             return
+        stopped: list[Stream | Reservation] = []
         for queued in list(slot.queued):
             if epoch in (None, queued.epoch):
+                stopped.append(queued)
                 self._dequeue(queued)
                 queued.stop("cancelled")
+                self._tell_end(queued, ResumableStatus.CANCELLED)
         if slot.current is not None and epoch in (None, slot.current.epoch):
+            stopped.append(slot.current)
             self._stop_live(slot.current, "cancelled")
             self._drop(slot)
         self._forget_if_empty(key, slot)
+        if stopped:
+            self._tell_rest(slot)
 
     def _stop_live(self, stream: Stream, code: str) -> None:
         if stream.is_final:

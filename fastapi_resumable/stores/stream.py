@@ -214,6 +214,11 @@ class Stream:
         return gap + stamped + stamp.finish(offset + len(stamped))
 
     def _append(self, data: bytes) -> None:
+        self._keep(data)
+        if self._waiters:
+            self._wake()
+
+    def _keep(self, data: bytes) -> None:
         log, budget, bound = self.log, self._budget, self._bound
         log.append(data)
         budget.used += len(data)
@@ -224,8 +229,6 @@ class Stream:
                 self._slowest = min((cursor.offset for cursor in self._cursors), default=math.inf)
             # Three bytes more, to see the blank line that the first event which is kept comes after.
             budget.used -= log.trim(int(min(log.tail - bound - 3, self._slowest)))
-        if self._waiters:
-            self._wake()
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, {}

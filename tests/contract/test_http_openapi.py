@@ -20,6 +20,7 @@ ERRORS = {
     },
     ("delete", "/v1/stream/{id}"): {"400": {"invalid_stream_id"}},
     ("post", "/v1/streams/lookup"): {"400": {"invalid_request"}},
+    ("post", "/v1/streams/watch"): {"400": {"invalid_request"}, "503": {"shutting_down"}},
 }
 
 
@@ -189,12 +190,12 @@ def test_the_errors_are_documented_with_examples(schema: dict[str, Any], method:
 
 
 def test_a_replay_documents_what_it_takes_and_gives(schema: dict[str, Any]) -> None:
-    """`from`, `epoch`, `Last-Event-ID`, the id; 200, 204; and no 422 that it never answers."""
+    """`from`, `starting_after`, `epoch`, `Last-Event-ID`, the id; 200, 204; and no 422 that it never answers."""
     names = set()
     for operation in find(schema, "get", "/v1/stream/{id}"):
         parameters = {parameter["name"].lower() for parameter in operation["parameters"]}
         names |= parameters
-        assert {"from", "last-event-id"} <= parameters
+        assert {"from", "starting_after", "last-event-id"} <= parameters
         assert {"200", "204"} <= set(operation["responses"])
         assert "422" not in operation["responses"]
     assert "conv_id" in names

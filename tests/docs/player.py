@@ -3,7 +3,8 @@
 - A `python` block runs in the page's namespace. One with `title="main.py"` becomes that module, in a file in a folder
   of the page, and can be imported by the blocks after it. `<!-- needs fastapi 0.135 -->` above it says what it is for.
 - In a `console` block, a line that starts with `$ ` is a command, and what follows is what it prints. `uvicorn` starts
-  a real server on a free port, which takes the place of `localhost:8000` from there on. `pip` and `make` are not run.
+  a real server on a free port, which takes the place of `localhost:8000` from there on. `pip`, `make`, `npm` and
+  `npx` are not run.
 
 Two things differ from run to run. An epoch in the page stands for the one that the server chose, each for the same one
 all through the page, in commands too; and Unix times and durations stand for any.
@@ -27,7 +28,7 @@ from tests.support.server import HOST, Server
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NOT_RUN = ("pip", "make")
+NOT_RUN = ("pip", "make", "npm", "npx")
 DEADLINE = 40
 
 _BLOCK = re.compile(

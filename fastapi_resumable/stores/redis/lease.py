@@ -1,0 +1,94 @@
+"""Which workers are alive: each renews a key that expires, and whoever lets it expire is dead to all others."""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterable
+from time import monotonic
+
+from ...core.errors import StoreUnavailable
+from .keys import Keys
+from .link import Call, Link
+from .scripts import BEAT
+
+logger = logging.getLogger("fastapi_resumable")
+
+GRACE = 1.5
+"""Seconds after an outage of Redis for which nobody is declared dead: others were cut off, too, and have to renew."""
+
+
+class Lease:
+    """The lease of this worker, and a look at those of others."""
+
+    def __init__(
+        self, link: Link, keys: Keys, seconds: float, *, on_lapse: Callable[[], None], on_loss: Callable[[], None]
+    ) -> None:
+        """`on_lapse`: this worker was frozen for longer than its lease. `on_loss`: Redis has forgotten it."""
+        self.worker = secrets.token_hex(8)
+        self._link = link
+        self._keys = keys
+        self._seconds = seconds
+        self._on_lapse = on_lapse
+        self._on_loss = on_loss
+        self._renewed = 0.0
+        self._awake = 0.0
+        self._now = asyncio.Event()
+
+    @property
+    def has_lapsed(self) -> bool:
+        """Whether this process was frozen for so long that others have given it up."""
+        return monotonic() - self._awake > self._seconds
+
+    async def take(self) -> None:
+        """Take the lease for the first time."""
+        await self._beat()
+        self._awake = monotonic()
+
+    def renew_now(self) -> None:
+        """Renew the lease at once, rather than when it is time."""
+        self._now.set()
+
+    async def keep(self) -> None:
+        """Renew the lease, again and again."""
+        while True:
+            try:
+                async with asyncio.timeout(self._seconds / 4):
+                    await self._now.wait()
+            except TimeoutError:
+                pass
+            self._now.clear()
+            if self.has_lapsed:
+                logger.error(
+                    "this process stood still for more than its lease of %g s: its streams were given up", self._seconds
+                )
+                self._on_lapse()
+            self._awake = monotonic()
+            try:
+                existed = await self._beat()
+            except StoreUnavailable:
+                continue
+            if not existed:
+                self._on_loss()
+
+    async def _beat(self) -> bool:
+        name = f"{os.getpid()}@{socket.gethostname()}"
+        (existed,) = await self._link.run(
+            Call(BEAT, [self._keys.worker(self.worker)], [name, int(self._seconds * 1000)])
+        )
+        return bool(existed)
+
+    async def give_back(self) -> None:
+        """Say that this worker is gone."""
+        await self._link.run(
+            Call("DEL", [self._keys.worker(self.worker)]), Call("DEL", [self._keys.inbox(self.worker)])
+        )
+
+    async def dead(self, workers: Iterable[str]) -> set[str]:
+        """Those of `workers` that have let their lease expire."""
+        others = [worker for worker in set(workers) if worker != self.worker]
+        if not others or monotonic() - self._link.up_since < GRACE:
+            return set()
+        alive = await self._link.run(*(Call("EXISTS", [self._keys.worker(worker)]) for worker in others))
+        return {worker for worker, exists in zip(others, alive, strict=True) if not exists}

@@ -1,0 +1,164 @@
+"""Runs commands on Redis: again and again, until they succeed or the store has been gone for too long.
+
+Every call may be repeated, so a lost reply is no problem, and no caller waits much longer than `timeout`.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, NamedTuple
+
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ClusterDownError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+
+from ...core.errors import StoreUnavailable
+from .scripts import Script
+
+logger = logging.getLogger("fastapi_resumable")
+
+Client = Redis | RedisCluster
+
+PARALLEL = 32
+"""How many calls may be under way at a time, so how many connections they can take."""
+
+_PASSING = ("OOM", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "MISCONF")
+
+
+class Call(NamedTuple):
+    """One command: a script, or a command by its name."""
+
+    command: Script | str
+    keys: Sequence[str]
+    args: Sequence[Any] = ()
+
+
+class Link:
+    """The one way to Redis of a worker, its follower's blocking reads aside."""
+
+    def __init__(self, client: Client, timeout: float) -> None:
+        self.client = client
+        self.timeout = timeout
+        self.is_cluster = isinstance(client, RedisCluster)
+        self.attempt = max(0.5, timeout / 4)
+        """Seconds after which one attempt is taken for lost."""
+        self.on_up: Callable[[], object] = lambda: None
+        """Called when Redis answers again."""
+        self.up_since = monotonic()
+        self._down_since: float | None = None
+        self._slots = asyncio.Semaphore(PARALLEL)
+
+    async def run(self, *calls: Call) -> list[Any]:
+        """Run `calls` in one go and return their replies.
+
+        Raises:
+            StoreUnavailable: Redis has not taken them for `timeout` seconds, or refuses for good.
+        """
+        begun, delay = monotonic(), 0.02
+        while True:
+            try:
+                async with asyncio.timeout(self.attempt), self._slots:
+                    replies = await self._execute(calls)
+                failure = next((reply for reply in replies if isinstance(reply, Exception)), None)
+                if failure is None:
+                    self.note_up()
+                    return replies
+            except (RedisError, OSError, TimeoutError) as exc:
+                failure = exc
+            reason, passing = explain(failure)
+            gone_since = self.note_down(reason)
+            if not passing or monotonic() + delay > max(gone_since + self.timeout, begun + self.attempt):
+                raise StoreUnavailable(f"The store of streams cannot be used: {reason}.") from failure
+            await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # no secret
+            delay = min(delay * 2, 0.5)
+
+    def note_down(self, reason: str) -> float:
+        """Note that Redis does not answer; return since when."""
+        if self._down_since is None:
+            self._down_since = monotonic()
+            logger.warning("Redis cannot be used: %s", reason)
+        return self._down_since
+
+    def note_up(self) -> None:
+        """Note that Redis answers."""
+        if self._down_since is not None:
+            self.up_since = monotonic()
+            logger.warning("Redis is back after %.1f s", self.up_since - self._down_since)
+            self._down_since = None
+            self.on_up()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether Redis has been away for longer than the timeout."""
+        return self._down_since is not None and monotonic() - self._down_since > self.timeout
+
+    async def _execute(self, calls: Sequence[Call]) -> list[Any]:
+        if self.is_cluster:
+            # Each goes to the node of its keys; those for one key, in order.
+            replies: list[Any] = [None] * len(calls)
+            by_key: dict[str, list[int]] = {}
+            for index, call in enumerate(calls):
+                by_key.setdefault(call.keys[0], []).append(index)
+            await asyncio.gather(*(self._execute_in_order(calls, indexes, replies) for indexes in by_key.values()))
+            return replies
+        if len(calls) == 1:
+            return [await self._execute_one(calls[0])]
+        pipeline = self.client.pipeline(transaction=False)
+        for call in calls:
+            pipeline.execute_command(*_words(call))
+        replies = await pipeline.execute(raise_on_error=False)
+        for index, reply in enumerate(replies):
+            if isinstance(reply, NoScriptError):
+                replies[index] = await self._execute_one(calls[index])
+        return replies
+
+    async def _execute_in_order(self, calls: Sequence[Call], indexes: list[int], replies: list[Any]) -> None:
+        for index in indexes:
+            try:
+                replies[index] = await self._execute_one(calls[index])
+            except RedisError as exc:
+                replies[index] = exc
+
+    async def _execute_one(self, call: Call) -> Any:
+        try:
+            return await self.client.execute_command(*_words(call))
+        except NoScriptError:
+            assert isinstance(call.command, Script)
+            return await self.client.execute_command("EVAL", call.command.text, *_words(call)[2:])
+
+
+def _words(call: Call) -> list[Any]:
+    if isinstance(call.command, Script):
+        return ["EVALSHA", call.command.sha, len(call.keys), *call.keys, *call.args]
+    return [call.command, *call.keys, *call.args]
+
+
+def explain(failure: Exception) -> tuple[str, bool]:
+    """Say what is wrong, and whether it may pass."""
+    if isinstance(failure, AuthenticationError | AuthorizationError):
+        return f"Redis refuses the login ({failure})", False
+    if isinstance(failure, ResponseError) and not isinstance(failure, ClusterDownError | TryAgainError):
+        text = str(failure)
+        if "OOM command not allowed" in text:
+            return "Redis is out of memory (maxmemory)", True
+        return f"Redis refuses a command ({text})", text.startswith(_PASSING)
+    if isinstance(failure, TimeoutError | RedisTimeoutError):
+        return "Redis does not answer", True
+    if isinstance(failure, RedisConnectionError | OSError | RedisError):
+        return f"Redis cannot be reached ({failure})", True
+    raise failure

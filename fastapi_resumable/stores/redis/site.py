@@ -1,0 +1,440 @@
+"""What a worker has to do with Redis on one event loop: its connections, its tasks, and the streams it has in hand.
+
+Invariant: what is in Redis may change at any time by somebody else's hand; what is held here is only ever a view of it.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any
+
+from ...core.errors import OffsetLost, ResumableError, StoreUnavailable
+from ...core.framing import EventFramer
+from ...core.ids import StreamKey, variants
+from ...core.models import ResumableStatus, ResumableStreamItem
+from ...core.terminal import terminal_event
+from ..base import Reservation
+from ..stream import Budget, Limits
+from ..watchers import Notify, Watchers
+from .appender import Appender
+from .follower import Entry, Follower
+from .keys import Keys, log_key, readers_key
+from .lease import Lease
+from .link import Call, Client, Link
+from .scripts import BURY, INDEX, PAGE, PEEK, POST, REPORT, TOUCH
+from .state import UNUSED_EPOCH, State, cut_event, dump_head, queued_item
+from .streams import GONE, FollowedStream, RecordedStream
+
+logger = logging.getLogger("fastapi_resumable")
+
+LIVE = 3600.0
+"""Seconds for which keys of live streams are kept without being renewed: a crash leaves nothing behind for longer."""
+PAGE_SIZE = 256 * 1024
+CHANGES = 10_000
+"""How many changes of state are remembered."""
+LOOK = 1.0
+"""Seconds between looks at whether the producers of followed streams are alive."""
+
+
+class Site:
+    """Everything of a `RedisStore` that belongs to one event loop."""
+
+    def __init__(
+        self, client: Client, keys: Keys, limits: Limits, *, lease: float, timeout: float, degrade: bool
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.keys = keys
+        self.limits = limits
+        self.degrade = degrade
+        self.budget = Budget()
+        self.ttl = int((LIVE + limits.retention) * 1000)
+        self.retention = max(1, int(limits.retention * 1000))
+        self.link = Link(client, timeout)
+        self.link.on_up = self._on_up
+        self.appender = Appender(self.link)
+        self.lease = Lease(self.link, keys, lease, on_lapse=self._on_lapse, on_loss=self._check_all)
+        self.worker = self.lease.worker
+        self.follower = Follower(self.link, self.spawn, wake=self._wake_follower, on_outage=self._on_outage)
+        self.reservations: dict[str, Reservation] = {}
+        self.streams: dict[str, RecordedStream] = {}
+        """What is queued and what is recorded here, by epoch."""
+        self.stopped: set[str] = set()
+        """Requests that were stopped while they were queued here, and are not released yet."""
+        self.followed: dict[str, FollowedStream] = {}
+        self._lease_seconds = lease
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._watchers = Watchers()
+        self._starting = asyncio.Lock()
+        self._has_started = False
+        self._touched = time.monotonic()
+
+    # Tasks.
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run a coroutine in a task that the site owns."""
+        task = self.loop.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    def _reap(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s failed", task.get_name(), exc_info=error)
+
+    async def start(self) -> None:
+        """Take a lease and begin to listen; once.
+
+        Raises:
+            StoreUnavailable: Redis cannot be used.
+        """
+        async with self._starting:
+            if not self._has_started:
+                await self.lease.take()
+                self._has_started = True
+                self.spawn(self.lease.keep(), "resumable lease")
+                self.spawn(self.appender.run(), "resumable appender")
+                self.spawn(self._look_around(), "resumable look-out")
+                self.follower.follow(self.keys.inbox(self.worker), "0-0", self._take_messages)
+
+    async def aclose(self) -> None:
+        """Give back the lease and the connections."""
+        if self._has_started:
+            try:
+                async with asyncio.timeout(self.link.attempt):
+                    await self.appender.flushed()
+                    await self.lease.give_back()
+            except (TimeoutError, StoreUnavailable):
+                logger.warning("Redis did not take everything before the end")
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # Talking to other workers.
+
+    def post(self, key: str, keep: float, *fields: Any) -> None:
+        """Add a message to a stream of messages, soon."""
+        self.appender.post(Call(POST, [key], [int(keep * 1000), CHANGES, *fields]))
+
+    def tell(self, worker: str, message: str, epoch: str, code: str = "") -> None:
+        """Tell the worker of an epoch something, this one included."""
+        if worker == self.worker:
+            self.obey(message, epoch, code)
+        else:
+            self.post(self.keys.inbox(worker), LIVE, "m", message, "e", epoch, "c", code)
+
+    def _wake_follower(self) -> None:
+        self.post(self.keys.inbox(self.worker), LIVE, "m", "wake")
+
+    def _take_messages(self, entries: list[Entry]) -> None:
+        for _, fields in entries:
+            self.obey(fields[b"m"].decode(), fields.get(b"e", b"").decode(), fields.get(b"c", b"").decode())
+
+    def obey(self, message: str, epoch: str, code: str) -> None:
+        """Do what another worker has told this one."""
+        if message == "room" and epoch in self.streams:
+            self.streams[epoch].note_room()
+        elif message == "stop":
+            if (reservation := self.reservations.pop(epoch, None)) is not None:
+                self.stopped.add(epoch)
+                reservation.stop(code)
+            elif (stream := self.streams.get(epoch)) is not None:
+                self.end_elsewhere(stream, code)
+
+    async def announce(self, key: StreamKey, *items: ResumableStreamItem) -> None:
+        """Tell everybody who watches; before anything else is done, so that news come in the order of what happened."""
+        owner = json.dumps(key.owner)
+        keep = int(LIVE * 1000)
+        calls = [
+            Call(POST, [self.keys.changes], [keep, CHANGES, "o", owner, "i", item.model_dump_json()]) for item in items
+        ]
+        if calls:
+            try:
+                await self.link.run(*calls)
+            except StoreUnavailable:
+                self.appender.post(*calls)
+
+    async def announce_end(self, before: State, ended: Iterable[bytes]) -> None:
+        """Tell everybody who watches that these epochs of a stream were cancelled."""
+        epochs = {epoch.decode() for epoch in ended}
+        items = [
+            queued_item(before.key, each.epoch, each.requested_at) for each in before.queued if each.epoch in epochs
+        ]
+        if before.epoch in epochs:
+            items.append(before.item)
+        over = {"status": ResumableStatus.CANCELLED, "is_done": True, "completed_at": int(self.now())}
+        await self.announce(before.key, *(item.model_copy(update=over) for item in items))
+
+    async def announce_rest(self, key: StreamKey) -> None:
+        """Tell everybody who watches what a lookup shows, now that something has gone."""
+        try:
+            (reply,) = await self.link.run(Call(PEEK, [self.keys.stream(key)]))
+        except StoreUnavailable:
+            return
+        if not (state := State(key, reply)).is_empty:
+            await self.announce(key, state.item)
+
+    async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
+        """Tell `notify` of changes, from everywhere, until what is returned is called."""
+        await self.start()
+        if not self._watchers:
+            (last,) = await self.link.run(Call("XREVRANGE", [self.keys.changes], ["+", "-", "COUNT", 1]))
+            if not self._watchers:
+                self.follower.follow(self.keys.changes, last[0][0].decode() if last else "0-0", self._take_changes)
+        remove = self._watchers.add(owner, ids, notify)
+
+        def unsubscribe() -> None:
+            remove()
+            if not self._watchers:
+                self.follower.unfollow(self.keys.changes)
+
+        return unsubscribe
+
+    def _take_changes(self, entries: list[Entry]) -> None:
+        for _, fields in entries:
+            self._watchers.tell(json.loads(fields[b"o"]), ResumableStreamItem.model_validate_json(fields[b"i"]))
+
+    # Looking.
+
+    async def peek(self, *keys: StreamKey) -> list[State]:
+        """What Redis holds by these names, after what belonged to dead workers was ended."""
+        replies = await self.link.run(*(Call(PEEK, [self.keys.stream(key)]) for key in keys))
+        states = [State(key, reply) for key, reply in zip(keys, replies, strict=True)]
+        dead = await self.lease.dead(worker for state in states for worker in state.workers)
+        if not dead:
+            return states
+        graves = [(state.key, worker) for state in states for worker in state.workers & dead]
+        await self.bury(graves)
+        replies = await self.link.run(*(Call(PEEK, [self.keys.stream(key)]) for key in keys))
+        return [State(key, reply) for key, reply in zip(keys, replies, strict=True)]
+
+    async def bury(self, graves: Iterable[tuple[StreamKey, str]]) -> None:
+        """End what belongs to workers that are gone."""
+        graves = list(graves)
+        event = self.terminal(ResumableStatus.INTERRUPTED, "producer_lost")
+        replies = await self.link.run(
+            *(
+                Call(BURY, [self.keys.stream(key)], [worker, self.ttl, self.now(), self.retention, *event])
+                for key, worker in graves
+            )
+        )
+        for (key, worker), ended in zip(graves, replies, strict=True):
+            if ended:
+                logger.warning("worker %s is gone: its stream %r was ended", worker, key.id)
+                await self.free(key, *ended)
+                await self.announce_rest(key)
+
+    async def page(self, name: str, epoch: str, offset: int) -> tuple[bytes, tuple[ResumableStatus, str] | None]:
+        """Bytes of a log from `offset` on, and how the log ended if that is next to them.
+
+        Raises:
+            OffsetLost: The bytes there were dropped.
+            StoreUnavailable: Redis cannot be used.
+        """
+        (reply,) = await self.link.run(Call(PAGE, [name, log_key(name, epoch)], [offset, PAGE_SIZE]))
+        first, data, *ending = reply
+        if first is not None:
+            if int(first) > offset:
+                raise OffsetLost(int(first))
+            data = data[offset - int(first) :]
+        return data, (ResumableStatus(ending[0].decode()), ending[1].decode()) if ending else None
+
+    def terminal(self, status: ResumableStatus, code: str) -> list[bytes | int]:
+        """The terminal event as scripts take it: they alone know the epoch and the offset."""
+        try:
+            event = terminal_event(self.limits.terminal_event, status.value, code, GONE[code])
+        except Exception:
+            # The user's function must not keep a stream from ending.
+            logger.exception("terminal_event failed; the stream ends with the default one")
+            event = terminal_event("sse", status.value, code, GONE[code])
+        if not event:
+            return [b""]
+        if not self.limits.event_ids:
+            return [event]
+        framer = EventFramer(UNUSED_EPOCH, len(event))
+        stamped = framer.feed(event, 0)
+        return cut_event(stamped + framer.finish(len(stamped)), UNUSED_EPOCH)
+
+    def describe(self, stream: RecordedStream) -> list[Any]:
+        """What is written of a stream when it begins."""
+        return [
+            dump_head(stream.head),
+            int(stream.head.is_event_stream),
+            stream.started_at,
+            stream.idempotency_key or "",
+        ]
+
+    @staticmethod
+    def now() -> float:
+        """Unix seconds."""
+        return time.time()
+
+    # Streams that are recorded here.
+
+    def forget(self, stream: RecordedStream) -> None:
+        """Redis has all of a stream."""
+        if self.streams.pop(stream.epoch, None) is not None:
+            self.budget.used -= stream.log.size
+
+    async def free(self, key: StreamKey, *epochs: str | bytes) -> None:
+        """Count streams against their owner's limit no longer."""
+        if epochs and key.owner is not None and self.limits.max_streams_per_owner is not None:
+            call = Call("HDEL", [self.keys.owner(key.owner)], epochs)
+            try:
+                await self.link.run(call)
+            except StoreUnavailable:
+                self.appender.post(call)
+
+    def end_elsewhere(self, stream: RecordedStream, code: str = "cancelled") -> None:
+        """Take over that somebody else has ended a stream, and stop its producer."""
+        if self.streams.pop(stream.epoch, None) is not None:
+            self.budget.used -= stream.log.size
+            self.spawn(self._end_elsewhere(stream, code), f"resumable end {stream.key.id}")
+
+    async def _end_elsewhere(self, stream: RecordedStream, code: str) -> None:
+        code = await stream.adopt_end(code)
+        stream.stop_producer("interrupted" if code == "producer_lost" else code)
+
+    def abandon(self, stream: RecordedStream) -> None:
+        """End a stream whose bytes Redis did not take; there, too, as soon as it can be reached."""
+        self.forget(stream)
+        event = self.terminal(ResumableStatus.INTERRUPTED, "producer_lost")
+        arguments = [self.worker, self.ttl, self.now(), self.retention, *event]
+        self.appender.post(Call(BURY, [stream.name], arguments))
+        stream.stop_producer("interrupted")
+
+    def _on_lapse(self) -> None:
+        """This process stood still for so long that others have given up its streams."""
+        lapsed = list(self.streams.values())
+        self.spawn(self._end_lapsed(lapsed), "resumable lapse")
+
+    async def _end_lapsed(self, lapsed: list[RecordedStream]) -> None:
+        try:
+            await self.bury((stream.key, self.worker) for stream in lapsed)
+        except StoreUnavailable:
+            logger.warning("streams that were given up could not be ended in Redis")
+        for stream in lapsed:
+            self.end_elsewhere(stream, "producer_lost")
+
+    def _check_all(self) -> None:
+        for stream in self.streams.values():
+            stream.check()
+
+    # Streams that are followed from here.
+
+    def follow(self, stream: FollowedStream) -> None:
+        """Read what is added to a stream."""
+        self.followed[stream.epoch] = stream
+        self.follower.follow(log_key(stream.name, stream.epoch), f"{stream.log.tail}-0", stream.take)
+
+    def unfollow(self, stream: FollowedStream) -> None:
+        """Stop reading."""
+        if self.followed.get(stream.epoch) is stream:
+            del self.followed[stream.epoch]
+            self.follower.unfollow(log_key(stream.name, stream.epoch))
+
+    def report(self, stream: FollowedStream, offset: float | None) -> None:
+        """Tell the worker of a stream how far the slowest reader here is."""
+        self.spawn(self._report(stream, offset), "resumable report")
+
+    async def _report(self, stream: FollowedStream, offset: float | None) -> None:
+        keep = int(self._lease_seconds * 2000)
+        call = Call(
+            REPORT,
+            [stream.name, readers_key(stream.name, stream.epoch)],
+            [self.worker, "" if offset is None else offset, keep],
+        )
+        try:
+            (waiting,) = await self.link.run(call)
+        except StoreUnavailable:
+            return
+        if waiting:
+            self.tell(waiting[0].decode(), "room", waiting[1].decode())
+
+    async def _look_around(self) -> None:
+        """See who is gone, and keep alive what is ours."""
+        reported = 0.0
+        while True:
+            await asyncio.sleep(LOOK)
+            followed = list(self.followed.values())
+            try:
+                if followed:
+                    await self._look_at(followed)
+                    if self.loop.time() - reported > self._lease_seconds:
+                        reported = self.loop.time()
+                        for stream in followed:
+                            stream.report()
+                if time.monotonic() - self._touched > LIVE / 3:
+                    self._touched = time.monotonic()
+                    await self._touch()
+            except StoreUnavailable:
+                continue
+
+    async def _look_at(self, followed: list[FollowedStream]) -> None:
+        dead = await self.lease.dead(stream.worker for stream in followed)
+        if dead:
+            await self.bury((stream.key, stream.worker) for stream in followed if stream.worker in dead)
+        for stream in followed:
+            if stream.missing_since is not None or stream.worker in dead:
+                await self._look_for(stream)
+
+    async def _look_for(self, stream: FollowedStream) -> None:
+        """Whether Redis still has a stream, after an outage that it may not have survived."""
+        (state,) = await self.peek(stream.key)
+        _, ending = await self._page_or_nothing(stream)
+        if ending is not None or state.epoch == stream.epoch:
+            stream.missing_since = None
+            if state.epoch == stream.epoch and state.is_final and state.tail < stream.log.tail:
+                stream.fail(StoreUnavailable("Redis has lost a part of the stream, and its producer is gone."))
+        elif stream.missing_since is None:
+            stream.missing_since = self.loop.time()
+        elif self.loop.time() - stream.missing_since > self._lease_seconds:
+            stream.fail(StoreUnavailable("Redis has lost the stream, and its producer is gone."))
+
+    async def _page_or_nothing(self, stream: FollowedStream) -> tuple[bytes, tuple[ResumableStatus, str] | None]:
+        try:
+            return await self.page(stream.name, stream.epoch, stream.log.tail)
+        except OffsetLost:
+            return b"", None
+
+    async def _touch(self) -> None:
+        """Keep the keys of what is live here from expiring."""
+        calls = [
+            Call(TOUCH, [stream.name, log_key(stream.name, stream.epoch)], [self.ttl])
+            for stream in self.streams.values()
+        ]
+        calls += [Call(TOUCH, [self.keys.stream(queued.key)], [self.ttl]) for queued in self.reservations.values()]
+        for stream in self.streams.values():
+            calls += self.index(stream.key)
+            if stream.key.owner is not None:
+                calls.append(Call("PEXPIRE", [self.keys.owner(stream.key.owner)], [self.ttl]))
+        for start in range(0, len(calls), 500):
+            await self.link.run(*calls[start : start + 500])
+
+    def index(self, key: StreamKey) -> list[Call]:
+        """Calls that note a stream under its shorter ids."""
+        return [
+            Call(INDEX, [self.keys.variants(StreamKey(key.owner, shorter))], [key.id, self.ttl])
+            for shorter in variants(key.id)
+        ]
+
+    # Outages.
+
+    def _on_up(self) -> None:
+        self.lease.renew_now()
+        self._check_all()
+        for stream in self.followed.values():
+            stream.missing_since = stream.missing_since or self.loop.time()
+
+    def _on_outage(self, failure: Exception) -> None:
+        unavailable = (
+            failure
+            if isinstance(failure, ResumableError)
+            else StoreUnavailable("The store of streams cannot be reached. Resume in a moment.")
+        )
+        for stream in list(self.followed.values()):
+            stream.fail(unavailable)

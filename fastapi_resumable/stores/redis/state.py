@@ -1,0 +1,128 @@
+"""What Redis says of a stream: its hash, read."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ...core.ids import StreamKey, format_epoch
+from ...core.models import ResumableStatus, ResumableStreamItem
+from ..stream import Head
+
+
+class Queued(NamedTuple):
+    """A request that waits for its endpoint to begin."""
+
+    order: int
+    epoch: str
+    worker: str
+    requested_at: float
+
+
+class State:
+    """One stream: its current epoch, if it has one, and who is queued."""
+
+    def __init__(self, key: StreamKey, flat: Sequence[bytes]) -> None:
+        """`flat` is the reply of `PEEK`."""
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        self.key = key
+        self.epoch = _text(fields, b"epoch")
+        self.worker = _text(fields, b"worker")
+        self.queued = sorted(_queued(name[2:], value) for name, value in fields.items() if name.startswith(b"q:"))
+        self.stopped = {name[2:].decode(): value.decode() for name, value in fields.items() if name.startswith(b"x:")}
+        """Requests that were stopped while they were queued, and why."""
+        if not self.epoch:
+            return
+        self.status = ResumableStatus(_text(fields, b"status"))
+        self.tail = int(fields[b"tail"])
+        self.earliest = int(fields[b"earliest"])
+        self.head = load_head(fields[b"head"])
+        self.started_at = float(fields[b"started"])
+        self.completed_at = float(fields.get(b"completed", b"0"))
+        self.idempotency_key = _text(fields, b"idem") or None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing by this name."""
+        return not self.epoch and not self.queued
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the current epoch has ended."""
+        return self.status is not ResumableStatus.IN_PROGRESS
+
+    @property
+    def workers(self) -> set[str]:
+        """Those who must be alive for this to be true."""
+        waiting = {queued.worker for queued in self.queued}
+        return waiting if not self.epoch or self.is_final else waiting | {self.worker}
+
+    @property
+    def item(self) -> ResumableStreamItem:
+        """What a lookup shows: the current epoch, or else the newest request that is queued."""
+        if not self.epoch:
+            newest = self.queued[-1]
+            return queued_item(self.key, newest.epoch, newest.requested_at)
+        return ResumableStreamItem.model_construct(
+            conversation_id=self.key.id,
+            status=self.status,
+            is_done=self.is_final,
+            epoch=self.epoch,
+            total_bytes=self.tail,
+            dropped_bytes=self.earliest,
+            content_type=self.head.content_type,
+            started_at=int(self.started_at),
+            completed_at=int(self.completed_at),
+        )
+
+
+def queued_item(key: StreamKey, epoch: str, requested_at: float) -> ResumableStreamItem:
+    """A stream that is queued, as a lookup shows it."""
+    return ResumableStreamItem.model_construct(
+        conversation_id=key.id,
+        status=ResumableStatus.QUEUED,
+        is_done=False,
+        epoch=epoch,
+        total_bytes=0,
+        dropped_bytes=0,
+        content_type=None,
+        started_at=int(requested_at),
+        completed_at=0,
+    )
+
+
+def dump_head(head: Head) -> str:
+    """Write status and headers as text."""
+    pairs = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in head.headers]
+    return json.dumps([head.status_code, pairs], separators=(",", ":"))
+
+
+def load_head(text: bytes) -> Head:
+    """Read what `dump_head` wrote."""
+    status_code, pairs = json.loads(text)
+    return Head(status_code, tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs))
+
+
+def cut_event(stamped: bytes, epoch: str) -> list[bytes | int]:
+    """Cut an event that was stamped for offset 0 under `epoch`, so that it can be stamped for another place.
+
+    Returns pieces, with the distance from each id to the offset that it names in between.
+    """
+    parts: list[bytes | int] = []
+    done = 0
+    for match in re.finditer(rb"%s-(\d+)" % epoch.encode("ascii"), stamped):
+        parts += [stamped[done : match.start()], int(match[1]) - match.end()]
+        done = match.end()
+    return [*parts, stamped[done:]]
+
+
+UNUSED_EPOCH = format_epoch(b"\xff" * 10)
+
+
+def _text(fields: Mapping[bytes, bytes], name: bytes) -> str:
+    return fields.get(name, b"").decode()
+
+
+def _queued(epoch: bytes, value: bytes) -> Queued:
+    item: dict[str, Any] = json.loads(value)
+    return Queued(int(item["n"]), epoch.decode(), item["w"], float(item["t"]))

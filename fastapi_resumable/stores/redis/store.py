@@ -1,0 +1,429 @@
+"""`RedisStore`: the store protocol on Redis. What has to be atomic is a script; what has to be fast is in the site."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+try:
+    from redis.asyncio import Redis, RedisCluster
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+except ImportError as exc:
+    raise ImportError("RedisStore needs redis-py. Install it: pip install 'fastapi-resumable[redis]'") from exc
+
+from ...core.errors import (
+    StoreUnavailable,
+    StreamCancelled,
+    StreamExists,
+    StreamNotFound,
+    StreamPending,
+    StreamReplaced,
+    TooManyStreams,
+    TooManyStreamsOfOwner,
+)
+from ...core.ids import StreamKey
+from ...core.models import ResumableStatus, ResumableStreamItem
+from ..base import OnConflict, Reservation
+from ..stream import Head, Limits, Stream
+from ..watchers import Notify
+from .keys import Keys
+from .link import Call, Client
+from .scripts import BEGIN, CLAIM, PEEK, RELEASE, RESERVE, STOP
+from .site import Site
+from .state import State, queued_item
+from .streams import FollowedStream, RecordedStream
+
+logger = logging.getLogger("fastapi_resumable")
+
+OnStoreFailure = Literal["degrade", "fail"]
+
+RECHECK = 1.0
+"""Seconds after which a request that waits for another one looks again, should it have missed the news."""
+
+
+class RedisStore:
+    """Keeps streams in Redis, for any number of workers and machines that share it.
+
+    `max_streams` and `max_total_bytes` count for each worker, `max_streams_per_owner` over all of them. Needs Redis 6.2
+    or newer, or Valkey, set to `maxmemory-policy noeviction`.
+
+    Args:
+        client: A URL (`redis://`, `rediss://`, `unix://`), or a client of redis-py's asyncio kind, `RedisCluster` too.
+            A client is not closed by the store.
+        key_prefix: What all keys begin with; two applications on one Redis need different ones.
+        lease: Seconds after which a worker that gives no sign of life is taken for dead.
+        store_timeout: Seconds for which Redis may be gone before the store gives it up.
+        on_store_failure: What happens then: with `degrade`, new requests are answered without being recorded, and live
+            streams go on for the readers on their own worker; with `fail`, they are refused, and end with an error.
+
+    Raises:
+        ValueError: An argument is wrong; the message says what it must be.
+    """
+
+    def __init__(
+        self,
+        client: str | Client,
+        *,
+        key_prefix: str = "fastapi-resumable",
+        lease: float = 10.0,
+        store_timeout: float = 10.0,
+        on_store_failure: OnStoreFailure = "degrade",
+    ) -> None:
+        if not key_prefix or not isinstance(key_prefix, str):
+            raise ValueError(f"key_prefix must be some text, like 'my-app', not {key_prefix!r}.")
+        for name, value in (("lease", lease), ("store_timeout", store_timeout)):
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be a positive number of seconds, not {value!r}.")
+        if on_store_failure not in ("degrade", "fail"):
+            raise ValueError(f"on_store_failure must be 'degrade' or 'fail', not {on_store_failure!r}.")
+        self._client = client
+        self._keys = Keys(key_prefix)
+        self._lease = float(lease)
+        self._timeout = float(store_timeout)
+        self._degrade = on_store_failure == "degrade"
+        self._limits = Limits()
+        self._site: Site | None = None
+        self._own_client: Redis | None = None
+        # Complains of a wrong URL or client now, rather than at the first request.
+        _check(self._connect())
+
+    def _connect(self) -> Client:
+        if not isinstance(self._client, str):
+            return self._client
+        try:
+            return Redis.from_url(
+                self._client,
+                protocol=2,
+                retry=Retry(NoBackoff(), 0),
+                socket_timeout=None,
+                socket_connect_timeout=self._timeout,
+                max_connections=None,
+            )
+        except ValueError as exc:
+            raise ValueError(
+                f"store must be a URL like redis://localhost:6379/0, not {self._client!r}: {exc}"
+            ) from None
+
+    def configure(self, limits: Limits) -> None:
+        """Take the limits."""
+        self._limits = limits
+
+    def _here(self) -> Site:
+        """The site of the running event loop."""
+        loop = asyncio.get_running_loop()
+        if self._site is None or self._site.loop is not loop:
+            client = self._connect()
+            self._own_client = client if isinstance(self._client, str) and isinstance(client, Redis) else None
+            self._site = Site(
+                client, self._keys, self._limits, lease=self._lease, timeout=self._timeout, degrade=self._degrade
+            )
+        return self._site
+
+    # Starting.
+
+    async def reserve(self, reservation: Reservation, on_conflict: OnConflict) -> Stream | None:
+        """Queue a request, or return the stream it is to follow."""
+        site = self._here()
+        try:
+            return await self._reserve(site, reservation, on_conflict)
+        except StoreUnavailable as exc:
+            exc.degrade = self._degrade
+            raise
+
+    async def _reserve(self, site: Site, reservation: Reservation, on_conflict: OnConflict) -> Stream | None:
+        await site.start()
+        key, epoch = reservation.key, reservation.epoch
+        reservation.requested_at = site.now()
+        call = Call(
+            RESERVE,
+            [self._keys.stream(key)],
+            [epoch, site.worker, reservation.idempotency_key or "", on_conflict, reservation.requested_at, site.ttl],
+        )
+        while True:
+            word, *about = (await site.link.run(*site.index(key), call))[-1]
+            if word == b"queued":
+                break
+            rival, worker = about[0].decode(), about[1].decode()
+            if await site.lease.dead([worker]):
+                await site.bury([(key, worker)])
+            elif word == b"exists":
+                raise StreamExists
+            elif word == b"follow":
+                (state,) = await site.peek(key)
+                if state.epoch == rival:
+                    return self._open(site, state)
+            else:
+                await self._wait_for(site, key, rival)
+        site.reservations[epoch] = reservation
+        try:
+            replaces = bool(about[0])
+            self._check_limits(site, allowed=1 if replaces else 0)
+            await self._claim(site, reservation, allowed=1 if replaces else 0)
+        except BaseException:
+            await self.release(reservation)
+            raise
+        await site.announce(key, queued_item(key, epoch, reservation.requested_at))
+        return None
+
+    def _check_limits(self, site: Site, allowed: int) -> None:
+        limits = self._limits
+        live = len(site.reservations) + sum(not stream.closed for stream in site.streams.values())
+        if live > limits.max_streams + allowed:
+            raise TooManyStreams("The server has as many live streams as it takes. Try again in a moment.")
+        if site.budget.used >= limits.max_total_bytes:
+            raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")
+
+    async def _claim(self, site: Site, reservation: Reservation, allowed: int) -> None:
+        owner, most = reservation.key.owner, self._limits.max_streams_per_owner
+        if owner is None or most is None:
+            return
+        name = self._keys.owner(owner)
+        call = Call(CLAIM, [name], [reservation.epoch, site.worker, most + allowed, site.ttl])
+        while True:
+            (reply,) = await site.link.run(call)
+            if not reply:
+                return
+            counted = dict(zip(reply[::2], reply[1::2], strict=True))
+            dead = await site.lease.dead({worker.decode() for worker in counted.values()})
+            gone = [epoch for epoch, worker in counted.items() if worker.decode() in dead]
+            if not gone:
+                raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
+            await site.link.run(Call("HDEL", [name], gone))
+
+    async def begin(self, reservation: Reservation, head: Head) -> Stream:
+        """Make the reservation the current epoch."""
+        site, key, epoch = self._here(), reservation.key, reservation.epoch
+        name = self._keys.stream(key)
+        stream = RecordedStream(
+            site,
+            name,
+            reservation.on_stop,
+            key=key,
+            epoch=epoch,
+            head=head,
+            started_at=site.now(),
+            idempotency_key=reservation.idempotency_key,
+        )
+        dumped, sse, started, idem = site.describe(stream)
+        event = site.terminal(ResumableStatus.CANCELLED, "replaced")
+        call = Call(
+            BEGIN,
+            [name],
+            [epoch, site.worker, dumped, sse, started, idem, site.ttl, site.retention, site.now(), *event],
+        )
+        try:
+            word, *about = await self._begin(site, reservation, call)
+        except StoreUnavailable as exc:
+            if not self._degrade:
+                raise
+            if reservation.stop_code is not None:
+                raise StreamReplaced if reservation.stop_code == "replaced" else StreamCancelled from exc
+            stream.detach_from_store(exc)
+            about = []
+        else:
+            if word == b"stopped":
+                site.obey("stop", epoch, about.pop().decode())
+        await site.free(key, *about[1::2])
+        for worker, replaced in zip(about[::2], about[1::2], strict=True):
+            site.tell(worker.decode(), "stop", replaced.decode(), "replaced")
+        if reservation.stop_code is not None:
+            await site.free(key, epoch)
+            raise StreamReplaced if reservation.stop_code == "replaced" else StreamCancelled
+        site.reservations.pop(epoch, None)
+        site.streams[epoch] = stream
+        await site.announce(key, stream.item)
+        reservation.settle()
+        return stream
+
+    async def _begin(self, site: Site, reservation: Reservation, call: Call) -> list[Any]:
+        before, reply = await site.link.run(Call(PEEK, call.keys), call)
+        await site.announce_end(State(reservation.key, before), reply[2::2])
+        if reply[0] == b"unknown" and reservation.epoch in site.reservations:
+            # Redis has lost the queue; nobody has stopped us.
+            arguments = [reservation.epoch, site.worker, "", "replace", reservation.requested_at, site.ttl]
+            _, reply = await site.link.run(Call(RESERVE, call.keys, arguments), call)
+        return [b"stopped", b"cancelled"] if reply[0] == b"unknown" else list(reply)
+
+    async def release(self, reservation: Reservation) -> None:
+        """Give a reservation back."""
+        site = self._here()
+        was_queued = site.reservations.pop(reservation.epoch, None) is not None
+        key = reservation.key
+        event = site.terminal(ResumableStatus.INTERRUPTED, "producer_lost")
+        call = Call(
+            RELEASE, [self._keys.stream(key)], [reservation.epoch, site.ttl, site.now(), site.retention, *event]
+        )
+        if not was_queued:
+            if reservation.epoch in site.stopped:
+                site.stopped.discard(reservation.epoch)
+                site.appender.post(call)
+            return
+        reservation.settle()
+        try:
+            await site.link.run(call)
+        except StoreUnavailable:
+            site.appender.post(call)
+        await site.free(key, reservation.epoch)
+        await site.announce(key, reservation.ended(ResumableStatus.FAILED, site.now()))
+        await site.announce_rest(key)
+
+    async def finish(self, stream: Stream, status: ResumableStatus, code: str, message: str) -> None:
+        """End a stream; it expires after the retention."""
+        if stream.closed:
+            return
+        assert isinstance(stream, RecordedStream)
+        stream.end(status, code, message, self._here().now())
+        await stream.settled()
+        await self._here().free(stream.key, stream.epoch)
+        await self._here().announce(stream.key, stream.item)
+
+    # Looking.
+
+    def _open(self, site: Site, state: State) -> Stream:
+        """The stream as it is read here."""
+        recorded = site.streams.get(state.epoch)
+        if recorded is not None:
+            return recorded
+        followed = site.followed.get(state.epoch)
+        if followed is None:
+            return FollowedStream(site, self._keys.stream(state.key), state)
+        followed.update(state)
+        return followed
+
+    async def _wait_for(self, site: Site, key: StreamKey, rival: str) -> None:
+        """Wait until a request that is queued is so no longer.
+
+        Raises:
+            StreamCancelled: It was stopped.
+            StreamReplaced: A newer one has begun before it.
+        """
+
+        def is_over(state: State) -> bool:
+            return all(queued.epoch != rival for queued in state.queued)
+
+        while (state := await self._change(site, key, RECHECK, is_over)) is None:
+            pass
+        if (code := state.stopped.get(rival)) is not None:
+            raise StreamReplaced if code == "replaced" else StreamCancelled
+
+    async def _change(
+        self, site: Site, key: StreamKey, timeout: float, is_over: Callable[[State], bool]
+    ) -> State | None:
+        """Wait until the state of `key` is as asked for; `None` if it was not in time."""
+        changed = asyncio.Event()
+        unsubscribe = await site.subscribe(key.owner, [key.id], lambda _: changed.set())
+        deadline = site.loop.time() + timeout
+        try:
+            while True:
+                (state,) = await site.peek(key)
+                if is_over(state):
+                    return state
+                left = deadline - site.loop.time()
+                if left <= 0:
+                    return None
+                try:
+                    async with asyncio.timeout(min(left, RECHECK)):
+                        await changed.wait()
+                except TimeoutError:
+                    pass
+                changed.clear()
+        finally:
+            unsubscribe()
+
+    async def find(self, key: StreamKey, timeout: float, *, live: bool = False) -> Stream:
+        """Return the current epoch, after waiting for one that is queued."""
+        site = self._here()
+
+        def is_here(state: State) -> bool:
+            return not state.queued or (bool(state.epoch) and not (live and state.is_final))
+
+        try:
+            (state,) = await site.peek(key)
+            if not is_here(state):
+                found = await self._change(site, key, timeout, is_here)
+                if found is None:
+                    raise StreamPending
+                state = found
+        except StoreUnavailable:
+            local = next((stream for stream in site.streams.values() if stream.key == key), None)
+            if local is None:
+                raise
+            return local
+        if not state.epoch:
+            raise StreamNotFound
+        if not state.is_final:
+            await site.start()
+        return self._open(site, state)
+
+    async def lookup(self, owner: str | None, ids: Sequence[str]) -> list[ResumableStreamItem]:
+        """Return what goes by `ids`, each once, in the order asked for."""
+        site = self._here()
+        asked = list(dict.fromkeys(ids))
+        if not asked:
+            return []
+        now = f"({site.now() * 1000:.0f}"
+        longer = await site.link.run(
+            *(
+                Call("ZRANGEBYSCORE", [self._keys.variants(StreamKey(owner, stream_id))], [now, "+inf"])
+                for stream_id in asked
+            )
+        )
+        wanted = dict.fromkeys(
+            name
+            for stream_id, found in zip(asked, longer, strict=True)
+            for name in (stream_id, *(member.decode("utf-8", "surrogatepass") for member in found))
+        )
+        states = await site.peek(*(StreamKey(owner, stream_id) for stream_id in wanted))
+        return [state.item for state in states if not state.is_empty]
+
+    async def watch(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
+        """Call `notify` at every change of the owner's streams that go by `ids`."""
+        return await self._here().subscribe(owner, ids, notify)
+
+    # Stopping.
+
+    async def stop(self, key: StreamKey, epoch: str | None) -> None:
+        """Stop what is queued or live, forget what has ended."""
+        site = self._here()
+        event = site.terminal(ResumableStatus.CANCELLED, "cancelled")
+        arguments = [epoch or "", site.ttl, site.now(), site.retention, *event]
+        try:
+            await site.start()
+            before, told = await site.link.run(
+                Call(PEEK, [self._keys.stream(key)]), Call(STOP, [self._keys.stream(key)], arguments)
+            )
+        except StoreUnavailable:
+            # What runs here can be stopped all the same; Redis is told when it is back.
+            mine = [stream for stream in site.streams.values() if stream.key == key and epoch in (None, stream.epoch)]
+            if not mine:
+                raise
+            for stream in mine:
+                stream.stop_here()
+            return
+        if told:
+            await site.free(key, *told[1::2])
+        for worker, stopped in zip(told[::2], told[1::2], strict=True):
+            site.tell(worker.decode(), "stop", stopped.decode(), "cancelled")
+        if told:
+            await site.announce_end(State(key, before), told[1::2])
+            await site.announce_rest(key)
+
+    async def aclose(self) -> None:
+        """Give back the lease and the connections; streams stay in Redis."""
+        site, client = self._site, self._own_client
+        self._site = self._own_client = None
+        if site is not None and site.loop is asyncio.get_running_loop():
+            await site.aclose()
+            if client is not None:
+                await client.aclose()
+
+
+def _check(client: object) -> None:
+    if not isinstance(client, Redis | RedisCluster):
+        raise ValueError(  # noqa: TRY004  # as for every other wrong setting
+            f"store must be a URL like redis://localhost:6379/0, or a client from redis.asyncio, not {client!r}."
+        )
+    pool = client if isinstance(client, RedisCluster) else client.connection_pool
+    if pool.connection_kwargs.get("decode_responses"):
+        raise ValueError("The Redis client decodes responses, but streams are bytes: leave decode_responses out.")

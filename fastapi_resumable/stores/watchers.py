@@ -1,0 +1,43 @@
+"""Who is told when a stream changes. It keeps nothing for a stream that nobody watches."""
+
+from collections.abc import Callable, Sequence
+
+from ..core.ids import StreamKey, variants
+from ..core.models import ResumableStreamItem
+
+Notify = Callable[[ResumableStreamItem], None]
+
+
+class Watchers:
+    """Those who watch streams, by owner and id."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[StreamKey, dict[object, Notify]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_key)
+
+    def add(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
+        """Call `notify` with each change of the owner's streams, until the function that is returned is called."""
+        keys = {StreamKey(owner, stream_id) for stream_id in ids}
+        watcher = object()
+        for key in keys:
+            self._by_key.setdefault(key, {})[watcher] = notify
+
+        def remove() -> None:
+            while keys:
+                key = keys.pop()
+                watching = self._by_key[key]
+                del watching[watcher]
+                if not watching:
+                    del self._by_key[key]
+
+        return remove
+
+    def tell(self, owner: str | None, item: ResumableStreamItem) -> None:
+        """Tell each watcher of the stream, or of an id that it is a variant of, once."""
+        told: dict[object, Notify] = {}
+        for watched in (item.conversation_id, *variants(item.conversation_id)):
+            told |= self._by_key.get(StreamKey(owner, watched), {})
+        for notify in told.values():
+            notify(item)

@@ -1,0 +1,242 @@
+"""The chat of docs/how-to/ai-sdk.md, its backend and its React page as the page shows them, in a browser."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import BrowserContext, Page, Response, expect
+
+from tests.browser.chat import FIRST, WHOLE, Model
+from tests.browser.fake_openai import API_KEY
+from tests.docs.player import ROOT, blocks
+from tests.support.line import Line
+from tests.support.server import HOST, Server, wait_until
+
+pytestmark = pytest.mark.browser
+
+OpenTab = Callable[..., Page]
+
+JAVASCRIPT = ROOT / "tests" / "javascript"
+
+# In the place of the page's stand-in: a model that writes when it is told to.
+MODEL = """
+import os
+
+import openai
+
+client = openai.AsyncOpenAI()
+
+
+async def answer(question):
+    if question == "Fail.":
+        raise RuntimeError("as the test says")
+    message = {"role": "user", "content": question}
+    chunks = await client.chat.completions.create(model="fake-model", messages=[message], stream=True)
+    async for chunk in chunks:
+        yield chunk.choices[0].delta.content
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of the page, and what its last command makes of them."""
+    folder = tmp_path_factory.mktemp("ai-sdk")
+    found = list(blocks(ROOT / "docs" / "how-to" / "ai-sdk.md"))
+    for block in found:
+        if block.title:
+            (folder / block.title).parent.mkdir(exist_ok=True)
+            (folder / block.title).write_text(block.code)
+    (folder / "model.py").write_text(MODEL)
+    [bundle] = [block.code for block in found if "npx esbuild" in block.code]
+    modules = JAVASCRIPT / "node_modules"
+    if not modules.is_dir():
+        pytest.fail("The npm packages are missing: run `make js` first.")
+    command = ["bash", ROOT / "tools" / "node", "bash", "-c", bundle.removeprefix("$ npx ")]
+    environ = {**os.environ, "NODE_PATH": str(modules), "PATH": f"{modules / '.bin'}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(command, cwd=folder, env=environ, check=True, timeout=60)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def app(folder: Path, model: Model) -> Iterator[Server]:
+    """The backend, on its real server."""
+    uvicorn = [sys.executable, "-m", "uvicorn", "main:app", "--host", HOST, "--port", "0"]
+    env = {
+        "OPENAI_BASE_URL": f"{model.url}/v1",
+        "OPENAI_API_KEY": API_KEY,
+        "FASTAPI_RESUMABLE_SHUTDOWN_GRACE": "0.1",
+    }
+    server = Server(["env", f"--chdir={folder}", *uvicorn], env)
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def line(app: Server) -> Iterator[Line]:
+    """The line between browser and backend."""
+    with Line(app.port) as line:
+        yield line
+
+
+@pytest.fixture
+def open_tab(person: BrowserContext, line: Line) -> OpenTab:
+    """Open a tab on the chat."""
+
+    def open_tab(address: str = "/") -> Page:
+        tab = person.new_page()
+        tab.goto(line.url + address)
+        return tab
+
+    return open_tab
+
+
+def ask(tab: Page, question: str) -> None:
+    """Send a question."""
+    tab.get_by_label("Question").fill(question)
+    tab.get_by_label("Question").press("Enter")
+
+
+def expect_answer(tab: Page, text: str, number: int = 0) -> None:
+    """Wait until the answer is shown, exactly so far, and exactly once."""
+    expect(tab.locator(".assistant")).to_have_count(number + 1)
+    wait_until(lambda: tab.locator(".assistant").nth(number).text_content() == text, f"{text!r}")
+
+
+def address(tab: Page) -> str:
+    """The path by which another tab opens the same chat."""
+    return tab.evaluate("location.pathname + location.hash")
+
+
+def resumes(tab: Page) -> list[Response]:
+    """The answers to what a tab asks for in order to resume, as a list that grows."""
+    answers: list[Response] = []
+    tab.on("response", lambda response: answers.append(response) if response.url.endswith("/stream") else None)
+    return answers
+
+
+def test_an_answer_streams_in(open_tab: OpenTab, model: Model) -> None:
+    """While it is being written there is a Stop button; a second answer comes below the first."""
+    tab = open_tab()
+    ask(tab, "Who is there?")
+    expect_answer(tab, FIRST)
+    expect(tab.get_by_role("button", name="Stop")).to_be_visible()
+    model.write()
+    expect_answer(tab, WHOLE)
+    expect(tab.get_by_role("button", name="Send")).to_be_visible()
+    ask(tab, "And who else?")
+    expect_answer(tab, FIRST, number=1)
+    model.write()
+    expect_answer(tab, WHOLE, number=1)
+    expect(tab.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_reloaded_page_goes_on(open_tab: OpenTab, model: Model) -> None:
+    """Twice in mid-answer, and nothing is missing or doubled; the model is asked once."""
+    tab = open_tab()
+    ask(tab, "Does a reload matter?")
+    expect_answer(tab, FIRST)
+    answers = resumes(tab)
+    for _ in range(2):
+        tab.reload()
+        expect_answer(tab, FIRST)
+        expect(tab.get_by_role("button", name="Stop")).to_be_visible()
+    model.write()
+    expect_answer(tab, WHOLE)
+    assert [answer.status for answer in answers] == [200, 200]
+    assert model.outcomes("Does a reload matter?") == ["whole"]
+
+
+def test_a_finished_answer_is_not_replayed(open_tab: OpenTab, model: Model) -> None:
+    """After the end, a reloaded page shows the history, and is told 204."""
+    tab = open_tab()
+    ask(tab, "Once?")
+    expect_answer(tab, FIRST)
+    model.write()
+    expect_answer(tab, WHOLE)
+    answers = resumes(tab)
+    tab.reload()
+    wait_until(lambda: tab.evaluate("1") == 1 and len(answers) == 1, "the request for the live stream")
+    assert answers[0].status == 204
+    expect_answer(tab, WHOLE)
+
+
+def test_a_second_tab_follows(open_tab: OpenTab, model: Model) -> None:
+    """It shows the answer from its start, and both tabs see its end."""
+    first = open_tab()
+    ask(first, "Can two read?")
+    expect_answer(first, FIRST)
+    second = open_tab(address(first))
+    expect_answer(second, FIRST)
+    model.write()
+    for tab in (first, second):
+        expect_answer(tab, WHOLE)
+    assert model.outcomes("Can two read?") == ["whole"]
+
+
+def test_a_cut_connection_is_resumed(open_tab: OpenTab, line: Line, model: Model) -> None:
+    """Three times, without anybody doing anything; the text is the same as if nothing had happened."""
+    tab = open_tab()
+    ask(tab, "Is the line bad?")
+    expect_answer(tab, FIRST)
+    for _ in range(3):
+        line.cut()
+        expect(tab.get_by_role("alert")).to_have_text("The connection is lost. Trying again …")
+        expect(tab.get_by_role("button", name="Stop")).to_be_visible()
+        expect(tab.get_by_role("alert")).to_have_count(0)
+        expect_answer(tab, FIRST)
+    model.write()
+    expect_answer(tab, WHOLE)
+    assert model.outcomes("Is the line bad?") == ["whole"]
+
+
+def test_an_answer_that_ends_during_a_cut_is_taken_from_the_history(
+    open_tab: OpenTab, line: Line, model: Model
+) -> None:
+    """The page is told 204, and shows all of it."""
+    tab = open_tab()
+    ask(tab, "Will you wait?")
+    expect_answer(tab, FIRST)
+    answers = resumes(tab)
+    line.cut()
+    model.write()
+    expect_answer(tab, WHOLE)
+    assert [answer.status for answer in answers] == [204]
+    expect(tab.get_by_role("alert")).to_have_count(0)
+
+
+def test_stop_stops_the_model_and_keeps_what_is_there(open_tab: OpenTab, model: Model) -> None:
+    """In every tab, and after a reload; and the chat goes on."""
+    tab = open_tab()
+    ask(tab, "Stop?")
+    expect_answer(tab, FIRST)
+    other = open_tab(address(tab))
+    expect_answer(other, FIRST)
+    tab.get_by_role("button", name="Stop").click()
+    wait_until(lambda: model.outcomes("Stop?") == ["abandoned"], "the end of the model's work")
+    for each in (tab, other):
+        expect(each.get_by_role("button", name="Send")).to_be_visible()
+        expect(each.get_by_role("alert")).to_have_count(0)
+        expect_answer(each, FIRST)
+    answers = resumes(tab)
+    tab.reload()
+    expect_answer(tab, FIRST)
+    wait_until(lambda: tab.evaluate("1") == 1 and len(answers) == 1, "the request for the live stream")
+    assert answers[0].status == 204
+    ask(tab, "And now?")
+    expect_answer(tab, FIRST, number=1)
+    model.write()
+    expect_answer(tab, WHOLE, number=1)
+
+
+def test_a_failure_is_shown(open_tab: OpenTab) -> None:
+    """The page says so, and does not try again."""
+    tab = open_tab()
+    ask(tab, "Fail.")
+    expect(tab.get_by_role("alert")).to_have_text("The answer could not be completed.")
+    expect(tab.get_by_role("button", name="Send")).to_be_visible()

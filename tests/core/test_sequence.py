@@ -1,0 +1,186 @@
+"""core/sequence.py against the simplest filter that can be written, on any chunking and any line endings."""
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fastapi_resumable.core import sequence
+from fastapi_resumable.core.errors import InvalidOffset
+from fastapi_resumable.core.framing import BOM, EventFramer
+from fastapi_resumable.core.sequence import (
+    Place,
+    SequenceFilter,
+    find_sequence,
+    parse_sequence_number,
+    sequence_number,
+)
+
+
+def numbered(number: int, text: str = "", end: str = "\n") -> bytes:
+    """An event as OpenAI's SDKs know them."""
+    data = json.dumps({"type": "delta", "sequence_number": number, "delta": text})
+    return f"event: delta{end}data: {data}{end}{end}".encode()
+
+
+UNNUMBERED = [
+    b": a comment\n\n",
+    b"data: hello\n\n",
+    b"data\n\n",
+    b"event: error\ndata: {}\n\n",
+    b'data: {"sequence_number": null}\n\n',
+    b'data: {"sequence_number": true}\n\n',
+    b'data: {"sequence_number": 1.5}\n\n',
+    b'data: {"sequence_number": "7"}\n\n',
+    b'data: {"response": {"sequence_number": 0}}\n\n',
+    b'data: {"delta": "\\"sequence_number\\": 0"}\n\n',
+    b'data: ["sequence_number", 7]\n\n',
+    b'data: "sequence_number"\n\n',
+    b'data: {"sequence_number": 7\n\n',
+    b': {"sequence_number": 7}\n\n',
+    b'dates: {"sequence_number": 7}\n\n',
+    b'data: "sequence_number"' + b"[" * 100_000 + b"\n\n",
+]
+
+
+@pytest.mark.parametrize("event", UNNUMBERED, ids=lambda event: event[:40].decode())
+def test_an_event_without_a_whole_number_of_its_own_has_none(event: bytes) -> None:
+    """Nested, in a string, of another type, not JSON: that is no sequence number."""
+    assert sequence_number(event) is None
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        numbered(7),
+        numbered(7, end="\r\n"),
+        numbered(7, end="\r"),
+        BOM + numbered(7),
+        b'data:{"sequence_number":7}\n\n',
+        b': ping\nid: x\ndata: {\ndata: "sequence_number"\ndata: : 7 }\nretry: 1\n\n',
+        b'data: {"response": {"sequence_number": 3}, "sequence_number": 7, "delta": "\\"sequence_number\\": 4"}\n\n',
+    ],
+)
+def test_the_number_of_an_event_is_that_of_its_data(event: bytes) -> None:
+    """In any line ends, over several lines, beside other fields."""
+    assert sequence_number(event) == 7
+
+
+@st.composite
+def logs(draw) -> list[bytes]:
+    """Events whose numbers increase, with others between them."""
+    log, number = [], draw(st.integers(0, 3))
+    for _ in range(draw(st.integers(0, 12))):
+        if draw(st.booleans()):
+            log.append(
+                numbered(
+                    number,
+                    draw(st.sampled_from(["", "é", "a\nb\u2028", "x" * 50])),
+                    draw(st.sampled_from(["\n", "\r\n"])),
+                )
+            )
+            number += draw(st.integers(1, 3))
+        else:
+            log.append(draw(st.sampled_from(UNNUMBERED[:-1])))
+    return log
+
+
+def cut(data: bytes, places: set[int]) -> list[bytes]:
+    """The data in blocks, none of them empty."""
+    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+    return [data[start:end] for start, end in pairwise(edges)]
+
+
+def place_of(log: list[bytes], number: int) -> Place:
+    """What `find_sequence` is to find: the last event up to the number, and the first one past it."""
+    offset = None
+    position = 0
+    for event in log:
+        position += len(event)
+        found = sequence_number(event)
+        if found is not None and found > number:
+            return Place(offset, found)
+        if found is not None:
+            offset = position
+    return Place(offset, None)
+
+
+places = st.sets(st.integers(0, 10_000), max_size=12)
+
+
+@given(logs(), st.integers(0, 40), places)
+@example([numbered(0), b": c\n\n", numbered(1)], 0, {3, len(numbered(0)) - 1, len(numbered(0)) + 1})
+def test_a_place_is_right_after_the_last_event_up_to_the_number(log, number, cuts) -> None:
+    """Wherever the blocks are cut, with events without a number left where they are."""
+    assert find_sequence(cut(b"".join(log), cuts), number) == place_of(log, number)
+
+
+def test_a_place_is_found_in_a_log_of_many_blocks() -> None:
+    """Blocks that lie before the place are passed over, blocks that lie after it are not looked at."""
+    log = [numbered(number, "x" * 50) for number in range(400)]
+    blocks = cut(b"".join(log), set(range(0, 100_000, 997)))
+    for number in (0, 1, 150, 398, 399, 10_000):
+        assert find_sequence(blocks, number) == place_of(log, number)
+    taken = iter(blocks)
+    find_sequence(taken, 10)
+    assert len(list(taken)) > len(blocks) // 2
+
+
+def test_a_last_event_that_is_not_whole_is_no_place() -> None:
+    """It was not sent to anybody as an event."""
+    whole = numbered(1)
+    assert find_sequence([whole, numbered(2)[:-10]], 5) == Place(len(whole), None)
+
+
+@given(logs(), st.integers(0, 40), places)
+def test_a_filter_drops_what_the_client_has_had(log, number, cuts) -> None:
+    """Every event up to the number is dropped until one past it comes; nothing else is, and no byte is changed."""
+    kept, passed = [], False
+    for event in log:
+        found = sequence_number(event)
+        passed = passed or (found is not None and found > number)
+        if passed or found is None:
+            kept.append(event)
+    wanted = SequenceFilter(number)
+    out = [wanted.feed(chunk) for chunk in cut(b"".join(log), cuts)]
+    assert b"".join([*out, wanted.finish()]) == b"".join(kept)
+    assert wanted.passed is passed
+
+
+def test_a_filter_hands_on_at_once_from_the_number_on() -> None:
+    """Then even parts of events, as they come."""
+    wanted = SequenceFilter(1)
+    assert wanted.feed(numbered(1) + numbered(2)[:-5]) == b""
+    assert wanted.feed(numbered(2)[-5:] + b"data: ha") == numbered(2) + b"data: ha"
+    assert wanted.feed(b"lf") == b"lf"
+    assert wanted.finish() == b""
+
+
+def test_a_filter_lets_an_endless_event_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than to keep it for ever."""
+    monkeypatch.setattr(sequence, "MAX_EVENT_BYTES", 100)
+    wanted = SequenceFilter(1)
+    assert b"".join(wanted.feed(b"data: " + b"x" * 60) for _ in range(3))
+    assert wanted._framer.oversize
+    assert isinstance(wanted._framer, EventFramer)
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_no_number_is_as_if_absent(text) -> None:
+    """As with `from=`."""
+    assert parse_sequence_number(text) is None
+
+
+@pytest.mark.parametrize(("text", "number"), [("0", 0), ("007", 7), ("9" * 18, 10**18 - 1), ("9" * 5000, 2**63 - 1)])
+def test_a_number_is_read(text, number) -> None:
+    """One that is too large to exist is clipped."""
+    assert parse_sequence_number(text) == number
+
+
+@pytest.mark.parametrize("text", ["-1", "+1", "1.0", "1e3", " 1", "1 ", "abc", "٣", "½", "1_0", "0x1", "1\n", "null"])
+def test_what_is_no_plain_number_is_refused(text) -> None:
+    """With a sentence that names the parameter."""
+    with pytest.raises(InvalidOffset, match="starting_after"):
+        parse_sequence_number(text)
