@@ -18,6 +18,7 @@ from ..core.errors import (
     OffsetLost,
     OffsetOutOfRange,
     ResumableError,
+    StoreUnavailable,
     StreamNotFound,
     StreamPending,
     StreamReplaced,
@@ -70,6 +71,7 @@ _REPLAY_RESPONSES: dict[int | str, dict[str, Any]] = {
         StreamReplaced,
         OffsetOutOfRange,
         StreamPending,
+        StoreUnavailable,
     ),
     **OTHER_RESPONSES,
 }
@@ -79,7 +81,7 @@ _HEAD_RESPONSES = {
 }
 _STOP_RESPONSES: dict[int | str, dict[str, Any]] = {
     204: {"description": "The stream is gone, or never was: the answer does not tell."},
-    **error_responses(InvalidStreamId),
+    **error_responses(InvalidStreamId, StoreUnavailable),
     **OTHER_RESPONSES,
 }
 
@@ -288,7 +290,7 @@ def build_router(
         description="Which of these streams there are, and what they are doing. Only ids that are asked for are shown.",
         response_model=list[ResumableStreamItem],
         response_description="The streams that there are, each once.",
-        responses={**error_responses(InvalidRequest), **OTHER_RESPONSES},
+        responses={**error_responses(InvalidRequest, StoreUnavailable), **OTHER_RESPONSES},
         openapi_extra=_LOOKUP_BODY,
     )
     router.add_api_route(

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..asgi.replay import StreamBroken
-from ..core.errors import InvalidRequest, ResumableError, ShuttingDown
+from ..core.errors import InvalidRequest, ResumableError, ShuttingDown, StoreUnavailable
 from ..core.models import ResumableStatus, ResumableStreamItem
 from ..life.manager import StreamManager
 from ..life.reader import Reading
@@ -46,7 +46,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
             },
         },
     },
-    **error_responses(InvalidRequest, ShuttingDown),
+    **error_responses(InvalidRequest, ShuttingDown, StoreUnavailable),
 }
 
 

@@ -135,6 +135,26 @@ async def test_a_queued_stream_is_waited_for() -> None:
         assert (await first.reply()).status == 200
 
 
+async def test_a_new_question_is_waited_for_behind_an_answer_that_has_ended() -> None:
+    """The page that is reloaded between the second question and its first token gets that answer, not 204."""
+    chat = Chat(gated=True, pending_timeout=20)
+    async with running(chat.app) as client:
+        first = chat.post(client, json={"id": "chat-1"})
+        run = await chat.run()
+        run.admitted.set()
+        run.finish()
+        await first.reply()
+        second = chat.post(client, json={"id": "chat-1"})
+        run = await chat.run(1)
+        again = client.start("GET", f"{API}/chat-1/stream")
+        run.put(part("second"))
+        run.admitted.set()
+        assert parts(await again.read_until(b"\n\n")) == [{"type": "second"}]
+        run.finish()
+        assert await again.rest() == b""
+        assert (await second.reply()).status == 200
+
+
 async def test_a_stream_that_stays_queued_is_no_204() -> None:
     """A client that is told that nothing is live would never ask again, and the answer would go unseen."""
     chat = Chat(gated=True, pending_timeout=0.05)
