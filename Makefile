@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check -qq
 PYTEST := -m pytest --numprocesses auto --dist worksteal
+JS := tests/javascript
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format typecheck docs build cov test-low lock clean system-tools
+.PHONY: help install demo demo-redis test lint format typecheck docs build js cov test-low lock clean system-tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,8 +19,12 @@ install: $(VENV)/.installed ## make .venv, with the library and every tool in it
 demo: .venv-demo/.installed ## start the example app on a free port
 	@exec .venv-demo/bin/python -m example_app
 
+demo-redis: .venv-demo/.installed ## start three workers of it, on Redis and behind nginx
+	@bash tools/system-tools redis-server nginx:nginx-light
+	@exec .venv-demo/bin/python -m example_app.workers
+
 test: ## run every check there is: what CI runs
-	@bash tools/check lint typecheck docs build test-low cov
+	@bash tools/check lint typecheck docs build js test-low cov
 
 lint: $(VENV)/.installed ## ruff: rules and format
 	$(BIN)/ruff check
@@ -43,7 +48,12 @@ build: $(VENV)/.installed ## build the wheel and use it in a clean environment
 	.venv-wheel/bin/python $(PIP) install --constraint .venv-wheel/constraints.txt dist/*.whl
 	cd .venv-wheel && bin/python -I ../tools/smoke.py
 
-cov: $(VENV)/.installed system-tools ## the whole suite, with coverage
+js: $(VENV)/.installed $(JS)/node_modules/.installed ## JavaScript: types and tests
+	bash tools/node $(JS)/node_modules/.bin/tsc --project $(JS)
+	cd $(JS) && PYTHON=$(CURDIR)/$(BIN)/python bash ../../tools/node \
+		node --test --test-timeout=240000 --test-reporter=spec
+
+cov: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## the whole suite, with coverage
 	$(BIN)/coverage erase
 	RESUMABLE_REQUIRE_ALL=1 $(BIN)/coverage run $(PYTEST) -m "not slow"
 	$(BIN)/python $(PYTEST) -m slow # without coverage, which would make them much slower
@@ -59,11 +69,16 @@ lock: ## pin the newest versions of all dependencies in requirements/
 	PATH="$(CURDIR)/.venv-lock/bin:$$PATH" bash tools/lock
 
 clean: ## remove all that the other targets made
-	rm -rf .venv .venv-* build dist site htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* .node $(JS)/node_modules build dist site htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 system-tools:
-	@bash tools/system-tools chromium redis-server
+	@bash tools/system-tools chromium redis-server nginx:nginx-light
+
+$(JS)/node_modules/.installed: $(JS)/package-lock.json tools/node
+	@echo 'Preparing $(JS)/node_modules ...'
+	@cd $(JS) && bash ../../tools/node npm ci --no-audit --no-fund --loglevel error
+	@touch $@
 
 # One rule for the environments: $(1) its folder, $(2) the file in requirements/.
 define environment

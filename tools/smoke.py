@@ -24,12 +24,13 @@ STREAM_ID = {"X-Conversation-Id": "smoke"}
 
 
 def check_contents() -> None:
-    """Every module imports, the version is the wheel's, and the types are shipped."""
+    """Every module imports, the version is the wheel's; the types and the JavaScript client are shipped."""
     version = importlib.metadata.version("fastapi-resumable")
     assert fastapi_resumable.__version__ == version, (fastapi_resumable.__version__, version)
     package = Path(fastapi_resumable.__file__).parent
     assert package.is_relative_to(Path.cwd()), f"{package} is not the wheel's"
-    assert (package / "py.typed").is_file(), "py.typed is missing"
+    for file in ("py.typed", "static/resumable.js", "static/resumable.d.ts", "static/package.json"):
+        assert (package / file).is_file(), f"{file} is missing"
     for module in pkgutil.walk_packages([str(package)], "fastapi_resumable."):
         importlib.import_module(module.name)
 

@@ -45,7 +45,8 @@ class Producer:
         self._disconnect: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._done: asyncio.Future[None] | None = None
-        self._last_write = 0.0
+        self.last_write = 0.0
+        """When the application last sent something; seconds of the monotonic clock."""
         self._ping_timer: asyncio.TimerHandle | None = None
         self._beginning = asyncio.Lock()
         self._hooks: asyncio.Task[None] | None = None
@@ -76,10 +77,13 @@ class Producer:
                 raise
         except Exception as exc:
             self.error = exc
-            if self.stream is not None and self.stop_code is None:
+            if isinstance(exc, StreamStopped):
+                # The store has ended the stream, and is about to say why.
+                self.stop_code = self.stop_code or "cancelled"
+            elif self.stream is not None and self.stop_code is None:
                 logger.exception("stream %r failed", self.key.id)
                 await self.finish(ResumableStatus.FAILED, "producer_failed", "The answer could not be completed.")
-            elif self.stop_code is not None and not isinstance(exc, StreamStopped):
+            elif self.stop_code is not None:
                 logger.warning("stream %r raised while it was being stopped", self.key.id, exc_info=exc)
         else:
             if self._manager.closing:
@@ -117,7 +121,7 @@ class Producer:
                 stream = await self._manager.store.begin(self.reservation, head)
                 on_begin(stream)
                 self.stream = stream
-                self._last_write = monotonic()
+                self.last_write = monotonic()
                 if self._manager.ping and head.is_event_stream:
                     self._arm_ping(self._manager.ping)
 
@@ -134,13 +138,16 @@ class Producer:
                 for start in range(0, len(chunk), PIECE):
                     await self.write(bytes(view[start : start + PIECE]))
             return
-        if not stream.has_room(len(chunk)):
+        while not stream.offer(chunk):
+            if stream.closed:
+                raise StreamStopped("the stream has ended")
             await stream.wait_for_room(len(chunk))
-        if stream.closed:
-            raise StreamStopped("the stream has ended")
-        stream.write(chunk)
-        now = self._last_write = monotonic()
-        if now > self._manager.turn_ends:
+        await self.take_turn()
+
+    async def take_turn(self) -> None:
+        """Note that something was sent; let others run, if generators that never await had the loop for too long."""
+        self.last_write = monotonic()
+        if self.last_write > self._manager.turn_ends:
             await self._manager.next_turn()
 
     async def finish(self, status: ResumableStatus, code: str = "", message: str = "") -> None:
@@ -161,7 +168,7 @@ class Producer:
     def _on_ping(self) -> None:
         # One timer a stream, moved on lazily, rather than one that every event sets anew.
         assert self.stream is not None
-        remaining = self._last_write + self._manager.ping - monotonic()
+        remaining = self.last_write + self._manager.ping - monotonic()
         if remaining <= 0:
             self.stream.ping()
             remaining = self._manager.ping
@@ -171,10 +178,10 @@ class Producer:
 
     def stop(self, code: str) -> None:
         """Make the application see what it would see if its client had left; safe to call at any time, once counts."""
+        self._ended()
         if self.stop_code is not None or (self._done is not None and self._done.done()):
             return
         self.stop_code = code
-        self._ended()
         if self._disconnect is not None and not self._disconnect.done():
             self._disconnect.set_result(None)
         if self._task is None:

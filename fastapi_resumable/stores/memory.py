@@ -20,6 +20,7 @@ from ..core.errors import (
 from ..core.ids import StreamKey, variants
 from ..core.models import ResumableStatus, ResumableStreamItem
 from .base import OnConflict, Reservation
+from .pulse import Pulse
 from .stream import Budget, Head, Limits, Stream
 from .watchers import Watchers
 
@@ -52,6 +53,7 @@ class MemoryStore:
         self._wall_clock = wall_clock
         self._limits = Limits()
         self._budget = Budget(on_excess=self._shrink)
+        self._pulse = Pulse()
         self._slots: dict[StreamKey, _Slot] = {}
         self._variants: dict[StreamKey, dict[str, None]] = {}
         self._watchers = Watchers()
@@ -139,6 +141,7 @@ class MemoryStore:
             head,
             limits=self._limits,
             budget=self._budget,
+            pulse=self._pulse,
             started_at=now,
             idempotency_key=reservation.idempotency_key,
             on_stop=reservation.on_stop,

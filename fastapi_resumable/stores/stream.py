@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from time import monotonic
 
 from ..core.errors import OffsetLost, OffsetOutOfRange, ResumableError, StreamReplaced, UnknownEventId
 from ..core.framing import EventFramer, find_boundary, find_event_id, would_dispatch
@@ -16,6 +17,7 @@ from ..core.ids import StreamKey, parse_event_id
 from ..core.log import BLOCK_SIZE, ByteLog
 from ..core.models import ResumableStatus, ResumableStreamItem
 from ..core.terminal import TerminalEvent, terminal_event
+from .pulse import PULSE, Pulse
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -81,7 +83,10 @@ class Stream:
         "_budget",
         "_cursors",
         "_framer",
+        "_is_due",
         "_limits",
+        "_pulse",
+        "_quiet_until",
         "_room",
         "_slowest",
         "_waiters",
@@ -107,6 +112,7 @@ class Stream:
         *,
         limits: Limits,
         budget: Budget,
+        pulse: Pulse | None = None,
         started_at: float,
         idempotency_key: str | None = None,
         on_stop: Callable[[str], None],
@@ -137,6 +143,9 @@ class Stream:
         self._slowest: float = math.inf
         self._room: asyncio.Future[None] | None = None
         self._waiters: dict[asyncio.Future[None], None] = {}
+        self._pulse = pulse or Pulse()
+        self._quiet_until = 0.0
+        self._is_due = False
 
     # The producer's side.
 
@@ -152,6 +161,13 @@ class Stream:
         if not self.closed and self._room is None and not (self._framer is None or self._framer.oversize):
             self._append(PING)
 
+    def offer(self, chunk: bytes) -> bool:
+        """Record a chunk if that can be done at once: the log is open, and there is room."""
+        if self.closed or not self.has_room(len(chunk)):
+            return False
+        self.write(chunk)
+        return True
+
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes leave everything in place that an attached reader still needs."""
         tail, limit = self.log.tail, self._bound
@@ -163,6 +179,7 @@ class Stream:
     async def wait_for_room(self, size: int) -> None:
         """Wait until the slowest attached reader has caught up far enough for `size` more bytes, or the stream ends."""
         while not self.closed and not self.has_room(size):
+            self._wake()
             self._room = asyncio.get_running_loop().create_future()
             try:
                 await self._room
@@ -215,8 +232,22 @@ class Stream:
 
     def _append(self, data: bytes) -> None:
         self._keep(data)
-        if self._waiters:
+        if self._waiters and not self._is_due:
+            self._wake_in_time()
+
+    def _wake_in_time(self) -> None:
+        now = monotonic()
+        if now < self._quiet_until:
+            self._is_due = True
+            self._pulse.add(self._wake_late)
+        else:
+            self._quiet_until = now + PULSE
             self._wake()
+
+    def _wake_late(self) -> None:
+        self._is_due = False
+        self._quiet_until = monotonic() + PULSE
+        self._wake()
 
     def _keep(self, data: bytes) -> None:
         log, budget, bound = self.log, self._budget, self._bound

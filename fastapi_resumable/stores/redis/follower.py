@@ -84,7 +84,7 @@ class _Group:
         while self._places:
             try:
                 reply = await self._read()
-            except (RedisError, OSError, TimeoutError) as exc:
+            except (RedisError, OSError, TimeoutError, RuntimeError) as exc:
                 self._link.note_down(explain(exc)[0])
                 if self._link.is_gone:
                     self._on_outage(exc)

@@ -59,18 +59,23 @@ class Lease:
             except TimeoutError:
                 pass
             self._now.clear()
-            if self.has_lapsed:
-                logger.error(
-                    "this process stood still for more than its lease of %g s: its streams were given up", self._seconds
-                )
-                self._on_lapse()
-            self._awake = monotonic()
             try:
                 existed = await self._beat()
             except StoreUnavailable:
                 continue
             if not existed:
                 self._on_loss()
+
+    async def watch(self) -> None:
+        """Notice when this process stood still, whatever Redis does meanwhile."""
+        while True:
+            await asyncio.sleep(self._seconds / 4)
+            if self.has_lapsed:
+                logger.error(
+                    "this process stood still for more than its lease of %g s: its streams were given up", self._seconds
+                )
+                self._on_lapse()
+            self._awake = monotonic()
 
     async def _beat(self) -> bool:
         name = f"{os.getpid()}@{socket.gethostname()}"

@@ -69,6 +69,8 @@ class Link:
         Raises:
             StoreUnavailable: Redis has not taken them for `timeout` seconds, or refuses for good.
         """
+        if not calls:
+            return []
         begun, delay = monotonic(), 0.02
         while True:
             try:
@@ -78,10 +80,10 @@ class Link:
                 if failure is None:
                     self.note_up()
                     return replies
-            except (RedisError, OSError, TimeoutError) as exc:
+            except (RedisError, OSError, TimeoutError, RuntimeError) as exc:
                 failure = exc
             reason, passing = explain(failure)
-            gone_since = self.note_down(reason)
+            gone_since = begun if isinstance(failure, ResponseError) else self.note_down(reason)
             if not passing or monotonic() + delay > max(gone_since + self.timeout, begun + self.attempt):
                 raise StoreUnavailable(f"The store of streams cannot be used: {reason}.") from failure
             await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # no secret
@@ -154,11 +156,11 @@ def explain(failure: Exception) -> tuple[str, bool]:
         return f"Redis refuses the login ({failure})", False
     if isinstance(failure, ResponseError) and not isinstance(failure, ClusterDownError | TryAgainError):
         text = str(failure)
-        if "OOM command not allowed" in text:
+        if "command not allowed when used memory" in text:
             return "Redis is out of memory (maxmemory)", True
         return f"Redis refuses a command ({text})", text.startswith(_PASSING)
     if isinstance(failure, TimeoutError | RedisTimeoutError):
         return "Redis does not answer", True
-    if isinstance(failure, RedisConnectionError | OSError | RedisError):
+    if isinstance(failure, RedisConnectionError | OSError | RedisError | RuntimeError):
         return f"Redis cannot be reached ({failure})", True
     raise failure

@@ -79,6 +79,9 @@ local function dequeue(epoch, code)
     redis.call('HSET', H, 'x:' .. epoch, code)
 end
 
+-- Whether the terminal event is needed, and was not given: it is the user's to make, so it is made only if it is sent.
+local function lacks_event(h, at) return h.status == 'in_progress' and h.sse == '1' and not ARGV[at] end
+
 -- How a log ends that the producer does not end itself. ARGV from `at` on: the terminal event, cut where the ids go;
 -- each piece but the last is followed by the distance from its id to the offset that the id names.
 local function finish(h, status, code, completed, retention, at)
@@ -149,13 +152,14 @@ return {'queued', replaces}
 
 RELEASE = _script("""
 local epoch, ttl, completed, retention = unpack(ARGV, 1, 4)
-redis.call('HDEL', H, 'q:' .. epoch, 'x:' .. epoch)
 local h = load()
+if h.epoch == epoch and lacks_event(h, 5) then return {'event'} end
+redis.call('HDEL', H, 'q:' .. epoch, 'x:' .. epoch)
 if h.epoch == epoch and h.status == 'in_progress' then
     finish(h, 'interrupted', 'producer_lost', completed, tonumber(retention), 5)
 end
 tidy(ttl)
-return 1
+return {}
 """)
 """Take a request out of the queue; should it have begun without its worker learning of it, end it."""
 
@@ -168,6 +172,7 @@ if not mine then
     local code = h['x:' .. epoch]
     return code and {'stopped', code} or {'unknown'}
 end
+if lacks_event(h, 10) then return {'event'} end
 mine = cjson.decode(mine)
 local reply = {'begun'}
 for _, item in ipairs(queued(h)) do
@@ -248,6 +253,7 @@ return {'gap', offset}
 STOP = _script("""
 local epoch, ttl, completed, retention = unpack(ARGV, 1, 4)
 local h, reply = load(), {}
+if (epoch == '' or epoch == h.epoch) and lacks_event(h, 5) then return {'event'} end
 for _, item in ipairs(queued(h)) do
     if epoch == '' or epoch == item.epoch then
         dequeue(item.epoch, 'cancelled')
@@ -271,6 +277,7 @@ return reply
 BURY = _script("""
 local worker, ttl, completed, retention = unpack(ARGV, 1, 4)
 local h, reply = load(), {}
+if h.worker == worker and lacks_event(h, 5) then return {'event'} end
 for _, item in ipairs(queued(h)) do
     if item.w == worker then
         redis.call('HDEL', H, 'q:' .. item.epoch)

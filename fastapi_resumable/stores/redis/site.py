@@ -16,6 +16,7 @@ from ...core.ids import StreamKey, variants
 from ...core.models import ResumableStatus, ResumableStreamItem
 from ...core.terminal import terminal_event
 from ..base import Reservation
+from ..pulse import Pulse
 from ..stream import Budget, Limits
 from ..watchers import Notify, Watchers
 from .appender import Appender
@@ -49,6 +50,7 @@ class Site:
         self.limits = limits
         self.degrade = degrade
         self.budget = Budget()
+        self.pulse = Pulse()
         self.ttl = int((LIVE + limits.retention) * 1000)
         self.retention = max(1, int(limits.retention * 1000))
         self.link = Link(client, timeout)
@@ -95,6 +97,7 @@ class Site:
                 await self.lease.take()
                 self._has_started = True
                 self.spawn(self.lease.keep(), "resumable lease")
+                self.spawn(self.lease.watch(), "resumable lapse")
                 self.spawn(self.appender.run(), "resumable appender")
                 self.spawn(self._look_around(), "resumable look-out")
                 self.follower.follow(self.keys.inbox(self.worker), "0-0", self._take_messages)
@@ -215,13 +218,11 @@ class Site:
     async def bury(self, graves: Iterable[tuple[StreamKey, str]]) -> None:
         """End what belongs to workers that are gone."""
         graves = list(graves)
-        event = self.terminal(ResumableStatus.INTERRUPTED, "producer_lost")
-        replies = await self.link.run(
-            *(
-                Call(BURY, [self.keys.stream(key)], [worker, self.ttl, self.now(), self.retention, *event])
-                for key, worker in graves
-            )
-        )
+        calls = [
+            Call(BURY, [self.keys.stream(key)], [worker, self.ttl, self.now(), self.retention])
+            for key, worker in graves
+        ]
+        replies = await self.end(calls, ResumableStatus.INTERRUPTED, "producer_lost")
         for (key, worker), ended in zip(graves, replies, strict=True):
             if ended:
                 logger.warning("worker %s is gone: its stream %r was ended", worker, key.id)
@@ -242,6 +243,17 @@ class Site:
                 raise OffsetLost(int(first))
             data = data[offset - int(first) :]
         return data, (ResumableStatus(ending[0].decode()), ending[1].decode()) if ending else None
+
+    async def end(self, calls: Sequence[Call], status: ResumableStatus, code: str) -> list[Any]:
+        """Run scripts that may end streams; give those that have to the terminal event, in a second go."""
+        replies = await self.link.run(*calls)
+        lacking = [index for index, reply in enumerate(replies) if reply == [b"event"]]
+        if lacking:
+            event = self.terminal(status, code)
+            given = (calls[index]._replace(args=[*calls[index].args, *event]) for index in lacking)
+            for index, reply in zip(lacking, await self.link.run(*given), strict=True):
+                replies[index] = reply
+        return replies
 
     def terminal(self, status: ResumableStatus, code: str) -> list[bytes | int]:
         """The terminal event as scripts take it: they alone know the epoch and the offset."""
@@ -377,7 +389,13 @@ class Site:
     async def _look_at(self, followed: list[FollowedStream]) -> None:
         dead = await self.lease.dead(stream.worker for stream in followed)
         if dead:
-            await self.bury((stream.key, stream.worker) for stream in followed if stream.worker in dead)
+            try:
+                await self.bury((stream.key, stream.worker) for stream in followed if stream.worker in dead)
+            except StoreUnavailable as exc:
+                for stream in followed:
+                    if stream.worker in dead:
+                        stream.fail(exc)
+                raise
         for stream in followed:
             if stream.missing_since is not None or stream.worker in dead:
                 await self._look_for(stream)

@@ -154,7 +154,10 @@ class RedisStore:
                 if state.epoch == rival:
                     return self._open(site, state)
             else:
-                await self._wait_for(site, key, rival)
+                state = await self._wait_for(site, key, rival)
+                if state.epoch == rival:
+                    # It may have ended already: that is what was waited for all the same.
+                    return self._open(site, state)
         site.reservations[epoch] = reservation
         try:
             replaces = bool(about[0])
@@ -206,11 +209,10 @@ class RedisStore:
             idempotency_key=reservation.idempotency_key,
         )
         dumped, sse, started, idem = site.describe(stream)
-        event = site.terminal(ResumableStatus.CANCELLED, "replaced")
         call = Call(
             BEGIN,
             [name],
-            [epoch, site.worker, dumped, sse, started, idem, site.ttl, site.retention, site.now(), *event],
+            [epoch, site.worker, dumped, sse, started, idem, site.ttl, site.retention, site.now()],
         )
         try:
             word, *about = await self._begin(site, reservation, call)
@@ -237,7 +239,7 @@ class RedisStore:
         return stream
 
     async def _begin(self, site: Site, reservation: Reservation, call: Call) -> list[Any]:
-        before, reply = await site.link.run(Call(PEEK, call.keys), call)
+        before, reply = await site.end([Call(PEEK, call.keys), call], ResumableStatus.CANCELLED, "replaced")
         await site.announce_end(State(reservation.key, before), reply[2::2])
         if reply[0] == b"unknown" and reservation.epoch in site.reservations:
             # Redis has lost the queue; nobody has stopped us.
@@ -250,10 +252,7 @@ class RedisStore:
         site = self._here()
         was_queued = site.reservations.pop(reservation.epoch, None) is not None
         key = reservation.key
-        event = site.terminal(ResumableStatus.INTERRUPTED, "producer_lost")
-        call = Call(
-            RELEASE, [self._keys.stream(key)], [reservation.epoch, site.ttl, site.now(), site.retention, *event]
-        )
+        call = Call(RELEASE, [self._keys.stream(key)], [reservation.epoch, site.ttl, site.now(), site.retention])
         if not was_queued:
             if reservation.epoch in site.stopped:
                 site.stopped.discard(reservation.epoch)
@@ -261,9 +260,9 @@ class RedisStore:
             return
         reservation.settle()
         try:
-            await site.link.run(call)
+            await site.end([call], ResumableStatus.INTERRUPTED, "producer_lost")
         except StoreUnavailable:
-            site.appender.post(call)
+            site.appender.post(call._replace(args=[*call.args, b""]))
         await site.free(key, reservation.epoch)
         await site.announce(key, reservation.ended(ResumableStatus.FAILED, site.now()))
         await site.announce_rest(key)
@@ -284,6 +283,7 @@ class RedisStore:
         """The stream as it is read here."""
         recorded = site.streams.get(state.epoch)
         if recorded is not None:
+            recorded.note_recorded(state.tail)
             return recorded
         followed = site.followed.get(state.epoch)
         if followed is None:
@@ -291,7 +291,7 @@ class RedisStore:
         followed.update(state)
         return followed
 
-    async def _wait_for(self, site: Site, key: StreamKey, rival: str) -> None:
+    async def _wait_for(self, site: Site, key: StreamKey, rival: str) -> State:
         """Wait until a request that is queued is so no longer.
 
         Raises:
@@ -306,6 +306,7 @@ class RedisStore:
             pass
         if (code := state.stopped.get(rival)) is not None:
             raise StreamReplaced if code == "replaced" else StreamCancelled
+        return state
 
     async def _change(
         self, site: Site, key: StreamKey, timeout: float, is_over: Callable[[State], bool]
@@ -386,13 +387,11 @@ class RedisStore:
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live, forget what has ended."""
         site = self._here()
-        event = site.terminal(ResumableStatus.CANCELLED, "cancelled")
-        arguments = [epoch or "", site.ttl, site.now(), site.retention, *event]
+        name = [self._keys.stream(key)]
+        calls = [Call(PEEK, name), Call(STOP, name, [epoch or "", site.ttl, site.now(), site.retention])]
         try:
             await site.start()
-            before, told = await site.link.run(
-                Call(PEEK, [self._keys.stream(key)]), Call(STOP, [self._keys.stream(key)], arguments)
-            )
+            before, told = await site.end(calls, ResumableStatus.CANCELLED, "cancelled")
         except StoreUnavailable:
             # What runs here can be stopped all the same; Redis is told when it is back.
             mine = [stream for stream in site.streams.values() if stream.key == key and epoch in (None, stream.epoch)]

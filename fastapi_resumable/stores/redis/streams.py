@@ -61,7 +61,7 @@ class RecordedStream(Stream):
     )
 
     def __init__(self, site: "Site", name: str, on_stop: Callable[[str], None], **about: Any) -> None:
-        super().__init__(limits=site.limits, budget=site.budget, on_stop=on_stop, **about)
+        super().__init__(limits=site.limits, budget=site.budget, pulse=site.pulse, on_stop=on_stop, **about)
         self.name = name
         self.visible = 0
         self.stop_producer = on_stop
@@ -145,6 +145,10 @@ class RecordedStream(Stream):
     async def settled(self) -> None:
         """Wait until the end is there for everybody to see."""
         await asyncio.shield(self._settled)
+
+    def note_recorded(self, offset: int) -> None:
+        """Show what others may have shown already, although the reply to it is not here yet."""
+        self._show(min(offset, self.log.tail))
 
     def _show(self, offset: int) -> None:
         if offset > self.visible:
@@ -268,6 +272,7 @@ class RecordedStream(Stream):
                     self._is_ended = True
                     self._site.forget(self)
             return
+        logger.warning("stream %r is ended: %s", self.key.id, failure.message)
         self._is_ended = True
         self.log.truncate(self.visible)
         if self.closed and self.head.is_event_stream:
@@ -359,6 +364,7 @@ class FollowedStream(Stream):
             state.head,
             limits=site.limits,
             budget=site.budget,
+            pulse=site.pulse,
             started_at=state.started_at,
             idempotency_key=state.idempotency_key,
             on_stop=lambda _: None,

@@ -1,0 +1,37 @@
+"""Layer 6: clients in Python. Resume without writing the loop.
+
+`ResumableClient` and `AsyncResumableClient` start, resume, stop and look up streams with a user's own httpx client;
+`ResumableTransport` and `AsyncResumableTransport` do it below a client that knows nothing of it, the OpenAI SDK's say.
+"""
+
+try:
+    import httpx as _httpx  # noqa: F401  # to say what is missing
+    import httpx_sse as _httpx_sse  # noqa: F401  # as above
+except ImportError as exc:
+    raise ImportError(
+        f"fastapi_resumable.client needs {exc.name}: pip install 'fastapi-resumable[client]'", name=exc.name
+    ) from exc
+
+from .aio import AsyncClientStream, AsyncResumableClient
+from .backoff import Backoff
+from .errors import ClientError, ConnectionLost, RequestRefused, StreamCancelled, StreamFailed, StreamIncomplete
+from .machine import StreamState
+from .sync import ClientStream, ResumableClient
+from .transport import AsyncResumableTransport, ResumableTransport
+
+__all__ = [
+    "AsyncClientStream",
+    "AsyncResumableClient",
+    "AsyncResumableTransport",
+    "Backoff",
+    "ClientError",
+    "ClientStream",
+    "ConnectionLost",
+    "RequestRefused",
+    "ResumableClient",
+    "ResumableTransport",
+    "StreamCancelled",
+    "StreamFailed",
+    "StreamIncomplete",
+    "StreamState",
+]

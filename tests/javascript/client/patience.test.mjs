@@ -1,0 +1,215 @@
+// How long the client waits, and for what: on a clock that the test moves.
+
+import assert from "node:assert/strict";
+import http from "node:http";
+import { once } from "node:events";
+import { after, before, test } from "node:test";
+
+import { resumable, resume } from "../../../fastapi_resumable/static/resumable.js";
+import { Clock, becomes, collect, script, send, startLine, startServer, until } from "./support.mjs";
+
+const SILENCE = 40_000;
+
+let server;
+before(async () => {
+  server = await startServer({ max_streams: 2, pending_timeout: 0.01 });
+});
+after(() => server.stop());
+
+/** A server that answers with these, one after the other: `[status, headers, body]`. */
+async function startAnswers(answers) {
+  const requests = [];
+  const fake = http.createServer((request, response) => {
+    requests.push(request.url);
+    const [status, headers, body] = answers.shift() ?? [404, {}, ""];
+    response.writeHead(status, headers);
+    response.end(body);
+  });
+  fake.listen(0, "127.0.0.1");
+  await once(fake, "listening");
+  return { url: `http://127.0.0.1:${fake.address().port}`, requests, stop: () => fake.close() };
+}
+
+/** What the client has paused for, without the watches over its connections. */
+const pauses = (clock) => clock.pauses.filter((ms) => ms !== SILENCE);
+
+async function backOff(options, attempts) {
+  const clock = new Clock();
+  const fetch = () => Promise.reject(new TypeError("There is no network."));
+  const stream = resume("x", { prefix: "http://127.0.0.1:9", clock, fetch, ...options });
+  for (let n = 1; n <= attempts; n++) {
+    await until(() => pauses(clock).length === n);
+    clock.pass(pauses(clock).at(-1));
+  }
+  stream.detach();
+  return pauses(clock).slice(0, attempts);
+}
+
+test("the back-off is exponential up to its limit", async () => {
+  const expected = [500, 1000, 2000, 4000, 8000, 15_000, 15_000];
+  assert.deepEqual(await backOff({ random: () => 1 }, 7), expected);
+  assert.deepEqual(await backOff({ random: () => 1, minDelay: 10, maxDelay: 50 }, 4), [10, 20, 40, 50]);
+});
+
+test("the jitter is full: anything between nothing and the back-off", async () => {
+  const dice = [0, 0.5, 0.25, 1];
+  assert.deepEqual(await backOff({ random: () => dice.shift() }, 4), [0, 500, 500, 4000]);
+});
+
+test("bytes that come begin the back-off anew", async () => {
+  const clock = new Clock();
+  const line = await startLine(server.port);
+  const steps = [send("data: 1\n\n"), ["wait", "anew"], send("data: 2\n\n")];
+  const options = { prefix: `${server.url}/v1`, clock, random: () => 1 };
+  const stream = resumable(`${line.url}/script`, { ...script(steps), ...options });
+  for await (const { data } of stream) {
+    if (data === "2") continue;
+    becomes(stream, "reconnecting").then(async () => {
+      line.refuses = true;
+      clock.pass(500);
+      await until(() => pauses(clock).length === 2);
+      line.refuses = false;
+      await server.open("anew");
+      clock.pass(1000);
+      await becomes(stream, "done");
+    });
+    line.cut();
+  }
+  assert.deepEqual(pauses(clock), [500, 1000]);
+  await line.stop();
+});
+
+test("Retry-After is waited for, in seconds or as a date, and jitter on top", async () => {
+  for (const [given, least, most] of [
+    ["7", 7100, 7100],
+    [new Date(Date.now() + 60_000).toUTCString(), 50_000, 60_100],
+    ["nonsense", 100, 100],
+  ]) {
+    const answers = await startAnswers([[503, { "Retry-After": given }, ""]]);
+    const clock = new Clock();
+    const stream = resume("x", { prefix: answers.url, clock, random: () => 0.2 });
+    await becomes(stream, "reconnecting");
+    const [ms] = pauses(clock);
+    assert.ok(ms >= least && ms <= most, `${given}: ${ms}`);
+    stream.detach();
+    answers.stop();
+  }
+});
+
+test("a server that is full is asked again when it says so", async () => {
+  const clock = new Clock();
+  const holders = ["a", "b"].map((id) => resumable(`${server.url}/script`, script([send(": \n\n"), ["wait", "full"]], { id })));
+  await Promise.all(holders.map((holder) => becomes(holder, "open")));
+  const stream = resumable(`${server.url}/script`, { ...script([send("data: 1\n\n")]), clock, random: () => 0 });
+  await becomes(stream, "reconnecting");
+  assert.equal(stream.error.code, "too_many_streams");
+  assert.deepEqual(pauses(clock), [5000]);
+  await server.open("full");
+  await Promise.all(holders.map(collect));
+  clock.pass(5000);
+  assert.equal((await collect(stream)).length, 1);
+});
+
+test("a stream that is still queued is waited for", async () => {
+  const waiting = { name: "pending", id: "pending", before: [["wait", "pending"]] };
+  const first = resumable(`${server.url}/script`, script([send("data: 1\n\n")], waiting));
+  await server.journal("waits:pending");
+  const clock = new Clock();
+  const second = resume("pending", { prefix: `${server.url}/v1`, clock, random: () => 0 });
+  await becomes(second, "reconnecting");
+  assert.equal(second.error.code, "stream_pending");
+  await server.open("pending");
+  await collect(first);
+  clock.pass(1000);
+  assert.equal((await collect(second)).length, 1);
+});
+
+test("the stream's own retry: is kept to", async () => {
+  const clock = new Clock();
+  const line = await startLine(server.port);
+  const steps = [send("retry: 1234\n\nretry: soon\nretry: 2500\ndata: 1\n\n"), ["wait", "retry"], send("data: 2\n\n")];
+  const options = { prefix: `${server.url}/v1`, clock, random: () => 0 };
+  const stream = resumable(`${line.url}/script`, { ...script(steps), ...options });
+  becomes(stream, "reconnecting").then(async () => {
+    await server.open("retry");
+    clock.pass(2500);
+  });
+  for await (const { data } of stream) if (data === "1") line.cut();
+  assert.deepEqual(pauses(clock), [2500]);
+  await line.stop();
+});
+
+test("a connection on which nothing comes any more is given up", async () => {
+  const clock = new Clock();
+  const line = await startLine(server.port);
+  const steps = [send("data: 1\n\n"), ["wait", "silent"], send("data: 2\n\n")];
+  const options = { prefix: `${server.url}/v1`, clock, random: () => 0 };
+  const stream = resumable(`${line.url}/script`, { ...script(steps), ...options });
+  const events = [];
+  for await (const { data } of stream) {
+    events.push(data);
+    if (data === "2") continue;
+    line.allow = () => Infinity;
+    await server.open("silent");
+    const reading = clock.pauses.length;
+    until(() => clock.pauses.length > reading).then(() => {
+      clock.pass(SILENCE - 1);
+      assert.equal(stream.state, "open");
+      clock.pass(1);
+      until(() => pauses(clock).length).then(() => clock.pass(0));
+    });
+    line.deaf = true;
+  }
+  assert.deepEqual(events, ["1", "2"]);
+  await line.stop();
+});
+
+test("a server that does not answer is given up, and the request repeated", async () => {
+  const clock = new Clock();
+  const line = await startLine(server.port, () => 0);
+  const options = { prefix: `${server.url}/v1`, clock, random: () => 0, silence: 5000 };
+  const stream = resumable(`${line.url}/script`, { ...script([send("data: 1\n\n")], { name: "mute" }), ...options });
+  await server.journal("ended:mute");
+  line.allow = () => Infinity;
+  clock.pass(5000);
+  await becomes(stream, "reconnecting");
+  clock.pass(0);
+  assert.equal((await collect(stream)).length, 1);
+  assert.equal((await server.journal()).filter((entry) => entry === "called:mute").length, 1);
+  await line.stop();
+});
+
+test("what gateways answer passes; what the application refuses does not", async () => {
+  const begin = async (...answers) => {
+    const all = await startAnswers(answers);
+    const stream = resumable(all.url, { method: "POST", minDelay: 1 });
+    await collect(stream).catch(() => {});
+    all.stop();
+    return [stream.state, all.requests.length, stream.error?.status];
+  };
+  const json = { "Content-Type": "application/json" };
+  const own = JSON.stringify({ detail: { code: "upstream_failed", message: "The model is away." } });
+  const ok = [200, {}, ""];
+  for (const status of [408, 425, 429, 502, 503, 504, 522]) {
+    assert.deepEqual(await begin([status, {}, "<html>"], ok), ["done", 2, undefined]);
+  }
+  for (const status of [400, 401, 403, 404, 422, 500, 501]) {
+    assert.deepEqual(await begin([status, {}, "<html>"], ok), ["lost", 1, status]);
+  }
+  assert.deepEqual(await begin([502, json, own], ok), ["lost", 1, 502]);
+  assert.deepEqual(await begin([502, { ...json, "Retry-After": "0.001" }, own], ok), ["done", 2, undefined]);
+});
+
+test("a replay that fails is tried again, unless it is the client's fault", async () => {
+  const follow = async (...answers) => {
+    const all = await startAnswers(answers);
+    const stream = resume("x", { prefix: all.url, minDelay: 1 });
+    await collect(stream).catch(() => {});
+    all.stop();
+    return [stream.state, all.requests.length];
+  };
+  assert.deepEqual(await follow([500, {}, ""], [502, {}, ""], [200, {}, ""]), ["done", 3]);
+  for (const status of [400, 401, 403, 404, 409, 410, 416]) {
+    assert.deepEqual(await follow([status, {}, ""], [200, {}, ""]), ["lost", 1]);
+  }
+});

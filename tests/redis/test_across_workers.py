@@ -1,0 +1,564 @@
+"""§7: three workers that share a Redis are, to their clients, one."""
+
+import asyncio
+import json
+
+import pytest
+
+from tests.support.apps.player import Player, fail, forever, numbered, send, sends, unique, wait
+from tests.support.rawhttp import Response
+from tests.support.site import Site, code_of, until, whole, without_pings
+from tests.support.ssemodel import boundaries, last_ids, our_ids, without_ids
+
+pytestmark = pytest.mark.redis
+
+DISPATCHED = [b"data: one\n\n", b"data: \xe2\x98\x83\n\n", b"event: x\ndata: two\ndata: lines\n\n", b"data: four\n\n"]
+
+
+async def closed(*responses: Response) -> None:
+    """Leave, as clients do."""
+    for response in responses:
+        await response.connection.close()
+
+
+async def test_what_one_worker_streams_another_replays_and_follows(site: Site) -> None:
+    """Byte for byte, head included, from the start and live to the end."""
+    name, gate = unique("id"), unique("gate")
+    here, there = site.player(0), site.player(1)
+    live = await here.post(name, *sends(*DISPATCHED[:2]), wait(gate), *sends(*DISPATCHED[2:]))
+    begun = await live.read_until(b"\xe2\x98\x83")
+    reader = await there.follow(name)
+    assert await reader.read(len(begun)) == begun
+    await here.open(gate)
+    await live.read_all()
+    await reader.read_all()
+    assert reader.body == live.body
+    assert without_ids(live.body) == b"".join(DISPATCHED)
+    assert live.clean
+    assert reader.clean
+    for header in ("content-type", "x-conversation-id", "x-stream-epoch", "content-location", "cache-control"):
+        assert reader.header(header) == live.header(header), header
+    assert reader.header("x-worker") != live.header("x-worker")
+
+
+async def test_a_byte_that_a_client_has_can_be_replayed_elsewhere_at_once(site: Site) -> None:
+    """Each event as it comes, while the stream is live: by its id and by its offset, on both other workers."""
+    name = unique("id")
+    gates = [unique("gate") for _ in DISPATCHED]
+    steps = [step for gate, event in zip(gates, DISPATCHED, strict=True) for step in (send(event), wait(gate))]
+    live = await site.player(0).post(name, *steps)
+    for number, gate in enumerate(gates):
+        while len(our_ids(live.body)) <= number or not live.body.endswith(b"\n\n"):
+            await live.read_some()
+        epoch, offset = our_ids(live.body)[number]
+        assert offset == len(live.body)
+        for other in (site.player(1), site.player(2)):
+            [item] = await other.lookup(name)
+            assert item["total_bytes"] == offset
+            replay = await other.follow(name)
+            assert await replay.read(offset) == live.body
+            tail = await other.follow(name, headers=[("last-event-id", f"{epoch}-{offset}")])
+            assert tail.status == 200
+            await closed(replay, tail)
+        await site.player(0).open(gate)
+    await live.read_all()
+    assert live.clean
+
+
+async def test_what_another_worker_has_shown_the_producers_own_knows(site: Site) -> None:
+    """A client that reads on one worker and resumes on the other, again and again, is never past the end."""
+    names = [unique("id") for _ in range(24)]
+
+    async def hop(name: str) -> None:
+        live = await site.player(0).post(name, ["paced", 60, 60, 0.005])
+        await live.read_until(b"\n\n")
+        got = b""
+        while True:
+            reader = await site.player(1).follow(name, from_=len(got))
+            assert reader.status == 200, await reader.read_all()
+            some = await reader.read_some()
+            await reader.connection.close()
+            if not some:
+                break
+            got += some
+            back = await site.player(0).follow(name, from_=len(got))
+            assert back.status == 200, await back.read_all()
+            await back.connection.close()
+        await live.read_all()
+        assert got == live.body
+
+    async with asyncio.TaskGroup() as hops:
+        for name in names:
+            hops.create_task(hop(name))
+
+
+async def test_a_replay_elsewhere_begins_at_any_offset_and_event(site: Site) -> None:
+    """`from=` any byte, and `Last-Event-ID` of any event, give exactly the rest."""
+    name = unique("id")
+    body = (await site.player(0).record(name, *sends(*DISPATCHED))).body
+    for offset in range(len(body) + 1):
+        replay = await site.player(1 + offset % 2).replay(name, from_=offset)
+        assert (replay.status, replay.body, replay.clean) == (200, body[offset:], True), offset
+    ids = our_ids(body)
+    assert [offset for _, offset in ids] == boundaries(body)
+    for epoch, offset in ids[:-1]:
+        assert (await site.player(2).resume(name, f"{epoch}-{offset}")).body == body[offset:]
+    assert (await site.player(1).resume(name, f"{ids[-1][0]}-{len(body)}")).status == 204
+    assert (await site.player(1).replay(name, from_=len(body) + 1)).status == 416
+    assert (await site.player(1).resume(name, f"aaaaaaaaaaaaaaaa-{ids[0][1]}")).status == 409
+
+
+async def test_ids_of_the_application_resume_elsewhere(site: Site) -> None:
+    """An event with an id of its own keeps it, and can be resumed from it on any worker; an unknown one is told."""
+    name = unique("id")
+    events = [b"id: a\ndata: 1\n\n", b"id: b\ndata: 2\n\n", b"id: c\ndata: 3\n\n"]
+    await site.player(0).record(name, *sends(*events))
+    assert (await site.player(1).resume(name, "a")).body == events[1] + events[2]
+    assert json.loads((await site.player(2).resume(name, "z")).body)["detail"]["code"] == "unknown_event_id"
+
+
+async def test_lookup_and_head_say_the_same_everywhere(site: Site) -> None:
+    """While queued, live and finished; variants included."""
+    name, before, gate = unique("id"), unique("before"), unique("gate")
+    here, others = site.player(0), [site.player(1), site.player(2)]
+    posting = asyncio.create_task(here.post(name, send(DISPATCHED[0]), wait(gate), before=[wait(before)]))
+    await here.waits_at(before)
+    for other in others:
+        assert [item["status"] for item in await other.lookup(name)] == ["queued"]
+    await here.open(before)
+    live = await posting
+    await live.read_until(b"\n\n")
+    variant = f"{name}::model"
+    await here.record(variant, send(b"data: variant\n\n"))
+    [item] = [each for each in await here.lookup(name) if each["conversation_id"] == name]
+    assert item["status"] == "in_progress" and item["total_bytes"] == len(live.body)
+    for other in others:
+        items = {each["conversation_id"]: each for each in await other.lookup(name, unique("unknown"))}
+        assert items[name] == item
+        assert items[variant]["status"] == "completed"
+        assert len(items) == 2
+        head = await other.head(name)
+        assert (head.status, head.body) == (200, b"")
+        assert head.header("x-stream-epoch") == item["epoch"]
+    await here.open(gate)
+    await live.read_all()
+    [item] = [each for each in await here.lookup(name) if each["conversation_id"] == name]
+    assert item["is_done"] and item["status"] == "completed" and item["completed_at"] >= item["started_at"] > 0
+    for other in others:
+        assert item in await other.lookup(name)
+        assert (await other.head(name)).status == 200
+
+
+async def test_a_stop_from_any_worker_reaches_the_producer(site: Site) -> None:
+    """Its generator is cancelled, readers everywhere get the same last event, and the stream is gone everywhere."""
+    name = unique("id")
+    live = await site.player(0).post(name, send(DISPATCHED[0]), forever(), name=name)
+    await live.read_until(b"\n\n")
+    reader = await site.player(1).follow(name)
+    await reader.read_until(b"\n\n")
+    assert (await site.player(2).stop(name)).status == 204
+    await site.until_noted(f"CancelledError:{name}", deadline=1)
+    for worker in range(3):
+        assert (await site.player(worker).replay(name)).status == 404
+        assert await site.player(worker).lookup(name) == []
+    await live.read_all()
+    await reader.read_all()
+    assert code_of(live.body) == "cancelled"
+    assert reader.body == live.body
+    assert live.clean and reader.clean
+
+
+async def test_a_stop_for_another_epoch_does_nothing(site: Site) -> None:
+    """A late click on any worker cannot kill the next answer."""
+    name, gate = unique("id"), unique("gate")
+    old = await site.player(0).record(name, send(DISPATCHED[0]))
+    live = await site.player(1).post(name, send(DISPATCHED[0]), wait(gate))
+    await live.read_until(b"\n\n")
+    assert (await site.player(2).stop(name, epoch=old.header("x-stream-epoch"))).status == 204
+    [item] = await site.player(2).lookup(name)
+    assert item["status"] == "in_progress" and item["epoch"] == live.header("x-stream-epoch")
+    assert (await site.player(2).stop(name, epoch=item["epoch"])).status == 204
+    await live.read_all()
+    assert code_of(live.body) == "cancelled"
+
+
+async def test_a_stop_forgets_what_has_ended(site: Site) -> None:
+    """A finished stream is gone from every worker, also from the one that made it."""
+    name = unique("id")
+    await site.player(0).record(name, send(DISPATCHED[0]))
+    assert (await site.player(1).stop(name)).status == 204
+    for worker in range(3):
+        assert (await site.player(worker).replay(name)).status == 404
+
+
+async def test_a_reader_elsewhere_waits_for_a_stream_that_is_queued(site: Site) -> None:
+    """Up to `pending_timeout`, then 503; the stream's beginning wakes it."""
+    name, before = unique("id"), unique("before")
+    here = site.player(0, "patient")
+    posting = asyncio.create_task(here.post(name, send(DISPATCHED[0]), before=[wait(before)]))
+    await here.waits_at(before)
+    waiting = asyncio.create_task(site.player(1, "patient").replay(name))
+    # An answer to a later request of the same client is no proof that the earlier one waits, but it is nearly one.
+    assert [item["status"] for item in await site.player(1, "patient").lookup(name)] == ["queued"]
+    assert not waiting.done()
+    await here.open(before)
+    live = await posting
+    await live.read_all()
+    replay = await waiting
+    assert (replay.status, replay.body) == (200, live.body)
+
+
+async def test_a_reader_elsewhere_is_told_that_the_stream_is_still_queued(site: Site) -> None:
+    """503 with `Retry-After` once `pending_timeout` is over."""
+    name, before = unique("id"), unique("before")
+    here = site.player(0)
+    posting = asyncio.create_task(here.post(name, send(DISPATCHED[0]), before=[wait(before)]))
+    await here.waits_at(before)
+    pending = await site.player(1).replay(name)
+    assert pending.status == 503
+    assert pending.header("retry-after")
+    assert json.loads(pending.body)["detail"]["code"] == "stream_pending"
+    await here.open(before)
+    await (await posting).read_all()
+
+
+async def test_a_stop_elsewhere_cancels_a_queued_request(site: Site) -> None:
+    """The waiting request is answered 400 `cancelled`, and a reader that waits for it, 404 or the like, at once."""
+    name, before = unique("id"), unique("before")
+    here = site.player(0)
+    posting = asyncio.create_task(here.record(name, send(DISPATCHED[0]), before=[wait(before)]))
+    await here.waits_at(before)
+    assert (await site.player(1).stop(name)).status == 204
+    cancelled = await asyncio.wait_for(posting, 2)
+    assert cancelled.status == 400
+    assert json.loads(cancelled.body)["detail"]["code"] == "cancelled"
+    assert await site.player(2).lookup(name) == []
+
+
+async def test_an_earlier_stream_is_served_while_the_next_is_queued_elsewhere(site: Site) -> None:
+    """It is touched only when the new one begins; a request that fails before that leaves it as it was."""
+    name, before = unique("id"), unique("before")
+    first = await site.player(0).record(name, send(DISPATCHED[0]))
+    posting = asyncio.create_task(
+        site.player(1).record(name, send(DISPATCHED[3]), before=[wait(before), ["http_error", 422]])
+    )
+    await site.player(1).waits_at(before)
+    assert (await site.player(2).replay(name)).body == first.body
+    await site.player(1).open(before)
+    assert (await posting).status == 422
+    assert (await site.player(2).replay(name)).body == first.body
+
+
+async def live_streams(first: Player, second: Player, name: str, gate: str) -> tuple[Response, Response]:
+    """Two requests on one id at the same instant."""
+    one, other = await asyncio.gather(
+        first.post(name, send(b"data: begun\n\n"), wait(gate), send(b"data: end\n\n"), name=name),
+        second.post(name, send(b"data: begun\n\n"), wait(gate), send(b"data: end\n\n"), name=name),
+    )
+    return one, other
+
+
+@pytest.mark.parametrize("attempt", range(5))
+async def test_of_two_simultaneous_requests_one_replaces_the_other(site: Site, attempt: int) -> None:
+    """Under `replace` exactly one epoch lives on; the other's readers are told, and its generator is cancelled."""
+    name, gate = unique("id"), unique("gate")
+    one, other = await live_streams(site.player(0), site.player(1), name, gate)
+    [item] = await site.player(2).lookup(name)
+    answers = {answer.header("x-stream-epoch"): answer for answer in (one, other)}
+    winner = answers.pop(item["epoch"])
+    [loser] = answers.values()
+    await loser.read_all()
+    if loser.status == 200:
+        assert code_of(loser.body) == "replaced"
+        await site.until_noted(f"CancelledError:{name}")
+    else:
+        assert (loser.status, json.loads(loser.body)["detail"]["code"]) == (409, "stream_replaced")
+    await site.player(0).open(gate)
+    await site.player(1).open(gate)
+    await winner.read_all()
+    assert without_ids(winner.body) == b"data: begun\n\ndata: end\n\n"
+    assert (await site.player(2).replay(name)).body == winner.body
+    assert site.count(f"finished:{name}") == 1
+
+
+@pytest.mark.parametrize("attempt", range(5))
+async def test_of_two_simultaneous_requests_one_follows_the_other(site: Site, attempt: int) -> None:
+    """Under `attach` the endpoint runs once, and both clients get the same stream."""
+    name, gate = unique("id"), unique("gate")
+    one, other = await live_streams(site.player(0, "attach"), site.player(1, "attach"), name, gate)
+    await site.player(0).open(gate)
+    await site.player(1).open(gate)
+    await asyncio.gather(one.read_all(), other.read_all())
+    assert (one.status, other.status) == (200, 200)
+    assert one.body == other.body
+    assert one.header("x-stream-epoch") == other.header("x-stream-epoch")
+    assert site.count(f"called:{name}") == 1
+
+
+@pytest.mark.parametrize("attempt", range(5))
+@pytest.mark.parametrize("room", ["attach", "patient"])
+async def test_a_request_that_waits_for_another_follows_it_however_short_it_is(
+    site: Site, room: str, attempt: int
+) -> None:
+    """By the rule or by its key: a stream that has ended before the one who waits has looked is not run again."""
+    name, before = unique("id"), unique("before")
+    key = [("idempotency-key", name)] if room == "patient" else []
+    steps = {"before": [wait(before)], "name": name, "headers": key}
+    first = asyncio.create_task(site.player(0, room).record(name, *sends(*DISPATCHED), **steps))
+    await site.player(0).waits_at(before)
+    second = asyncio.create_task(site.player(1, room).record(name, *sends(*DISPATCHED), **steps))
+    # The first three to come on that worker, one after the other, so the second has come, too.
+    for _ in range(3):
+        assert [item["status"] for item in await site.player(1, room).lookup(name)] == ["queued"]
+    await site.player(1).open(before)
+    await site.player(0).open(before)
+    assert (await first).body == (await second).body
+    assert site.count(f"called:{name}") == 1
+
+
+@pytest.mark.parametrize("attempt", range(5))
+async def test_of_two_simultaneous_requests_one_is_rejected(site: Site, attempt: int) -> None:
+    """Under `reject` exactly one runs, and the other is answered 409."""
+    name, gate = unique("id"), unique("gate")
+    answers = await live_streams(site.player(0, "reject"), site.player(1, "reject"), name, gate)
+    accepted, rejected = sorted(answers, key=lambda answer: answer.status)
+    await rejected.read_all()
+    assert (accepted.status, rejected.status) == (200, 409)
+    assert json.loads(rejected.body)["detail"]["code"] == "stream_exists"
+    await site.player(0).open(gate)
+    await site.player(1).open(gate)
+    await accepted.read_all()
+    assert accepted.clean
+    assert site.count(f"called:{name}") == 1
+
+
+async def test_a_newer_request_replaces_a_stream_of_another_worker(site: Site) -> None:
+    """Its readers everywhere get `replaced`; a position of it is refused from then on."""
+    name = unique("id")
+    old = await site.player(0).post(name, send(DISPATCHED[0]), forever(), name=name)
+    await old.read_until(b"\n\n")
+    reader = await site.player(2).follow(name)
+    new = await site.player(1).post(name, send(DISPATCHED[3]))
+    await new.read_all()
+    await site.until_noted(f"CancelledError:{name}", deadline=1)
+    await old.read_all()
+    await reader.read_all()
+    assert code_of(old.body) == "replaced"
+    assert reader.body == old.body
+    assert (await site.player(2).replay(name)).body == new.body
+    epoch, offset = our_ids(old.body)[0]
+    assert (await site.player(2).resume(name, f"{epoch}-{offset}")).status == 409
+
+
+@pytest.mark.parametrize("room", ["", "attach", "reject"])
+async def test_a_repeated_request_runs_once_for_its_idempotency_key(site: Site, room: str) -> None:
+    """Whatever the rule: at the same instant, while it runs, and after its end, on any worker."""
+    name, gate = unique("id"), unique("gate")
+    key = [("idempotency-key", unique("key"))]
+    steps = (send(DISPATCHED[0]), wait(gate), send(DISPATCHED[3]))
+    first, second = await asyncio.gather(
+        *(site.player(worker, room).post(name, *steps, headers=key, name=name) for worker in (0, 1))
+    )
+    third = await site.player(2, room).post(name, *steps, headers=key, name=name)
+    for worker in (0, 1, 2):
+        await site.player(worker).open(gate)
+    bodies = await asyncio.gather(first.read_all(), second.read_all(), third.read_all())
+    late = await site.player(2, room).record(name, *steps, headers=key, name=name)
+    assert {*bodies, late.body} == {bodies[0]}
+    assert without_ids(bodies[0]) == DISPATCHED[0] + DISPATCHED[3]
+    assert site.count(f"called:{name}") == 1
+
+
+async def test_a_foreign_owners_stream_does_not_exist_on_any_worker(site: Site) -> None:
+    """Not to read, to look up or to stop; the same id is another stream."""
+    name, gate = unique("id"), unique("gate")
+    ann, bob = [("x-user", unique("ann"))], [("x-user", unique("bob"))]
+    live = await site.player(0, "owned", ann).post(name, send(DISPATCHED[0]), wait(gate))
+    stranger = site.player(1, "owned", bob)
+    assert (await stranger.replay(name)).status == 404
+    assert await stranger.lookup(name) == []
+    assert (await stranger.stop(name)).status == 204
+    other = await stranger.record(name, send(DISPATCHED[3]))
+    assert without_ids(other.body) == DISPATCHED[3]
+    assert [item["status"] for item in await site.player(2, "owned", ann).lookup(name)] == ["in_progress"]
+    await site.player(0).open(gate)
+    await live.read_all()
+    assert (await site.player(2, "owned", ann).replay(name)).body == live.body
+    assert without_ids(live.body) == DISPATCHED[0]
+
+
+async def test_an_owners_limit_counts_the_streams_of_all_workers(site: Site) -> None:
+    """Two are live on two workers: the third on a third one is refused, until one has ended."""
+    user = [("x-user", unique("user"))]
+    names, gates = [unique("id") for _ in range(3)], [unique("gate") for _ in range(2)]
+    live = [
+        await site.player(worker, "owned", user).post(names[worker], send(DISPATCHED[0]), wait(gates[worker]))
+        for worker in (0, 1)
+    ]
+    refused = await site.player(2, "owned", user).record(names[2], send(DISPATCHED[0]))
+    assert refused.status == 429
+    assert json.loads(refused.body)["detail"]["code"] == "too_many_streams"
+    await site.player(0).open(gates[0])
+    await live[0].read_all()
+    assert (await site.player(2, "owned", user).record(names[2], send(DISPATCHED[0]))).status == 200
+    await site.player(1).open(gates[1])
+    await live[1].read_all()
+
+
+async def test_a_stream_that_nobody_waits_for_is_found_elsewhere(site: Site) -> None:
+    """`Prefer: respond-async` answers 202 with an address that is good on every worker."""
+    name, gate = unique("id"), unique("gate")
+    accepted = await site.player(0).record(
+        name, send(DISPATCHED[0]), wait(gate), headers=[("prefer", "respond-async")], name=name
+    )
+    assert accepted.status == 202
+    location = accepted.header("location")
+    assert location
+    reader = await site.player(1).open_request("GET", location)
+    await reader.read_until(b"\n\n")
+    await site.player(0).open(gate)
+    await reader.read_all()
+    assert reader.clean
+    assert without_ids(reader.body) == DISPATCHED[0]
+
+
+async def test_a_request_that_names_an_event_resumes_and_never_runs(site: Site) -> None:
+    """`Last-Event-ID` at the endpoint itself, on another worker than the stream's."""
+    name = unique("id")
+    first = await site.player(0).record(name, *sends(*DISPATCHED), name=name)
+    epoch, offset = our_ids(first.body)[1]
+    again = await site.player(1).record(
+        name, send(b"data: never\n\n"), headers=[("last-event-id", f"{epoch}-{offset}")]
+    )
+    assert again.body == first.body[offset:]
+
+
+async def test_a_failure_is_told_elsewhere(site: Site) -> None:
+    """The terminal event is part of the log, live and later."""
+    name, gate = unique("id"), unique("gate")
+    live = await site.player(0).post(name, send(DISPATCHED[0]), wait(gate), fail())
+    reader = await site.player(1).follow(name)
+    await reader.read_until(b"\n\n")
+    await site.player(0).open(gate)
+    await live.read_all()
+    await reader.read_all()
+    late = await site.player(2).replay(name)
+    assert code_of(live.body) == "producer_failed"
+    assert reader.body == live.body == late.body
+    assert [item["status"] for item in await site.player(2).lookup(name)] == ["failed"]
+
+
+async def test_a_failure_of_what_has_no_events_ends_uncleanly_elsewhere(site: Site) -> None:
+    """NDJSON resumes by offset, and its readers see that it broke off."""
+    name, gate = unique("id"), unique("gate")
+    lines = [b'{"n":1}\n', b'{"n":2}\n']
+    media = {"media_type": "application/x-ndjson"}
+    live = await site.player(0).post(name, send(lines[0]), wait(gate), send(lines[1]), fail(), **media)
+    reader = await site.player(1).follow(name, from_=3)
+    assert await reader.read(5) == lines[0][3:]
+    await site.player(0).open(gate)
+    await live.read_all()
+    await reader.read_all()
+    late = await site.player(2).replay(name)
+    assert live.body == late.body == b"".join(lines)
+    assert reader.body == b"".join(lines)[3:]
+    assert not live.clean and not reader.clean and not late.clean
+
+
+async def test_other_answers_are_recorded_for_all(site: Site) -> None:
+    """Plain JSON under a stream id, and an event stream without ids of ours."""
+    name = unique("id")
+    await site.player(0).record(name, content={"answer": 42})
+    replay = await site.player(1).replay(name)
+    assert (json.loads(replay.body), replay.header("content-type")) == ({"answer": 42}, "application/json")
+    await site.player(0, "plain").record(name, *sends(*DISPATCHED))
+    assert (await site.player(2, "plain").replay(name)).body == b"".join(DISPATCHED)
+
+
+async def test_keep_alives_are_part_of_the_log_everywhere(site: Site) -> None:
+    """A reader on another worker gets the same comments at the same places."""
+    name, gate = unique("id"), unique("gate")
+    live = await site.player(0, "pinging").post(name, send(DISPATCHED[0]), wait(gate), send(DISPATCHED[3]))
+    reader = await site.player(1, "pinging").follow(name)
+    for _ in range(3):
+        await reader.read_until(b": ping\n")
+    await site.player(0).open(gate)
+    await live.read_all()
+    await reader.read_all()
+    assert reader.body == live.body
+    assert without_ids(without_pings(live.body)) == DISPATCHED[0] + DISPATCHED[3]
+
+
+async def test_a_finished_stream_expires_everywhere_at_once(site: Site) -> None:
+    """After `retention` it is 404 on the worker that made it and on the others."""
+    name = unique("id")
+    live = await site.player(0, "brief").record(name, send(DISPATCHED[0]))
+    assert (await site.player(1, "brief").replay(name)).body == live.body
+
+    async def gone() -> bool:
+        return [(await site.player(worker, "brief").replay(name)).status for worker in range(3)] == [404] * 3
+
+    async with asyncio.timeout(10):
+        while not await gone():
+            pass
+
+
+async def test_a_live_stream_does_not_expire_however_silent_it_is(site: Site) -> None:
+    """Retention counts from the end; here the stream says nothing for three times as long."""
+    name = unique("id")
+    live = await site.player(0, "brief").post(name, ["paced", 1, 40, 1.5], send(DISPATCHED[3]), name=name)
+    await site.until_noted(f"finished:{name}")
+    replay = await site.player(1, "brief").replay(name)
+    await live.read_all()
+    assert without_ids(live.body) == without_ids(replay.body) == whole(1, 40) + DISPATCHED[3]
+
+
+async def test_many_streams_at_once_are_whole_everywhere(site: Site) -> None:
+    """Sixty at a time, each begun on one worker and followed on another."""
+    names = [unique("many") for _ in range(60)]
+
+    async def one(number: int) -> tuple[bytes, bytes]:
+        live = await site.player(number % 3).post(names[number], ["paced", 40, 60, 0.01])
+        reader = await site.player((number + 1) % 3).follow(names[number])
+        await asyncio.gather(live.read_all(), reader.read_all())
+        assert live.clean and reader.clean
+        return live.body, reader.body
+
+    for live, followed in await asyncio.gather(*map(one, range(len(names)))):
+        assert followed == live
+        assert without_ids(live) == whole(40, 60)
+
+
+async def test_an_endpoint_that_is_slow_to_begin_counts_from_its_beginning(site: Site) -> None:
+    """A request overtaken on another worker by one that has begun is told 409."""
+    name, before = unique("id"), unique("before")
+    posting = asyncio.create_task(site.player(0).record(name, send(DISPATCHED[0]), before=[wait(before)], name=name))
+    await site.player(0).waits_at(before)
+    new = await site.player(1).record(name, send(DISPATCHED[3]))
+    overtaken = await asyncio.wait_for(posting, 2)
+    assert (overtaken.status, json.loads(overtaken.body)["detail"]["code"]) == (409, "stream_replaced")
+    assert (await site.player(2).replay(name)).body == new.body
+
+
+async def test_every_worker_answers_for_the_others_streams_under_one_address(site: Site) -> None:
+    """What a browser does: post, cut, reload, each through another worker, until the end."""
+    name, gates = unique("id"), [unique("gate") for _ in range(5)]
+    steps = [step for gate in gates for step in (numbered(3, 40), wait(gate))]
+    live = await site.player(0).post(name, *steps, name=name)
+    got = await live.read_until(b"00000002")
+    got += await live.read_until(b"\n\n")
+    live.connection.reset()
+    for number, gate in enumerate(gates):
+        reader = await site.player(1 + number % 2).follow(name, headers=[("last-event-id", last_ids(got)[-1])])
+        await site.player(0).open(gate)
+        if number < len(gates) - 1:
+            got += await reader.read_until(b"00000002")
+            got += await reader.read_until(b"\n\n")
+            reader.connection.reset()
+        else:
+            got += await reader.read_all()
+            assert reader.clean
+    assert without_ids(got) == whole(3, 40) * 5
+    assert got == (await site.player(2).replay(name)).body
+    await until(lambda: site.count(f"finished:{name}") == 1, "the end of the generator")
+    assert site.count(f"called:{name}") == 1

@@ -1,0 +1,202 @@
+"""§7: the ways to reach a Redis: TLS, a user with few rights, a client of the application's own, a Cluster.
+
+Two applications in this process, each with a store of its own, take the place of two workers.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from fastapi_resumable import RedisStore, Resumable
+from tests.support.apps.player import forever, script_body, send, wait
+from tests.support.apps.shared import create_app
+from tests.support.asgi import Client, Exchange, running
+from tests.support.redis_server import RedisServer
+from tests.support.site import code_of
+from tests.support.ssemodel import without_ids
+
+pytestmark = pytest.mark.redis
+
+RIGHTS = [
+    "-@all",
+    "~least:*",
+    "&least:*",
+    "+@connection",
+    *("+xadd", "+xread", "+xrange", "+xrevrange", "+xtrim", "+xlen", "+xdel"),
+    *("+get", "+set", "+getdel", "+del", "+unlink", "+exists", "+incr", "+decr"),
+    *("+hset", "+hget", "+hmget", "+hgetall", "+hdel", "+hexists", "+hincrby", "+hlen", "+hvals"),
+    *("+zadd", "+zrem", "+zcard", "+zcount", "+zrange", "+zrangebyscore", "+zremrangebyscore", "+zscore"),
+    *("+sadd", "+srem", "+smembers", "+scard", "+sscan", "+lpush", "+rpush", "+lrange", "+lrem"),
+    *("+expire", "+pexpire", "+persist", "+ttl", "+pttl", "+time"),
+    *("+eval", "+evalsha", "+script|load", "+multi", "+exec", "+watch", "+unwatch"),
+]
+"""What the documentation lists."""
+
+
+@asynccontextmanager
+async def two_workers(url: str, **site: Any) -> AsyncIterator[tuple[Client, Client]]:
+    """Two applications on one Redis."""
+    apps = [create_app({"url": url, **site}) for _ in range(2)]
+    async with running(apps[0]) as one, running(apps[1]) as other:
+        yield one, other
+
+
+def begin(client: Client, name: str, *steps: Any) -> Exchange:
+    """Start a script."""
+    headers = {"x-conversation-id": name, "content-type": "application/json"}
+    return client.start("POST", "/script", headers=headers, body=script_body(*steps, name=name))
+
+
+async def exercise(one: Client, other: Client) -> None:
+    """All that a store does, once: begin, follow, look up, stop, expire, refuse."""
+    live = begin(one, "a b/ü", send(b"data: 1\n\n"), wait("go"), send(b"data: 2\n\n"))
+    await live.read_until(b"\n\n")
+    reader = other.start("GET", "/v1/stream?conv_id=a%20b/%C3%BC")
+    await reader.read_until(b"\n\n")
+    assert [item["status"] for item in await look_up(other, "a b/ü")] == ["in_progress"]
+    assert (await one.post("/gate/go")).status == 204
+    rest = await live.rest()
+    assert await reader.rest() == rest
+    assert b"data: 2" in rest
+    assert live.clean and reader.clean
+    replay = await other.get("/v1/stream?conv_id=a%20b/%C3%BC")
+    assert without_ids(replay.body) == b"data: 1\n\ndata: 2\n\n"
+    assert [item["status"] for item in await look_up(other, "a b/ü")] == ["completed"]
+    stopped = begin(one, "stopped", send(b"data: 1\n\n"), forever())
+    await stopped.read_until(b"\n\n")
+    assert (await other.delete("/v1/stream/stopped")).status == 204
+    assert code_of(await stopped.rest()) == "cancelled"
+    assert (await other.get("/v1/stream/stopped")).status == 404
+    replaced = begin(one, "again", send(b"data: 1\n\n"), forever())
+    await replaced.read_until(b"\n\n")
+    newer = begin(other, "again", send(b"data: 2\n\n"))
+    assert without_ids(await newer.rest()) == b"data: 2\n\n"
+    assert code_of(await replaced.rest()) == "replaced"
+    assert (await one.get("/v1/stream/unknown")).status == 404
+
+
+async def look_up(client: Client, *names: str) -> list[dict[str, Any]]:
+    """Look streams up."""
+    reply = await client.post("/v1/streams/lookup", json={"conversation_ids": names})
+    items: list[dict[str, Any]] = reply.json()
+    return items
+
+
+async def test_an_address(redis_server: RedisServer) -> None:
+    """`redis://`: what the other ways are measured by."""
+    async with two_workers(redis_server.url, key_prefix="address") as apps:
+        await exercise(*apps)
+
+
+async def test_another_database(redis_server: RedisServer) -> None:
+    """The database of the URL is used, and no other."""
+    url = redis_server.url.removesuffix("0") + "7"
+    async with two_workers(url, key_prefix="seventh") as apps:
+        await exercise(*apps)
+        assert redis_server.list_keys("seventh*") == []
+
+
+async def test_tls(own_redis: Callable[..., Any]) -> None:
+    """`rediss://` with an authority of one's own; a server that it does not vouch for is refused."""
+    with own_redis(tls=True) as redis:
+        async with two_workers(redis.url) as apps:
+            await exercise(*apps)
+        unknown = redis.url.partition("?")[0]
+        store = {"store_timeout": 0.5, "on_store_failure": "fail"}
+        async with two_workers(unknown, store=store) as apps:
+            refused = await begin(apps[0], "a", send(b"data: 1\n\n")).reply()
+            assert (refused.status, refused.code) == (503, "store_unavailable")
+            assert "certificate" in refused.text.lower()
+
+
+async def test_a_user_with_no_more_rights_than_documented(own_redis: Callable[..., Any]) -> None:
+    """The commands and the key pattern that the documentation lists are enough; the server has refused none."""
+    with own_redis() as redis:
+        redis.control.acl_setuser("least", enabled=True, reset=True, passwords=["+secret"])
+        redis.control.execute_command("ACL SETUSER", "least", *RIGHTS)
+        redis.control.execute_command("ACL SETUSER", "default", "resetpass", ">other")
+        url = redis.url_at(redis.port, "least:secret@")
+        async with two_workers(url, key_prefix="least") as apps:
+            await exercise(*apps)
+        assert redis.control.execute_command("ACL LOG") == []
+        assert {key.partition(":")[0] for key in redis.list_keys()} == {"least"}
+
+
+async def test_a_user_without_the_rights_is_named(own_redis: Callable[..., Any]) -> None:
+    """The answer under `fail` says that Redis does not permit it."""
+    with own_redis() as redis:
+        redis.control.execute_command("ACL SETUSER", "nobody", "on", ">secret", "~*", "+ping")
+        url = redis.url_at(redis.port, "nobody:secret@")
+        store = {"store_timeout": 0.5, "on_store_failure": "fail"}
+        async with two_workers(url, store=store) as apps:
+            refused = await begin(apps[0], "a", send(b"data: 1\n\n")).reply()
+            assert (refused.status, refused.code) == (503, "store_unavailable")
+
+
+@pytest.mark.parametrize("client", ["url", "redis"])
+async def test_a_client_of_the_applications_own(redis_server: RedisServer, client: str) -> None:
+    """A `redis.asyncio.Redis` in place of the address."""
+    async with two_workers(redis_server.url, client=client, key_prefix=f"own-{client}") as apps:
+        await exercise(*apps)
+
+
+async def test_a_client_that_decodes_its_answers_works_too(redis_server: RedisServer) -> None:
+    """`decode_responses=True`, which many applications set, or a sentence that says why not; never a broken stream."""
+    url = f"{redis_server.url}?decode_responses=True"
+    try:
+        async with two_workers(url, client="redis", key_prefix="decoding") as apps:
+            await exercise(*apps)
+    except ValueError as error:
+        assert "decode_responses" in str(error)  # noqa: PT017  # either is fine
+
+
+async def test_a_client_of_the_applications_own_stays_open(redis_server: RedisServer) -> None:
+    """Who made it closes it."""
+    client = Redis.from_url(redis_server.url)
+    try:
+        store = RedisStore(client, key_prefix="open")
+        Resumable(store=store)
+        await store.aclose()
+        assert await client.ping()
+    finally:
+        await client.aclose()
+
+
+@pytest.mark.parametrize("client", ["cluster"])
+async def test_a_cluster(own_redis: Callable[..., Any], client: str) -> None:
+    """A `RedisCluster` of the application's own: no command touches the keys of two slots."""
+    with own_redis(cluster=True) as redis:
+        async with two_workers(redis.url, client=client) as apps:
+            await exercise(*apps)
+            await asyncio.gather(
+                *(begin(apps[number % 2], f"s{number}", send(b"data: 1\n\n")).rest() for number in range(20))
+            )
+            assert len(await look_up(apps[1], *(f"s{number}" for number in range(20)))) == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("http://127.0.0.1",), "redis://"),
+        (("127.0.0.1:6379",), "redis://"),
+        ((42,), "redis"),
+    ],
+)
+def test_a_wrong_address_is_named(arguments: tuple[Any, ...], named: str) -> None:
+    """At construction, with a sentence that says what to give."""
+    with pytest.raises((ValueError, TypeError), match=named):
+        RedisStore(*arguments)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"lease": 0}, {"lease": -1.0}, {"store_timeout": 0}, {"on_store_failure": "ignore"}, {"key_prefix": ""}],
+)
+def test_a_wrong_setting_is_named(options: dict[str, Any]) -> None:
+    """At construction, by its name."""
+    with pytest.raises(ValueError, match=next(iter(options))):
+        RedisStore("redis://127.0.0.1", **options)
