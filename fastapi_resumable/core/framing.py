@@ -25,11 +25,13 @@ class EventFramer:
     """
 
     __slots__ = (
+        "_added",
         "_begun",
         "_epoch",
         "_flushed_data",
         "_flushed_id",
         "_limit",
+        "_more_digits",
         "_pending",
         "_prefix",
         "_skip_lf",
@@ -41,6 +43,9 @@ class EventFramer:
         self._epoch = epoch
         self._prefix = b"id: %s-" % (epoch or "").encode("ascii")
         self._limit = limit
+        # Offsets below `_more_digits` are written in so many digits that an `id:` line has `_added` bytes.
+        self._more_digits = 10
+        self._added = len(self._prefix) + 2
         self._pending = bytearray()
         self._begun = False
         self._skip_lf = False
@@ -56,10 +61,12 @@ class EventFramer:
         if self._epoch is None:
             return chunk
         # What applications send most: one event, or some, with LF for line ends.
-        if b"\r" in chunk or b"\n\n\n" in chunk:
+        if b"\r" in chunk:
             return self._feed(chunk, offset, final=False)
         if chunk.find(b"\n\n") == len(chunk) - 2:
             return self._stamp_lf(chunk, offset)
+        if b"\n\n\n" in chunk:
+            return self._feed(chunk, offset, final=False)
         parts = chunk[:-2].split(b"\n\n")
         for index, event in enumerate(parts):
             parts[index] = stamped = self._stamp_lf(event + b"\n\n", offset)
@@ -72,7 +79,12 @@ class EventFramer:
             event.startswith(b"data:") or (event.startswith(b"event:") and b"\ndata:" in event)
         ) and b"\nid" not in event:
             self._begun = True
-            return b"%s%s\n" % (event[:-1], self._id_line(offset + len(event)))
+            end = offset + len(event) + self._added
+            while end >= self._more_digits:
+                self._more_digits *= 10
+                self._added += 1
+                end += 1
+            return b"%b%b%d\n\n" % (event[:-1], self._prefix, end)
         return self._stamp(event, offset)
 
     def _id_line(self, offset: int, line_end: bytes = b"\n") -> bytes:
