@@ -25,7 +25,13 @@ def main() -> None:
     with listen_anywhere() if port is None else listen(port) as listener:
         port = listener.getsockname()[1]
         print(f"\n  The chat is running on http://127.0.0.1:{port}/  (Ctrl-C stops it)\n", flush=True)
-        uvicorn.Server(uvicorn.Config(app)).run(sockets=[listener])
+        uvicorn.Server(uvicorn.Config(app, headers=signature())).run(sockets=[listener])
+
+
+def signature() -> list[tuple[str, str]]:
+    """What every response says if this is one of several workers: which one has sent it."""
+    worker = os.environ.get("EXAMPLE_WORKER")
+    return [("X-Worker", worker)] if worker else []
 
 
 def listen_anywhere() -> socket.socket:

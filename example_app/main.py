@@ -46,6 +46,8 @@ async def chat_completions(
             conversations.withdraw(conversation, turn)
         raise
     response.headers["X-Turn"] = turn  # recorded with the stream: a replay says which question it answers
+    if "EXAMPLE_WORKER" in os.environ:
+        response.headers["X-Writer"] = os.environ["EXAMPLE_WORKER"]  # recorded, too, whoever sends the replay
     return response
 
 

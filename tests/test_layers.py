@@ -1,12 +1,13 @@
 """Imports point one way: each layer imports only those above it (the order of LAYERS)."""
 
 import ast
+import re
 from pathlib import Path
 
 import fastapi_resumable
 
 PACKAGE = Path(fastapi_resumable.__file__).parent
-LAYERS = ["core", "stores", "life", "asgi", "api"]
+LAYERS = ["core", "stores", "life", "asgi", "api", "client"]
 
 
 def imported(path: Path) -> set[str]:
@@ -23,7 +24,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_no_layer_imports_one_below_it():
-    """core, stores, life, asgi, api: arrows point up only."""
+    """core, stores, life, asgi, api, client: arrows point up only."""
     for index, layer in enumerate(LAYERS):
         for path in (PACKAGE / layer).glob("*.py"):
             assert imported(path) <= set(LAYERS[:index]), path
@@ -37,6 +38,14 @@ def test_the_suite_for_stores_stands_beside_the_layers_that_it_tests():
         if path.parent.name != "testing":
             assert "testing" not in imported(path), path
             assert "import pytest" not in path.read_text(encoding="utf-8"), path
+
+
+def test_the_client_imports_nothing_of_the_server():
+    """Of the library it needs the core alone, and no framework."""
+    framework = re.compile(r"^\s*(?:import|from) (?:starlette|fastapi|uvicorn)\b", re.MULTILINE)
+    for path in (PACKAGE / "client").glob("*.py"):
+        assert imported(path) <= {"core"}, path
+        assert not framework.search(path.read_text(encoding="utf-8")), path
 
 
 def test_the_core_imports_neither_asyncio_nor_a_framework():

@@ -1,13 +1,15 @@
 // The chat. A conversation's id is its stream's id: the answer that is being written in it can be followed from any tab.
 
 import { Line } from "./line.js";
-import { Bookmark, conversations, newId } from "./memory.js";
-import { StreamError, follow, lookup, offsetOf, stop } from "./resume.js";
+import { conversations, newId } from "./memory.js";
+import { ResumableError, lookup, restore, resumable, resume, stop } from "./v1/resumable.js";
 import * as view from "./view.js";
 
 const CUT_FOR = 1200; // ms without a network; the next attempt after that succeeds
 const BACKLOG = 200; // ms after a reconnect in which what comes is what was missed
 const RECHECK = 4000; // ms between lookups, only while a spinner turns that no open stream will stop
+const REPLACED = new Set(["replaced", "stream_replaced"]);
+const LOST_PRODUCER = new Set(["interrupted", "producer_lost"]);
 const LOST_PLACE = new Set(["offset_lost", "unknown_event_id", "offset_out_of_range"]);
 
 const line = new Line();
@@ -16,15 +18,15 @@ const writing = new Set(); // conversations whose answer is being written
 let visit = newVisit(""); // to a conversation; the next visit ends it
 
 function newVisit(id) {
-  return { id, turns: [], leaving: new AbortController(), loaded: false, answering: false, epoch: "", bookmark: null };
+  return { id, turns: [], loaded: false, answering: false, stream: null, pieces: [], save: () => {} };
 }
 
 // --- conversations ---------------------------------------------------------------------------------------------------
 
 /** Show the conversation that the address names, and follow its answer if one is being written. */
 async function open() {
-  visit.leaving.abort(new DOMException("Another conversation is open.", "AbortError"));
-  visit.bookmark?.keepNow();
+  visit.save();
+  visit.stream?.detach();
   const here = (visit = newVisit(location.hash.slice(1)));
   view.clear();
   showSidebar();
@@ -45,16 +47,22 @@ async function open() {
 
   const last = here.turns.at(-1);
   if (last && !conversations.title(here.id)) remember(here.id, here.turns[0].question);
-  const kept = Bookmark.of(here.id);
-  // A reload may overtake the question itself. Its idempotency key makes it safe to send it again.
-  if (kept && !kept.sent && !here.turns.some(({ turn }) => turn === kept.turn)) await ask(kept.question, kept.turn);
-  else if (last?.answer === null) await read(here, last);
-  else if (!last) view.welcome();
+  const stream = here.id ? await restore(here.id, { fetch: answerTo(() => stream.saved.turn) }) : null;
+  if (here !== visit) return stream?.detach();
+  const turn = here.turns.find((one) => one.turn === stream?.saved.turn);
+  if (!last && !stream) view.welcome();
+  // The reload overtook the question itself. It is on its way again, under the same idempotency key.
+  else if (stream && !turn) await read(here, begin(here, stream.saved), stream);
+  else if (stream && turn === last && !last.answer) await read(here, last, stream);
+  else {
+    if (stream) exhaust(stream);
+    if (last.answer === null) await read(here, last, replay(here, last));
+  }
 }
 
 async function turnsOf(id) {
   const response = await fetch(`/conversations/${encodeURIComponent(id)}`, { cache: "no-store" });
-  if (!response.ok) throw await StreamError.from(response);
+  if (!response.ok) throw new Error(`The server answered ${response.status}.`);
   return response.json();
 }
 
@@ -100,8 +108,8 @@ async function refresh() {
 
 // --- questions and answers -------------------------------------------------------------------------------------------
 
-/** Ask, and read the answer. The request can be repeated: its idempotency key names the turn. */
-async function ask(question, turn = newId()) {
+/** Ask, and read the answer. */
+async function ask(question) {
   if (!visit.id) {
     visit = newVisit(newId());
     history.pushState(null, "", `#${visit.id}`);
@@ -109,116 +117,140 @@ async function ask(question, turn = newId()) {
   const here = visit;
   here.loaded = true;
   if (!conversations.title(here.id)) remember(here.id, question);
-  Object.assign(new Bookmark(here.id, turn), { question, sent: false }).keepNow();
-  view.addQuestion(question);
-
   const past = here.turns.flatMap((one) => [
     { role: "user", content: one.question },
     { role: "assistant", content: one.answer },
   ]);
-  const request = {
+  const turn = begin(here, { turn: newId(), question });
+  const stream = resumable("/v1/chat/completions", {
     method: "POST",
-    headers: { "Content-Type": "application/json", "X-Conversation-Id": here.id, "Idempotency-Key": turn },
+    headers: { "Content-Type": "application/json", "Idempotency-Key": turn.turn },
     body: JSON.stringify({ model: "example", stream: true, messages: [...past, { role: "user", content: question }] }),
-  };
+    id: here.id,
+    key: here.id, // the name under which this tab keeps its place
+    fetch: line.fetch,
+  });
+  stream.addEventListener("statechange", () => tabs.postMessage({ id: here.id }), { once: true });
+  await read(here, turn, stream);
+}
+
+function begin(here, { turn, question }) {
+  view.addQuestion(question);
   here.turns.push({ turn, question, answer: null, status: null });
-  await read(here, here.turns.at(-1), { start: ["/v1/chat/completions", request] });
+  return here.turns.at(-1);
+}
+
+/** The answer to a question that was asked elsewhere. */
+function replay(here, { turn }, from = 0) {
+  return resume(here.id, { from, key: here.id, fetch: answerTo(() => turn) });
+}
+
+/** A `fetch` that comes back with the answer to one question alone: while that waits, the one before is still served. */
+function answerTo(turn) {
+  return async (url, init) => {
+    const response = await line.fetch(url, init);
+    if (response.status !== 200 || response.headers.get("X-Turn") === turn()) return response;
+    await response.body?.cancel();
+    throw new Error("An earlier answer is still there.");
+  };
+}
+
+/** A stream whose answer is here already: once it has ended, this tab forgets it. */
+async function exhaust(stream) {
+  try {
+    for await (const _ of stream.bytes());
+  } catch {} // gone, which is as good
 }
 
 /** Follow the answer to its end, over however many connections. */
-async function read(here, turn, options = {}, answer = new view.Answer()) {
-  const bookmark = (here.bookmark = new Bookmark(here.id, turn.turn));
-  answer.text = bookmark.text;
-  here.answering = answer.writing = true;
-  here.epoch = ""; // not yet known
+async function read(here, turn, stream, answer = new view.Answer()) {
+  const progress = { turn: turn.turn, question: turn.question, text: "", pieces: [], ...stream.saved };
+  Object.assign(here, { stream, pieces: progress.pieces, answering: true, save: () => stream.save(progress) });
+  here.save();
+  answer.text = progress.text;
+  answer.writing = true;
   view.setWriting(true);
   spin(here.id, true);
   try {
-    finish(here, turn, answer, { status: await copy(here, bookmark, answer, options), text: bookmark.text });
+    const status = await copy(stream, progress, answer);
+    if (stream.state === "stopped") await showKept(here, turn, answer, { status: "cancelled", text: progress.text });
+    else if (stream.state === "done") finish(here, turn, answer, { status, text: progress.text });
   } catch (error) {
-    if (here === visit) await recover(here, turn, answer, error);
+    if (here === visit) await recover(here, turn, answer, error, progress);
   }
 }
 
-/** Copy the stream to the screen and into the bookmark; returns how it ended. */
-async function copy(here, bookmark, answer, options) {
+/** Copy the stream to the screen and into our progress; returns how the answer came out. */
+async function copy(stream, progress, answer) {
+  const { pieces } = progress;
+  const isReplay = pieces.length > 0 || stream.offset > 0;
   let backlogEnds = 0;
-  const onState = (state, { lastEventId, epoch }) => {
-    const at = offsetOf(lastEventId) ?? options.from ?? 0;
-    if (state === "open") {
-      here.epoch = epoch;
-      bookmark.sent = true;
-      if (options.start) tabs.postMessage({ id: here.id });
-      bookmark.pieces.push({ from: at, caught: at, to: at });
-      if (at || !options.start) backlogEnds = performance.now() + BACKLOG;
+  stream.addEventListener("statechange", () => {
+    const at = stream.offset;
+    if (stream.state === "open") {
+      pieces.push({ from: at, caught: at, to: at });
+      if (at || isReplay) backlogEnds = performance.now() + BACKLOG;
       if (at) answer.seam();
       view.say(at ? `Connected again at byte ${at.toLocaleString("en")}: nothing lost, nothing twice.` : "");
-    } else if (state === "waiting") {
+    } else if (stream.state === "reconnecting") {
       view.say(`Cut off at byte ${at.toLocaleString("en")}. The server goes on writing.`);
-    }
-    view.showLine(state, bookmark.pieces);
-  };
-  const events = follow(here.id, {
-    ...options,
-    lastEventId: bookmark.lastEventId,
-    signal: here.leaving.signal,
-    fetch: line.fetch,
-    accept: (response) => response.headers.get("X-Turn") === bookmark.turn,
-    onState,
+    } else return;
+    view.showLine(stream.state, pieces);
   });
+  view.showLine(stream.state, pieces);
 
-  for await (const event of events) {
-    here.leaving.signal.throwIfAborted();
-    const { text, end } = interpret(event);
+  let status = "completed";
+  for await (const event of stream) {
+    const { text, failed } = interpret(event);
     const isBacklog = performance.now() < backlogEnds;
     if (!isBacklog) answer.live();
     answer.add(text);
-    bookmark.text += text;
-    bookmark.lastEventId = event.id || bookmark.lastEventId;
-    const piece = bookmark.pieces.at(-1);
-    piece.to = offsetOf(bookmark.lastEventId) ?? piece.to;
+    progress.text += text;
+    const piece = pieces.at(-1);
+    piece.to = stream.offset;
     if (isBacklog) piece.caught = piece.to;
-    view.showLine("open", bookmark.pieces);
-    if (end) return end;
-    bookmark.keep();
+    view.showLine("open", pieces);
+    if (failed) status = "failed";
   }
-  return "completed";
+  return status;
 }
 
-/** What an event says: more text, or how the stream ended. */
-function interpret({ type, data }) {
-  if (data === "[DONE]") return { text: "", end: "completed" };
+/** What an event says: more text, or that the language model failed. */
+function interpret({ data }) {
+  if (data === "[DONE]") return { text: "" };
   const said = JSON.parse(data);
-  const { code, message } = said.error ?? said;
-  if (code === "replaced") throw Object.assign(new StreamError(message), { code: "stream_replaced" });
-  if (LOST_PLACE.has(code)) throw Object.assign(new StreamError(message), { code });
-  if (type === "cancelled") return { text: "", end: "cancelled" };
-  if (code === "interrupted" || code === "producer_lost") return { text: "", end: "interrupted" };
-  if (type === "error" || said.error) return { text: "", end: "failed" };
-  return { text: said.choices?.[0]?.delta?.content ?? "" };
+  return { text: said.choices?.[0]?.delta?.content ?? "", failed: Boolean(said.error) };
 }
 
 /** The stream cannot be followed as it was: find out what became of the answer. */
-async function recover(here, turn, answer, error) {
-  if (error.code === "stream_replaced") {
+async function recover(here, turn, answer, error, progress) {
+  const { text } = progress;
+  if (REPLACED.has(error.code)) {
     settle(here);
     await open(); // somebody asked on, elsewhere
   } else if (LOST_PLACE.has(error.code)) {
-    const from = here.bookmark.lastEventId ? 0 : (error.detail?.earliest ?? 0); // from the start, or what is left of it
-    here.bookmark.drop();
-    await read(here, turn, { from }, answer);
+    const from = text ? 0 : (error.detail?.earliest ?? 0); // from the start, or what is left of it
+    await read(here, turn, replay(here, turn, from), answer);
   } else if (error.status === 404) {
-    const kept = await keptAnswer(here, turn);
-    if (here !== visit) return;
-    const text = kept?.answer ?? here.bookmark.text;
-    answer.text = text;
-    finish(here, turn, answer, { status: kept?.status ?? "lost", text });
+    await showKept(here, turn, answer, { status: "lost", text });
   } else if (error.code === "cancelled") {
-    finish(here, turn, answer, { status: "cancelled", text: "" });
+    finish(here, turn, answer, { status: "cancelled", text });
+  } else if (LOST_PRODUCER.has(error.code)) {
+    finish(here, turn, answer, { status: "interrupted", text });
   } else {
-    if (error instanceof StreamError) view.giveBack(turn.question);
-    finish(here, turn, answer, { status: "failed", text: here.bookmark.text, message: error.message });
+    const refused = error instanceof ResumableError && error.status;
+    if (refused) view.giveBack(turn.question);
+    finish(here, turn, answer, { status: "failed", text, message: refused ? error.message : undefined });
   }
+}
+
+/** End with what the app has kept of the answer; otherwise with what we have. */
+async function showKept(here, turn, answer, otherwise) {
+  const kept = await keptAnswer(here, turn);
+  if (here !== visit) return;
+  const { status, text } = kept?.answer == null ? otherwise : { status: kept.status, text: kept.answer };
+  if (text !== otherwise.text) answer.text = text;
+  finish(here, turn, answer, { status, text });
 }
 
 /** The turn as the app has kept it. A stream that was stopped is gone a moment before its text is kept. */
@@ -230,10 +262,11 @@ async function keptAnswer(here, turn, tries = 5) {
 }
 
 function finish(here, turn, answer, { status, text, message }) {
+  if (here !== visit) return;
   Object.assign(turn, { answer: text, status });
   answer.writing = false;
   answer.note(status, message);
-  const { pieces } = here.bookmark;
+  const { pieces } = here;
   settle(here);
   view.showLine(status, pieces);
   view.say(status === "completed" ? summary(pieces) : "");
@@ -247,9 +280,7 @@ function summary(pieces) {
 }
 
 function settle(here) {
-  here.bookmark.drop();
-  here.bookmark = null;
-  here.answering = false;
+  Object.assign(here, { answering: false, save: () => {} });
   view.setWriting(false);
   spin(here.id, false);
 }
@@ -258,7 +289,7 @@ function settle(here) {
 
 view.wire({
   onAsk: (question) => ask(question),
-  onStop: () => stop(visit.id, visit.epoch).catch(() => view.say("The server cannot be reached: not stopped.")),
+  onStop: () => visit.stream.stop().catch(() => view.say("The server cannot be reached: not stopped.")),
   onCut: () => line.cut(CUT_FOR),
   onNew: () => go(""),
   onForget: forget,
@@ -271,7 +302,7 @@ tabs.addEventListener("message", ({ data: { id, done } }) => {
 });
 addEventListener("storage", showSidebar);
 addEventListener("hashchange", open);
-addEventListener("pagehide", () => visit.bookmark?.keepNow());
+addEventListener("pagehide", () => visit.save());
 document.addEventListener("visibilitychange", () => document.hidden || refresh());
 setInterval(() => {
   const unfollowed = [...writing].some((id) => id !== visit.id || !visit.answering);

@@ -9,7 +9,7 @@ const NOTES = {
   lost: "The answer is no longer there: the server has forgotten it.",
 };
 const number = (count) => count.toLocaleString("en");
-const LABELS = { connecting: "Connecting", open: "Live", waiting: "Cut off", completed: "Complete", cancelled: "Stopped" };
+const LABELS = { connecting: "Connecting", open: "Live", reconnecting: "Cut off", completed: "Complete", cancelled: "Stopped" };
 
 function element(name, className, text) {
   const made = document.createElement(name);

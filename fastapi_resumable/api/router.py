@@ -29,6 +29,7 @@ from ..core.models import ResumableLookup, ResumableStreamItem
 from ..core.sequence import parse_sequence_number
 from ..life.manager import StreamManager
 from . import requests
+from .assets import add_assets
 from .errors import error_responses, http_error
 from .identity import IdDependency
 from .location import Locator
@@ -304,6 +305,7 @@ def build_router(
         responses={**WATCH_RESPONSES, **OTHER_RESPONSES},
         openapi_extra=_LOOKUP_BODY,
     )
+    add_assets(router)
     return router
 
 

@@ -219,9 +219,10 @@ def test_a_bookmark_of_an_earlier_epoch_is_not_misread(open_tab: OpenTab, model:
     read_first(tab)
     tab.evaluate(
         """(id) => addEventListener("pagehide", () => {
-            const key = `bookmark:${id}`;
-            const bookmark = JSON.parse(sessionStorage.getItem(key));
-            const elsewhere = { ...bookmark, text: "not this", lastEventId: `${"a".repeat(16)}-7` };
+            const key = `resumable:${id}`;
+            const kept = JSON.parse(sessionStorage.getItem(key));
+            const saved = { ...kept.saved, text: "not this" };
+            const elsewhere = { ...kept, saved, epoch: "a".repeat(16), offset: 7, eventId: `${"a".repeat(16)}-7` };
             sessionStorage.setItem(key, JSON.stringify(elsewhere));
         })""",
         conversation(tab),

@@ -3,14 +3,15 @@
 - A `python` block runs in the page's namespace. One with `title="main.py"` becomes that module, in a file in a folder
   of the page, and can be imported by the blocks after it. `<!-- needs fastapi 0.135 -->` above it says what it is for.
 - In a `console` block, a line that starts with `$ ` is a command, and what follows is what it prints. `uvicorn` starts
-  a real server on a free port, which takes the place of `localhost:8000` from there on. `pip`, `make`, `npm` and
-  `npx` are not run.
+  a real server on a free port, which takes the place of `localhost:8000` from there on, and `redis-server` one that
+  takes the place of `localhost:6379`. `docker`, `pip`, `make`, `npm` and `npx` are not run.
 
 Two things differ from run to run. An epoch in the page stands for the one that the server chose, each for the same one
 all through the page, in commands too; and Unix times and durations stand for any.
 """
 
 import difflib
+import itertools
 import os
 import re
 import shlex
@@ -24,11 +25,12 @@ from types import ModuleType
 
 from packaging.version import Version
 
+from tests.support.redis_server import RedisServer
 from tests.support.server import HOST, Server
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NOT_RUN = ("pip", "make", "npm", "npx")
+NOT_RUN = ("docker", "pip", "make", "npm", "npx")
 DEADLINE = 40
 
 _BLOCK = re.compile(
@@ -40,6 +42,7 @@ _BLOCK = re.compile(
     """,
     re.DOTALL | re.MULTILINE | re.VERBOSE,
 )
+_VARIABLE = re.compile(r"[A-Z_]+=")
 _EPOCH = re.compile(r"\b[a-z2-7]{16}\b(?=-\d|\"|$)", re.MULTILINE)
 _VARIES = [
     (re.compile(r"\b1[789]\d{8}\b"), "<time>"),
@@ -83,6 +86,7 @@ class Player:
         self._modules: dict[str, ModuleType | None] = {}
         """What `sys.modules` held under the names of the page's modules."""
         self._server: Server | None = None
+        self._redis: RedisServer | None = None
         self._epochs: dict[str, str] = {}
 
     def play(self, block: Block) -> None:
@@ -96,8 +100,10 @@ class Player:
                 self._run_command(command, output)
 
     def close(self) -> None:
-        """Stop the server, and forget the page's modules: the next page may have a `main.py` too."""
+        """Stop the servers, and forget the page's modules: the next page may have a `main.py` too."""
         self._stop_server()
+        if self._redis is not None:
+            self._redis.__exit__(None, None, None)
         for name, module in self._modules.items():
             if module is None:
                 del sys.modules[name]
@@ -106,22 +112,31 @@ class Player:
 
     def _run_python(self, block: Block) -> None:
         # Line numbers as in the page, so that a traceback points there.
-        code = compile("\n" * (block.line - 1) + block.code, str(self._page), "exec", dont_inherit=True)
+        text = self._at_home(block.code)
+        code = compile("\n" * (block.line - 1) + text, str(self._page), "exec", dont_inherit=True)
         if not block.title:
             exec(code, self._namespace)
             return
-        (self._folder / block.title).write_text(block.code)
+        (self._folder / block.title).write_text(text)
         module = ModuleType(Path(block.title).stem)
         self._modules.setdefault(module.__name__, sys.modules.get(module.__name__))
         sys.modules[module.__name__] = module
         exec(code, module.__dict__)
 
     def _run_command(self, command: str, expected: str) -> None:
-        program, *arguments = shlex.split(command, comments=True)
+        command = self._at_home(command)
+        words = shlex.split(command, comments=True)
+        variables = dict(word.split("=", 1) for word in itertools.takewhile(_VARIABLE.match, words))
+        program, *arguments = words[len(variables) :]
         if program in NOT_RUN:
             return
         if program == "uvicorn":
-            self._start_server(arguments)
+            self._start_server(arguments, variables)
+            return
+        if program == "redis-server":
+            assert self._redis is None, "the page starts Redis twice"
+            (self._folder / "redis").mkdir()
+            self._redis = RedisServer(self._folder / "redis", *arguments)
             return
         for shown, real in self._epochs.items():
             command = command.replace(shown, real)
@@ -143,15 +158,22 @@ class Player:
         difference = "\n".join(difflib.unified_diff(shown, printed, "the page", "the command", lineterm=""))
         assert not difference, f"{command}\n{difference}"
 
+    def _at_home(self, text: str) -> str:
+        """Text that means the page's own Redis, where there is one."""
+        if self._redis is None:
+            return text
+        text = text.replace("localhost:6379", f"{HOST}:{self._redis.port}")
+        return re.sub(r"\bredis-cli\b", f"redis-cli -p {self._redis.port}", text)
+
     @property
     def _environ(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
 
-    def _start_server(self, arguments: list[str]) -> None:
+    def _start_server(self, arguments: list[str], variables: dict[str, str]) -> None:
         self._stop_server()
         server = [sys.executable, "-m", "uvicorn", *arguments, "--host", HOST, "--port", "0"]
-        self._server = Server(["env", f"--chdir={self._folder}", *server], {})
+        self._server = Server(["env", f"--chdir={self._folder}", *server], variables)
         self._server.wait_ready()
 
     def _stop_server(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 from .player import PAGES, ROOT, blocks, play
 
 RUN = {"python", "console"}
-SHOWN = {"caddy", "html", "ini", "javascript", "jsx", "nginx", "text"}
+SHOWN = {"caddy", "html", "ini", "javascript", "jsx", "nginx", "text", "yaml"}
 """Languages whose blocks are not run here; tests/browser runs those that have a title."""
 
 

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,28 +12,12 @@ import httpx
 import pytest
 
 from tests.support.apps.player import unique
+from tests.support.demo import workers_demo
 from tests.support.server import HOST, Server
 
 pytestmark = [pytest.mark.redis, pytest.mark.servers]
 
 QUESTION = {"stream": True, "messages": [{"role": "user", "content": "Tell me of Alice"}]}
-
-
-@pytest.fixture
-def demo(tmp_path: Path) -> Iterator[Server]:
-    """The demo, whose temporary files are in `tmp_path`."""
-    quick = {"EXAMPLE_WORDS_PER_SECOND": "120", "FASTAPI_RESUMABLE_SHUTDOWN_GRACE": "0.1"}
-    unset = {"OPENAI_BASE_URL": "", "OPENAI_API_KEY": "", "TMPDIR": str(tmp_path), "EXAMPLE_DATABASE": ""}
-    server = Server([sys.executable, "-m", "example_app.workers"], {**unset, **quick})
-    try:
-        server.wait_ready()
-        yield server
-    finally:
-        left = [pid for pid in server.workers() if pid != server.pid] if server.running else []
-        server.kill()
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        print(server.output)  # noqa: T201  # shown if the test fails
 
 
 def is_taken(port: int) -> bool:
@@ -48,8 +31,14 @@ def is_alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def test_three_workers_behind_nginx_are_one_server(demo: Server, tmp_path: Path) -> None:
+def test_three_workers_behind_nginx_are_one_server(tmp_path: Path) -> None:
     """An answer is read through all three while one of them writes it, and when one dies; then nothing is left."""
+    with workers_demo(tmp_path, words_per_second=120) as demo:
+        use_and_stop(demo, tmp_path)
+
+
+def use_and_stop(demo: Server, temporary: Path) -> None:
+    """The whole story."""
     redis_port = int(demo.wait_for_output(r"redis-cli -p (\d+)")[1])
     workers = {
         name: (int(port), int(pid))
@@ -92,4 +81,4 @@ def test_three_workers_behind_nginx_are_one_server(demo: Server, tmp_path: Path)
     assert demo.wait() == 0
     assert [pid for pid in processes if is_alive(pid)] == []
     assert [port for port in (demo.port, redis_port, *(port for port, _ in workers.values())) if is_taken(port)] == []
-    assert [*tmp_path.iterdir()] == []
+    assert [*temporary.iterdir()] == []

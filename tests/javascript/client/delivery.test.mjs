@@ -71,7 +71,8 @@ test("text arrives exactly once, cut within characters too", { timeout: 50_000 }
 test("bytes arrive exactly once", async () => {
   await broken(server, 4, 3000, async (line) => {
     const bytes = Buffer.from(Array.from({ length: 50_000 }, (_, n) => (n * 7919) % 256));
-    const stream = resumable(`${line.url}/script`, { ...script([send(bytes)], { media_type: "audio/mpeg" }), ...quick });
+    const request = script([send(bytes)], { media_type: "audio/mpeg" });
+    const stream = resumable(`${line.url}/script`, { ...request, ...quick });
     assert.deepEqual(Buffer.concat(await collect(stream.bytes())), bytes);
     assert.ok(line.breaks > 10);
   });
@@ -112,7 +113,9 @@ test("a byte order mark is dropped at the start alone", async () => {
 });
 
 test("fields are read by the rules of the standard", async () => {
-  const wire = "data\ndata:  two\n: data: no\nevent:x\nfoo: bar\n\nevent: gone\n\ndata: after\nid:\n\ndata: unfinished\n";
+  const wire =
+    "data\ndata:  two\n: data: no\nevent:x\nfoo: bar\n\n" +
+    "event: gone\n\ndata: after\nid:\n\ndata: unfinished\n";
   const events = await collect(resumable(`${plain.url}/script`, script([send(wire)])));
   assert.deepEqual(events, [
     { type: "x", data: "\n two", id: "" },

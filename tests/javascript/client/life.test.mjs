@@ -184,22 +184,24 @@ test("an AbortSignal detaches, and throws its reason", async () => {
   await stream.stop();
 
   const late = start(FOREVER, {}, { signal: controller.signal });
+  await late.stop();
   assert.equal((await fail(late)).error, reason);
 });
 
 test("permanent answers are typed errors, and end it", async () => {
   const done = start([send("data: 1\n\n")]);
   await collect(done);
-  for (const [stream, status, code] of [
-    [resume("nowhere", { prefix }), 404, "stream_not_found"],
-    [resume(done.id, { prefix, epoch: "a".repeat(16) }), 409, "stream_replaced"],
-    [resume(done.id, { prefix, from: 1e6 }), 416, "offset_out_of_range"],
-    [resume("\n", { prefix }), 400, "invalid_stream_id"],
-    [start([], { before: [["http_error", 401]] }), 401, ""],
-    [start([], { before: [["http_error", 500]] }), 500, ""],
-    [start([], { id: "x".repeat(600) }), 400, "invalid_stream_id"],
-    [resumable(`${server.url}/script`, { method: "POST", body: "no script" }), 422, ""],
+  for (const [begin, status, code] of [
+    [() => resume("nowhere", { prefix }), 404, "stream_not_found"],
+    [() => resume(done.id, { prefix, epoch: "a".repeat(16) }), 409, "stream_replaced"],
+    [() => resume(done.id, { prefix, from: 1e6 }), 416, "offset_out_of_range"],
+    [() => resume("\n", { prefix }), 400, "invalid_stream_id"],
+    [() => start([], { before: [["http_error", 401]] }), 401, ""],
+    [() => start([], { before: [["http_error", 500]] }), 500, ""],
+    [() => start([], { id: "x".repeat(600) }), 400, "invalid_stream_id"],
+    [() => resumable(`${server.url}/script`, { method: "POST", body: "no script" }), 422, ""],
   ]) {
+    const stream = begin();
     const seen = states(stream);
     const { error } = await fail(stream);
     assert.ok(error instanceof ResumableError);
@@ -247,8 +249,8 @@ test("a reader that was away while its stream was replaced does not read the oth
 test("a request that fails before it is answered is repeated, and runs once", async () => {
   const line = await startLine(server.port);
   line.refuses = true;
-  const options = { ...script([send("data: 1\n\n")], { name: "repeated", before: [["wait", "repeated"]] }), prefix, ...quick };
-  const stream = resumable(`${line.url}/script`, options);
+  const request = script([send("data: 1\n\n")], { name: "repeated", before: [["wait", "repeated"]] });
+  const stream = resumable(`${line.url}/script`, { ...request, prefix, ...quick });
   await becomes(stream, "reconnecting");
   line.refuses = false;
   await server.journal("waits:repeated");
@@ -257,7 +259,8 @@ test("a request that fails before it is answered is repeated, and runs once", as
   await server.open("repeated");
   assert.deepEqual((await collect(stream)).map(({ data }) => data), ["1"]);
   assert.ok(line.requests.every(({ method }) => method === "POST" || method === "HEAD"));
-  const keys = line.requests.filter(({ method }) => method === "POST").map(({ head }) => /idempotency-key: (.*)/i.exec(head)[1]);
+  const posts = line.requests.filter(({ method }) => method === "POST");
+  const keys = posts.map(({ head }) => /idempotency-key: (.*)/i.exec(head)[1]);
   assert.equal(new Set(keys).size, 1);
   assert.equal((await server.journal()).filter((entry) => entry === "called:repeated").length, 1);
   await line.stop();
@@ -328,24 +331,140 @@ test("a proxy that ends a response in order does not end the stream", async () =
   proxy.close();
 });
 
-test("a reader whom the server lost sight of its store for comes back", async () => {
+/** A server that answers with what `answer` does, by the number of the request. */
+async function startFake(answer) {
   const requests = [];
-  const epoch = "a".repeat(16);
-  const said = { code: "store_unavailable", message: "Redis is away." };
-  const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
   const fake = http.createServer((request, response) => {
     requests.push(`${request.method} ${new URL(request.url, "http://x").searchParams.get("from")}`);
-    response.setHeader("X-Stream-Epoch", epoch);
-    response.setHeader("X-Stream-Status", requests.length < 3 ? "in_progress" : "completed");
-    if (request.method === "HEAD") response.end();
-    else response.end(requests.length === 1 ? `data: 1\n\n${lost}` : "data: 2\n\n");
+    response.setHeader("X-Stream-Epoch", "a".repeat(16));
+    answer(requests.length, response, request);
   });
   fake.listen(0, "127.0.0.1");
   await once(fake, "listening");
-  const stream = resume("x", { prefix: `http://127.0.0.1:${fake.address().port}`, ...quick });
+  const stop = () => {
+    fake.closeAllConnections();
+    fake.close();
+  };
+  return { prefix: `http://127.0.0.1:${fake.address().port}`, requests, stop };
+}
+
+test("a connection that breaks before its first byte does not end a stream that is complete", async () => {
+  const fake = await startFake((number, response, { method }) => {
+    response.setHeader("X-Stream-Status", "completed");
+    response.setHeader("X-Stream-Total-Bytes", "9");
+    if (method === "HEAD") response.end();
+    else if (number > 2) response.end("data: 1\n\n");
+    else {
+      response.flushHeaders();
+      setImmediate(() => response.destroy());
+    }
+  });
+  const stream = resume("x", { prefix: fake.prefix, ...quick });
+  assert.deepEqual((await collect(stream)).map(({ data }) => data), ["1"]);
+  assert.deepEqual(fake.requests, ["GET 0", "HEAD 0", "GET 0", "HEAD 9"]);
+  fake.stop();
+});
+
+test("a stop that overtook its own request is repeated, with the epoch", async () => {
+  let answer;
+  const epochs = [];
+  const fake = await startFake((number, response, { method, url }) => {
+    if (method === "POST") answer = response;
+    else {
+      if (method === "DELETE") epochs.push(new URL(url, "http://x").searchParams.get("epoch"));
+      response.statusCode = method === "DELETE" ? 204 : 404;
+      response.end();
+      if (epochs.length === 2) answer.end();
+    }
+  });
+  const stream = resumable(`${fake.prefix}/start`, { method: "POST", prefix: fake.prefix, ...quick });
+  await until(() => answer);
+  await stream.stop();
+  answer.write("data: 1\n\n");
+  await collect(stream);
+  assert.equal(stream.state, "stopped");
+  assert.deepEqual(epochs, ["", "a".repeat(16)]);
+  fake.stop();
+});
+
+test("half an event does not count as handed out", async () => {
+  let first;
+  const fake = await startFake((number, response) => {
+    if (number === 1) (first = response).write("data: 1\n\n");
+  });
+  const stream = resume("x", { prefix: fake.prefix, ...quick });
+  const reading = collect(stream);
+  await until(() => stream.offset === 9);
+  first.write("data: 2");
+  setImmediate(() => first.end());
+  await until(() => fake.requests.length === 2);
+  assert.deepEqual(fake.requests, ["GET 0", "HEAD 16"]);
+  assert.equal(stream.offset, 9);
+  stream.detach();
+  assert.equal((await reading).length, 1);
+  fake.stop();
+});
+
+test("keep-alives at the end of a stream are not waited for", async () => {
+  const event = `data: 1\nid: ${"a".repeat(16)}-33\n\n`;
+  const fake = await startFake((number, response, { headers }) => {
+    response.setHeader("X-Stream-Status", number < 3 ? "in_progress" : "completed");
+    response.setHeader("X-Stream-Total-Bytes", "39");
+    if (headers["last-event-id"]) response.statusCode = 204;
+    response.end(number === 1 ? event : undefined);
+  });
+  const stream = resume("x", { prefix: fake.prefix, ...quick });
+  assert.equal((await collect(stream)).length, 1);
+  assert.deepEqual(fake.requests, ["GET 0", "HEAD 33", "GET 33", "HEAD 33"]);
+  fake.stop();
+});
+
+test("a stream that was replaced as soon as it had ended, has ended", async () => {
+  const fake = await startFake((number, response) => {
+    if (number === 2) response.statusCode = 409;
+    response.end("data: 1\n\n");
+  });
+  const stream = resume("x", { prefix: fake.prefix, ...quick });
+  assert.equal((await collect(stream)).length, 1);
+  assert.equal(stream.state, "done");
+  fake.stop();
+});
+
+test("a stream that is gone when its response ends is not taken for whole", async () => {
+  const fake = await startFake((number, response) => {
+    if (number === 1) return response.end("data: 1\n\n");
+    response.statusCode = 404;
+    response.end('{"detail": {"code": "stream_not_found", "message": "Gone."}}');
+  });
+  const { events, error } = await fail(resume("x", { prefix: fake.prefix, ...quick }));
+  assert.deepEqual(events, ["1"]);
+  assert.equal(error.code, "stream_not_found");
+  assert.deepEqual(fake.requests, ["GET 0", "HEAD 9", "GET 9"]);
+  fake.stop();
+});
+
+test("a server that does not say how the stream ended is asked again", async () => {
+  const fake = await startFake((number, response) => {
+    if (number !== 2) response.end(number === 1 ? "data: 1\n\n" : "");
+  });
+  const stream = resume("x", { prefix: fake.prefix, ...quick, silence: 50 });
+  assert.equal((await collect(stream)).length, 1);
+  assert.deepEqual(fake.requests, ["GET 0", "HEAD 9", "GET 9", "HEAD 9"]);
+  fake.stop();
+});
+
+test("a reader whom the server lost sight of its store for comes back", async () => {
+  const said = { code: "store_unavailable", message: "Redis is away." };
+  const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
+  const fake = await startFake((number, response, { method }) => {
+    response.setHeader("X-Stream-Status", number < 3 ? "in_progress" : "completed");
+    if (method === "HEAD") response.end();
+    else response.end(number === 1 ? `data: 1\n\n${lost}` : "data: 2\n\n");
+  });
+  const stream = resume("x", { prefix: fake.prefix, ...quick });
   assert.deepEqual((await collect(stream)).map(({ data }) => data), ["1", "2"]);
-  assert.deepEqual(requests, ["GET 0", "HEAD 9", "GET 9", "HEAD 18"]);
-  fake.close();
+  assert.deepEqual(fake.requests, ["GET 0", "HEAD 9", "GET 9", "HEAD 18"]);
+  fake.stop();
 });
 
 test("with OpenAI's form of the terminal event, too, a failure is an error and a stop is a stop", async () => {

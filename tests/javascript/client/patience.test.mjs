@@ -59,23 +59,33 @@ test("the jitter is full: anything between nothing and the back-off", async () =
 test("bytes that come begin the back-off anew", async () => {
   const clock = new Clock();
   const line = await startLine(server.port);
-  const steps = [send("data: 1\n\n"), ["wait", "anew"], send("data: 2\n\n")];
+  const steps = [send("data: 1\n\n"), ["wait", "anew"], send("data: 2\n\n"), ["wait", "again"], send("data: 3\n\n")];
   const options = { prefix: `${server.url}/v1`, clock, random: () => 1 };
   const stream = resumable(`${line.url}/script`, { ...script(steps), ...options });
-  for await (const { data } of stream) {
-    if (data === "2") continue;
-    becomes(stream, "reconnecting").then(async () => {
+  const paused = (times) => until(() => pauses(clock).length === times);
+  const spoil = {
+    async 1() {
       line.refuses = true;
+      line.cut();
+      await paused(1);
       clock.pass(500);
-      await until(() => pauses(clock).length === 2);
+      await paused(2);
       line.refuses = false;
       await server.open("anew");
       clock.pass(1000);
-      await becomes(stream, "done");
-    });
-    line.cut();
-  }
-  assert.deepEqual(pauses(clock), [500, 1000]);
+    },
+    async 2() {
+      line.cut();
+      await paused(3);
+      await server.open("again");
+      clock.pass(500);
+    },
+    async 3() {},
+  };
+  const spoiling = [];
+  for await (const { data } of stream) spoiling.push(spoil[data]());
+  await Promise.all(spoiling);
+  assert.deepEqual(pauses(clock), [500, 1000, 500]);
   await line.stop();
 });
 
@@ -98,7 +108,8 @@ test("Retry-After is waited for, in seconds or as a date, and jitter on top", as
 
 test("a server that is full is asked again when it says so", async () => {
   const clock = new Clock();
-  const holders = ["a", "b"].map((id) => resumable(`${server.url}/script`, script([send(": \n\n"), ["wait", "full"]], { id })));
+  const held = [send(": \n\n"), ["wait", "full"]];
+  const holders = ["a", "b"].map((id) => resumable(`${server.url}/script`, script(held, { id })));
   await Promise.all(holders.map((holder) => becomes(holder, "open")));
   const stream = resumable(`${server.url}/script`, { ...script([send("data: 1\n\n")]), clock, random: () => 0 });
   await becomes(stream, "reconnecting");
@@ -144,23 +155,42 @@ test("a connection on which nothing comes any more is given up", async () => {
   const line = await startLine(server.port);
   const steps = [send("data: 1\n\n"), ["wait", "silent"], send("data: 2\n\n")];
   const options = { prefix: `${server.url}/v1`, clock, random: () => 0 };
-  const stream = resumable(`${line.url}/script`, { ...script(steps), ...options });
+  const stream = resumable(`${line.url}/script`, { ...script(steps, { name: "silent" }), ...options });
   const events = [];
   for await (const { data } of stream) {
     events.push(data);
     if (data === "2") continue;
-    line.allow = () => Infinity;
+    line.mute();
     await server.open("silent");
-    const reading = clock.pauses.length;
-    until(() => clock.pauses.length > reading).then(() => {
+    await server.journal("ended:silent");
+    const watches = clock.pauses.length;
+    until(() => clock.pauses.length > watches).then(async () => {
       clock.pass(SILENCE - 1);
       assert.equal(stream.state, "open");
       clock.pass(1);
-      until(() => pauses(clock).length).then(() => clock.pass(0));
+      await becomes(stream, "reconnecting");
+      clock.pass(0);
     });
-    line.deaf = true;
   }
   assert.deepEqual(events, ["1", "2"]);
+  await line.stop();
+});
+
+test("a stop does not wait for a connection that is dead", async () => {
+  const clock = new Clock();
+  const line = await startLine(server.port);
+  const stream = resumable(`${line.url}/script`, { ...script([send("data: 1\n\n"), ["forever"]]), clock });
+  for await (const _ of stream) {
+    line.mute();
+    const watches = clock.pauses.length;
+    until(() => clock.pauses.length > watches).then(async () => {
+      await stream.stop();
+      assert.equal(stream.state, "open");
+      assert.equal(clock.pauses.at(-1), 1000);
+      clock.pass(1000);
+    });
+  }
+  assert.equal(stream.state, "stopped");
   await line.stop();
 });
 

@@ -46,10 +46,13 @@ test("a stream of which nothing was saved is read from its start", async () => {
 test("what was saved before the page went is a place between two events, though more has come", async () => {
   const store = memoryStore();
   const stream = start([send("data: 1\n\ndata: 2\n\n")], {}, { key: "chat", store });
+  const seen = [];
   for await (const event of stream) {
+    seen.push(event.data);
     stream.save(event.data);
     stream.detach();
   }
+  assert.deepEqual(seen, ["1"]);
   assert.deepEqual(data(await collect(await restore("chat", { store, prefix }))), ["2"]);
 });
 
@@ -103,7 +106,8 @@ test("a request that never arrived is sent", async () => {
   const line = await startLine(server.port);
   line.refuses = true;
   const store = memoryStore();
-  const stream = resumable(`${line.url}/script`, { ...script([send("data: 1\n\n")], { id: "sent" }), key: "chat", store });
+  const request = script([send("data: 1\n\n")], { id: "sent" });
+  const stream = resumable(`${line.url}/script`, { ...request, key: "chat", store });
   await becomes(stream, "reconnecting");
   stream.detach();
   line.refuses = false;

@@ -61,15 +61,17 @@ export function seeded(seed) {
 
 /**
  * A line to `port`. `allow()` says for each connection after how many bytes from the server it breaks;
- * `silent` connections stay open then, and nothing comes any more. `requests` are the request lines that went through.
+ * `requests` are those that went through.
  */
 export async function startLine(port, allow = () => Infinity) {
   const sockets = new Set();
-  const line = { allow, silent: false, refuses: false, breaks: 0, requests: [] };
+  const connections = new Set();
+  const line = { allow, refuses: false, breaks: 0, requests: [] };
   const server = net.createServer((client) => {
     if (line.refuses) return client.destroy();
     const upstream = net.connect(port, "127.0.0.1");
-    let left = line.allow();
+    const connection = { left: line.allow() };
+    connections.add(connection);
     for (const socket of [client, upstream]) {
       sockets.add(socket);
       socket.on("error", () => {});
@@ -80,25 +82,28 @@ export async function startLine(port, allow = () => Infinity) {
       });
     }
     client.on("data", (data) => {
-      for (const [, method, url, head] of data.toString("latin1").matchAll(/^(GET|HEAD|POST|DELETE) (\S+) HTTP\/1.1\r\n((?:.+\r\n)*)/gm)) {
+      const heads = /^(GET|HEAD|POST|DELETE) (\S+) HTTP\/1.1\r\n((?:.+\r\n)*)/gm;
+      for (const [, method, url, head] of data.toString("latin1").matchAll(heads)) {
         line.requests.push({ method, url, lastEventId: /^last-event-id: (.*)\r$/im.exec(head)?.[1], head });
       }
       upstream.write(data);
     });
     upstream.on("data", (data) => {
-      if (left <= 0) return;
-      const passed = data.subarray(0, left);
-      left -= data.length;
-      if (left > 0) client.write(passed);
+      const passed = data.subarray(0, connection.left);
+      if (connection.left <= 0) return;
+      connection.left -= data.length;
+      if (connection.left > 0) client.write(passed);
       else {
         line.breaks += 1;
-        client.write(passed, () => line.silent || client.destroy());
+        client.write(passed, () => client.destroy());
       }
     });
   });
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
   line.url = `http://127.0.0.1:${server.address().port}`;
+  /** Let what is open now stay open, but without a byte from the server. */
+  line.mute = () => connections.forEach((connection) => (connection.left = 0));
   /** Break what is open now. */
   line.cut = () => sockets.forEach((socket) => socket.destroy());
   line.stop = async () => {
