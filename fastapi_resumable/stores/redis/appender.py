@@ -13,6 +13,8 @@ from .link import Call, Link
 
 BATCH = 512
 """How many streams are written in one pipeline."""
+BATCH_BYTES = 1024 * 1024
+"""How many bytes fill a pipeline, which has to be through within one attempt."""
 RETRY = 0.5
 """Seconds between attempts, once the store counts as gone."""
 
@@ -66,19 +68,23 @@ class Appender:
                     self._idle.set_result(None)
                 self._wake = asyncio.get_running_loop().create_future()
                 await self._wake
-            streams = list(self._dirty)[:BATCH]
-            for stream in streams:
+            pending, size = [], 0
+            for stream in list(self._dirty)[:BATCH]:
                 del self._dirty[stream]
-            pending = [(stream, call) for stream in streams if (call := stream.next_call()) is not None]
+                if (call := stream.next_call()) is not None:
+                    pending.append((stream, call))
+                    size += sum(len(word) for word in call.args if isinstance(word, bytes))
+                    if size >= BATCH_BYTES:
+                        break
             posts = [self._posts.popleft() for _ in range(min(len(self._posts), BATCH))]
             if not pending and not posts:
                 continue
             try:
-                replies = await self._link.run(*(call for _, call in pending), *posts)
+                replies = await self._link.run_now(*(call for _, call in pending), *posts)
             except StoreUnavailable as exc:
-                for stream, _ in pending:
+                self._dirty |= dict.fromkeys(stream for stream, _ in pending)
+                for stream in list(self._dirty):
                     stream.on_outage(exc)
-                    self._dirty[stream] = None
                 self._posts.extendleft(reversed(posts))
                 await asyncio.sleep(RETRY)
             else:

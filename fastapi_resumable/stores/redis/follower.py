@@ -5,6 +5,7 @@ different slots cannot be read together, it is one for each key.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,8 +13,8 @@ from redis.exceptions import RedisError
 
 from .link import Link, explain
 
-BLOCK = 2.0
-"""Seconds after which a read without news returns."""
+logger = logging.getLogger("fastapi_resumable")
+
 COUNT = 64
 """How many entries of each key one read returns at most."""
 
@@ -96,16 +97,20 @@ class _Group:
             for key, entries in reply:
                 if (place := self._places.get(key)) is not None:
                     self._places[key] = entries[-1][0], place[1]
-                    place[1](entries)
+                    try:
+                        place[1](entries)
+                    except Exception:
+                        # Another version of this library may have written it; what follows can be read all the same.
+                        logger.exception("what was read from %r makes no sense", key)
 
     async def _read(self) -> Iterable[tuple[bytes, list[Entry]]]:
         keys = list(self._places)
         ids = [self._places[key][0] for key in keys]
         self._is_blocked = True
         try:
-            async with asyncio.timeout(BLOCK + self._link.attempt):
+            async with asyncio.timeout(self._link.block + self._link.attempt):
                 reply = await self._link.client.execute_command(
-                    "XREAD", "COUNT", COUNT, "BLOCK", int(BLOCK * 1000), "STREAMS", *keys, *ids
+                    "XREAD", "COUNT", COUNT, "BLOCK", int(self._link.block * 1000), "STREAMS", *keys, *ids
                 )
         finally:
             self._is_blocked = False

@@ -32,7 +32,6 @@ class Lease:
         self._seconds = seconds
         self._on_lapse = on_lapse
         self._on_loss = on_loss
-        self._renewed = 0.0
         self._awake = 0.0
         self._now = asyncio.Event()
 
@@ -79,7 +78,7 @@ class Lease:
 
     async def _beat(self) -> bool:
         name = f"{os.getpid()}@{socket.gethostname()}"
-        (existed,) = await self._link.run(
+        (existed,) = await self._link.run_now(
             Call(BEAT, [self._keys.worker(self.worker)], [name, int(self._seconds * 1000)])
         )
         return bool(existed)

@@ -5,6 +5,7 @@ Every call may be repeated, so a lost reply is no problem, and no caller waits m
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -15,6 +16,7 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     ClusterDownError,
+    MaxConnectionsError,
     NoScriptError,
     RedisError,
     ResponseError,
@@ -35,7 +37,10 @@ logger = logging.getLogger("fastapi_resumable")
 Client = Redis | RedisCluster
 
 PARALLEL = 32
-"""How many calls may be under way at a time, so how many connections they can take."""
+"""How many requests may use Redis at a time, so how many connections they can take."""
+
+BLOCK = 2.0
+"""The most seconds for which a read blocks."""
 
 _PASSING = ("OOM", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "MISCONF")
 
@@ -60,21 +65,39 @@ class Link:
         self.on_up: Callable[[], object] = lambda: None
         """Called when Redis answers again."""
         self.up_since = monotonic()
+        self.is_closed = False
+        pool = client if isinstance(client, RedisCluster) else client.connection_pool
+        self.block = min(BLOCK, (pool.connection_kwargs.get("socket_timeout") or math.inf) / 2)
+        """Seconds after which a blocking read without news returns; the client has to wait for longer than that."""
         self._down_since: float | None = None
         self._slots = asyncio.Semaphore(PARALLEL)
 
     async def run(self, *calls: Call) -> list[Any]:
-        """Run `calls` in one go and return their replies.
+        """Run `calls` in one go, when it is their turn, and return their replies.
 
         Raises:
             StoreUnavailable: Redis has not taken them for `timeout` seconds, or refuses for good.
         """
         if not calls:
             return []
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise StoreUnavailable("The store of streams is busy. Try again in a moment.") from None
+        try:
+            return await self.run_now(*calls)
+        finally:
+            self._slots.release()
+
+    async def run_now(self, *calls: Call) -> list[Any]:
+        """The same out of turn: for what streams and the lease live on, which a crowd of requests must not hold up."""
+        if self.is_closed:
+            raise StoreUnavailable("The store is closed.")
         begun, delay = monotonic(), 0.02
         while True:
             try:
-                async with asyncio.timeout(self.attempt), self._slots:
+                async with asyncio.timeout(self.attempt):
                     replies = await self._execute(calls)
                 failure = next((reply for reply in replies if isinstance(reply, Exception)), None)
                 if failure is None:
@@ -116,7 +139,11 @@ class Link:
             by_key: dict[str, list[int]] = {}
             for index, call in enumerate(calls):
                 by_key.setdefault(call.keys[0], []).append(index)
-            await asyncio.gather(*(self._execute_in_order(calls, indexes, replies) for indexes in by_key.values()))
+            groups = list(by_key.values())
+            for start in range(0, len(groups), PARALLEL):
+                await asyncio.gather(
+                    *(self._execute_in_order(calls, group, replies) for group in groups[start : start + PARALLEL])
+                )
             return replies
         if len(calls) == 1:
             return [await self._execute_one(calls[0])]
@@ -159,6 +186,8 @@ def explain(failure: Exception) -> tuple[str, bool]:
         if "command not allowed when used memory" in text:
             return "Redis is out of memory (maxmemory)", True
         return f"Redis refuses a command ({text})", text.startswith(_PASSING)
+    if isinstance(failure, MaxConnectionsError):
+        return "all connections of the Redis client are in use; raise its max_connections", True
     if isinstance(failure, TimeoutError | RedisTimeoutError):
         return "Redis does not answer", True
     if isinstance(failure, RedisConnectionError | OSError | RedisError | RuntimeError):

@@ -2,8 +2,9 @@
 
 A stream is one hash. Fields of its current epoch: `epoch`, `status`, `worker`, `tail` (offset of the next byte),
 `earliest` (the first offset to resume from), `mid` (the log ends within an event), `head`, `sse`, `started`,
-`completed`, `expires` (milliseconds), `idem`, `code`, `wait` (the producer waits for readers). A queued request is a
-field `q:<epoch>`; one that was stopped leaves `x:<epoch>`, the code, for its worker to find.
+`completed`, `expires` (milliseconds), `idem`, `code`, `wait` (the producer waits for readers), `told` (what `BEGIN`
+replied). A queued request is a field `q:<epoch>`; one that was stopped leaves `x:<epoch>`, the code, for its worker to
+find. `gone` is what `STOP` replied; like `told`, it is there for a caller that lost the reply.
 
 In a log, the entry that ends at offset N has the id `N-0`; the one that ends the log has `N-1`. So an entry cannot be
 written twice, and an offset is a place in the log. KEYS[1] is the hash, KEYS[2] the log.
@@ -23,7 +24,7 @@ class Script(NamedTuple):
 _COMMON = """
 local H = KEYS[1]
 local CURRENT = {'epoch', 'status', 'worker', 'tail', 'earliest', 'mid', 'head', 'sse', 'started', 'completed',
-    'expires', 'idem', 'code', 'wait'}
+    'expires', 'idem', 'code', 'wait', 'told'}
 
 local function text(number) return string.format('%.0f', number) end
 
@@ -60,18 +61,16 @@ end
 
 -- Sees to it that the hash expires when what it holds does, and goes with the last of it.
 local function tidy(ttl)
-    local h = load()
-    local stopped = false
-    for field in pairs(h) do stopped = stopped or field:sub(1, 2) == 'x:' end
-    if h.status == 'in_progress' or #queued(h) > 0 then
-        redis.call('PEXPIRE', H, ttl)
-    elseif h.epoch then
-        redis.call('PEXPIRE', H, math.max(1, h.expires - now()))
-    elseif stopped then
-        redis.call('PEXPIRE', H, 60000)
-    else
-        redis.call('DEL', H)
+    local h, left = load(), 0
+    for field in pairs(h) do
+        if field == 'gone' or field:sub(1, 2) == 'x:' then left = 60000 end
     end
+    if h.status == 'in_progress' or #queued(h) > 0 then
+        left = tonumber(ttl)
+    elseif h.epoch then
+        left = math.max(1, left, h.expires - now())
+    end
+    if left > 0 then redis.call('PEXPIRE', H, text(left)) else redis.call('DEL', H) end
 end
 
 local function dequeue(epoch, code)
@@ -126,12 +125,14 @@ return flat
 RESERVE = _script("""
 local epoch, worker, idem, rule, requested, ttl = unpack(ARGV)
 local h = load()
-local list = queued(h)
+-- A second attempt, and it was stopped after the first, as `BEGIN` will tell; or has begun.
+if h['x:' .. epoch] or h.epoch == epoch then return {'queued', 0} end
+local list, mine = queued(h), h['q:' .. epoch]
 local live = h.status == 'in_progress'
-local replaces = live and #list == 0 and 1 or 0
-if not h['q:' .. epoch] then
+local replaces = live and #list == (mine and 1 or 0) and 1 or 0
+if not mine then
     if idem ~= '' then
-        if h.idem == idem then return {'follow', h.epoch, h.worker} end
+        if h.idem == idem then return {'follow', h.epoch, live and h.worker or ''} end
         for _, item in ipairs(list) do
             if item.k == idem then return {'wait', item.epoch, item.w} end
         end
@@ -148,7 +149,7 @@ end
 if redis.call('PTTL', H) < tonumber(ttl) then redis.call('PEXPIRE', H, ttl) end
 return {'queued', replaces}
 """)
-"""Queue a request, or name its rival."""
+"""Queue a request, or name its rival, and the worker without which that one is over."""
 
 RELEASE = _script("""
 local epoch, ttl, completed, retention = unpack(ARGV, 1, 4)
@@ -166,7 +167,7 @@ return {}
 BEGIN = _script("""
 local epoch, worker, head, sse, started, idem, ttl, retention, completed = unpack(ARGV, 1, 9)
 local h = load()
-if h.epoch == epoch then return {'begun'} end
+if h.epoch == epoch then return h.told and cjson.decode(h.told) or {'begun'} end
 local mine = h['q:' .. epoch]
 if not mine then
     local code = h['x:' .. epoch]
@@ -190,17 +191,18 @@ if h.epoch then
     end
     forget()
 end
-redis.call('HDEL', H, 'q:' .. epoch)
+redis.call('HDEL', H, 'q:' .. epoch, 'gone')
 redis.call('HSET', H, 'epoch', epoch, 'status', 'in_progress', 'worker', worker, 'tail', 0, 'earliest', 0, 'head', head,
     'sse', sse, 'started', started)
 if idem ~= '' then redis.call('HSET', H, 'idem', idem) end
+if #reply > 1 then redis.call('HSET', H, 'told', cjson.encode(reply)) end
 tidy(ttl)
 return reply
 """)
 """Make a queued request the current epoch. Replies whom to tell that they were replaced."""
 
 APPEND = _script("""
-local epoch, first, last, data, earliest, mid, ttl, renew, status, code, completed, retention = unpack(ARGV)
+local epoch, first, last, data, earliest, mid, ttl, status, code, completed, retention = unpack(ARGV)
 local f = redis.call('HMGET', H, 'epoch', 'status', 'tail')
 if f[1] ~= epoch then
     return {not f[1] and redis.call('EXISTS', KEYS[2]) == 0 and 'missing' or 'ended'}
@@ -217,7 +219,7 @@ if f[3] ~= last then
         redis.call('XADD', KEYS[2], 'MINID', '=', text(earliest + 1), last .. '-0', 'd', data)
         redis.call('HSET', H, 'tail', last, 'mid', mid, 'earliest', earliest)
     end
-    if renew == '1' then redis.call('PEXPIRE', KEYS[2], ttl) end
+    if redis.call('PTTL', KEYS[2]) < 0 then redis.call('PEXPIRE', KEYS[2], ttl) end
 end
 if status ~= '' then
     redis.call('XADD', KEYS[2], last .. '-1', 's', status, 'c', code)
@@ -268,6 +270,11 @@ if h.epoch and (epoch == '' or epoch == h.epoch) then
         table.insert(reply, h.epoch)
     end
     forget()
+end
+if #reply > 0 then
+    redis.call('HSET', H, 'gone', cjson.encode(reply))
+elseif h.gone then
+    reply = cjson.decode(h.gone)
 end
 tidy(ttl)
 return reply

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ...core.errors import OffsetLost, ResumableError, StoreUnavailable
 from ...core.framing import EventFramer
@@ -21,10 +22,10 @@ from ..stream import Budget, Limits
 from ..watchers import Notify, Watchers
 from .appender import Appender
 from .follower import Entry, Follower
-from .keys import Keys, log_key, readers_key
+from .keys import Keys, log_key
 from .lease import Lease
 from .link import Call, Client, Link
-from .scripts import BURY, INDEX, PAGE, PEEK, POST, REPORT, TOUCH
+from .scripts import BURY, INDEX, PAGE, PEEK, POST, RELEASE, RESERVE, TOUCH
 from .state import UNUSED_EPOCH, State, cut_event, dump_head, queued_item
 from .streams import GONE, FollowedStream, RecordedStream
 
@@ -62,14 +63,20 @@ class Site:
         self.reservations: dict[str, Reservation] = {}
         self.streams: dict[str, RecordedStream] = {}
         """What is queued and what is recorded here, by epoch."""
+        self.asking: dict[str, Reservation] = {}
+        """Requests that may be queued already: news of them can be here before the reply is."""
         self.stopped: set[str] = set()
         """Requests that were stopped while they were queued here, and are not released yet."""
+        self.views: WeakValueDictionary[str, FollowedStream] = WeakValueDictionary()
+        """Streams of other workers, by epoch, while anybody here has them in hand: one view for all."""
         self.followed: dict[str, FollowedStream] = {}
+        """Those that have readers."""
+        self.patience = int(lease * 2000)
+        """Milliseconds for which a worker's readers hold a producer without being heard of again."""
         self._lease_seconds = lease
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watchers = Watchers()
-        self._starting = asyncio.Lock()
-        self._has_started = False
+        self._started: asyncio.Task[None] | None = None
         self._touched = time.monotonic()
 
     # Tasks.
@@ -87,30 +94,43 @@ class Site:
             logger.error("%s failed", task.get_name(), exc_info=error)
 
     async def start(self) -> None:
-        """Take a lease and begin to listen; once.
+        """Take a lease and begin to listen; once, and all who ask meanwhile wait for the same attempt.
 
         Raises:
             StoreUnavailable: Redis cannot be used.
         """
-        async with self._starting:
-            if not self._has_started:
-                await self.lease.take()
-                self._has_started = True
-                self.spawn(self.lease.keep(), "resumable lease")
-                self.spawn(self.lease.watch(), "resumable lapse")
-                self.spawn(self.appender.run(), "resumable appender")
-                self.spawn(self._look_around(), "resumable look-out")
-                self.follower.follow(self.keys.inbox(self.worker), "0-0", self._take_messages)
+        if self._started is None:
+            self._started = self.loop.create_task(self._start(), name="resumable start")
+            self._tasks.add(self._started)
+            self._started.add_done_callback(self._note_start)
+        await asyncio.shield(self._started)
+
+    async def _start(self) -> None:
+        await self.lease.take()
+        self.spawn(self.lease.keep(), "resumable lease")
+        self.spawn(self.lease.watch(), "resumable lapse")
+        self.spawn(self.appender.run(), "resumable appender")
+        self.spawn(self._look_around(), "resumable look-out")
+        self.follower.follow(self.keys.inbox(self.worker), "0-0", self._take_messages)
+
+    def _note_start(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is not None:
+            self._started = None
 
     async def aclose(self) -> None:
         """Give back the lease and the connections."""
-        if self._has_started:
+        if self._started is not None and self._started.done():
             try:
                 async with asyncio.timeout(self.link.attempt):
                     await self.appender.flushed()
                     await self.lease.give_back()
             except (TimeoutError, StoreUnavailable):
                 logger.warning("Redis did not take everything before the end")
+        self.link.is_closed = True
+        for stream in list(self.streams.values()):
+            # For those who have it in hand all the same.
+            stream.on_outage(StoreUnavailable("The store is closed."))
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -130,6 +150,14 @@ class Site:
         else:
             self.post(self.keys.inbox(worker), LIVE, "m", message, "e", epoch, "c", code)
 
+    def has(self, epoch: str) -> bool:
+        """Whether a stream is in hand here, and may be live."""
+        return epoch in self.streams or epoch in self.reservations
+
+    def check(self, stream: FollowedStream) -> None:
+        """Have the worker of a stream end it, should it know nothing of it."""
+        self.tell(stream.worker, "check", stream.epoch, stream.name)
+
     def _wake_follower(self) -> None:
         self.post(self.keys.inbox(self.worker), LIVE, "m", "wake")
 
@@ -141,8 +169,11 @@ class Site:
         """Do what another worker has told this one."""
         if message == "room" and epoch in self.streams:
             self.streams[epoch].note_room()
+        elif message == "check" and not self.has(epoch):
+            self.abandon(code, epoch)
         elif message == "stop":
-            if (reservation := self.reservations.pop(epoch, None)) is not None:
+            reservation = self.reservations.pop(epoch, None) or self.asking.pop(epoch, None)
+            if reservation is not None:
                 self.stopped.add(epoch)
                 reservation.stop(code)
             elif (stream := self.streams.get(epoch)) is not None:
@@ -208,10 +239,15 @@ class Site:
         replies = await self.link.run(*(Call(PEEK, [self.keys.stream(key)]) for key in keys))
         states = [State(key, reply) for key, reply in zip(keys, replies, strict=True)]
         dead = await self.lease.dead(worker for state in states for worker in state.workers)
-        if not dead:
+        # Said to be ours, but it is not: Redis is back from an older state, in which it had not ended yet.
+        ours = (state for state in states if state.is_live and state.worker == self.worker)
+        lost = [state for state in ours if not self.has(state.epoch)]
+        if not dead and not lost:
             return states
         graves = [(state.key, worker) for state in states for worker in state.workers & dead]
         await self.bury(graves)
+        calls = [self.release(self.keys.stream(state.key), state.epoch) for state in lost]
+        await self.end(calls, ResumableStatus.INTERRUPTED, "producer_lost")
         replies = await self.link.run(*(Call(PEEK, [self.keys.stream(key)]) for key in keys))
         return [State(key, reply) for key, reply in zip(keys, replies, strict=True)]
 
@@ -271,6 +307,12 @@ class Site:
         stamped = framer.feed(event, 0)
         return cut_event(stamped + framer.finish(len(stamped)), UNUSED_EPOCH)
 
+    async def tell_ended(self, key: StreamKey, told: Sequence[bytes], code: str) -> None:
+        """Tell the workers of what a script has ended; `told` are workers and epochs by turns."""
+        await self.free(key, *told[1::2])
+        for worker, epoch in zip(told[::2], told[1::2], strict=True):
+            self.tell(worker.decode(), "stop", epoch.decode(), code)
+
     def describe(self, stream: RecordedStream) -> list[Any]:
         """What is written of a stream when it begins."""
         return [
@@ -288,59 +330,93 @@ class Site:
     # Streams that are recorded here.
 
     def forget(self, stream: RecordedStream) -> None:
-        """Redis has all of a stream."""
+        """Redis has all of a stream, or is to have no more."""
         if self.streams.pop(stream.epoch, None) is not None:
-            self.budget.used -= stream.log.size
+            stream.leave_store()
 
     async def free(self, key: StreamKey, *epochs: str | bytes) -> None:
         """Count streams against their owner's limit no longer."""
-        if epochs and key.owner is not None and self.limits.max_streams_per_owner is not None:
-            call = Call("HDEL", [self.keys.owner(key.owner)], epochs)
-            try:
-                await self.link.run(call)
-            except StoreUnavailable:
-                self.appender.post(call)
+        calls = self._free(key, *epochs)
+        try:
+            await self.link.run(*calls)
+        except StoreUnavailable:
+            self.appender.post(*calls)
+
+    def _free(self, key: StreamKey, *epochs: str | bytes) -> list[Call]:
+        if not epochs or key.owner is None or self.limits.max_streams_per_owner is None:
+            return []
+        return [Call("HDEL", [self.keys.owner(key.owner)], epochs)]
 
     def end_elsewhere(self, stream: RecordedStream, code: str = "cancelled") -> None:
         """Take over that somebody else has ended a stream, and stop its producer."""
-        if self.streams.pop(stream.epoch, None) is not None:
-            self.budget.used -= stream.log.size
+        if stream.epoch in self.streams:
+            self.forget(stream)
             self.spawn(self._end_elsewhere(stream, code), f"resumable end {stream.key.id}")
 
     async def _end_elsewhere(self, stream: RecordedStream, code: str) -> None:
         code = await stream.adopt_end(code)
         stream.stop_producer("interrupted" if code == "producer_lost" else code)
+        await self.free(stream.key, stream.epoch)
 
-    def abandon(self, stream: RecordedStream) -> None:
-        """End a stream whose bytes Redis did not take; there, too, as soon as it can be reached."""
-        self.forget(stream)
-        event = self.terminal(ResumableStatus.INTERRUPTED, "producer_lost")
-        arguments = [self.worker, self.ttl, self.now(), self.retention, *event]
-        self.appender.post(Call(BURY, [stream.name], arguments))
-        stream.stop_producer("interrupted")
+    def abandon(self, name: str, epoch: str) -> None:
+        """See to it that a stream that has no producer here does not stay live, once Redis can be reached."""
+        self.appender.post(self.release(name, epoch, *self.terminal(ResumableStatus.INTERRUPTED, "producer_lost")))
+
+    def withdraw(self, key: StreamKey, epoch: str) -> None:
+        """See to it that a request that is over does not stay queued, once Redis can be reached."""
+        self.appender.post(self.release(self.keys.stream(key), epoch, b""), *self._free(key, epoch))
+
+    def release(self, name: str, epoch: str, *event: Any) -> Call:
+        """The call that ends an epoch, be it queued or live; not by its worker, which may have the next one by then."""
+        return Call(RELEASE, [name], [epoch, self.ttl, self.now(), self.retention, *event])
 
     def _on_lapse(self) -> None:
         """This process stood still for so long that others have given up its streams."""
+        for epoch in list(self.reservations):
+            self.obey("stop", epoch, "interrupted")
         lapsed = list(self.streams.values())
+        for stream in lapsed:
+            # At once, or it would be written anew should Redis have forgotten it.
+            self.forget(stream)
         self.spawn(self._end_lapsed(lapsed), "resumable lapse")
 
     async def _end_lapsed(self, lapsed: list[RecordedStream]) -> None:
+        calls = [self.release(stream.name, stream.epoch) for stream in lapsed]
         try:
-            await self.bury((stream.key, self.worker) for stream in lapsed)
+            await self.end(calls, ResumableStatus.INTERRUPTED, "producer_lost")
         except StoreUnavailable:
             logger.warning("streams that were given up could not be ended in Redis")
         for stream in lapsed:
-            self.end_elsewhere(stream, "producer_lost")
+            await self._end_elsewhere(stream, "producer_lost")
+            await self.announce_rest(stream.key)
 
     def _check_all(self) -> None:
         for stream in self.streams.values():
             stream.check()
+        if self.reservations:
+            self.spawn(self._queue_again(list(self.reservations.values())), "resumable queue")
+
+    async def _queue_again(self, reservations: list[Reservation]) -> None:
+        try:
+            await self.link.run(*(self.queue(reservation, "replace") for reservation in reservations))
+        except StoreUnavailable:
+            return
+        for reservation in reservations:
+            if not self.has(reservation.epoch):
+                self.withdraw(reservation.key, reservation.epoch)
+
+    def queue(self, reservation: Reservation, rule: str) -> Call:
+        """The call that queues a request, unless it is queued or has begun."""
+        idem, requested = reservation.idempotency_key or "", reservation.requested_at
+        name = self.keys.stream(reservation.key)
+        return Call(RESERVE, [name], [reservation.epoch, self.worker, idem, rule, requested, self.ttl])
 
     # Streams that are followed from here.
 
     def follow(self, stream: FollowedStream) -> None:
         """Read what is added to a stream."""
         self.followed[stream.epoch] = stream
+        self.check(stream)
         self.follower.follow(log_key(stream.name, stream.epoch), f"{stream.log.tail}-0", stream.take)
 
     def unfollow(self, stream: FollowedStream) -> None:
@@ -348,24 +424,6 @@ class Site:
         if self.followed.get(stream.epoch) is stream:
             del self.followed[stream.epoch]
             self.follower.unfollow(log_key(stream.name, stream.epoch))
-
-    def report(self, stream: FollowedStream, offset: float | None) -> None:
-        """Tell the worker of a stream how far the slowest reader here is."""
-        self.spawn(self._report(stream, offset), "resumable report")
-
-    async def _report(self, stream: FollowedStream, offset: float | None) -> None:
-        keep = int(self._lease_seconds * 2000)
-        call = Call(
-            REPORT,
-            [stream.name, readers_key(stream.name, stream.epoch)],
-            [self.worker, "" if offset is None else offset, keep],
-        )
-        try:
-            (waiting,) = await self.link.run(call)
-        except StoreUnavailable:
-            return
-        if waiting:
-            self.tell(waiting[0].decode(), "room", waiting[1].decode())
 
     async def _look_around(self) -> None:
         """See who is gone, and keep alive what is ours."""
@@ -408,6 +466,8 @@ class Site:
             stream.missing_since = None
             if state.epoch == stream.epoch and state.is_final and state.tail < stream.log.tail:
                 stream.fail(StoreUnavailable("Redis has lost a part of the stream, and its producer is gone."))
+            elif ending is None:
+                self.check(stream)
         elif stream.missing_since is None:
             stream.missing_since = self.loop.time()
         elif self.loop.time() - stream.missing_since > self._lease_seconds:

@@ -52,10 +52,15 @@ class State:
         return self.status is not ResumableStatus.IN_PROGRESS
 
     @property
+    def is_live(self) -> bool:
+        """Whether there is a current epoch that has not ended."""
+        return bool(self.epoch) and not self.is_final
+
+    @property
     def workers(self) -> set[str]:
         """Those who must be alive for this to be true."""
         waiting = {queued.worker for queued in self.queued}
-        return waiting if not self.epoch or self.is_final else waiting | {self.worker}
+        return waiting | {self.worker} if self.is_live else waiting
 
     @property
     def item(self) -> ResumableStreamItem:

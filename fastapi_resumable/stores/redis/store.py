@@ -29,7 +29,7 @@ from ..stream import Head, Limits, Stream
 from ..watchers import Notify
 from .keys import Keys
 from .link import Call, Client
-from .scripts import BEGIN, CLAIM, PEEK, RELEASE, RESERVE, STOP
+from .scripts import BEGIN, CLAIM, PEEK, STOP
 from .site import Site
 from .state import State, queued_item
 from .streams import FollowedStream, RecordedStream
@@ -133,19 +133,23 @@ class RedisStore:
 
     async def _reserve(self, site: Site, reservation: Reservation, on_conflict: OnConflict) -> Stream | None:
         await site.start()
-        key, epoch = reservation.key, reservation.epoch
         reservation.requested_at = site.now()
-        call = Call(
-            RESERVE,
-            [self._keys.stream(key)],
-            [epoch, site.worker, reservation.idempotency_key or "", on_conflict, reservation.requested_at, site.ttl],
-        )
+        try:
+            return await self._queue(site, reservation, on_conflict)
+        except BaseException:
+            await self.release(reservation)
+            raise
+
+    async def _queue(self, site: Site, reservation: Reservation, on_conflict: OnConflict) -> Stream | None:
+        key, epoch = reservation.key, reservation.epoch
         while True:
-            word, *about = (await site.link.run(*site.index(key), call))[-1]
+            site.asking[epoch] = reservation
+            word, *about = (await site.link.run(*site.index(key), site.queue(reservation, on_conflict)))[-1]
+            unstopped = site.asking.pop(epoch, None)
             if word == b"queued":
                 break
             rival, worker = about[0].decode(), about[1].decode()
-            if await site.lease.dead([worker]):
+            if worker and await site.lease.dead([worker]):
                 await site.bury([(key, worker)])
             elif word == b"exists":
                 raise StreamExists
@@ -158,14 +162,12 @@ class RedisStore:
                 if state.epoch == rival:
                     # It may have ended already: that is what was waited for all the same.
                     return self._open(site, state)
+        if unstopped is None:
+            return None
         site.reservations[epoch] = reservation
-        try:
-            replaces = bool(about[0])
-            self._check_limits(site, allowed=1 if replaces else 0)
-            await self._claim(site, reservation, allowed=1 if replaces else 0)
-        except BaseException:
-            await self.release(reservation)
-            raise
+        replaced = int(about[0])
+        self._check_limits(site, allowed=replaced)
+        await self._claim(site, reservation, allowed=replaced)
         await site.announce(key, queued_item(key, epoch, reservation.requested_at))
         return None
 
@@ -221,20 +223,26 @@ class RedisStore:
                 raise
             if reservation.stop_code is not None:
                 raise StreamReplaced if reservation.stop_code == "replaced" else StreamCancelled from exc
-            stream.detach_from_store(exc)
+            event = site.terminal(ResumableStatus.CANCELLED, "replaced")
+            stream.begin_later(exc, call._replace(args=[*call.args, *event]))
             about = []
         else:
             if word == b"stopped":
                 site.obey("stop", epoch, about.pop().decode())
-        await site.free(key, *about[1::2])
-        for worker, replaced in zip(about[::2], about[1::2], strict=True):
-            site.tell(worker.decode(), "stop", replaced.decode(), "replaced")
+        await site.tell_ended(key, about, "replaced")
         if reservation.stop_code is not None:
             await site.free(key, epoch)
             raise StreamReplaced if reservation.stop_code == "replaced" else StreamCancelled
         site.reservations.pop(epoch, None)
         site.streams[epoch] = stream
-        await site.announce(key, stream.item)
+        try:
+            await site.announce(key, stream.item)
+        except BaseException:
+            # The caller is cancelled, and will never have the stream.
+            site.forget(stream)
+            site.abandon(name, epoch)
+            site.spawn(site.free(key, epoch), "resumable free")
+            raise
         reservation.settle()
         return stream
 
@@ -243,27 +251,29 @@ class RedisStore:
         await site.announce_end(State(reservation.key, before), reply[2::2])
         if reply[0] == b"unknown" and reservation.epoch in site.reservations:
             # Redis has lost the queue; nobody has stopped us.
-            arguments = [reservation.epoch, site.worker, "", "replace", reservation.requested_at, site.ttl]
-            _, reply = await site.link.run(Call(RESERVE, call.keys, arguments), call)
+            _, reply = await site.link.run(site.queue(reservation, "replace"), call)
         return [b"stopped", b"cancelled"] if reply[0] == b"unknown" else list(reply)
 
     async def release(self, reservation: Reservation) -> None:
         """Give a reservation back."""
         site = self._here()
-        was_queued = site.reservations.pop(reservation.epoch, None) is not None
-        key = reservation.key
-        call = Call(RELEASE, [self._keys.stream(key)], [reservation.epoch, site.ttl, site.now(), site.retention])
-        if not was_queued:
-            if reservation.epoch in site.stopped:
-                site.stopped.discard(reservation.epoch)
-                site.appender.post(call)
-            return
+        key, epoch = reservation.key, reservation.epoch
+        if site.reservations.pop(epoch, None) is not None:
+            # In a task of its own: nobody would do it again if the caller were cancelled.
+            await asyncio.shield(site.spawn(self._release(site, reservation), "resumable release"))
+        elif epoch in site.stopped or site.asking.pop(epoch, None) is not None:
+            site.stopped.discard(epoch)
+            site.withdraw(key, epoch)
+
+    async def _release(self, site: Site, reservation: Reservation) -> None:
+        key, epoch = reservation.key, reservation.epoch
         reservation.settle()
         try:
+            call = site.release(self._keys.stream(key), epoch)
             await site.end([call], ResumableStatus.INTERRUPTED, "producer_lost")
         except StoreUnavailable:
-            site.appender.post(call._replace(args=[*call.args, b""]))
-        await site.free(key, reservation.epoch)
+            site.withdraw(key, epoch)
+        await site.free(key, epoch)
         await site.announce(key, reservation.ended(ResumableStatus.FAILED, site.now()))
         await site.announce_rest(key)
 
@@ -272,10 +282,11 @@ class RedisStore:
         if stream.closed:
             return
         assert isinstance(stream, RecordedStream)
-        stream.end(status, code, message, self._here().now())
+        site = stream.site
+        stream.end(status, code, message, site.now())
         await stream.settled()
-        await self._here().free(stream.key, stream.epoch)
-        await self._here().announce(stream.key, stream.item)
+        await site.free(stream.key, stream.epoch)
+        await site.announce(stream.key, stream.item)
 
     # Looking.
 
@@ -285,11 +296,12 @@ class RedisStore:
         if recorded is not None:
             recorded.note_recorded(state.tail)
             return recorded
-        followed = site.followed.get(state.epoch)
-        if followed is None:
-            return FollowedStream(site, self._keys.stream(state.key), state)
-        followed.update(state)
-        return followed
+        view = site.views.get(state.epoch)
+        if view is None or view.failure is not None:
+            view = site.views[state.epoch] = FollowedStream(site, self._keys.stream(state.key), state)
+        else:
+            view.update(state)
+        return view
 
     async def _wait_for(self, site: Site, key: StreamKey, rival: str) -> State:
         """Wait until a request that is queued is so no longer.
@@ -363,12 +375,8 @@ class RedisStore:
         asked = list(dict.fromkeys(ids))
         if not asked:
             return []
-        now = f"({site.now() * 1000:.0f}"
         longer = await site.link.run(
-            *(
-                Call("ZRANGEBYSCORE", [self._keys.variants(StreamKey(owner, stream_id))], [now, "+inf"])
-                for stream_id in asked
-            )
+            *(Call("ZRANGE", [self._keys.variants(StreamKey(owner, stream_id))], [0, -1]) for stream_id in asked)
         )
         wanted = dict.fromkeys(
             name
@@ -401,10 +409,7 @@ class RedisStore:
                 stream.stop_here()
             return
         if told:
-            await site.free(key, *told[1::2])
-        for worker, stopped in zip(told[::2], told[1::2], strict=True):
-            site.tell(worker.decode(), "stop", stopped.decode(), "cancelled")
-        if told:
+            await site.tell_ended(key, told, "cancelled")
             await site.announce_end(State(key, before), told[1::2])
             await site.announce_rest(key)
 

@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import OffsetLost, StoreUnavailable
+from ...core.errors import OffsetLost, ResumableError, StoreUnavailable
 from ...core.framing import EventFramer
 from ...core.log import BLOCK_SIZE, ByteLog
 from ...core.models import ResumableStatus
-from ..stream import Cursor, Stream
+from ..stream import Budget, Cursor, Stream
 from .follower import Entry
 from .keys import log_key, readers_key
 from .link import Call
-from .scripts import APPEND, RESTORE, WAIT
+from .scripts import APPEND, REPORT, RESTORE, WAIT
 
 if TYPE_CHECKING:
     from .site import Site
@@ -44,6 +44,7 @@ class RecordedStream(Stream):
 
     __slots__ = (
         "_ahead",
+        "_begin",
         "_ending",
         "_is_ended",
         "_lost",
@@ -52,10 +53,10 @@ class RecordedStream(Stream):
         "_sent",
         "_sent_end",
         "_settled",
-        "_site",
         "_slowest_elsewhere",
         "is_detached",
         "name",
+        "site",
         "stop_producer",
         "visible",
     )
@@ -68,7 +69,9 @@ class RecordedStream(Stream):
         """Told why, if the stream ends by somebody else's hand."""
         self.is_detached = False
         """Whether the stream goes on without Redis, for the readers that it has here."""
-        self._site = site
+        self.site = site
+        self._begin: Call | None = None
+        """What begins the stream in Redis, if that could not be done before."""
         self._ahead = max(1, min(AHEAD, site.limits.max_stream_bytes // 4))
         self._recorded = 0
         self._sent = 0
@@ -86,7 +89,7 @@ class RecordedStream(Stream):
         self._keep(data)
         if self.is_detached:
             self._show(self.log.tail)
-        self._site.appender.mark(self)
+        self.site.appender.mark(self)
 
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes leave in place what readers need, here and elsewhere, and what is to be written."""
@@ -119,7 +122,7 @@ class RecordedStream(Stream):
 
     async def _look_elsewhere(self) -> None:
         try:
-            (slowest,) = await self._site.link.run(
+            (slowest,) = await self.site.link.run(
                 Call(WAIT, [self.name, readers_key(self.name, self.epoch)], [self.epoch])
             )
         except StoreUnavailable:
@@ -138,7 +141,7 @@ class RecordedStream(Stream):
         self._close(status, code, message)
         self.log.close()
         self._make_room()
-        self._site.appender.mark(self)
+        self.site.appender.mark(self)
         if self.is_detached:
             self._finalize(status, now)
 
@@ -174,7 +177,9 @@ class RecordedStream(Stream):
         """What to write now."""
         if self._is_ended:
             return None
-        site = self._site
+        site = self.site
+        if self._begin is not None:
+            return self._begin
         keys = [self.name, log_key(self.name, self.epoch), readers_key(self.name, self.epoch)]
         if self._recorded < self.log.floor:
             self._lost = True
@@ -187,8 +192,7 @@ class RecordedStream(Stream):
         first, last = self._recorded, self.log.tail
         if first == last and self._ending is None and not self._renew:
             return None
-        self._sent, self._sent_end, renew = last, self._ending is not None, self._renew
-        self._renew = False
+        self._sent, self._sent_end, self._renew = last, self._ending is not None, False
         status, code, now = self._ending or ("", "", 0.0)
         return Call(
             APPEND,
@@ -201,7 +205,6 @@ class RecordedStream(Stream):
                 self.earliest if last > self._bound else 0,
                 int(self._framer is not None and self._framer.oversize),
                 site.ttl,
-                int(renew),
                 str(status),
                 code,
                 now,
@@ -222,6 +225,8 @@ class RecordedStream(Stream):
 
     def take_reply(self, reply: Any) -> None:
         """What came of the call."""
+        if self._is_ended:
+            return
         word = reply[0]
         if word == b"ok":
             self._recorded = self._sent
@@ -232,10 +237,9 @@ class RecordedStream(Stream):
                 logger.warning("stream %r is recorded again", self.key.id)
             self._show(self._sent)
             if self._ending is not None and self._sent_end:
-                self._is_ended = True
                 if not self.is_final:
                     self._finalize(self._ending[0], self._ending[2])
-                self._site.forget(self)
+                self.site.forget(self)
                 return
         elif word == b"gap":
             self._lost = False
@@ -244,43 +248,55 @@ class RecordedStream(Stream):
             if self._recorded > self.log.tail:
                 self._end_elsewhere()
                 return
-        elif word == b"missing":
+        elif word in (b"missing", b"unknown"):
+            self._begin = None
             self._lost = True
+        elif word == b"begun":
+            self._begin = None
+            self.site.spawn(self.site.tell_ended(self.key, reply[1:], "replaced"), "resumable replaced")
+            self.site.appender.mark(self)
         else:
             self._end_elsewhere()
             return
         if self._lost or self._renew or self._recorded < self.log.tail or self._ending is not None:
-            self._site.appender.mark(self)
+            self.site.appender.mark(self)
+
+    def leave_store(self) -> None:
+        """Write no more to Redis, and count no longer against the bytes that the store may hold."""
+        self._is_ended = True
+        self._budget.used -= self.log.size
+        self._budget = Budget()
 
     def check(self) -> None:
         """See to it that Redis is asked whether it still has the stream."""
         self._renew = True
-        self._site.appender.mark(self)
+        self.site.appender.mark(self)
 
     def on_outage(self, failure: StoreUnavailable) -> None:
         """Go on for the readers that there are here, or end: as the store is set."""
         if self._is_ended:
             return
         self._renew = True
-        if self._site.degrade:
+        if self.site.degrade:
             if not self.is_detached:
                 self.detach_from_store(failure)
             if self._ending is not None:
                 if not self.is_final:
                     self._finalize(self._ending[0], self._ending[2])
-                if self._site.now() > self.completed_at + self._site.limits.retention:
-                    self._is_ended = True
-                    self._site.forget(self)
+                if self.site.now() > self.completed_at + self.site.limits.retention:
+                    self.site.forget(self)
             return
         logger.warning("stream %r is ended: %s", self.key.id, failure.message)
-        self._is_ended = True
+        self.site.forget(self)
+        self.site.abandon(self.name, self.epoch)
+        self.site.spawn(self.site.free(self.key, self.epoch), "resumable free")
         self.log.truncate(self.visible)
         if self.closed and self.head.is_event_stream:
             # It had ended, but nobody has seen that.
             self.closed = False
             self._framer = EventFramer(None, self._bound)
         self._end_here(ResumableStatus.FAILED, failure.code, failure.message)
-        self._site.abandon(self)
+        self.stop_producer("interrupted")
 
     def detach_from_store(self, failure: StoreUnavailable) -> None:
         """Show readers here what Redis has not got, until it has."""
@@ -288,22 +304,27 @@ class RecordedStream(Stream):
         self.is_detached = True
         self._show(self.log.tail)
 
+    def begin_later(self, failure: StoreUnavailable, call: Call) -> None:
+        """Begin without Redis, and there as soon as it can be reached."""
+        self.detach_from_store(failure)
+        self._begin = call
+        self.site.appender.mark(self)
+
     def stop_here(self) -> None:
         """Stop the stream while Redis is away, and tell it later."""
         if not self.closed:
             self.is_detached = True
             self._show(self.log.tail)
-            self.end(ResumableStatus.CANCELLED, "cancelled", GONE["cancelled"], self._site.now())
+            self.end(ResumableStatus.CANCELLED, "cancelled", GONE["cancelled"], self.site.now())
             self.stop_producer("cancelled")
 
     # Ended by somebody else's hand.
 
     def _end_elsewhere(self) -> None:
-        self._site.end_elsewhere(self)
+        self.site.end_elsewhere(self)
 
     async def adopt_end(self, code: str) -> str:
         """Take over how somebody else has ended the log, `code` if that cannot be told; return the code."""
-        self._is_ended = True
         self._ending = None
         if self.is_final:
             return code
@@ -314,12 +335,12 @@ class RecordedStream(Stream):
             self.log.truncate(self.visible)
             try:
                 while not self.is_final:
-                    data, ending = await self._site.page(self.name, self.epoch, self.log.tail)
+                    data, ending = await self.site.page(self.name, self.epoch, self.log.tail)
                     if data:
                         self._keep(data)
                     if ending is not None:
                         status, code = ending
-                        self._finalize(status, self._site.now())
+                        self._finalize(status, self.site.now())
                     elif not data:
                         break
             except (StoreUnavailable, OffsetLost) as exc:
@@ -334,7 +355,7 @@ class RecordedStream(Stream):
         if not self.closed:
             self._close(status, code, message)
             self.log.close()
-        self._finalize(status, self._site.now())
+        self._finalize(status, self.site.now())
 
     # The readers' side.
 
@@ -355,7 +376,7 @@ class RecordedStream(Stream):
 class FollowedStream(Stream):
     """A stream that another worker records, or that has ended: what is new comes by itself, what is old on demand."""
 
-    __slots__ = ("_earliest", "_reported", "_site", "_step", "_tail", "missing_since", "name", "worker")
+    __slots__ = ("__weakref__", "_earliest", "_reported", "_site", "_step", "_tail", "missing_since", "name", "worker")
 
     def __init__(self, site: "Site", name: str, state: "State") -> None:
         super().__init__(
@@ -388,6 +409,8 @@ class FollowedStream(Stream):
         self._earliest = state.earliest
         self.status = state.status
         self.completed_at = state.completed_at
+        if not self._cursors and state.tail > self.log.tail:
+            self.log = ByteLog(BLOCK_SIZE, state.tail)
         if state.is_final and self.log.tail >= state.tail:
             self.is_final = True
 
@@ -421,6 +444,11 @@ class FollowedStream(Stream):
             self._tail = self.tail
             self.log = ByteLog(BLOCK_SIZE, self._tail)
         self.report()
+
+    def fail(self, failure: ResumableError) -> None:
+        """Send the readers away; who comes now begins anew."""
+        super().fail(failure)
+        self._site.unfollow(self)
 
     def take(self, entries: list[Entry]) -> None:
         """Add what Redis has got."""
@@ -497,6 +525,20 @@ class FollowedStream(Stream):
         """Tell the producer's worker how far the slowest reader is."""
         if self.is_final:
             return
-        slowest = min((cursor.offset for cursor in self._cursors), default=None)
-        self._reported = -1 if slowest is None else slowest
-        self._site.report(self, slowest)
+        self._reported = min((cursor.offset for cursor in self._cursors), default=-1)
+        # By way of the appender, so that a report never overtakes another.
+        self._site.appender.mark(self)
+
+    def next_call(self) -> Call:
+        """What to tell."""
+        slowest = min((cursor.offset for cursor in self._cursors), default="")
+        keys = [self.name, readers_key(self.name, self.epoch)]
+        return Call(REPORT, keys, [self._site.worker, slowest, self._site.patience])
+
+    def take_reply(self, reply: Any) -> None:
+        """Pass it on to the producer, if that waits for it."""
+        if reply:
+            self._site.tell(reply[0].decode(), "room", reply[1].decode())
+
+    def on_outage(self, _failure: StoreUnavailable) -> None:
+        """It is told as soon as it can be."""

@@ -1,0 +1,701 @@
+"""§5 and §7 between two awaits: lost replies, calls given up half-way, news that come early, things that go missing.
+
+Two stores stand for two workers. Their clients do what a test tells them to, at the one command that matters.
+"""
+
+import asyncio
+import gc
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import pairwise
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from fastapi_resumable import RedisStore
+from fastapi_resumable.core.errors import ResumableError, StoreUnavailable, StreamCancelled
+from fastapi_resumable.core.ids import StreamKey
+from fastapi_resumable.core.models import ResumableStatus, ResumableStreamItem
+from fastapi_resumable.stores.redis import appender, scripts
+from fastapi_resumable.stores.redis import lease as lease_module
+from fastapi_resumable.stores.redis.keys import Keys
+from fastapi_resumable.stores.redis.scripts import Script
+from fastapi_resumable.stores.redis.site import Site
+from fastapi_resumable.stores.stream import Limits
+from fastapi_resumable.testing.tools import KEY, TEXT, Request, begin, complete, following, terminal, write
+from tests.support.faults import FaultyLink
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.site import until
+
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(20)]
+
+OTHER = StreamKey("ann", "other")
+
+Hook = Callable[[], Awaitable[None]]
+
+
+async def nothing() -> None:
+    """Do nothing."""
+
+
+class Meddled(Redis):
+    """A client at which a test waits for one script to go by."""
+
+    before: dict[str, Hook]
+    after: dict[str, Hook]
+
+    def meddle(self, script: Script, *, before: Hook = nothing, after: Hook = nothing) -> None:
+        """Run these around the next call of `script`, once."""
+        self.before[script.sha] = before
+        self.after[script.sha] = after
+
+    def lose(self, script: Script) -> None:
+        """Lose the next reply of `script`."""
+
+        async def lost() -> None:
+            raise RedisConnectionError("the reply was lost")
+
+        self.meddle(script, after=lost)
+
+    async def run(self, hooks: dict[str, Hook], words: Any) -> None:
+        """Run the hook for a command, if there is one."""
+        for word in words[1:2]:
+            await hooks.pop(word, nothing)()
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        await self.run(self.before, args)
+        reply = await super().execute_command(*args, **options)
+        await self.run(self.after, args)
+        return reply
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> "MeddledPipeline":
+        made = MeddledPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        made.client = self
+        return made
+
+
+class MeddledPipeline(Pipeline):
+    """The same for a pipeline."""
+
+    client: Meddled
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        return self.pipeline_execute_command(*args, **options)
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        commands = [_words(command) for command in self.command_stack]
+        for words in commands:
+            await self.client.run(self.client.before, words)
+        replies = await super().execute(raise_on_error)
+        for words in commands:
+            await self.client.run(self.client.after, words)
+        return replies
+
+
+def _words(command: Any) -> Any:
+    return command.args if hasattr(command, "args") else command[0]
+
+
+class Plant:
+    """Stores on one Redis, under a prefix of their own."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.server = server
+        self.keys = Keys(f"races-{uuid4().hex}")
+        self.stores: list[RedisStore] = []
+        self.clients: list[Redis] = []
+
+    def open(self, client: Any = None, limits: Limits | None = None, **options: Any) -> RedisStore:
+        """A worker's store."""
+        store = RedisStore(client or self.server.url, key_prefix=self.keys.prefix, **options)
+        store.configure(limits or Limits())
+        self.stores.append(store)
+        return store
+
+    def meddled(self) -> Meddled:
+        """A client that can be meddled with."""
+        client = cast(Meddled, Meddled.from_url(self.server.url))
+        client.before, client.after = {}, {}
+        self.clients.append(client)
+        return client
+
+    def hash(self, key: StreamKey = KEY) -> dict[str, str]:
+        """What Redis holds of a stream."""
+        found: dict[str, str] = self.server.control.hgetall(self.keys.stream(key))
+        return found
+
+    async def close(self) -> None:
+        for store in self.stores:
+            await store.aclose()
+        for client in self.clients:
+            await client.aclose()
+        assert self.server.list_keys_without_expiry(f"{self.keys.prefix}*") == []
+
+
+@pytest.fixture
+async def plant(redis_server: RedisServer) -> AsyncIterator[Plant]:
+    """Stores on a Redis that is not harmed."""
+    for script in vars(scripts).values():
+        if isinstance(script, Script):
+            redis_server.control.script_load(script.text)
+    plant = Plant(redis_server)
+    try:
+        yield plant
+    finally:
+        await plant.close()
+
+
+@pytest.fixture
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that has run for a while, so that it tells the dead from the living at once."""
+    monkeypatch.setattr(lease_module, "GRACE", 0.0)
+
+
+def site_of(store: RedisStore) -> Site:
+    """What a store has in hand."""
+    return store._here()
+
+
+# Starting.
+
+
+@pytest.mark.usefixtures("no_grace")
+async def test_a_repeated_request_gets_the_answer_of_a_worker_that_has_gone(plant: Plant) -> None:
+    """Its stream has ended in order: there is nothing to bury, and the answer is replayed."""
+    one, two = plant.open(), plant.open()
+    stream = await Request(KEY, "again").begin(one)
+    await write(stream, b"data: a\n\n")
+    await complete(one, stream)
+    await one.aclose()
+    again = await two.reserve(Request(KEY, "again").reservation, "replace")
+    assert again is not None
+    assert again.epoch == stream.epoch
+
+
+async def test_many_requests_are_refused_together_while_redis_is_away(plant: Plant) -> None:
+    """Not one after the other: each is answered within the timeout of the store and five seconds."""
+    store = plant.open(f"redis://127.0.0.1:{free_port()}/0", store_timeout=0.5)
+    requests = [store.reserve(Request(StreamKey(None, f"id-{number}")).reservation, "replace") for number in range(50)]
+    async with asyncio.timeout(3):
+        answers = await asyncio.gather(*requests, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {StoreUnavailable}
+
+
+async def test_a_request_that_is_given_up_while_it_queues_leaves_the_queue(plant: Plant) -> None:
+    """The cancellation comes when Redis has the request, and the worker has not heard of it yet."""
+    client, there = plant.meddled(), asyncio.Event()
+
+    async def dawdle() -> None:
+        there.set()
+        await asyncio.Event().wait()
+
+    store = plant.open(client)
+    client.meddle(scripts.RESERVE, after=dawdle)
+    task = asyncio.ensure_future(store.reserve(Request().reservation, "replace"))
+    await there.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    await until(lambda: not plant.hash(), "an empty queue")
+    assert not site_of(store).reservations
+
+
+async def test_a_request_that_is_given_up_while_it_tells_of_itself_leaves_the_queue(plant: Plant) -> None:
+    """The cancellation comes while watchers are told that it is queued."""
+    client, there = plant.meddled(), asyncio.Event()
+
+    async def dawdle() -> None:
+        there.set()
+        await asyncio.Event().wait()
+
+    store = plant.open(client)
+    await site_of(store).start()
+    client.meddle(scripts.POST, before=dawdle)
+    task = asyncio.ensure_future(store.reserve(Request().reservation, "replace"))
+    await there.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    await until(lambda: not plant.hash(), "an empty queue")
+    assert not site_of(store).reservations
+
+
+async def test_a_release_that_is_given_up_is_done_all_the_same(plant: Plant) -> None:
+    """Nobody would repeat it."""
+    client, there = plant.meddled(), asyncio.Event()
+
+    async def dawdle() -> None:
+        there.set()
+        await asyncio.Event().wait()
+
+    store = plant.open(client)
+    request = await Request().reserve(store)
+    client.meddle(scripts.RELEASE, before=dawdle)
+    task = asyncio.ensure_future(store.release(request.reservation))
+    await there.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    await until(lambda: not plant.hash(), "an empty queue")
+
+
+async def test_a_beginning_that_is_given_up_leaves_no_live_stream(plant: Plant) -> None:
+    """The cancellation comes while watchers are told; the producer, which never got its stream, cannot end it."""
+    client, there = plant.meddled(), asyncio.Event()
+
+    async def dawdle() -> None:
+        there.set()
+        await asyncio.Event().wait()
+
+    one, two = plant.open(client), plant.open()
+    request = await Request().reserve(one)
+    client.meddle(scripts.POST, before=dawdle)
+    task = asyncio.ensure_future(one.begin(request.reservation, TEXT))
+    await there.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    await one.release(request.reservation)
+    await until(lambda: plant.hash().get("status") != "in_progress", "the end of the stream")
+    assert not site_of(one).streams
+    [item] = await two.lookup("ann", ["chat"])
+    assert item.status is ResumableStatus.INTERRUPTED
+
+
+async def test_a_stop_that_comes_before_the_request_knows_it_is_queued_is_obeyed(plant: Plant) -> None:
+    """Redis has queued it, and another worker stops it before the reply is here."""
+    client = plant.meddled()
+    one, two = plant.open(client), plant.open()
+
+    async def stop() -> None:
+        await two.stop(KEY, None)
+        await until(lambda: request.codes, "the news")
+
+    request = Request()
+    client.meddle(scripts.RESERVE, after=stop)
+    assert await one.reserve(request.reservation, "replace") is None
+    assert request.codes == ["cancelled"]
+    with pytest.raises(StreamCancelled):
+        await one.begin(request.reservation, TEXT)
+    await one.release(request.reservation)
+    await until(lambda: not plant.hash().keys() & {f"q:{request.epoch}", f"x:{request.epoch}"}, "an empty queue")
+    assert not site_of(one).reservations
+    assert not site_of(one).stopped
+
+
+async def test_a_request_whose_reply_was_lost_is_not_queued_again_after_its_stop(plant: Plant) -> None:
+    """The stop comes between the two attempts."""
+    client = plant.meddled()
+    one, two = plant.open(client), plant.open()
+
+    async def stop_and_lose() -> None:
+        await two.stop(KEY, None)
+        raise RedisConnectionError("the reply was lost")
+
+    request = Request()
+    client.meddle(scripts.RESERVE, after=stop_and_lose)
+    assert await one.reserve(request.reservation, "replace") is None
+    assert await two.lookup("ann", ["chat"]) == []
+    with pytest.raises(StreamCancelled):
+        await one.begin(request.reservation, TEXT)
+    await one.release(request.reservation)
+
+
+async def test_a_request_at_the_limit_may_replace_although_its_reply_was_lost(plant: Plant) -> None:
+    """The second attempt says the same as the first."""
+    client = plant.meddled()
+    store = plant.open(client, Limits(max_streams=1))
+    await begin(store)
+    client.lose(scripts.RESERVE)
+    await Request().begin(store)
+    assert len(site_of(store).reservations) == 0
+
+
+async def test_a_request_that_is_stopped_while_it_is_counted_is_counted_no_longer(plant: Plant) -> None:
+    """The stop comes before the count against the owner's limit."""
+    client = plant.meddled()
+    limits = Limits(max_streams_per_owner=1)
+    one, two = plant.open(client, limits), plant.open(limits=limits)
+    await site_of(one).start()
+
+    async def stop() -> None:
+        await two.stop(KEY, None)
+
+    request = Request()
+    client.meddle(scripts.CLAIM, before=stop)
+    assert await one.reserve(request.reservation, "replace") is None
+    assert await request.told() == "cancelled"
+    await one.release(request.reservation)
+    await until(lambda: not plant.server.list_keys(f"{plant.keys.prefix}:owner:*"), "no count")
+
+
+# A reply is lost, and the call repeated.
+
+
+async def test_a_replaced_producer_is_told_although_the_reply_was_lost(plant: Plant) -> None:
+    """It is silent, so it would not learn of it by writing."""
+    client = plant.meddled()
+    limits = Limits(max_streams_per_owner=2)
+    one, two = plant.open(limits=limits), plant.open(client, limits)
+    old = Request()
+    await old.begin(one)
+    new = await Request().reserve(two)
+    client.lose(scripts.BEGIN)
+    await two.begin(new.reservation, TEXT)
+    async with asyncio.timeout(2):
+        assert await old.told() == "replaced"
+    assert plant.server.control.hkeys(plant.keys.owner("ann")) == [new.epoch]
+
+
+async def test_a_stopped_producer_is_told_although_the_reply_was_lost(plant: Plant) -> None:
+    """It is silent, so it would not learn of it by writing; its owner may have another stream at once."""
+    client = plant.meddled()
+    limits = Limits(max_streams_per_owner=1)
+    one, two = plant.open(limits=limits), plant.open(client, limits)
+    request = Request()
+    await request.begin(one)
+    client.lose(scripts.STOP)
+    await two.stop(KEY, None)
+    async with asyncio.timeout(2):
+        assert await request.told() == "cancelled"
+    await begin(one, OTHER)
+
+
+@pytest.mark.parametrize("script", ["RESERVE", "BEGIN", "APPEND", "PAGE", "REPORT", "RELEASE", "CLAIM", "BEAT", "PEEK"])
+async def test_a_lost_reply_changes_nothing(plant: Plant, script: str) -> None:
+    """Each call is repeated, and does its work once."""
+    client = plant.meddled()
+    limits = Limits(max_streams_per_owner=3)
+    one, two = plant.open(client, limits), plant.open(limits=limits)
+    lost: Script = getattr(scripts, script)
+    client.lose(lost)
+    request = await Request().reserve(one)
+    client.lose(lost)
+    stream = await one.begin(request.reservation, TEXT)
+    for number in range(3):
+        client.lose(lost)
+        await write(stream, b"%d" % number)
+    client.lose(lost)
+    await complete(one, stream)
+    client.lose(lost)
+    async with following(await two.find(KEY, 0.0)) as follower:
+        assert await follower.end() == b"012"
+    client.lose(lost)
+    async with following(await one.find(KEY, 0.0)) as follower:
+        assert await follower.end() == b"012"
+    assert plant.server.control.hkeys(plant.keys.owner("ann")) == []
+
+
+# Following.
+
+
+async def test_two_who_find_a_stream_before_either_reads_both_get_it(plant: Plant) -> None:
+    """They come at the same time, on a worker that follows the stream for nobody yet."""
+    one, two = plant.open(), plant.open()
+    stream = await begin(one, head=TEXT)
+    views = await asyncio.gather(*(two.find(KEY, 0.0) for _ in range(3)))
+    async with following(views[0]) as first, following(views[1]) as second, following(views[2]) as third:
+        await write(stream, b"hello")
+        await complete(one, stream)
+        async with asyncio.timeout(5):
+            assert [await each.end() for each in (first, second, third)] == [b"hello"] * 3
+
+
+async def test_who_asks_for_a_stream_that_has_ended_meanwhile_is_told_so(plant: Plant) -> None:
+    """Although somebody here has had it in hand since before, without reading it."""
+    one, two = plant.open(), plant.open()
+    stream = await begin(one, head=TEXT)
+    early = await two.find(KEY, 0.0)
+    await write(stream, b"hello")
+    await complete(one, stream)
+    late = await two.find(KEY, 0.0)
+    assert late is early
+    assert await late.is_exhausted(5)
+    async with following(early) as follower:
+        assert await follower.end() == b"hello"
+
+
+async def test_who_comes_after_an_outage_is_not_sent_away_with_those_before(plant: Plant) -> None:
+    """Somebody slow still holds the view of the stream that was given up."""
+    one, two = plant.open(), plant.open()
+    stream = await begin(one, head=TEXT)
+    await write(stream, b"one")
+    view = await two.find(KEY, 0.0)
+    async with following(view) as slow:
+        slow.pace = asyncio.Event()
+        await until(lambda: slow._reader._sending_since, "a delivery")
+        site_of(two)._on_outage(StoreUnavailable("gone"))
+        async with following(await two.find(KEY, 0.0)) as late:
+            await write(stream, b"two")
+            await complete(one, stream)
+            assert await late.end() == b"onetwo"
+
+
+async def test_a_message_that_cannot_be_read_deafens_nobody(plant: Plant) -> None:
+    """A worker of another version may write what this one does not know."""
+    one, two = plant.open(), plant.open()
+    request = Request()
+    await request.begin(one)
+    told: list[ResumableStreamItem] = []
+    remove = await one.watch("ann", ["chat"], told.append)
+    plant.server.control.xadd(plant.keys.changes, {"o": "null", "i": "{}"})
+    plant.server.control.xadd(plant.keys.inbox(site_of(one).worker), {"odd": "1"})
+    await two.stop(KEY, None)
+    async with asyncio.timeout(5):
+        assert await request.told() == "cancelled"
+    await until(lambda: told, "the change")
+    remove()
+
+
+async def test_reports_of_a_reader_arrive_in_order(plant: Plant) -> None:
+    """A late one does not set the reader back, nor does it come again after it has left."""
+    client, go = plant.meddled(), asyncio.Event()
+    one, two = plant.open(), plant.open(client)
+    stream = await begin(one, head=TEXT)
+    view = await two.find(KEY, 0.0)
+    client.meddle(scripts.REPORT, before=lambda: cast(Awaitable[None], go.wait()))
+    async with following(view) as follower:
+        await until(lambda: scripts.REPORT.sha not in client.before, "the first report")
+        await write(stream, b"hello")
+        await follower.reach(5)
+    go.set()
+    readers = f"{plant.keys.stream(KEY)}:{stream.epoch}:readers"
+    await until(lambda: not site_of(two).appender._dirty and not plant.server.control.exists(readers), "no reader")
+
+
+# Between an outage and the next request.
+
+
+async def test_a_stream_that_was_given_up_takes_its_successor_along_with_it_nowhere(plant: Plant) -> None:
+    """Redis hears late that the old one is over; by then, the same worker records the next one under the same id."""
+    client = plant.meddled()
+    store = plant.open(client, on_store_failure="fail")
+    old = await begin(store)
+    new = Request()
+
+    async def come_first() -> None:
+        await new.begin(store)
+
+    client.meddle(scripts.RELEASE, before=come_first)
+    old.on_outage(StoreUnavailable("gone"))
+    await until(lambda: scripts.RELEASE.sha not in client.before, "the late news")
+    async with asyncio.timeout(2):
+        await site_of(store).appender.flushed()
+    assert plant.hash()["epoch"] == new.epoch
+    assert plant.hash()["status"] == "in_progress"
+    assert new.codes == []
+
+
+async def test_a_stream_that_begins_without_redis_goes_on_when_it_is_back(plant: Plant) -> None:
+    """Redis still has an earlier answer under the id; the new one takes its place, late."""
+    with FaultyLink(plant.server.port) as link:
+        one = plant.open(plant.server.url_at(link.port), store_timeout=0.5)
+        two = plant.open()
+        await complete(one, await begin(one, head=TEXT))
+        request = await Request().reserve(one)
+        link.refuse()
+        stream = await one.begin(request.reservation, TEXT)
+        await write(stream, b"hello")
+        link.accept()
+        await until(lambda: plant.hash().get("epoch") == request.epoch, "the stream")
+        await complete(one, stream)
+        assert request.codes == []
+        async with following(await two.find(KEY, 0.0)) as follower:
+            assert await follower.end() == b"hello"
+
+
+async def test_all_streams_go_on_without_redis_at_the_same_time(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that are not part of what is being written when Redis is given up."""
+    monkeypatch.setattr(appender, "BATCH", 1)
+    with FaultyLink(plant.server.port) as link:
+        store = plant.open(plant.server.url_at(link.port), store_timeout=0.5)
+        streams = [await begin(store, StreamKey("ann", f"id-{number}"), TEXT) for number in range(20)]
+        link.refuse()
+        for stream in streams:
+            await write(stream, b"hello")
+        await until(lambda: any(stream.tail == 5 for stream in streams), "the first stream")
+        assert all(stream.tail == 5 for stream in streams)
+        link.accept()
+
+
+async def test_much_that_is_to_be_written_goes_in_pieces(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a restart of Redis, whole logs are; all in one piece, they would not be through in time."""
+    monkeypatch.setattr(appender, "BATCH_BYTES", 1000)
+    client, sizes = plant.meddled(), []
+    store = plant.open(client)
+    streams = [await begin(store, StreamKey("ann", f"id-{number}"), TEXT) for number in range(10)]
+
+    async def note() -> None:
+        sizes.append(sum(stream.tail > 0 for stream in streams))
+        client.meddle(scripts.APPEND, after=note)
+
+    client.meddle(scripts.APPEND, after=note)
+    for stream in streams:
+        stream.write(b"x" * 600)
+    await until(lambda: all(stream.tail == 600 for stream in streams), "all bytes")
+    assert {after - before for before, after in pairwise(dict.fromkeys(sizes))} == {2}
+
+
+async def test_a_crowd_of_requests_does_not_hold_up_the_lease_and_the_streams(plant: Plant) -> None:
+    """Each has to wait for its turn at Redis, but what others live on goes out at once."""
+    client, go = plant.meddled(), asyncio.Event()
+    store = plant.open(client)
+    stream = await begin(store, head=TEXT)
+    site = site_of(store)
+
+    class Slow(Meddled):
+        async def execute_command(self, *args: Any, **options: Any) -> Any:
+            await go.wait()
+            return await super().execute_command(*args, **options)
+
+    slow = cast(Meddled, Slow.from_url(plant.server.url))
+    slow.before, slow.after = {}, {}
+    plant.clients.append(slow)
+    site.link.client = slow
+    crowd = [asyncio.ensure_future(store.lookup("ann", ["chat"])) for _ in range(200)]
+    await until(site.link._slots.locked, "a crowd")
+    site.link.client = client
+    before = plant.server.calls("set")
+    site.lease.renew_now()
+    stream.write(b"hello")
+    await until(lambda: stream.tail == 5 and plant.server.calls("set") > before, "bytes and lease", 1.0)
+    go.set()
+    await asyncio.gather(*crowd)
+
+
+async def test_a_request_that_redis_has_forgotten_is_queued_again(plant: Plant) -> None:
+    """So it can still be found, and stopped."""
+    one, two = plant.open(lease=1.0), plant.open()
+    request = await Request().reserve(one)
+    await site_of(two).start()
+    plant.server.control.delete(plant.keys.stream(KEY), plant.keys.worker(site_of(one).worker))
+    await until(plant.hash, "the queue")
+    [item] = await two.lookup("ann", ["chat"])
+    assert item.status is ResumableStatus.QUEUED
+    await two.stop(KEY, None)
+    assert await request.told() == "cancelled"
+    await one.release(request.reservation)
+
+
+async def test_what_redis_brings_back_from_an_older_state_ends(plant: Plant) -> None:
+    """A stream has ended, and is live again after a failover; its worker lives, and knows nothing of it."""
+    one, two = plant.open(), plant.open()
+    for store, reader in ((one, two), (one, one)):
+        stream = await begin(store)
+        await write(stream, b"data: a\n\n")
+        await until(lambda stream=stream: stream.tail, "the bytes")
+        live, log = plant.server.control.hgetall(plant.keys.stream(KEY)), f"{plant.keys.stream(KEY)}:{stream.epoch}"
+        tail = stream.tail
+        await complete(store, stream)
+        plant.server.control.hset(plant.keys.stream(KEY), mapping=live)
+        plant.server.control.hdel(plant.keys.stream(KEY), "expires", "completed", "code")
+        plant.server.control.xdel(log, f"{tail}-1")
+        plant.server.control.execute_command("XSETID", log, f"{tail}-0")
+        async with following(await reader.find(KEY, 0.0)) as follower, asyncio.timeout(5):
+            assert terminal(await follower.end()) == ("error", "producer_lost")
+
+
+# What goes missing, and what is left.
+
+
+async def test_a_log_that_redis_has_dropped_expires_all_the_same(plant: Plant) -> None:
+    """It begins anew with the next bytes."""
+    store = plant.open()
+    stream = await begin(store, head=TEXT)
+    await write(stream, b"one")
+    await until(lambda: stream.tail == 3, "the bytes")
+    log = f"{plant.keys.stream(KEY)}:{stream.epoch}"
+    plant.server.control.delete(log)
+    await write(stream, b"two")
+    await until(lambda: stream.tail == 6, "the bytes")
+    assert plant.server.control.pttl(log) > 0
+
+
+@pytest.mark.parametrize("how", ["stop", "outage", "finish", "shutdown"])
+async def test_what_streams_take_is_given_back(plant: Plant, how: str) -> None:
+    """However they end, they count no longer against the bytes that a worker may hold."""
+    one, two = plant.open(on_store_failure="fail"), plant.open()
+    site = site_of(one)
+    request = Request()
+    stream = await request.begin(one)
+    await write(stream, b"data: hello\n\n" * 1000)
+    if how == "stop":
+        await two.stop(KEY, None)
+        await request.told()
+    elif how == "outage":
+        stream.on_outage(StoreUnavailable("gone"))
+    elif how == "finish":
+        await complete(one, stream)
+    else:
+        await one.aclose()
+    assert stream.is_final
+    assert site.budget.used == 0
+
+
+async def test_a_stream_that_outlives_its_store_ends(plant: Plant) -> None:
+    """Its producer ignored its cancellation until the store was closed."""
+    store = plant.open()
+    stream = await begin(store, head=TEXT)
+    await store.aclose()
+    await write(stream, b"late")
+    async with asyncio.timeout(2):
+        await complete(store, stream)
+    assert stream.is_final
+    assert store._site is None, "nothing is opened anew"
+
+
+async def test_a_worker_that_was_frozen_gives_up_its_requests(plant: Plant) -> None:
+    """Others have taken them out of the queue, and a newer request may have begun: it is not to be replaced."""
+    one, two = plant.open(), plant.open()
+    old = await Request().reserve(one)
+    await site_of(two).bury([(KEY, site_of(one).worker)])
+    new = Request()
+    await new.begin(two)
+    site_of(one)._on_lapse()
+    with pytest.raises(ResumableError):
+        await one.begin(old.reservation, TEXT)
+    await one.release(old.reservation)
+    assert plant.hash()["epoch"] == new.epoch
+    assert new.codes == []
+
+
+# A client of the application's own.
+
+
+async def test_a_client_that_waits_less_than_a_blocking_read_is_no_outage(
+    plant: Plant, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its time-out is respected."""
+    client = Redis.from_url(plant.server.url, socket_timeout=0.3)
+    plant.clients.append(client)
+    one, two = plant.open(client), plant.open()
+    request = Request()
+    await request.begin(one)
+    reads = plant.server.calls("xread")
+    await until(lambda: plant.server.calls("xread") >= reads + 4, "some reads without news")
+    await two.stop(KEY, None)
+    assert await request.told() == "cancelled"
+    assert "cannot be used" not in caplog.text
+
+
+def test_a_client_serves_one_event_loop_after_the_other(redis_server: RedisServer) -> None:
+    """As a test client does that opens a loop for each request: what belongs to the last one is left alone."""
+    client = Redis.from_url(redis_server.url)
+    store = RedisStore(client, key_prefix=f"races-{uuid4().hex}", store_timeout=1.0)
+    store.configure(Limits())
+
+    async def one() -> None:
+        await complete(store, await begin(store, StreamKey(None, uuid4().hex)))
+        # The loop ends without a word to the store; only its tasks are cancelled, as by `asyncio.run`.
+
+    async def last() -> None:
+        await one()
+        await store.aclose()
+        await client.aclose()
+
+    with warnings.catch_warnings():
+        # Of the connections that are left behind.
+        warnings.simplefilter("ignore", ResourceWarning)
+        asyncio.run(one())
+        asyncio.run(last())
+        gc.collect()
