@@ -9,7 +9,7 @@ JS := tests/javascript
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-redis test lint format typecheck docs build js cov test-low lock clean system-tools
+.PHONY: help install demo demo-redis test lint format typecheck docs build js cov test-low bench bench-docs lock clean system-tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,17 @@ cov: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## the whole 
 
 test-low: .venv-low/.installed system-tools ## the core of the suite on the lowest supported versions
 	RESUMABLE_REQUIRE_ALL=1 .venv-low/bin/python $(PYTEST) -m "not browser and not servers and not slow"
+
+bench: $(VENV)/.installed ## what resumability costs, against a plain response: some tables, in three minutes
+	@$(BIN)/python -m tests.benchmarks
+
+bench-docs: $(VENV)/.installed ## measure everything anew, and update the page on performance: on a quiet machine
+	@bash tools/system-tools redis-server valgrind
+	$(BIN)/python -m tests.benchmarks --json tests/benchmarks/results/bench.json
+	$(BIN)/python -m tests.benchmarks.micro --instructions --json tests/benchmarks/results/instructions.json
+	$(BIN)/python -m tests.benchmarks.growth
+	$(BIN)/python -m tests.benchmarks.plots
+	$(BIN)/python -m tests.benchmarks.page
 
 lock: ## pin the newest versions of all dependencies in requirements/
 	$(PYTHON) -m venv .venv-lock

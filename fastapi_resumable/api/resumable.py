@@ -89,7 +89,7 @@ class Resumable:
     def __init__(
         self,
         *,
-        store: Store | str = UNSET,
+        store: Store | str | None = None,
         prefix: str = UNSET,
         stream_id: IdDependency | None = None,
         owner: IdDependency | None = None,
@@ -134,7 +134,7 @@ class Resumable:
                 raise ValueError(
                     f"{name} must be a FastAPI dependency: a function that returns str or None, not {dependency!r}."
                 )
-        if store is UNSET or isinstance(store, str):
+        if store is None or isinstance(store, str):
             store = open_store(self.settings.store)
         elif not isinstance(store, Store):
             raise ValueError(f"store must be a store, like MemoryStore(), or the URL of a Redis, not {store!r}.")

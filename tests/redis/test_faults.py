@@ -421,7 +421,8 @@ async def test_without_redis_for_long_the_strict_rule_refuses_and_ends(
                 assert refused.status == 503
                 assert b'"store_unavailable"' in refused.body
                 assert refused.header("retry-after")
-                await line.site.until_noted(f"CancelledError:{name}", deadline=3)
+                await line.site.until_noted(f"ended:{name}", deadline=3)
+                assert line.site.count(f"finished:{name}") == 0
             mend_line(line, kind)
             took("all workers take streams", await line.works_again(0, 1))
             assert line.site.count(f"called:{name}") == 1
@@ -543,7 +544,8 @@ async def test_a_redis_that_is_full_is_told_by_its_name(
                 await live.read_all()
                 if rule == "fail":
                     assert (new.status, outcome(live, expected)) == (503, "store_unavailable")
-                    await line.site.until_noted(f"CancelledError:{name}", deadline=3)
+                    await line.site.until_noted(f"ended:{name}", deadline=3)
+                    assert line.site.count(f"finished:{name}") == 0
                 else:
                     assert (new.status, new.body) == (200, whole(3, 60))
                     check_whole(live, expected=expected)

@@ -49,7 +49,7 @@ class RedisStore:
     or newer, or Valkey, set to `maxmemory-policy noeviction`.
 
     Args:
-        client: A URL (`redis://`, `rediss://`, `unix://`), or a client of redis-py's asyncio kind, `RedisCluster` too.
+        url_or_client: A URL (`redis://`, `rediss://`, `unix://`), or a client from `redis.asyncio`, `RedisCluster` too.
             A client is not closed by the store.
         key_prefix: What all keys begin with; two applications on one Redis need different ones.
         lease: Seconds after which a worker that gives no sign of life is taken for dead.
@@ -63,7 +63,7 @@ class RedisStore:
 
     def __init__(
         self,
-        client: str | Client,
+        url_or_client: str | Client,
         *,
         key_prefix: str = "fastapi-resumable",
         lease: float = 10.0,
@@ -77,7 +77,7 @@ class RedisStore:
                 raise ValueError(f"{name} must be a positive number of seconds, not {value!r}.")
         if on_store_failure not in ("degrade", "fail"):
             raise ValueError(f"on_store_failure must be 'degrade' or 'fail', not {on_store_failure!r}.")
-        self._client = client
+        self._client = url_or_client
         self._keys = Keys(key_prefix)
         self._lease = float(lease)
         self._timeout = float(store_timeout)
