@@ -61,7 +61,7 @@ cov: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## the whole 
 	$(BIN)/coverage report
 
 test-low: .venv-low/.installed system-tools ## the core of the suite on the lowest supported versions
-	RESUMABLE_REQUIRE_ALL=1 .venv-low/bin/python $(PYTEST) -m "not browser and not servers and not slow"
+	RESUMABLE_REQUIRE_ALL=1 .venv-low/bin/python $(PYTEST) -m "not browser and not servers and not slow and not redis"
 
 bench: $(VENV)/.installed ## what resumability costs, against a plain response: some tables, in three minutes
 	@$(BIN)/python -m tests.benchmarks

@@ -20,6 +20,9 @@ from fastapi.responses import StreamingResponse
 import fastapi_resumable
 from fastapi_resumable import Resumable
 
+EXTRAS = ("fastapi_resumable.client", "fastapi_resumable.stores.redis.", "fastapi_resumable.testing")
+"""What needs more than the wheel requires."""
+
 STREAM_ID = {"X-Conversation-Id": "smoke"}
 
 
@@ -31,8 +34,16 @@ def check_contents() -> None:
     assert package.is_relative_to(Path.cwd()), f"{package} is not the wheel's"
     for file in ("py.typed", "static/resumable.js", "static/resumable.d.ts", "static/package.json"):
         assert (package / file).is_file(), f"{file} is missing"
-    for module in pkgutil.walk_packages([str(package)], "fastapi_resumable."):
-        importlib.import_module(module.name)
+    for module in pkgutil.walk_packages([str(package)], "fastapi_resumable.", onerror=lambda _: None):
+        if not module.name.startswith(EXTRAS):
+            importlib.import_module(module.name)
+    for name, extra in (("fastapi_resumable.client", "client"), ("fastapi_resumable.stores.redis.store", "redis")):
+        said = "nothing"
+        try:
+            importlib.import_module(name)
+        except ImportError as exc:
+            said = str(exc)
+        assert f"fastapi-resumable[{extra}]" in said, f"{name} should have asked for its extra, and said: {said}"
 
 
 def build_app(hung_up: threading.Event) -> FastAPI:
