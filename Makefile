@@ -56,7 +56,7 @@ js: $(VENV)/.installed $(JS)/node_modules/.installed ## JavaScript: types and te
 cov: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## the whole suite, with coverage
 	$(BIN)/coverage erase
 	RESUMABLE_REQUIRE_ALL=1 $(BIN)/coverage run $(PYTEST) -m "not slow"
-	$(BIN)/python $(PYTEST) -m slow # without coverage, which would make them much slower
+	$(BIN)/python $(PYTEST) --numprocesses 4 -m slow # they mostly wait; without coverage, which would make them slower
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

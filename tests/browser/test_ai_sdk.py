@@ -31,7 +31,7 @@ client = openai.AsyncOpenAI()
 
 
 async def answer(question):
-    if question == "Fail.":
+    if question == "Fail the SDK.":
         raise RuntimeError("as the test says")
     message = {"role": "user", "content": question}
     chunks = await client.chat.completions.create(model="fake-model", messages=[message], stream=True)
@@ -139,7 +139,7 @@ def test_an_answer_streams_in(open_tab: OpenTab, model: Model) -> None:
 def test_a_reloaded_page_goes_on(open_tab: OpenTab, model: Model) -> None:
     """Twice in mid-answer, and nothing is missing or doubled; the model is asked once."""
     tab = open_tab()
-    ask(tab, "Does a reload matter?")
+    ask(tab, "Does a reload matter to the SDK?")
     expect_answer(tab, FIRST)
     answers = resumes(tab)
     for _ in range(2):
@@ -149,7 +149,7 @@ def test_a_reloaded_page_goes_on(open_tab: OpenTab, model: Model) -> None:
     model.write()
     expect_answer(tab, WHOLE)
     assert [answer.status for answer in answers] == [200, 200]
-    assert model.outcomes("Does a reload matter?") == ["whole"]
+    assert model.outcomes("Does a reload matter to the SDK?") == ["whole"]
 
 
 def test_a_finished_answer_is_not_replayed(open_tab: OpenTab, model: Model) -> None:
@@ -169,14 +169,14 @@ def test_a_finished_answer_is_not_replayed(open_tab: OpenTab, model: Model) -> N
 def test_a_second_tab_follows(open_tab: OpenTab, model: Model) -> None:
     """It shows the answer from its start, and both tabs see its end."""
     first = open_tab()
-    ask(first, "Can two read?")
+    ask(first, "Can two read the same chat?")
     expect_answer(first, FIRST)
     second = open_tab(address(first))
     expect_answer(second, FIRST)
     model.write()
     for tab in (first, second):
         expect_answer(tab, WHOLE)
-    assert model.outcomes("Can two read?") == ["whole"]
+    assert model.outcomes("Can two read the same chat?") == ["whole"]
 
 
 def test_a_cut_connection_is_resumed(open_tab: OpenTab, line: Line, model: Model) -> None:
@@ -200,7 +200,7 @@ def test_an_answer_that_ends_during_a_cut_is_taken_from_the_history(
 ) -> None:
     """The page is told 204, and shows all of it."""
     tab = open_tab()
-    ask(tab, "Will you wait?")
+    ask(tab, "Will the SDK wait?")
     expect_answer(tab, FIRST)
     answers = resumes(tab)
     line.cut()
@@ -237,6 +237,6 @@ def test_stop_stops_the_model_and_keeps_what_is_there(open_tab: OpenTab, model: 
 def test_a_failure_is_shown(open_tab: OpenTab) -> None:
     """The page says so, and does not try again."""
     tab = open_tab()
-    ask(tab, "Fail.")
+    ask(tab, "Fail the SDK.")
     expect(tab.get_by_role("alert")).to_have_text("The answer could not be completed.")
     expect(tab.get_by_role("button", name="Send")).to_be_visible()

@@ -36,6 +36,7 @@ LIVE = 3600.0
 PAGE_SIZE = 256 * 1024
 CHANGES = 10_000
 """How many changes of state are remembered."""
+RECANCEL = 0.1
 LOOK = 1.0
 """Seconds between looks at whether the producers of followed streams are alive."""
 
@@ -131,11 +132,11 @@ class Site:
         for stream in list(self.streams.values()):
             # For those who have it in hand all the same.
             stream.on_outage(StoreUnavailable("The store is closed."))
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            # Again, if need be: a cancellation that meets a Redis client between two replies can get lost there.
+            await asyncio.wait(self._tasks, timeout=RECANCEL)
 
     # Talking to other workers.
 
