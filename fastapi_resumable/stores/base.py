@@ -12,6 +12,21 @@ from .stream import Head, Limits, Stream
 OnConflict = Literal["replace", "attach", "reject"]
 
 
+def queued_item(key: StreamKey, epoch: str, requested_at: float) -> ResumableStreamItem:
+    """A stream that is queued, as a lookup shows it."""
+    return ResumableStreamItem.model_construct(
+        conversation_id=key.id,
+        status=ResumableStatus.QUEUED,
+        is_done=False,
+        epoch=epoch,
+        total_bytes=0,
+        dropped_bytes=0,
+        content_type=None,
+        started_at=int(requested_at),
+        completed_at=0,
+    )
+
+
 class Reservation:
     """A request that waits for its endpoint to begin: a stream that is `queued`."""
 
@@ -61,17 +76,7 @@ class Reservation:
     @property
     def item(self) -> ResumableStreamItem:
         """The queued stream as a lookup shows it."""
-        return ResumableStreamItem.model_construct(
-            conversation_id=self.key.id,
-            status=ResumableStatus.QUEUED,
-            is_done=False,
-            epoch=self.epoch,
-            total_bytes=0,
-            dropped_bytes=0,
-            content_type=None,
-            started_at=int(self.requested_at),
-            completed_at=0,
-        )
+        return queued_item(self.key, self.epoch, self.requested_at)
 
     def ended(self, status: ResumableStatus, now: float) -> ResumableStreamItem:
         """The stream as a watcher sees it that waits no longer, and has not begun."""

@@ -16,7 +16,7 @@ from ...core.framing import EventFramer
 from ...core.ids import StreamKey, variants
 from ...core.models import ResumableStatus, ResumableStreamItem
 from ...core.terminal import terminal_event
-from ..base import Reservation
+from ..base import Reservation, queued_item
 from ..pulse import Pulse
 from ..stream import Budget, Limits
 from ..watchers import Notify, Watchers
@@ -26,7 +26,7 @@ from .keys import Keys, log_key
 from .lease import Lease
 from .link import Call, Client, Link
 from .scripts import BURY, INDEX, PAGE, PEEK, POST, RELEASE, RESERVE, TOUCH
-from .state import UNUSED_EPOCH, State, cut_event, dump_head, queued_item
+from .state import UNUSED_EPOCH, State, cut_event, dump_head
 from .streams import GONE, FollowedStream, RecordedStream
 
 logger = logging.getLogger("fastapi_resumable")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ...core.ids import StreamKey, format_epoch
 from ...core.models import ResumableStatus, ResumableStreamItem
+from ..base import queued_item
 from ..stream import Head
 
 
@@ -79,21 +80,6 @@ class State:
             started_at=int(self.started_at),
             completed_at=int(self.completed_at),
         )
-
-
-def queued_item(key: StreamKey, epoch: str, requested_at: float) -> ResumableStreamItem:
-    """A stream that is queued, as a lookup shows it."""
-    return ResumableStreamItem.model_construct(
-        conversation_id=key.id,
-        status=ResumableStatus.QUEUED,
-        is_done=False,
-        epoch=epoch,
-        total_bytes=0,
-        dropped_bytes=0,
-        content_type=None,
-        started_at=int(requested_at),
-        completed_at=0,
-    )
 
 
 def dump_head(head: Head) -> str:

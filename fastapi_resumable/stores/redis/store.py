@@ -24,14 +24,14 @@ from ...core.errors import (
 )
 from ...core.ids import StreamKey
 from ...core.models import ResumableStatus, ResumableStreamItem
-from ..base import OnConflict, Reservation
+from ..base import OnConflict, Reservation, queued_item
 from ..stream import Head, Limits, Stream
 from ..watchers import Notify
 from .keys import Keys
 from .link import Call, Client
 from .scripts import BEGIN, CLAIM, PEEK, STOP
 from .site import Site
-from .state import State, queued_item
+from .state import State
 from .streams import FollowedStream, RecordedStream
 
 logger = logging.getLogger("fastapi_resumable")
