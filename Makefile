@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check -qq
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 JS := tests/javascript
+CORE := $(addprefix tests/,core stores life asgi api contract client)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -61,7 +62,7 @@ cov: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## the whole 
 	$(BIN)/coverage report
 
 test-low: .venv-low/.installed system-tools ## the core of the suite on the lowest supported versions
-	RESUMABLE_REQUIRE_ALL=1 .venv-low/bin/python $(PYTEST) -m "not browser and not servers and not slow and not redis"
+	RESUMABLE_REQUIRE_ALL=1 .venv-low/bin/python $(PYTEST) -m "not servers and not slow" $(CORE)
 
 bench: $(VENV)/.installed ## what resumability costs, against a plain response: some tables, in three minutes
 	@$(BIN)/python -m tests.benchmarks

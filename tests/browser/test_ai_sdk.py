@@ -31,7 +31,7 @@ client = openai.AsyncOpenAI()
 
 
 async def answer(question):
-    if question == "Fail the SDK.":
+    if question == "Fail.":
         raise RuntimeError("as the test says")
     message = {"role": "user", "content": question}
     chunks = await client.chat.completions.create(model="fake-model", messages=[message], stream=True)
@@ -237,6 +237,6 @@ def test_stop_stops_the_model_and_keeps_what_is_there(open_tab: OpenTab, model: 
 def test_a_failure_is_shown(open_tab: OpenTab) -> None:
     """The page says so, and does not try again."""
     tab = open_tab()
-    ask(tab, "Fail the SDK.")
+    ask(tab, "Fail.")
     expect(tab.get_by_role("alert")).to_have_text("The answer could not be completed.")
     expect(tab.get_by_role("button", name="Send")).to_be_visible()
