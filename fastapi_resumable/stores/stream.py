@@ -71,7 +71,7 @@ class Cursor:
     offset: int
 
 
-def _nobody(_code: str) -> None:
+def nobody(_code: str) -> None:
     """There is no producer any more that could be told to stop; and no reference that keeps it alive."""
 
 
@@ -201,7 +201,7 @@ class Stream:
     def _close(self, status: ResumableStatus, code: str, message: str) -> None:
         """Record the last bytes."""
         self.closed = True
-        self.on_stop = _nobody
+        self.on_stop = nobody
         if self._framer is not None:
             if status is ResumableStatus.COMPLETED:
                 rest = self._framer.finish(self.log.tail)

@@ -10,7 +10,7 @@ from ...core.errors import OffsetLost, ResumableError, StoreUnavailable
 from ...core.framing import EventFramer
 from ...core.log import BLOCK_SIZE, ByteLog
 from ...core.models import ResumableStatus
-from ..stream import Budget, Cursor, Stream
+from ..stream import Budget, Cursor, Stream, nobody
 from .follower import Entry
 from .keys import log_key, readers_key
 from .link import Call
@@ -54,18 +54,18 @@ class RecordedStream(Stream):
         "_sent_end",
         "_settled",
         "_slowest_elsewhere",
+        "_stop_producer",
         "is_detached",
         "name",
         "site",
-        "stop_producer",
         "visible",
     )
 
     def __init__(self, site: "Site", name: str, on_stop: Callable[[str], None], **about: Any) -> None:
-        super().__init__(limits=site.limits, budget=site.budget, pulse=site.pulse, on_stop=on_stop, **about)
+        super().__init__(limits=site.limits, budget=site.budget, pulse=site.pulse, on_stop=nobody, **about)
         self.name = name
         self.visible = 0
-        self.stop_producer = on_stop
+        self._stop_producer: Callable[[str], None] | None = on_stop
         """Told why, if the stream ends by somebody else's hand."""
         self.is_detached = False
         """Whether the stream goes on without Redis, for the readers that it has here."""
@@ -170,6 +170,13 @@ class RecordedStream(Stream):
         self._make_room()
         if not self._settled.done():
             self._settled.set_result(None)
+
+    def stop_producer(self, code: str) -> None:
+        """Tell the producer that the stream has ended by another hand than its own; once."""
+        # And keep nothing of it alive afterwards: what its frames hold is closed when they go.
+        stop, self._stop_producer = self._stop_producer, None
+        if stop is not None:
+            stop(code)
 
     # What the appender asks and tells.
 
