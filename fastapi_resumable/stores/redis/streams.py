@@ -208,7 +208,7 @@ class RecordedStream(Stream):
                 self.epoch,
                 first,
                 last,
-                self._between(first, last),
+                b"".join(self.log.snapshot(first)),
                 self.earliest if last > self._bound else 0,
                 int(self._framer is not None and self._framer.oversize),
                 site.ttl,
@@ -218,17 +218,6 @@ class RecordedStream(Stream):
                 site.retention,
             ],
         )
-
-    def _between(self, first: int, last: int) -> bytes:
-        data = self.log.read(first) if first < last else b""
-        if len(data) == last - first:
-            return data
-        pieces = [data]
-        first += len(data)
-        while first < last:
-            pieces.append(self.log.read(first))
-            first += len(pieces[-1])
-        return b"".join(pieces)
 
     def take_reply(self, reply: Any) -> None:
         """What came of the call."""
@@ -246,6 +235,7 @@ class RecordedStream(Stream):
             if self._ending is not None and self._sent_end:
                 if not self.is_final:
                     self._finalize(self._ending[0], self._ending[2])
+                self._stop_producer = None
                 self.site.forget(self)
                 return
         elif word == b"gap":
