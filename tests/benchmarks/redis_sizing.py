@@ -77,7 +77,7 @@ async def memory(site: Site, redis: RedisServer) -> None:
     print(" event  on the wire   in Redis   besides   in a burst")
     for size in SIZES:
         took, wire = {}, 0
-        for kind, steps in {"paced": ["paced", 1000, size, 0.001], "burst": numbered(1000, size)}.items():
+        for kind, steps in {"paced": ["paced", 1000, size, 0.005], "burst": numbered(1000, size)}.items():
             name = unique("memory")
             wire = len((await site.player(0).record(name, steps)).body)
             [log] = [key for key in redis.list_keys(f"*{name}*") if redis.control.type(key) == "stream"]
@@ -111,17 +111,18 @@ async def commands(site: Site, redis: RedisServer) -> None:
             await site.player(0).open(gate)
             await live.read_all()
         print(f"{f'1 stream, {readers} readers':<27}{count.per(500)}")
-    for followed in (0, 200):
-        names, gate = [unique("many") for _ in range(200)], unique("gate")
-        live = [
-            await site.player(0).post(name, send(b"data: 1\n\n"), wait(gate), ["paced", 50, 60, 0.1]) for name in names
-        ]
+    many = (200, 0, 50, 0.1), (200, 200, 50, 0.1), (64, 0, 1500, 0.0), (64, 64, 1500, 0.0)
+    for streams, followed, number, pause in many:
+        names, gate = [unique("many") for _ in range(streams)], unique("gate")
+        script = send(b"data: 1\n\n"), wait(gate), ["paced", number, 60, pause]
+        live = [await site.player(0).post(name, *script) for name in names]
         bodies = [await site.player(1).follow(name) for name in names[:followed]]
         reading = [asyncio.create_task(body.read_all()) for body in [*live, *bodies]]
         async with Count(redis) as count:
             await site.player(0).open(gate)
             await asyncio.gather(*reading)
-        print(f"{f'200 streams, {followed} followed':<27}{count.per(50 * 200)}")
+        label = f"{streams}{'' if pause else ' fast'} streams, {followed} followed"
+        print(f"{label:<27}{count.per(number * streams)}")
     print(f"\n{redis.connections()} connections of {len(site.servers)} workers, after a burst of 200 requests")
 
 

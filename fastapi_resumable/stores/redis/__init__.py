@@ -6,6 +6,7 @@ link      runs commands until they succeed, or the store has been gone for too l
 lease     which workers are alive
 appender  writes what the streams of this worker have recorded, in batches
 follower  the one blocking read by which this worker hears of everything that others write
-streams   a stream that is recorded here, and one that is followed from here
+recorded  a stream that is recorded here
+followed  a stream that is recorded elsewhere, or has ended
 store     the protocol, on top of all that
 """

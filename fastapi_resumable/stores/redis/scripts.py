@@ -78,6 +78,16 @@ local function dequeue(epoch, code)
     redis.call('HSET', H, 'x:' .. epoch, code)
 end
 
+-- How far the slowest reader is that is at a worker which was heard of lately.
+local function slowest_of(readers)
+    local at, slowest = now(), nil
+    for _, place in ipairs(redis.call('HVALS', readers)) do
+        local offset, until_ = place:match('^(%d+) (%d+)$')
+        if tonumber(until_) > at then slowest = math.min(slowest or math.huge, offset) end
+    end
+    return slowest and text(slowest)
+end
+
 -- Whether the terminal event is needed, and was not given: it is the user's to make, so it is made only if it is sent.
 local function lacks_event(h, at) return h.status == 'in_progress' and h.sse == '1' and not ARGV[at] end
 
@@ -202,41 +212,57 @@ return reply
 """Make a queued request the current epoch. Replies whom to tell that they were replaced."""
 
 APPEND = _script("""
-local epoch, first, last, data, earliest, mid, ttl, status, code, completed, retention = unpack(ARGV)
-local f = redis.call('HMGET', H, 'epoch', 'status', 'tail')
-if f[1] ~= epoch then
-    return {not f[1] and redis.call('EXISTS', KEYS[2]) == 0 and 'missing' or 'ended'}
-end
-if f[2] ~= 'in_progress' then
-    return {f[2] == status and f[3] == last and 'ok' or 'ended'}
-end
-if f[3] ~= first and f[3] ~= last then return {'gap', f[3]} end
-if f[3] ~= last then
-    if earliest == '0' then
-        redis.call('XADD', KEYS[2], last .. '-0', 'd', data)
-        redis.call('HSET', H, 'tail', last, 'mid', mid)
-    else
-        redis.call('XADD', KEYS[2], 'MINID', '=', text(earliest + 1), last .. '-0', 'd', data)
-        redis.call('HSET', H, 'tail', last, 'mid', mid, 'earliest', earliest)
+local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, ending, retention)
+    local log = H .. ':' .. epoch
+    local f = redis.call('HMGET', H, 'epoch', 'status', 'tail')
+    local status, code, completed = ending:match('^(%S+) (%S*) (%S+)$')
+    if f[1] ~= epoch then
+        return {not f[1] and redis.call('EXISTS', log) == 0 and 'missing' or 'ended'}
     end
-    if redis.call('PTTL', KEYS[2]) < 0 then redis.call('PEXPIRE', KEYS[2], ttl) end
+    if f[2] ~= 'in_progress' then
+        return {f[2] == status and f[3] == last and 'ok' or 'ended'}
+    end
+    if f[3] ~= first and f[3] ~= last then return {'gap', f[3]} end
+    if f[3] ~= last then
+        local add = {'XADD', log}
+        if anew ~= '1' then add[#add + 1] = 'NOMKSTREAM' end
+        if earliest ~= '0' then
+            for _, word in ipairs({'MINID', '=', text(earliest + 1)}) do add[#add + 1] = word end
+        end
+        for _, word in ipairs({last .. '-0', 'd', data}) do add[#add + 1] = word end
+        if not redis.call(unpack(add)) then return {'missing'} end
+        if anew == '1' then redis.call('PEXPIRE', log, ttl) end
+        if earliest == '0' then
+            redis.call('HSET', H, 'tail', last, 'mid', mid)
+        else
+            redis.call('HSET', H, 'tail', last, 'mid', mid, 'earliest', earliest)
+        end
+    end
+    if status then
+        redis.call('XADD', log, last .. '-1', 's', status, 'c', code)
+        redis.call('PEXPIRE', log, math.max(retention, 60000))
+        redis.call('HSET', H, 'status', status, 'code', code, 'completed', completed,
+            'expires', text(now() + retention))
+        redis.call('HDEL', H, 'wait')
+        tidy(ttl)
+        return {'ok'}
+    end
+    return {'ok', look == '1' and slowest_of(log .. ':readers')}
 end
-if status ~= '' then
-    redis.call('XADD', KEYS[2], last .. '-1', 's', status, 'c', code)
-    redis.call('PEXPIRE', KEYS[2], math.max(retention, 60000))
-    redis.call('HSET', H, 'status', status, 'code', code, 'completed', completed, 'expires', text(now() + retention))
-    redis.call('HDEL', H, 'wait')
-    tidy(ttl)
-    return {'ok'}
+
+local replies = {}
+for i, name in ipairs(KEYS) do
+    H = name
+    replies[i] = append(unpack(ARGV, i * 11 - 10, i * 11))
 end
-local slowest
-for _, place in ipairs(redis.call('HVALS', KEYS[3])) do
-    local offset, until_ = place:match('^(%d+) (%d+)$')
-    if tonumber(until_) > now() then slowest = math.min(slowest or math.huge, offset) end
-end
-return {'ok', slowest and text(slowest)}
+return replies
 """)
-"""Write bytes, and the end if there is a status. Refused unless the epoch is the live one, and goes on at `first`."""
+"""Write bytes, and the end if there is one. Refused unless the epoch is the live one, and goes on at `first`.
+
+For any number of streams: KEYS are their hashes, ARGV eleven words for each, and each gets a reply of its own. Unless
+the log is begun `anew`, it has to be there. With `look`, the reply says where the slowest reader elsewhere is. Other
+scripts run now and then; this one runs all the time, and calls no more than it must.
+"""
 
 RESTORE = _script("""
 local epoch, worker, head, sse, started, idem, ttl, offset = unpack(ARGV)
@@ -347,12 +373,7 @@ return f[1] and {f[2], f[3]} or {}
 WAIT = _script("""
 if redis.call('HGET', H, 'epoch') ~= ARGV[1] then return false end
 redis.call('HSET', H, 'wait', 1)
-local slowest
-for _, place in ipairs(redis.call('HVALS', KEYS[2])) do
-    local offset, until_ = place:match('^(%d+) (%d+)$')
-    if tonumber(until_) > now() then slowest = math.min(slowest or math.huge, offset) end
-end
-return slowest and text(slowest)
+return slowest_of(KEYS[2])
 """)
 """Ask to be told when a reader gets on. Replies where the slowest one is."""
 

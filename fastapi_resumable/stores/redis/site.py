@@ -21,13 +21,14 @@ from ..pulse import Pulse
 from ..stream import Budget, Limits
 from ..watchers import Notify, Watchers
 from .appender import Appender
+from .followed import FollowedStream
 from .follower import Entry, Follower
 from .keys import Keys, log_key
 from .lease import Lease
 from .link import Call, Client, Link
+from .recorded import GONE, RecordedStream
 from .scripts import BURY, INDEX, PAGE, PEEK, POST, RELEASE, RESERVE, TOUCH
 from .state import UNUSED_EPOCH, State, cut_event, dump_head
-from .streams import GONE, FollowedStream, RecordedStream
 
 logger = logging.getLogger("fastapi_resumable")
 

@@ -27,12 +27,13 @@ from ...core.models import ResumableStatus, ResumableStreamItem
 from ..base import OnConflict, Reservation, queued_item
 from ..stream import Head, Limits, Stream
 from ..watchers import Notify
+from .followed import FollowedStream
 from .keys import Keys
 from .link import Call, Client
+from .recorded import RecordedStream
 from .scripts import BEGIN, CLAIM, PEEK, STOP
 from .site import Site
 from .state import State
-from .streams import FollowedStream, RecordedStream
 
 logger = logging.getLogger("fastapi_resumable")
 

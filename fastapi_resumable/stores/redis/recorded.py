@@ -1,31 +1,32 @@
-"""The two views of a stream that Redis holds: of the worker that records it, and of any other that serves it."""
+"""A stream as the worker sees it that records it: what is written, and how far Redis has acknowledged that."""
 
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import OffsetLost, ResumableError, StoreUnavailable
+from ...core.errors import OffsetLost, StoreUnavailable
 from ...core.framing import EventFramer
-from ...core.log import BLOCK_SIZE, ByteLog
+from ...core.log import BLOCK_SIZE
 from ...core.models import ResumableStatus
 from ..stream import Budget, Cursor, Stream, nobody
-from .follower import Entry
 from .keys import log_key, readers_key
 from .link import Call
-from .scripts import APPEND, REPORT, RESTORE, WAIT
+from .scripts import APPEND, RESTORE, WAIT
 
 if TYPE_CHECKING:
     from .site import Site
-    from .state import State
 
 logger = logging.getLogger("fastapi_resumable")
 
 AHEAD = 256 * 1024
 """The most bytes a producer may be ahead of what Redis has acknowledged."""
-WINDOW = 256 * 1024
-"""How much of a stream a worker that only follows it keeps; readers further back are served from Redis."""
+FAST = 250.0
+"""Events a second of a stream that need not be written one by one."""
+SILENCE = 0.01
+"""Seconds after which such a stream is taken for a slow one again."""
 RECHECK = 1.0
 """Seconds after which a producer that waits for readers elsewhere looks again, should nobody have told it."""
 
@@ -45,8 +46,10 @@ class RecordedStream(Stream):
     __slots__ = (
         "_ahead",
         "_begin",
+        "_called",
         "_ending",
         "_is_ended",
+        "_is_fast",
         "_lost",
         "_recorded",
         "_renew",
@@ -55,6 +58,7 @@ class RecordedStream(Stream):
         "_settled",
         "_slowest_elsewhere",
         "_stop_producer",
+        "_waiting",
         "is_detached",
         "name",
         "site",
@@ -73,6 +77,11 @@ class RecordedStream(Stream):
         self._begin: Call | None = None
         """What begins the stream in Redis, if that could not be done before."""
         self._ahead = max(1, min(AHEAD, site.limits.max_stream_bytes // 4))
+        self._called = 0.0
+        self._waiting = 0
+        """How often something was written since the last call."""
+        self._is_fast = False
+        """Whether that happens so often that the next call is best put off, to take more along."""
         self._recorded = 0
         self._sent = 0
         self._sent_end = False
@@ -89,13 +98,26 @@ class RecordedStream(Stream):
         self._keep(data)
         if self.is_detached:
             self._show(self.log.tail)
-        self.site.appender.mark(self)
+        if not self._waiting:
+            self.site.appender.mark(self, may_wait=self._is_fast and monotonic() - self._called < SILENCE)
+        self._waiting += 1
+
+    def offer(self, chunk: bytes, _now: float) -> bool:
+        """Record a chunk if that can be done at once."""
+        if self.closed or not self.has_room(len(chunk)):
+            return False
+        self.write(chunk)
+        return True
 
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes leave in place what readers need, here and elsewhere, and what is to be written."""
         tail = self.log.tail
-        if tail > self.visible and tail + size - self.visible > self._ahead:
-            return False
+        ahead = tail + size - self.visible
+        if ahead > self._ahead // 2 and tail > self.visible:
+            # Enough to be written at once, so that the producer need not wait for that.
+            self.site.appender.mark(self)
+            if ahead > self._ahead:
+                return False
         return not self._is_held_elsewhere(size) and super().has_room(size)
 
     def _is_held_elsewhere(self, size: int) -> bool:
@@ -155,7 +177,7 @@ class RecordedStream(Stream):
 
     def _show(self, offset: int) -> None:
         if offset > self.visible:
-            self.visible = offset
+            self._told, self.visible = self.visible, offset
             self._wake()
             self._make_room()
 
@@ -166,7 +188,7 @@ class RecordedStream(Stream):
         self.status = status
         self.completed_at = now
         self.is_final = True
-        self._wake()
+        self._tell()
         self._make_room()
         if not self._settled.done():
             self._settled.set_result(None)
@@ -185,25 +207,26 @@ class RecordedStream(Stream):
         if self._is_ended:
             return None
         site = self.site
+        now = monotonic()
+        self._is_fast = self._waiting > FAST * (now - self._called)
+        self._called, self._waiting = now, 0
         if self._begin is not None:
             return self._begin
-        keys = [self.name, log_key(self.name, self.epoch), readers_key(self.name, self.epoch)]
         if self._recorded < self.log.floor:
             self._lost = True
         if self._lost:
             return Call(
                 RESTORE,
-                keys[:2],
+                [self.name, log_key(self.name, self.epoch)],
                 [self.epoch, site.worker, *site.describe(self), site.ttl, self.earliest],
             )
-        first, last = self._recorded, self.log.tail
-        if first == last and self._ending is None and not self._renew:
+        first, last, anew = self._recorded, self.log.tail, self._renew
+        if first == last and self._ending is None and not anew:
             return None
         self._sent, self._sent_end, self._renew = last, self._ending is not None, False
-        status, code, now = self._ending or ("", "", 0.0)
         return Call(
             APPEND,
-            keys,
+            [self.name],
             [
                 self.epoch,
                 first,
@@ -212,9 +235,10 @@ class RecordedStream(Stream):
                 self.earliest if last > self._bound else 0,
                 int(self._framer is not None and self._framer.oversize),
                 site.ttl,
-                str(status),
-                code,
-                now,
+                int(anew or not first),
+                # As long as the log cannot fill up before the next reply, no reader has to be waited for.
+                int(last + 2 * max(self._ahead, BLOCK_SIZE) > self._bound),
+                " ".join(map(str, self._ending or ())),
                 site.retention,
             ],
         )
@@ -237,7 +261,8 @@ class RecordedStream(Stream):
                     self._finalize(self._ending[0], self._ending[2])
                 self._stop_producer = None
                 self.site.forget(self)
-                return
+            # What has come meanwhile is marked already.
+            return
         elif word == b"gap":
             self._lost = False
             self._renew = True
@@ -261,7 +286,7 @@ class RecordedStream(Stream):
     def leave_store(self) -> None:
         """Write no more to Redis, and count no longer against the bytes that the store may hold."""
         self._is_ended = True
-        self._budget.used -= self.log.size
+        self._budget.used -= self._counted
         self._budget = Budget()
 
     def check(self) -> None:
@@ -368,174 +393,3 @@ class RecordedStream(Stream):
             return b""
         data = super().read(cursor)
         return data if len(data) <= left else data[:left]
-
-
-class FollowedStream(Stream):
-    """A stream that another worker records, or that has ended: what is new comes by itself, what is old on demand."""
-
-    __slots__ = ("__weakref__", "_earliest", "_reported", "_site", "_step", "_tail", "missing_since", "name", "worker")
-
-    def __init__(self, site: "Site", name: str, state: "State") -> None:
-        super().__init__(
-            state.key,
-            state.epoch,
-            state.head,
-            limits=site.limits,
-            budget=site.budget,
-            pulse=site.pulse,
-            started_at=state.started_at,
-            idempotency_key=state.idempotency_key,
-            on_stop=lambda _: None,
-        )
-        self.name = name
-        self.closed = True
-        self.missing_since: float | None = None
-        """Since when Redis has not known of it."""
-        self._framer = None
-        self._site = site
-        self._bound = WINDOW
-        self.log = ByteLog(BLOCK_SIZE, state.tail)
-        self._step = max(1, site.limits.max_stream_bytes // 8)
-        self._reported = -1
-        self.update(state)
-
-    def update(self, state: "State") -> None:
-        """Take what Redis says of the stream now."""
-        self.worker = state.worker
-        self._tail = state.tail
-        self._earliest = state.earliest
-        self.status = state.status
-        self.completed_at = state.completed_at
-        if not self._cursors and state.tail > self.log.tail:
-            self.log = ByteLog(BLOCK_SIZE, state.tail)
-        if state.is_final and self.log.tail >= state.tail:
-            self.is_final = True
-
-    @property
-    def tail(self) -> int:
-        """How far the stream can be read."""
-        return max(self._tail, self.log.tail)
-
-    @property
-    def earliest(self) -> int:
-        """The first offset that can be resumed from, when Redis was last asked."""
-        return self._earliest
-
-    # What is new.
-
-    def attach(self, cursor: Cursor) -> None:
-        """Follow the stream, if nobody here did."""
-        super().attach(cursor)
-        if len(self._cursors) == 1 and not self.is_final:
-            self._site.follow(self)
-        self.report()
-
-    def detach(self, cursor: Cursor) -> None:
-        """Let go of the stream with its last reader."""
-        if cursor not in self._cursors:
-            return
-        super().detach(cursor)
-        if not self._cursors:
-            self._site.unfollow(self)
-            self._site.budget.used -= self.log.size
-            self._tail = self.tail
-            self.log = ByteLog(BLOCK_SIZE, self._tail)
-        self.report()
-
-    def fail(self, failure: ResumableError) -> None:
-        """Send the readers away; who comes now begins anew."""
-        super().fail(failure)
-        self._site.unfollow(self)
-
-    def take(self, entries: list[Entry]) -> None:
-        """Add what Redis has got."""
-        for entry_id, fields in entries:
-            end = int(entry_id.partition("-")[0])
-            if b"s" in fields:
-                self._finish(end, ResumableStatus(fields[b"s"].decode()))
-                continue
-            data = fields[b"d"]
-            start = end - len(data)
-            if start > self.log.tail:
-                # Something in between was dropped before we got here; who still needs it will be told.
-                self._site.budget.used -= self.log.size
-                self.log = ByteLog(BLOCK_SIZE, start)
-            if end > self.log.tail:
-                self._append(data[self.log.tail - start :])
-
-    def _keep(self, data: bytes) -> None:
-        self.log.append(data)
-        self._site.budget.used += len(data) - self.log.trim(self.log.tail - self._bound)
-
-    def _finish(self, tail: int, status: ResumableStatus) -> None:
-        self._site.unfollow(self)
-        if tail < self.log.tail:
-            # Redis has lost, and never got back, what was seen here.
-            self.fail(StoreUnavailable("Redis has lost a part of the stream, and its producer is gone."))
-            return
-        self.status = status
-        self.completed_at = self._site.now()
-        self.is_final = True
-        self._wake()
-
-    # What is old.
-
-    def read(self, cursor: Cursor) -> bytes:
-        """Return the next bytes; none at the tail."""
-        return super().read(cursor) if cursor.offset < self.log.tail else b""
-
-    async def recall(self, cursor: Cursor) -> bytes:
-        """Return bytes that only Redis holds.
-
-        Raises:
-            OffsetLost: It does not, either.
-            StoreUnavailable: It cannot be asked.
-        """
-        data, _ = await self._site.page(self.name, self.epoch, cursor.offset)
-        if not data:
-            raise OffsetLost(self.earliest)
-        return data
-
-    async def blocks(self, offset: int) -> Iterable[bytes]:
-        """Everything from `offset` to the tail, fetched."""
-        tail, blocks = self.tail, []
-        while offset < tail:
-            data, _ = await self._site.page(self.name, self.epoch, offset)
-            if not data:
-                raise OffsetLost(self.earliest)
-            blocks.append(data)
-            offset += len(data)
-        return blocks
-
-    # What the producer has to know.
-
-    def advance(self, cursor: Cursor, size: int) -> None:
-        """Note that the reader has sent `size` bytes on."""
-        super().advance(cursor, size)
-        # The exact place matters only where the bound is so small that a chunk may fill it.
-        if not self.is_final and (self._step < BLOCK_SIZE or cursor.offset - self._reported >= self._step):
-            slowest = min((cursor.offset for cursor in self._cursors), default=math.inf)
-            if slowest - self._reported >= self._step or slowest == self.log.tail:
-                self.report()
-
-    def report(self) -> None:
-        """Tell the producer's worker how far the slowest reader is."""
-        if self.is_final:
-            return
-        self._reported = min((cursor.offset for cursor in self._cursors), default=-1)
-        # By way of the appender, so that a report never overtakes another.
-        self._site.appender.mark(self)
-
-    def next_call(self) -> Call:
-        """What to tell."""
-        slowest = min((cursor.offset for cursor in self._cursors), default="")
-        keys = [self.name, readers_key(self.name, self.epoch)]
-        return Call(REPORT, keys, [self._site.worker, slowest, self._site.patience])
-
-    def take_reply(self, reply: Any) -> None:
-        """Pass it on to the producer, if that waits for it."""
-        if reply:
-            self._site.tell(reply[0].decode(), "room", reply[1].decode())
-
-    def on_outage(self, _failure: StoreUnavailable) -> None:
-        """It is told as soon as it can be."""

@@ -1,0 +1,265 @@
+"""What is written costs few commands, and is written at once where somebody could tell. §7: appends are batched."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from uuid import uuid4
+
+import pytest
+
+from fastapi_resumable import RedisStore
+from fastapi_resumable.core.ids import StreamKey
+from fastapi_resumable.stores.redis import appender, recorded
+from fastapi_resumable.stores.redis.keys import Keys, log_key
+from fastapi_resumable.stores.redis.recorded import FAST, RecordedStream
+from fastapi_resumable.stores.stream import Limits, Stream
+from fastapi_resumable.testing.tools import KEY, TEXT, Request, begin, complete, content, following, write
+from tests.support.redis_server import RedisServer
+from tests.support.site import until
+
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(20)]
+
+EVENT = b"data: " + b"x" * 94 + b"\n\n"
+MIB = 1024 * 1024
+LONG = 60.0
+"""A pause that no test lives to see the end of."""
+
+OpenStore = Callable[..., RedisStore]
+
+
+class Workers:
+    """Stores on one Redis, under a prefix of their own; and what they make it do."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.server = server
+        self.keys = Keys(f"appends-{uuid4().hex}")
+        self.stores: list[RedisStore] = []
+
+    def open(self, limits: Limits | None = None) -> RedisStore:
+        """A worker's store."""
+        store = RedisStore(self.server.url, key_prefix=self.keys.prefix)
+        store.configure(limits or Limits())
+        self.stores.append(store)
+        return store
+
+    def calls(self) -> Counter[str]:
+        """How often each command was called so far, by scripts or by anybody else."""
+        stats = self.server.commandstats()
+        return Counter({name.removeprefix("cmdstat_"): int(stat["calls"]) for name, stat in stats.items()})
+
+    def log(self, stream: Stream) -> str:
+        """Where the bytes of a stream are."""
+        return log_key(self.keys.stream(stream.key), stream.epoch)
+
+
+@pytest.fixture
+async def workers(redis_server: RedisServer) -> AsyncIterator[Workers]:
+    """Workers on a Redis that is not harmed."""
+    workers = Workers(redis_server)
+    try:
+        yield workers
+    finally:
+        for store in workers.stores:
+            await store.aclose()
+        assert redis_server.list_keys_without_expiry(f"{workers.keys.prefix}*") == []
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fast streams stay so, and collect, for longer than a test takes."""
+    monkeypatch.setattr(recorded, "SILENCE", LONG)
+    monkeypatch.setattr(appender, "PULSE", LONG)
+    monkeypatch.setattr(appender, "PAUSE", LONG)
+
+
+async def shown(stream: Stream, tail: int | None = None) -> None:
+    """Wait until Redis has all that was written, or so much of it."""
+    wanted = stream.log.tail if tail is None else tail
+    await until(lambda: stream.tail >= wanted, f"{wanted} bytes")
+
+
+async def make_fast(*streams: Stream) -> None:
+    """Write so much, in no time, that the streams count as fast from now on; it has been shown."""
+    for stream in streams:
+        # Once to begin the log: what counts is the time since then.
+        await write(stream, EVENT)
+        await shown(stream)
+    for stream in streams:
+        await write(stream, *[EVENT] * int(FAST * LONG))
+    for stream in streams:
+        await shown(stream)
+
+
+# What it costs.
+
+
+async def test_many_fast_streams_cost_a_fraction_of_a_command_for_each_event(workers: Workers) -> None:
+    """64 streams that await once per event: less than 0.2 commands each, with those that scripts call."""
+    store, turns = workers.open(), 1000
+    streams = [await begin(store, StreamKey(None, f"id-{number}"), TEXT) for number in range(64)]
+    before = workers.calls()
+    for _ in range(turns):
+        for stream in streams:
+            await write(stream, b"x" * 128)
+        await asyncio.sleep(0)
+    for stream in streams:
+        await shown(stream)
+    assert 0 < (workers.calls() - before).total() < 0.2 * turns * len(streams)
+
+
+async def test_what_many_streams_write_in_one_turn_goes_in_one_call(workers: Workers) -> None:
+    """Slow ones, too: nothing waits, and what is there at the same time goes together."""
+    store = workers.open()
+    streams = [await begin(store, StreamKey(None, f"id-{number}"), TEXT) for number in range(60)]
+    await asyncio.gather(*(write(stream, b"1") for stream in streams))
+    before = workers.calls()
+    for stream in streams:
+        await write(stream, b"2")
+    for stream in streams:
+        await shown(stream)
+    calls = workers.calls() - before
+    assert calls["xadd"] >= len(streams)
+    assert calls["evalsha"] <= 4
+
+
+async def test_readers_elsewhere_are_looked_for_only_when_the_log_may_fill_up(workers: Workers) -> None:
+    """As long as all of a stream fits in, nothing can be dropped that somebody still needs."""
+    stream = await begin(workers.open(Limits(max_stream_bytes=MIB)), KEY, TEXT)
+
+    async def looks() -> int:
+        before = workers.calls()
+        for _ in range(5):
+            await write(stream, b"x")
+            await shown(stream)
+        return (workers.calls() - before)["hvals"]
+
+    assert await looks() == 0
+    await write(stream, *[bytes(MIB // 16)] * 12)
+    await shown(stream)
+    assert await looks() == 5
+
+
+async def test_a_log_that_one_chunk_can_fill_looks_for_readers_every_time(workers: Workers) -> None:
+    """A reader elsewhere that is still at the start gets every byte, although the next chunk is larger than the log."""
+    limits = Limits(max_stream_bytes=4096)
+    one, other = workers.open(limits), workers.open(limits)
+    stream = await begin(one, KEY, TEXT)
+    async with following(await other.find(KEY, 1)) as reader:
+        reader.pace = asyncio.Event()
+        await until(lambda: workers.server.control.exists(f"{workers.log(stream)}:readers"), "the report")
+        await write(stream, b"a" * 100)
+        await shown(stream)
+        assert not stream.has_room(5000)
+        reader.pace.set()
+        await write(stream, b"b" * 5000)
+        assert await reader.reach(5100) == b"a" * 100 + b"b" * 5000
+
+
+# What it must not cost.
+
+
+async def test_a_slow_stream_does_not_wait_for_fast_ones(workers: Workers, patient: None) -> None:
+    """While fast streams collect, each event of another is there at once."""
+    store = workers.open()
+    fast, slow = await begin(store, KEY, TEXT), await begin(store, StreamKey(None, "slow"), TEXT)
+    await make_fast(fast)
+    before = fast.tail
+    await write(fast, EVENT)
+    await write(slow, b"1")
+    await shown(slow)
+    assert fast.tail == before
+
+
+async def test_what_a_fast_stream_collects_is_written_although_nothing_follows(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A silence after many events does not hold the last of them back."""
+    monkeypatch.setattr(recorded, "SILENCE", LONG)
+    stream = await begin(workers.open(), KEY, TEXT)
+    await make_fast(stream)
+    await write(stream, EVENT)
+    await shown(stream)
+
+
+async def test_a_fast_stream_that_fell_silent_does_not_wait(
+    workers: Workers, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is slow by then: its next event is there at once."""
+    stream = await begin(workers.open(), KEY, TEXT)
+    await make_fast(stream)
+    monkeypatch.setattr(recorded, "SILENCE", 0.0)
+    await write(stream, EVENT)
+    await shown(stream)
+
+
+async def test_the_end_of_a_fast_stream_does_not_wait(workers: Workers, patient: None) -> None:
+    """It goes with all that was collected."""
+    store = workers.open()
+    stream = await begin(store, KEY, TEXT)
+    await make_fast(stream)
+    await write(stream, EVENT)
+    await complete(store, stream)
+    assert stream.is_final
+    assert (await content(await workers.open().find(KEY, 1))).endswith(EVENT)
+
+
+async def test_a_fast_stream_collects_no_more_than_it_may_be_ahead(workers: Workers, patient: None) -> None:
+    """Its producer is never held up by what waits to be written, however small the log."""
+    stream = await begin(workers.open(Limits(max_stream_bytes=4096)), KEY, TEXT)
+    await make_fast(stream)
+    async with asyncio.timeout(10):
+        await write(stream, *[EVENT] * 1000)
+    assert isinstance(stream, RecordedStream)
+    assert stream.log.tail - stream.visible <= 1024
+
+
+async def test_a_store_that_is_closed_writes_what_was_collected(workers: Workers, patient: None) -> None:
+    """And does not wait to collect more."""
+    store = workers.open()
+    stream = await begin(store, KEY, TEXT)
+    await make_fast(stream)
+    await write(stream, EVENT)
+    await store.aclose()
+    assert workers.server.control.hget(workers.keys.stream(KEY), "tail") == str(stream.log.tail)
+
+
+# What may go wrong.
+
+
+async def test_a_log_that_is_gone_is_written_anew(workers: Workers) -> None:
+    """Somebody has deleted the key of the bytes alone: the stream is whole again, and the key expires."""
+    one, other = workers.open(), workers.open()
+    stream = await begin(one, KEY, TEXT)
+    await write(stream, b"one ")
+    await shown(stream)
+    workers.server.control.delete(workers.log(stream))
+    await write(stream, b"two ")
+    await shown(stream)
+    assert workers.server.list_keys_without_expiry(f"{workers.keys.prefix}*") == []
+    await write(stream, b"three")
+    await complete(one, stream)
+    assert await content(await other.find(KEY, 1)) == b"one two three"
+
+
+async def test_streams_that_are_written_together_end_each_in_its_own_way(workers: Workers) -> None:
+    """One that was replaced elsewhere is refused, and those that share its call are not."""
+    one, other = workers.open(), workers.open()
+    names = [StreamKey(None, f"id-{number}") for number in range(10)]
+    requests = [Request(name) for name in names]
+    streams = [await request.begin(one, TEXT) for request in requests]
+    for stream in streams:
+        await write(stream, b"old ")
+    for stream in streams:
+        await shown(stream)
+    # By a hand that tells nobody.
+    workers.server.control.hset(workers.keys.stream(names[3]), "status", "cancelled")
+    for stream in streams:
+        await write(stream, b"new")
+    for stream in streams[:3] + streams[4:]:
+        await shown(stream)
+    async with asyncio.timeout(10):
+        assert await requests[3].told() == "cancelled"
+    for number, name in enumerate(names):
+        if number != 3:
+            await complete(one, streams[number])
+            assert await content(await other.find(name, 1)) == b"old new"
