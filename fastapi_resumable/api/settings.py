@@ -1,23 +1,25 @@
 """What can be set, from code or from the environment, and the sentences for what cannot be."""
 
+import os
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+if TYPE_CHECKING:
+    from pydantic_settings import BaseSettings
 
 MIB = 1024 * 1024
+PREFIX = "FASTAPI_RESUMABLE_"
 
 
-class ResumableSettings(BaseSettings):
+class ResumableSettings(BaseModel):
     """Settings of a `Resumable`; each can also come from the environment, as `FASTAPI_RESUMABLE_<NAME>`.
 
     What is given in code wins over the environment. Durations are in seconds, sizes in bytes.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="FASTAPI_RESUMABLE_", frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     prefix: str = Field(
         "/v1", pattern=r"^(/.*[^/])?$", description="must be empty, or start with '/' and not end with one"
@@ -49,6 +51,19 @@ class ResumableSettings(BaseSettings):
         pattern=r"^(memory|(redis|rediss|unix)://.+)$",
         description="must be 'memory', or the URL of a Redis, like 'redis://localhost:6379/0'",
     )
+
+    def __init__(self, **given: Any) -> None:
+        """Take from the environment what is not given."""
+        super().__init__(**(_from_environment() | given))
+
+
+def _from_environment() -> dict[str, Any]:
+    if not any(name.upper().startswith(PREFIX) for name in os.environ):
+        return {}
+    # Not before it is needed: it takes as long to import as the library.
+    from pydantic_settings import EnvSettingsSource  # noqa: PLC0415  # see above
+
+    return EnvSettingsSource(cast("type[BaseSettings]", ResumableSettings), env_prefix=PREFIX)()
 
 
 def load_settings(given: dict[str, Any]) -> ResumableSettings:

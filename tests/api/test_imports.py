@@ -1,0 +1,67 @@
+"""What importing the package brings along: nothing beyond FastAPI that is not used yet."""
+
+import os
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+import fastapi, fastapi.responses
+before = set(sys.modules)
+{}
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def brought(code: str, **environment: str) -> set[str]:
+    """The modules that a fresh interpreter, which has FastAPI, imports for some code."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FASTAPI_RESUMABLE_")}
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(code)],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.split())
+
+
+def foreign(modules: set[str]) -> set[str]:
+    """The packages that are neither ours nor Python's nor what FastAPI is made of."""
+    roots = {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
+    return {root for root in roots if not root.startswith("_")} - {
+        "anyio",
+        "fastapi",
+        "fastapi_resumable",
+        "pydantic",
+        "pydantic_core",
+        "starlette",
+    }
+
+
+def test_the_package_imports_nothing_that_fastapi_is_not_made_of() -> None:
+    """No Redis, no HTTP client, no reader of environments, no server, and no part of our own that needs one."""
+    modules = brought("import fastapi_resumable")
+    assert "fastapi_resumable.api.resumable" in modules
+    assert foreign(modules) == set()
+    assert not {"fastapi_resumable.stores.redis", "fastapi_resumable.client", "fastapi_resumable.testing"} & modules
+
+
+def test_a_resumable_that_is_set_in_code_imports_no_more() -> None:
+    """With nothing in the environment to read, nobody is needed to read it."""
+    modules = brought("import fastapi_resumable; fastapi_resumable.Resumable(ping=5)")
+    assert foreign(modules) == set()
+
+
+def test_what_reads_the_environment_is_imported_when_there_is_something_to_read() -> None:
+    """One variable is enough, in small letters, too; it counts as ever."""
+    for name in ("FASTAPI_RESUMABLE_PING", "fastapi_resumable_ping"):
+        code = "from fastapi_resumable import Resumable; assert Resumable().settings.ping == 3"
+        assert "pydantic_settings" in foreign(brought(code, **{name: "3"}))
+
+
+def test_a_part_that_is_asked_for_is_imported_then() -> None:
+    """`RedisStore` is a name of the package, and brings its client."""
+    assert "redis" in foreign(brought("from fastapi_resumable import RedisStore"))
