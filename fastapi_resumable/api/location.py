@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import quote
 
 from starlette.routing import NoMatchFound
@@ -18,6 +19,9 @@ class Locator:
     def __init__(self, route_name: str) -> None:
         self.route_name = route_name
         self._warned = False
+        # Where the route is in an application: it stays there, and looking for it takes long. By identity, as routers
+        # have no hash; the application is kept with it, so that no other gets its identity.
+        self._paths: dict[int, tuple[Any, str]] = {}
 
     def within(self, scope: Scope) -> Callable[[str], str | None]:
         """A function from a stream id to the path of its replay, as the client of this request has to ask for it."""
@@ -32,10 +36,12 @@ class Locator:
             (scope.get("router"), scope.get("app_root_path", root_path)),
         ):
             if provider is not None:
-                try:
-                    path = str(provider.url_path_for(self.route_name))
-                except NoMatchFound:
-                    continue
+                if id(provider) not in self._paths:
+                    try:
+                        self._paths[id(provider)] = provider, str(provider.url_path_for(self.route_name))
+                    except NoMatchFound:
+                        continue
+                path = self._paths[id(provider)][1]
                 return quote(root.rstrip("/") + path, safe="/:@!$&'()*+,;=~%")
         if not self._warned:
             self._warned = True

@@ -1,12 +1,12 @@
 """The routes: replay, stop, lookup and watch, documented in OpenAPI."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ..asgi.headers import describe
 from ..asgi.replay import replay
@@ -93,33 +93,69 @@ _LOOKUP_BODY = {
     }
 }
 
-ConversationId = Annotated[str, Path(description="The stream id; it may contain slashes.", examples=["chat-42"])]
-QueryId = Annotated[
-    str | None, Query(alias="conv_id", description="The stream id; for ids that do not go well in a path.")
-]
-From = Annotated[
-    str | None,
-    Query(
-        alias="from",
-        description="Offset in bytes to replay from. Default: the start.",
-        json_schema_extra={"anyOf": None, "type": "integer", "minimum": 0},
+
+def _parameter(name: str, place: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter, as OpenAPI has it. FastAPI is not to read it: none can be wrong for it, and that takes its time."""
+    return {
+        "name": name,
+        "in": place,
+        "required": place == "path",
+        "schema": {**schema, "title": name.replace("_", " ").title()},
+        "description": schema["description"],
+    }
+
+
+_TEXT_OR_NONE = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+_PATH_ID = _parameter(
+    "conversation_id",
+    "path",
+    {"type": "string", "description": "The stream id; it may contain slashes.", "examples": ["chat-42"]},
+)
+_QUERY_ID = _parameter(
+    "conv_id",
+    "query",
+    {**_TEXT_OR_NONE, "description": "The stream id; for ids that do not go well in a path."},
+)
+_EPOCH = _parameter(
+    "epoch",
+    "query",
+    {
+        **_TEXT_OR_NONE,
+        "description": "The epoch that is meant: any other is refused (replay) or left alone (stop).",
+    },
+)
+_REPLAY_PARAMETERS = [
+    _parameter(
+        "from",
+        "query",
+        {
+            "description": "Offset in bytes to replay from. Default: the start.",
+            "type": "integer",
+            "minimum": 0,
+        },
+    ),
+    _parameter(
+        "starting_after",
+        "query",
+        {
+            "description": "For streams whose events carry a `sequence_number` in their JSON data, as OpenAI's do: "
+            "only events with a higher number. Wins over `from`.",
+            "type": "integer",
+            "minimum": 0,
+        },
+    ),
+    _EPOCH,
+    _parameter(
+        "Last-Event-ID",
+        "header",
+        {**_TEXT_OR_NONE, "description": "Replay from right after this event. Wins over all others."},
     ),
 ]
-StartingAfter = Annotated[
-    str | None,
-    Query(
-        description="For streams whose events carry a `sequence_number` in their JSON data, as OpenAI's do: only "
-        "events with a higher number. Wins over `from`.",
-        json_schema_extra={"anyOf": None, "type": "integer", "minimum": 0},
-    ),
-]
-Epoch = Annotated[
-    str | None, Query(description="The epoch that is meant: any other is refused (replay) or left alone (stop).")
-]
-LastEventId = Annotated[
-    str | None,
-    Header(alias="Last-Event-ID", description="Replay from right after this event. Wins over all others."),
-]
+
+_ITEMS = TypeAdapter(list[ResumableStreamItem])
+
+Endpoint = Callable[[Request, Any], Awaitable[Response]]
+"""Answers a request; gets the owner, too."""
 
 
 class Routes:
@@ -170,13 +206,25 @@ class Routes:
             raise http_error(exc) from exc
         return Response(status_code=204)
 
-    async def lookup(self, request: Request, owner: Any) -> list[ResumableStreamItem]:
+    async def replay_as_asked(self, request: Request, owner: Any) -> Response:
+        """Answer with the stream that the path or the query names."""
+        query = request.query_params
+        return await self.replay(
+            request, owner, _stream_id(request), query.get("from"), query.get("starting_after"), query.get("epoch")
+        )
+
+    async def stop_as_asked(self, request: Request, owner: Any) -> Response:
+        """Stop the stream that the path or the query names."""
+        return await self.stop(owner, _stream_id(request), request.query_params.get("epoch"))
+
+    async def lookup(self, request: Request, owner: Any) -> Response:
         """Say which streams there are."""
         try:
             wanted = await _read_lookup(request)
-            return await self._manager.store.lookup(owner, wanted.conversation_ids)
+            items = await self._manager.store.lookup(owner, wanted.conversation_ids)
         except ResumableError as exc:
             raise http_error(exc) from exc
+        return Response(_ITEMS.dump_json(items), media_type="application/json")
 
     async def watch(self, request: Request, owner: Any) -> Response:
         """Tell what becomes of streams."""
@@ -205,48 +253,22 @@ def build_router(
         generate_unique_id_function=_operation_id,
     )
     routes = Routes(manager, pending_timeout, locator)
-    OwnerId = Annotated[Any, Depends(owner or nobody)]  # noqa: N806  # a type, for the signatures below
-    last_event_id = Depends(_document_last_event_id)
 
-    async def replay_by_query(
-        request: Request,
-        owner: OwnerId,
-        *,
-        conv_id: QueryId = None,
-        start: From = None,
-        starting_after: StartingAfter = None,
-        epoch: Epoch = None,
-    ) -> Response:
-        return await routes.replay(request, owner, conv_id, start, starting_after, epoch)
+    def endpoint(answer: Endpoint) -> Callable[..., Awaitable[Response]]:
+        async def answer_anybody(request: Request) -> Response:
+            return await answer(request, None)
 
-    async def replay_by_path(
-        request: Request,
-        owner: OwnerId,
-        conversation_id: ConversationId,
-        *,
-        start: From = None,
-        starting_after: StartingAfter = None,
-        epoch: Epoch = None,
-    ) -> Response:
-        return await routes.replay(request, owner, conversation_id, start, starting_after, epoch)
+        async def answer_owner(request: Request, owner: Annotated[Any, Depends(owner)]) -> Response:
+            return await answer(request, owner)
 
-    async def stop_by_query(owner: OwnerId, conv_id: QueryId = None, epoch: Epoch = None) -> Response:
-        return await routes.stop(owner, conv_id, epoch)
+        return answer_anybody if owner is None else answer_owner
 
-    async def stop_by_path(owner: OwnerId, conversation_id: ConversationId, epoch: Epoch = None) -> Response:
-        return await routes.stop(owner, conversation_id, epoch)
-
-    async def lookup(request: Request, owner: OwnerId) -> list[ResumableStreamItem]:
-        return await routes.lookup(request, owner)
-
-    async def watch(request: Request, owner: OwnerId) -> Response:
-        return await routes.watch(request, owner)
-
-    for path, replay_endpoint, stop_endpoint in (
-        ("/stream", replay_by_query, stop_by_query),
-        ("/stream/{conversation_id:path}", replay_by_path, stop_by_path),
+    replay_endpoint, stop_endpoint = endpoint(routes.replay_as_asked), endpoint(routes.stop_as_asked)
+    for path, id_parameter in (
+        ("/stream", _QUERY_ID),
+        ("/stream/{conversation_id:path}", _PATH_ID),
         # A path parameter of Starlette's takes no line feed, a plain one does: so that such an id is refused by us.
-        ("/stream/{conversation_id}", replay_by_path, stop_by_path),
+        ("/stream/{conversation_id}", _PATH_ID),
     ):
         documented = path != "/stream/{conversation_id}"
         router.add_api_route(
@@ -256,10 +278,10 @@ def build_router(
             name=locator.route_name if path == "/stream" else "replay_by_path",
             summary="Replay a stream, and follow it to its end",
             description="Every client gets the bytes of the log, in order, from its offset. Never starts work.",
-            dependencies=[last_event_id],
             response_class=Response,
             include_in_schema=documented,
             responses=_REPLAY_RESPONSES,
+            openapi_extra={"parameters": [id_parameter, *_REPLAY_PARAMETERS]},
         )
         router.add_api_route(
             path,
@@ -267,10 +289,10 @@ def build_router(
             methods=["HEAD"],
             summary="Describe a stream",
             description="Status and headers of the replay, and `X-Stream-*` headers.",
-            dependencies=[last_event_id],
             response_class=Response,
             include_in_schema=documented,
             responses=_HEAD_RESPONSES,
+            openapi_extra={"parameters": [id_parameter, *_REPLAY_PARAMETERS]},
         )
         router.add_api_route(
             path,
@@ -282,10 +304,11 @@ def build_router(
             response_class=Response,
             include_in_schema=documented,
             responses=_STOP_RESPONSES,
+            openapi_extra={"parameters": [id_parameter, _EPOCH]},
         )
     router.add_api_route(
         "/streams/lookup",
-        lookup,
+        endpoint(routes.lookup),
         methods=["POST"],
         summary="Look up streams by id",
         description="Which of these streams there are, and what they are doing. Only ids that are asked for are shown.",
@@ -296,7 +319,7 @@ def build_router(
     )
     router.add_api_route(
         "/streams/watch",
-        watch,
+        endpoint(routes.watch),
         methods=["POST"],
         summary="Watch streams by id",
         description="What a lookup of these ids shows, and then each change, as server-sent events. Streams that come "
@@ -309,8 +332,9 @@ def build_router(
     return router
 
 
-async def _document_last_event_id(_value: LastEventId = None) -> None:
-    """Shows the header in OpenAPI; it is read from the raw request, as UTF-8."""
+def _stream_id(request: Request) -> str | None:
+    given = request.path_params
+    return given["conversation_id"] if "conversation_id" in given else request.query_params.get("conv_id")
 
 
 async def _read_lookup(request: Request) -> ResumableLookup:

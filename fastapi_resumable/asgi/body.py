@@ -48,6 +48,11 @@ class RequestBody:
         self._taken.set()
         return self._messages.popleft()
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the application has had all of the body."""
+        return self._complete and not self._messages
+
     async def disconnected(self) -> None:
         """Wait until the client has gone. Reads ahead of the application by one message at most."""
         while not self._gone:

@@ -104,6 +104,9 @@ class Exchange:
         except Exception as exc:  # noqa: BLE001  # raised again below, once nothing hangs on the request any more
             failure = exc
         await self._outlast()
+        # Nothing leads back here, so that what hangs on the request is freed with it, and not at some collection.
+        self.recorder.release()
+        self._reader = None
         if failure is not None:
             raise failure
         if not self.has_begun:

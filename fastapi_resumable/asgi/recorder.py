@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Scope, Send
 from ..core.errors import StreamCancelled, StreamReplaced
 from ..core.models import ResumableStatus
 from ..life.manager import StreamManager
-from ..life.producer import PIECE, Producer, StreamStopped
+from ..life.producer import Producer, StreamStopped
 from ..stores.stream import Head, Stream
 from .body import DISCONNECT, RequestBody
 from .headers import RawHeaders, recorded
@@ -32,7 +32,8 @@ class Recorder:
     ) -> None:
         """`on_begin` gets the stream before anything is in it; `pass_on` the messages of any other answer."""
         self._manager = manager
-        self._producer = producer
+        self.turns = manager.turns
+        self.producer = producer
         self._body = body
         self._head_timeout = head_timeout
         self._end_delay = end_delay
@@ -68,13 +69,19 @@ class Recorder:
             self._cancel_timer()
             self._settle()
 
+    def release(self) -> None:
+        """Let go of whoever is told; what an application sends that has outlived its request goes nowhere."""
+        self._on_begin, self._pass_on = _ignore, _discard
+
     async def receive(self) -> Message:
         """The request's body; then, once the stream is stopped, a disconnect."""
         if self.passing:
             return await self._body.receive()
-        if self._producer.stop_code is None:
+        if self.producer.stop_code is None and self._body.is_exhausted:
+            await self.producer.disconnected()
+        elif self.producer.stop_code is None:
             message = asyncio.ensure_future(self._body.next())
-            stopped = asyncio.ensure_future(self._producer.disconnected())
+            stopped = asyncio.ensure_future(self.producer.disconnected())
             try:
                 await asyncio.wait({message, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 if message.done() and (received := message.result()) is not None:
@@ -91,7 +98,8 @@ class Recorder:
         Raises:
             StreamStopped: The stream was stopped, as a server would say that the client has left.
         """
-        producer = self._producer
+        producer = self.producer
+        body = message.get("body")
         if (stream := producer.stream) is None:
             if self.passing:
                 await self._pass_on(message)
@@ -101,17 +109,18 @@ class Recorder:
             if message["type"] == "http.response.start":
                 await self._hold(message)
                 return
-        body = message.get("body", b"")
+            if body:
+                await self._begin()
+        # `Producer.write`, short for nearly all chunks: each call less can be measured.
+        elif type(body) is bytes and body and stream.offer(body, now := monotonic()):
+            previous, producer.last_write = producer.last_write, now
+            if now > self.turns.ends:
+                await self.turns.give_way(previous, now)
+            if message.get("more_body"):
+                return
+            body = None
         if body:
-            if stream is not None and type(body) is bytes and len(body) <= PIECE and stream.offer(body):
-                # `Producer.write` and `take_turn`, short for nearly all chunks: each call less can be measured.
-                producer.last_write = now = monotonic()
-                if now > self._manager.turn_ends:
-                    await self._manager.next_turn()
-            else:
-                if stream is None:
-                    await self._begin()
-                await producer.write(bytes(body))
+            await producer.write(bytes(body))
         if not message.get("more_body", False):
             self._ending = True
             if self._end_delay:
@@ -126,7 +135,7 @@ class Recorder:
             self._set_timer(self._head_timeout, self._begin)
             return
         self.passing = True
-        await self._manager.store.release(self._producer.reservation)
+        await self._manager.store.release(self.producer.reservation)
         self._settle()
         await self._pass_on(start)
 
@@ -135,16 +144,16 @@ class Recorder:
         self._cancel_timer()
         head = Head(self._start["status"], recorded(self.headers))
         try:
-            await self._producer.begin(head, self._on_begin)
+            await self.producer.begin(head, self._on_begin)
         except (StreamCancelled, StreamReplaced) as exc:
             raise StreamStopped("the stream was stopped before it began") from exc
         self._settle()
 
     async def _end(self) -> None:
-        if self._producer.stop_code is None:
-            if self._producer.stream is None:
+        if self.producer.stop_code is None:
+            if self.producer.stream is None:
                 await self._begin()
-            await self._producer.finish(ResumableStatus.COMPLETED)
+            await self.producer.finish(ResumableStatus.COMPLETED)
 
     def _settle(self) -> None:
         if not self.settled.done():
@@ -155,12 +164,20 @@ class Recorder:
         self._timer = asyncio.get_running_loop().call_later(delay, self._spawn, action)
 
     def _spawn(self, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if self._producer.stop_code is None:
-            self._late = self._manager.spawn(action(), name=f"resumable recorder {self._producer.key.id}")
+        if self.producer.stop_code is None:
+            self._late = self._manager.spawn(action(), name=f"resumable recorder {self.producer.key.id}")
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _ignore(_stream: Stream) -> None:
+    """Stands for whoever was told that the stream has begun."""
+
+
+async def _discard(_message: Message) -> None:
+    """Stands for a client that has its answer."""
 
 
 def inner_scope(scope: Scope) -> Scope:

@@ -1,11 +1,14 @@
 """Serving a log: the one way in which any client, the first one included, gets the bytes of a stream."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from ..core.errors import OffsetLost
 from ..core.models import ResumableStatus
 from ..core.terminal import terminal_event
 from ..life.manager import StreamManager
@@ -37,8 +40,11 @@ async def serve(
     async def start() -> None:
         await send({"type": "http.response.start", "status": reader.stream.head.status_code, "headers": headers})
 
-    def deliver(data: bytes) -> Awaitable[None]:
-        return send({"type": "http.response.body", "body": data, "more_body": True})
+    if not inspect.iscoroutinefunction(send):
+        send = _as_coroutine(send)
+
+    def deliver(data: bytes) -> Coroutine[Any, Any, None]:
+        return send({"type": "http.response.body", "body": data, "more_body": True})  # type: ignore[return-value]
 
     try:
         await _end(await reader.run(start, deliver), reader, send)
@@ -51,6 +57,44 @@ async def serve(
         manager.dismiss(reader)
         watch.cancel()
         await asyncio.wait({watch})
+
+
+def _as_coroutine(send: Send) -> Send:
+    """A server's `send` may return any awaitable; a reader is delivered to by coroutines."""
+
+    async def sent(message: Message) -> None:
+        await send(message)
+
+    return sent
+
+
+def _rest(reader: Reader) -> bytes | None:
+    """All that there is to deliver, if that is one block and nothing more will come, nor an unclean end."""
+    stream = reader.stream
+    if not stream.is_final or not (stream.status is ResumableStatus.COMPLETED or stream.head.is_event_stream):
+        return None
+    try:
+        data = stream.read(reader)
+    except OffsetLost:
+        return None
+    return data if reader.offset + len(data) == stream.tail else None
+
+
+async def _serve_rest(rest: bytes, reader: Reader, manager: StreamManager, headers: RawHeaders, send: Send) -> None:
+    """`serve`, short for the replay of most answers: there is nothing to follow, so no need to watch the client."""
+
+    async def deliver() -> None:
+        await send({"type": "http.response.start", "status": reader.stream.head.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": rest, "more_body": False})
+
+    try:
+        if await reader.hand_over(deliver()) is Reading.STALLED:
+            await _end(Reading.STALLED, reader, send)
+    except OSError:
+        # As in `serve`.
+        return
+    finally:
+        manager.dismiss(reader)
 
 
 async def _end(reading: Reading, reader: Reader, send: Send) -> None:
@@ -88,7 +132,12 @@ class ReplayResponse(Response):
                 pass
 
         reader = self._manager.reader(self._stream, self._offset)
-        await serve(reader, self._manager, list(self.raw_headers), send, disconnected)
+        headers = list(self.raw_headers)
+        rest = _rest(reader)
+        if rest is None:
+            await serve(reader, self._manager, headers, send, disconnected)
+        else:
+            await _serve_rest(rest, reader, self._manager, headers, send)
 
 
 async def replay(

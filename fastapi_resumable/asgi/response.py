@@ -7,6 +7,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .exchange import Exchange
+from .streaming import shortened
 
 
 class ResumableResponse(Response):
@@ -44,7 +45,8 @@ class ResumableResponse(Response):
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self._response(scope, receive, send)
+            with shortened(self._response, self._exchange.recorder):
+                await self._response(scope, receive, send)
         finally:
             # Starlette leaves a generator that was stopped between two chunks to the garbage collector.
             aclose = getattr(getattr(self._response, "body_iterator", None), "aclose", None)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 BOM = b"\xef\xbb\xbf"
+CR = 13
 # Atomic groups, so that the two halves of one CR LF are never taken for two line ends.
 _LINE_END = rb"(?>\r\n|\n|\r)"
 _BLANK_LINE = re.compile(_LINE_END + _LINE_END)
@@ -56,16 +57,18 @@ class EventFramer:
 
     def feed(self, chunk: bytes, offset: int) -> bytes:
         """Take what the application sent; return the whole events that are ready to be appended at `offset`."""
-        if not chunk.endswith(b"\n\n") or self._pending or self.oversize or self._skip_lf:
-            return self._feed(chunk, offset, final=False)
-        if self._epoch is None:
+        whole = chunk.endswith(b"\n\n") and not (self._pending or self.oversize or self._skip_lf)
+        if whole and self._epoch is None:
             return chunk
-        # What applications send most: one event, or some, with LF for line ends.
-        if b"\r" in chunk:
+        # An integer here, and `find` for what is longer: `in` with bytes costs more than the search.
+        if not whole or CR in chunk:
             return self._feed(chunk, offset, final=False)
+        # What applications send most: one event of one line; one event; or some.
+        if chunk.startswith(b"data:") and chunk.find(b"\n", 0, -2) < 0:
+            return self._stamp_data(chunk, offset)
         if chunk.find(b"\n\n") == len(chunk) - 2:
             return self._stamp_lf(chunk, offset)
-        if b"\n\n\n" in chunk:
+        if chunk.find(b"\n\n\n") >= 0:
             return self._feed(chunk, offset, final=False)
         parts = chunk[:-2].split(b"\n\n")
         for index, event in enumerate(parts):
@@ -75,17 +78,21 @@ class EventFramer:
 
     def _stamp_lf(self, event: bytes, offset: int) -> bytes:
         """`_stamp`, short for an event whose lines end in LF and that plainly has data and no id."""
-        if (
-            event.startswith(b"data:") or (event.startswith(b"event:") and b"\ndata:" in event)
-        ) and b"\nid" not in event:
-            self._begun = True
-            end = offset + len(event) + self._added
-            while end >= self._more_digits:
-                self._more_digits *= 10
-                self._added += 1
-                end += 1
-            return b"%b%b%d\n\n" % (event[:-1], self._prefix, end)
+        if (event.startswith(b"data:") or (event.startswith(b"event:") and event.find(b"\ndata:") >= 0)) and event.find(
+            b"\nid"
+        ) < 0:
+            return self._stamp_data(event, offset)
         return self._stamp(event, offset)
+
+    def _stamp_data(self, event: bytes, offset: int) -> bytes:
+        """`_stamp`, for an event whose lines end in LF and that has data and no id."""
+        self._begun = True
+        end = offset + len(event) + self._added
+        while end >= self._more_digits:
+            self._more_digits *= 10
+            self._added += 1
+            end += 1
+        return b"%b%b%d\n\n" % (event[:-1], self._prefix, end)
 
     def _id_line(self, offset: int, line_end: bytes = b"\n") -> bytes:
         """The `id:` line of an event that would end at `offset` without it; the id counts the line itself in."""

@@ -60,7 +60,7 @@ def parse_stream_id(value: str | None) -> str | None:
         raise InvalidStreamId("The stream id is not valid Unicode: it has a lone surrogate.") from exc
     if size > MAX_STREAM_ID_BYTES:
         raise InvalidStreamId(f"The stream id has {size} bytes; use at most {MAX_STREAM_ID_BYTES}.")
-    if any(unicodedata.category(character) == "Cc" for character in value):
+    if not value.isprintable() and any(unicodedata.category(character) == "Cc" for character in value):
         raise InvalidStreamId("The stream id has control characters; use printable ones.")
     return value
 

@@ -13,20 +13,18 @@ BLOCK_SIZE = 64 * 1024
 class ByteLog:
     """An append-only run of bytes that may lose its head."""
 
-    __slots__ = ("_blocks", "_hot", "_hot_start", "_open", "_open_start", "_starts", "block_size", "tail")
+    __slots__ = ("_blocks", "_open", "_open_start", "_starts", "block_size", "tail")
 
     def __init__(self, block_size: int = BLOCK_SIZE, start: int = 0) -> None:
         """A log without bytes, whose first one will have the offset `start`."""
         self.block_size = block_size
         self.tail = start
         """The offset that the next byte will have."""
-        self._blocks: list[bytes] = []
-        self._starts: list[int] = []
-        self._open = bytearray()
+        # Tuples, because nearly all logs are one block, and cost nothing beside it.
+        self._blocks: tuple[bytes, ...] = ()
+        self._starts: tuple[int, ...] = ()
+        self._open: bytearray | bytes = bytearray()
         self._open_start = start
-        # What was appended last, as it came: readers that keep up all take this one object.
-        self._hot = b""
-        self._hot_start = start
 
     @property
     def floor(self) -> int:
@@ -40,23 +38,20 @@ class ByteLog:
 
     def append(self, data: bytes) -> None:
         """Add `data` at the tail."""
-        self._hot = data
-        self._hot_start = self.tail
         self._open += data
         self.tail += len(data)
         if len(self._open) >= self.block_size:
             self.seal()
 
     def close(self) -> None:
-        """Give back the spare room: nothing will follow."""
-        self.seal()
-        self._hot, self._hot_start = b"", -1
+        """Give back the spare room: nothing is likely to follow."""
+        self._open = bytes(self._open)
 
     def seal(self) -> None:
         """Pack what is open into a block of its own."""
         if self._open:
-            self._blocks.append(bytes(self._open))
-            self._starts.append(self._open_start)
+            self._blocks += (bytes(self._open),)
+            self._starts += (self._open_start,)
             self._open = bytearray()
             self._open_start = self.tail
 
@@ -67,20 +62,16 @@ class ByteLog:
             LookupError: `offset` is below the floor.
             ValueError: `offset` is past the tail.
         """
-        if offset == self._hot_start and len(self._hot) <= size:
-            return self._hot
         if offset >= self._open_start:
             if offset > self.tail:
                 raise ValueError("offset past the tail")
-            start = offset - self._open_start
-            with memoryview(self._open) as view:
-                return bytes(view[start : start + size])
-        index = bisect_right(self._starts, offset) - 1
-        if index < 0:
-            raise LookupError("offset below the floor")
-        block = self._blocks[index]
-        start = offset - self._starts[index]
-        if start == 0 and len(block) <= size:
+            block, start = self._open, offset - self._open_start
+        else:
+            index = bisect_right(self._starts, offset) - 1
+            if index < 0:
+                raise LookupError("offset below the floor")
+            block, start = self._blocks[index], offset - self._starts[index]
+        if start == 0 and len(block) <= size and isinstance(block, bytes):
             return block
         with memoryview(block) as view:
             return bytes(view[start : start + size])
@@ -93,20 +84,16 @@ class ByteLog:
         if not count:
             return 0
         before = self.floor
-        del self._blocks[:count], self._starts[:count]
+        self._blocks, self._starts = self._blocks[count:], self._starts[count:]
         return self.floor - before
 
     def truncate(self, offset: int) -> None:
         """Drop the bytes from `offset` (not below the floor) on."""
-        while self._starts and self._starts[-1] >= offset:
-            del self._starts[-1], self._blocks[-1]
-        if self._open_start < offset:
-            del self._open[offset - self._open_start :]
-        else:
-            self._open_start = self._starts[-1] if self._starts else offset
-            self._open = bytearray(self._blocks.pop()[: offset - self._open_start]) if self._starts else bytearray()
-            del self._starts[-1:]
-        self._hot, self._hot_start = b"", -1
+        while self._open_start > offset and self._starts:
+            self._open, self._open_start = self._blocks[-1], self._starts[-1]
+            self._blocks, self._starts = self._blocks[:-1], self._starts[:-1]
+        self._open = bytearray(self._open[: max(0, offset - self._open_start)])
+        self._open_start = min(self._open_start, offset)
         self.tail = offset
 
     def snapshot(self, offset: int) -> list[bytes]:

@@ -8,7 +8,6 @@ import inspect
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
-from time import monotonic
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -17,18 +16,17 @@ from ..core.errors import ShuttingDown
 from ..core.ids import EPOCH_BYTES, StreamKey, format_epoch
 from ..core.models import ResumableStatus
 from ..stores.base import OnConflict, Store
-from ..stores.stream import Stream
+from ..stores.stream import Stream, nobody
 from .finished import FinishedStream
 from .producer import Producer
 from .reader import Reader
+from .rounds import Rounds
+from .turns import Turns
 from .watch import Watch
 
 logger = logging.getLogger("fastapi_resumable")
 
 Hook = Callable[[FinishedStream], Any]
-
-TURN = 0.002
-"""Seconds for which generators that never await may keep the event loop, all of them together."""
 
 
 class StreamManager:
@@ -46,13 +44,16 @@ class StreamManager:
     ) -> None:
         self.store = store
         self.ping = ping
+        self.pings = Rounds(ping)
+        """Looks for streams whose application is silent."""
         self.stop_grace = stop_grace
         self.hooks: list[Hook] = []
         self.closing = False
         """Whether the server is about to exit; new streams are refused."""
-        self.turn_ends = 0.0
+        self.turns = Turns()
         self._on_conflict = on_conflict
         self._stall_timeout = stall_timeout
+        self._stalls = Rounds(stall_timeout)
         self._shutdown_grace = shutdown_grace
         self._tasks: set[asyncio.Task[Any]] = set()
         self._producers: set[Producer] = set()
@@ -87,6 +88,8 @@ class StreamManager:
         self._producers.discard(producer)
         self._note_departure()
         await self.store.release(producer.reservation)
+        # There is nothing left to stop, and nothing that leads back to the producer: it is freed with its request.
+        producer.reservation.on_stop = nobody
 
     def reader(self, stream: Stream, offset: int, goes_on: Callable[[], bool] | None = None) -> Reader:
         """Attach a reader at `offset`; `dismiss` it afterwards.
@@ -97,7 +100,7 @@ class StreamManager:
             goes_on: Whether to deliver the rest when the reading is cancelled; by default at a shutdown only, where
                 the end is near.
         """
-        reader = Reader(stream, offset, stall_timeout=self._stall_timeout, goes_on=goes_on or self.hurry)
+        reader = Reader(stream, offset, stalls=self._stalls, turns=self.turns, goes_on=goes_on or self.hurry)
         self._readers.add(reader)
         return reader
 
@@ -137,12 +140,6 @@ class StreamManager:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s failed", task.get_name(), exc_info=error)
-
-    async def next_turn(self) -> None:
-        """Let the event loop go round, and open the next turn for all producers that wait for it."""
-        await asyncio.sleep(0)
-        if (now := monotonic()) > self.turn_ends:
-            self.turn_ends = now + TURN
 
     def run_hooks(self, stream: Stream) -> asyncio.Task[None] | None:
         """Hand the finished stream to the user's hooks, in a task of their own."""

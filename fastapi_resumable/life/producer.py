@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING, Any
 from ..core.ids import StreamKey
 from ..core.models import ResumableStatus
 from ..stores.base import Reservation
-from ..stores.stream import Head, Stream
+from ..stores.stream import PIECE, Head, Stream
 
 if TYPE_CHECKING:
     from .manager import StreamManager
 
 logger = logging.getLogger("fastapi_resumable")
-
-PIECE = 64 * 1024
-"""The most that is recorded at once, so that a huge chunk goes through a small log piece by piece."""
 
 
 class StreamStopped(OSError):
@@ -40,14 +37,13 @@ class Producer:
         """What the application raised."""
         self.cancel_request: Callable[[], object] = lambda: None
         """Cancels the request while there is no task yet: it is still in its dependencies or its endpoint."""
-        self.listeners = 0
-        """How many of the application's tasks wait to be told of a disconnect."""
-        self._disconnect: asyncio.Future[None] | None = None
+        self._listeners: set[asyncio.Future[None]] = set()
+        """Of the application's tasks that wait to be told of a disconnect."""
+        self._is_told = False
         self._task: asyncio.Task[None] | None = None
         self._done: asyncio.Future[None] | None = None
         self.last_write = 0.0
         """When the application last sent something; seconds of the monotonic clock."""
-        self._ping_timer: asyncio.TimerHandle | None = None
         self._beginning = asyncio.Lock()
         self._hooks: asyncio.Task[None] | None = None
         self._winding_up: asyncio.Task[None] | None = None
@@ -95,8 +91,7 @@ class Producer:
             await self._manager.store.release(self.reservation)
 
     def _settle(self) -> None:
-        if self._ping_timer is not None:
-            self._ping_timer.cancel()
+        self._manager.pings.discard(self)
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
 
@@ -123,7 +118,7 @@ class Producer:
                 self.stream = stream
                 self.last_write = monotonic()
                 if self._manager.ping and head.is_event_stream:
-                    self._arm_ping(self._manager.ping)
+                    self._manager.pings.add(self)
 
     async def write(self, chunk: bytes) -> None:
         """Record a chunk; wait while the slowest attached reader is too far behind.
@@ -138,17 +133,17 @@ class Producer:
                 for start in range(0, len(chunk), PIECE):
                     await self.write(bytes(view[start : start + PIECE]))
             return
-        while not stream.offer(chunk):
+        while not stream.offer(chunk, monotonic()):
             if stream.closed:
                 raise StreamStopped("the stream has ended")
             await stream.wait_for_room(len(chunk))
         await self.take_turn()
 
     async def take_turn(self) -> None:
-        """Note that something was sent; let others run, if generators that never await had the loop for too long."""
-        self.last_write = monotonic()
-        if self.last_write > self._manager.turn_ends:
-            await self._manager.next_turn()
+        """Note that something was sent; wait, if generators that never await have had the loop for too long."""
+        previous, self.last_write = self.last_write, monotonic()
+        if self.last_write > self._manager.turns.ends:
+            await self._manager.turns.give_way(previous, self.last_write)
 
     async def finish(self, status: ResumableStatus, code: str = "", message: str = "") -> None:
         """End the stream, if it has begun and not ended yet."""
@@ -157,22 +152,19 @@ class Producer:
             self._ended()
 
     def _ended(self) -> None:
-        if self._ping_timer is not None:
-            self._ping_timer.cancel()
+        self._manager.pings.discard(self)
         if self.stream is not None and self._hooks is None:
             self._hooks = self._manager.run_hooks(self.stream)
 
-    def _arm_ping(self, delay: float) -> None:
-        self._ping_timer = asyncio.get_running_loop().call_later(delay, self._on_ping)
-
-    def _on_ping(self) -> None:
-        # One timer a stream, moved on lazily, rather than one that every event sets anew.
+    def look(self, now: float) -> float | None:
+        """Record a keep-alive if the application has been silent for long enough."""
+        # Moved on lazily, rather than by every event.
+        due = self.last_write + self._manager.ping
+        if due > now:
+            return due
         assert self.stream is not None
-        remaining = self.last_write + self._manager.ping - monotonic()
-        if remaining <= 0:
-            self.stream.ping()
-            remaining = self._manager.ping
-        self._arm_ping(remaining)
+        self.stream.ping()
+        return None
 
     # Stopping.
 
@@ -182,15 +174,16 @@ class Producer:
         if self.stop_code is not None or (self._done is not None and self._done.done()):
             return
         self.stop_code = code
-        if self._disconnect is not None and not self._disconnect.done():
-            self._disconnect.set_result(None)
+        told = self._tell_listeners()
         if self._task is None:
             self.cancel_request()
         else:
-            self._winding_up = self._manager.spawn(self._wind_up(self._task), name=f"resumable stop {self.key.id}")
+            self._winding_up = self._manager.spawn(
+                self._wind_up(self._task, told), name=f"resumable stop {self.key.id}"
+            )
 
-    async def _wind_up(self, task: asyncio.Task[None]) -> None:
-        if self.listeners:
+    async def _wind_up(self, task: asyncio.Task[None], told: bool) -> None:
+        if told:
             # The application has just been told, and may be cleaning up behind a shield, which a cancellation breaks.
             await asyncio.wait({task}, timeout=self._manager.stop_grace)
             task.cancel()
@@ -207,14 +200,25 @@ class Producer:
             )
             self._settle()
 
+    def dismiss_listeners(self) -> None:
+        """The application has sent all: there is nobody any more whose leaving could matter to it."""
+        self._is_told = True
+        self._tell_listeners()
+
+    def _tell_listeners(self) -> bool:
+        """Whether there is anybody who listens."""
+        for listener in self._listeners:
+            if not listener.done():
+                listener.set_result(None)
+        return bool(self._listeners)
+
     async def disconnected(self) -> None:
-        """Wait until the stream is stopped: what the application sees as `http.disconnect`."""
-        if self.stop_code is not None:
+        """Wait until the stream is stopped, or was sent in full: what the application sees as `http.disconnect`."""
+        if self.stop_code is not None or self._is_told:
             return
-        if self._disconnect is None:
-            self._disconnect = asyncio.get_running_loop().create_future()
-        self.listeners += 1
+        listener: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._listeners.add(listener)
         try:
-            await asyncio.shield(self._disconnect)
+            await listener
         finally:
-            self.listeners -= 1
+            self._listeners.discard(listener)

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from ..core.errors import (
     StreamCancelled,
@@ -28,6 +29,12 @@ STREAM_OVERHEAD = 2048
 """What a stream is counted for beside its bytes: without it, empty streams would be free."""
 
 
+@lru_cache(maxsize=64)
+def _shared(head: Head) -> Head:
+    """The same object for equal heads, because most streams of an application have the same one."""
+    return head
+
+
 class _Slot:
     """All that goes by one key: the current epoch, and the requests that wait, oldest first."""
 
@@ -35,7 +42,7 @@ class _Slot:
 
     def __init__(self) -> None:
         self.current: Stream | None = None
-        self.queued: list[Reservation] = []
+        self.queued: tuple[Reservation, ...] = ()
 
 
 class MemoryStore:
@@ -54,8 +61,9 @@ class MemoryStore:
         self._limits = Limits()
         self._budget = Budget(on_excess=self._shrink)
         self._pulse = Pulse()
-        self._slots: dict[StreamKey, _Slot] = {}
-        self._variants: dict[StreamKey, dict[str, None]] = {}
+        # By owner and id: a `StreamKey`, or a plain pair, which is made in less time.
+        self._slots: dict[tuple[str | None, str], _Slot] = {}
+        self._variants: dict[tuple[str | None, str], dict[str, None]] = {}
         self._watchers = Watchers()
         self._live = 0
         self._live_of_owner: dict[str, int] = {}
@@ -75,6 +83,10 @@ class MemoryStore:
             if isinstance(rival, Stream):
                 return rival
             await rival.settled()
+            slot = self._slots.get(reservation.key)
+            if slot is not None and slot.current is not None and slot.current.epoch == rival.epoch:
+                # It was waited for, so it is followed, even if it is over by now.
+                return slot.current
         slot = self._slots.get(reservation.key)
         # The stream that this one replaces gives up its place to it.
         replaces = slot is not None and slot.current is not None and not slot.current.is_final and not slot.queued
@@ -84,7 +96,7 @@ class MemoryStore:
             for shorter in variants(reservation.key.id):
                 self._variants.setdefault(StreamKey(reservation.key.owner, shorter), {})[reservation.key.id] = None
         reservation.requested_at = self._wall_clock()
-        slot.queued.append(reservation)
+        slot.queued += (reservation,)
         self._count(reservation.key.owner, 1)
         self._tell(reservation)
         return None
@@ -138,7 +150,7 @@ class MemoryStore:
         slot.current = Stream(
             reservation.key,
             reservation.epoch,
-            head,
+            _shared(head),
             limits=self._limits,
             budget=self._budget,
             pulse=self._pulse,
@@ -163,7 +175,8 @@ class MemoryStore:
             self._tell_rest(slot)
 
     def _dequeue(self, reservation: Reservation) -> None:
-        self._slots[reservation.key].queued.remove(reservation)
+        slot = self._slots[reservation.key]
+        slot.queued = tuple(queued for queued in slot.queued if queued is not reservation)
         self._count(reservation.key.owner, -1)
 
     async def finish(self, stream: Stream, status: ResumableStatus, code: str, message: str) -> None:
@@ -186,6 +199,8 @@ class MemoryStore:
         slot = self._slots.get(key)
         if slot is None:
             raise StreamNotFound
+        if slot.current is not None and not (live and slot.queued):
+            return slot.current
         try:
             async with asyncio.timeout(timeout):
                 while slot.queued and (slot.current is None or (live and slot.current.is_final)):
@@ -203,10 +218,11 @@ class MemoryStore:
         self._expire()
         found: dict[str, ResumableStreamItem] = {}
         for asked in ids:
-            for stream_id in (asked, *self._variants.get(StreamKey(owner, asked), ())):
-                slot = self._slots.get(StreamKey(owner, stream_id))
-                if slot is not None and stream_id not in found:
-                    found[stream_id] = (slot.current or slot.queued[-1]).item
+            if asked not in found and (slot := self._slots.get((owner, asked))) is not None:
+                found[asked] = (slot.current or slot.queued[-1]).item
+            for variant in self._variants.get((owner, asked), ()):
+                if variant not in found and (slot := self._slots.get((owner, variant))) is not None:
+                    found[variant] = (slot.current or slot.queued[-1]).item
         return list(found.values())
 
     async def watch(
@@ -234,7 +250,7 @@ class MemoryStore:
         if slot is None:
             return
         stopped: list[Stream | Reservation] = []
-        for queued in list(slot.queued):
+        for queued in slot.queued:
             if epoch in (None, queued.epoch):
                 stopped.append(queued)
                 self._dequeue(queued)

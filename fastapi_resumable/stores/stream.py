@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 
 from ..core.errors import OffsetLost, OffsetOutOfRange, ResumableError, StreamReplaced, UnknownEventId
@@ -22,6 +22,8 @@ from .pulse import PULSE, Pulse
 logger = logging.getLogger("fastapi_resumable")
 
 PING = b": ping\n"
+PIECE = 64 * 1024
+"""The most that is recorded at once, so that a huge chunk goes through a small log piece by piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +45,16 @@ class Head:
 
     status_code: int
     headers: tuple[tuple[bytes, bytes], ...]
+    content_type: str | None = field(init=False, compare=False)
+    """The media type with its parameters."""
+    is_event_stream: bool = field(init=False, compare=False)
+    """Whether the body is server-sent events."""
 
-    @property
-    def content_type(self) -> str | None:
-        """The media type with its parameters."""
-        return next((value.decode("latin-1") for name, value in self.headers if name == b"content-type"), None)
-
-    @property
-    def is_event_stream(self) -> bool:
-        """Whether the body is server-sent events."""
-        return (self.content_type or "").partition(";")[0].strip().lower() == "text/event-stream"
+    def __post_init__(self) -> None:
+        content_type = next((value.decode("latin-1") for name, value in self.headers if name == b"content-type"), None)
+        object.__setattr__(self, "content_type", content_type)
+        media_type = (content_type or "").partition(";")[0].strip().lower()
+        object.__setattr__(self, "is_event_stream", media_type == "text/event-stream")
 
 
 @dataclass(slots=True)
@@ -64,15 +66,27 @@ class Budget:
     used: int = 0
 
 
-@dataclass(eq=False, slots=True)
 class Cursor:
-    """A reader's place in a log."""
+    """A reader's place in a log, and what to tell the reader."""
 
-    offset: int
+    __slots__ = ("offset",)
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+
+    def on_append(self, data: bytes, tail: int) -> None:
+        """The log can be read up to `tail`; its last bytes are `data`."""
+
+    def on_change(self) -> None:
+        """The log has ended, or cannot be read any further."""
 
 
 def nobody(_code: str) -> None:
     """There is no producer any more that could be told to stop; and no reference that keeps it alive."""
+
+
+_NONE: set[Cursor] = set()
+"""The cursors of a stream that nobody reads: a set of its own would take more room than all else but the bytes."""
 
 
 class Stream:
@@ -81,6 +95,8 @@ class Stream:
     __slots__ = (
         "_bound",
         "_budget",
+        "_care_at",
+        "_counted",
         "_cursors",
         "_framer",
         "_is_due",
@@ -89,7 +105,8 @@ class Stream:
         "_quiet_until",
         "_room",
         "_slowest",
-        "_waiters",
+        "_step",
+        "_told",
         "closed",
         "completed_at",
         "epoch",
@@ -135,17 +152,22 @@ class Stream:
         self._limits = limits
         self._bound = limits.max_stream_bytes
         self._budget = budget
+        # Bytes are counted, and looked after, in steps: not for every event, but often enough for both bounds.
+        self._step = max(1, min(4096, limits.max_stream_bytes // 8, limits.max_total_bytes // 1024))
+        self._care_at = 0
+        self._counted = 0
         self._framer = (
             EventFramer(epoch if limits.event_ids else None, limits.max_stream_bytes) if head.is_event_stream else None
         )
-        self._cursors: set[Cursor] = set()
+        self._cursors = _NONE
         # A lower bound of the attached cursors' offsets: they only move forward, so a stale one errs on the safe side.
         self._slowest: float = math.inf
         self._room: asyncio.Future[None] | None = None
-        self._waiters: dict[asyncio.Future[None], None] = {}
         self._pulse = pulse or Pulse()
         self._quiet_until = 0.0
         self._is_due = False
+        # Up to where readers had been told, when last there was more.
+        self._told = 0
 
     # The producer's side.
 
@@ -161,10 +183,31 @@ class Stream:
         if not self.closed and self._room is None and not (self._framer is None or self._framer.oversize):
             self._append(PING)
 
-    def offer(self, chunk: bytes) -> bool:
-        """Record a chunk if that can be done at once: the log is open, and there is room."""
-        if self.closed or not self.has_room(len(chunk)):
+    def offer(self, chunk: bytes, now: float) -> bool:
+        """Record a chunk if that can be done at once: the log is open, and there is room.
+
+        `now` is seconds of the monotonic clock.
+        """
+        log = self.log
+        if log.tail + len(chunk) > self._care_at:
+            return self._offer_with_care(chunk)
+        # `write`, short for nearly all chunks: each call less can be measured.
+        if self._framer is not None:
+            chunk = self._framer.feed(chunk, log.tail)
+        if chunk:
+            log.append(chunk)
+            if self._cursors and not self._is_due:
+                self._announce(chunk, now)
+        return True
+
+    def _offer_with_care(self, chunk: bytes) -> bool:
+        """`offer`, with what need not be done for every event."""
+        size = len(chunk)
+        if self.closed or size > PIECE or not self.has_room(size):
             return False
+        self._care_at = self.log.tail + size + self._step
+        if self._care_at > self._slowest + self._bound:
+            self._care_at = int(self._slowest) + self._bound
         self.write(chunk)
         return True
 
@@ -179,8 +222,9 @@ class Stream:
     async def wait_for_room(self, size: int) -> None:
         """Wait until the slowest attached reader has caught up far enough for `size` more bytes, or the stream ends."""
         while not self.closed and not self.has_room(size):
-            self._wake()
+            # First: readers may make room as they are woken.
             self._room = asyncio.get_running_loop().create_future()
+            self._wake()
             try:
                 await self._room
             finally:
@@ -195,12 +239,14 @@ class Stream:
         self.completed_at = now
         self.is_final = True
         self.log.close()
-        self._wake()
+        self._settle()
+        self._tell()
         self._make_room()
 
     def _close(self, status: ResumableStatus, code: str, message: str) -> None:
         """Record the last bytes."""
         self.closed = True
+        self._care_at = 0
         self.on_stop = nobody
         if self._framer is not None:
             if status is ResumableStatus.COMPLETED:
@@ -232,40 +278,64 @@ class Stream:
 
     def _append(self, data: bytes) -> None:
         self._keep(data)
-        if self._waiters and not self._is_due:
-            self._wake_in_time()
+        if self._cursors and not self._is_due:
+            self._announce(data, monotonic())
 
-    def _wake_in_time(self) -> None:
-        now = monotonic()
+    def _announce(self, data: bytes, now: float) -> None:
+        """Tell readers of the last bytes of the log; a little later, if they were told of others just now."""
+        tail = self.log.tail
         if now < self._quiet_until:
             self._is_due = True
-            self._pulse.add(self._wake_late)
+            self._told = tail - len(data)
+            self._pulse.add(self._announce_late)
         else:
             self._quiet_until = now + PULSE
-            self._wake()
+            cursors = tuple(self._cursors)
+            for cursor in cursors:
+                cursor.on_append(data, tail)
+            if len(cursors) > 1:
+                # With many readers that took its time, and a producer that is late by now has more at once.
+                self._quiet_until = monotonic() + PULSE
 
-    def _wake_late(self) -> None:
+    def _announce_late(self) -> None:
         self._is_due = False
-        self._quiet_until = monotonic() + PULSE
         self._wake()
+        self._quiet_until = monotonic() + PULSE
+
+    def _wake(self) -> None:
+        """Tell readers of all that they were not told of."""
+        tail = self.tail
+        size = tail - self._told
+        data = b""
+        if len(self._cursors) > 1 and 0 < size <= BLOCK_SIZE and self._told >= self.log.floor:
+            # Once for all, instead of a copy for each.
+            data = self.log.read(self._told, size)
+        self._told = tail
+        for cursor in tuple(self._cursors):
+            if cursor.offset < tail:
+                cursor.on_append(data, tail)
 
     def _keep(self, data: bytes) -> None:
-        log, budget, bound = self.log, self._budget, self._bound
-        log.append(data)
-        budget.used += len(data)
-        if budget.used > budget.limit:
-            budget.on_excess()
+        self.log.append(data)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Drop what is beyond the bound, and count what is held."""
+        log, bound, budget = self.log, self._bound, self._budget
         if log.tail > bound and log.size > bound + log.block_size:
             if log.tail - self._slowest > bound:
                 self._slowest = min((cursor.offset for cursor in self._cursors), default=math.inf)
             # Three bytes more, to see the blank line that the first event which is kept comes after.
-            budget.used -= log.trim(int(min(log.tail - bound - 3, self._slowest)))
+            log.trim(int(min(log.tail - bound - 3, self._slowest)))
+        size = log.size
+        budget.used += size - self._counted
+        self._counted = size
+        if budget.used > budget.limit:
+            budget.on_excess()
 
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, {}
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+    def _tell(self) -> None:
+        for cursor in tuple(self._cursors):
+            cursor.on_change()
 
     # The readers' side.
 
@@ -335,12 +405,17 @@ class Stream:
 
     def attach(self, cursor: Cursor) -> None:
         """Keep what `cursor` has yet to read."""
+        if not self._cursors:
+            self._cursors = set()
         self._cursors.add(cursor)
         self._slowest = min(self._slowest, cursor.offset)
+        self._care_at = 0
 
     def detach(self, cursor: Cursor) -> None:
         """Forget `cursor`; the producer waits for it no longer."""
         self._cursors.discard(cursor)
+        if not self._cursors:
+            self._cursors = _NONE
         if cursor.offset <= self._slowest:
             self._make_room()
 
@@ -366,34 +441,24 @@ class Stream:
     def fail(self, failure: ResumableError) -> None:
         """Send the readers away: the stream goes on, but not here."""
         self.failure = failure
-        self._wake()
+        self._tell()
 
     def advance(self, cursor: Cursor, size: int) -> None:
         """Note that the reader has sent `size` bytes on."""
+        offset = cursor.offset
+        cursor.offset = offset + size
         # A waiting producer has just worked out who is slowest, and only that one's progress can matter to it.
-        was_slowest = cursor.offset <= self._slowest
-        cursor.offset += size
-        if was_slowest:
+        if self._room is not None and offset <= self._slowest:
             self._make_room()
 
     def _make_room(self) -> None:
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
 
-    def waiter(self) -> asyncio.Future[None]:
-        """A future that is done at the next append or at the end; the caller hands it back with `forget`."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters[future] = None
-        return future
-
-    def forget(self, waiter: asyncio.Future[None]) -> None:
-        """Drop a waiter that is no longer needed."""
-        self._waiters.pop(waiter, None)
-
     @property
     def item(self) -> ResumableStreamItem:
         """The stream as a lookup shows it."""
-        return ResumableStreamItem.model_construct(
+        return ResumableStreamItem.of(
             conversation_id=self.key.id,
             status=self.status,
             is_done=self.is_final,

@@ -13,6 +13,8 @@ from ..core.framing import events
 from ..core.ids import EPOCH_BYTES, StreamKey, format_epoch
 from ..core.models import ResumableStatus
 from ..life.reader import Reader, Reading
+from ..life.rounds import Rounds
+from ..life.turns import Turns
 from ..stores.base import OnConflict, Reservation, Store
 from ..stores.stream import Head, Stream
 
@@ -89,7 +91,7 @@ class Follower:
         self.data = b""
         self.pace: asyncio.Event | None = None
         """What it waits for before it takes anything."""
-        self._reader = Reader(stream, offset, stall_timeout=60.0, goes_on=lambda: False)
+        self._reader = Reader(stream, offset, stalls=Rounds(60.0), turns=Turns(), goes_on=lambda: False)
         self._grown = asyncio.Event()
         self._task = asyncio.ensure_future(self._reader.run(self._start, self._deliver))
         self._task.add_done_callback(lambda _: self._grown.set())

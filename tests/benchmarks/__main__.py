@@ -20,6 +20,7 @@ from typing import Any
 from tests.support.redis_server import RedisServer
 from tests.support.server import Server
 
+from .apps import MIB
 from .servers import Load, load, serve
 
 Numbers = dict[str, float]
@@ -56,6 +57,8 @@ class Workload:
     rounds: int = 5
     fresh: bool = False
     """Whether each run has a server of its own: it is about memory."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the applications, where each run has a server of its own."""
 
 
 US = Column("us_per_event", "CPU µs/event", ratio=True)
@@ -80,6 +83,7 @@ WORKLOADS = (
         {"c": 64, "n": 1500},
         (US, RATE, Column("ttfb_p99_ms", "first byte p99 ms", ",.1f")),
         small={"c": 4, "n": 100},
+        rounds=3,
     ),
     Workload(
         "W1n C=64",
@@ -89,13 +93,14 @@ WORKLOADS = (
         {"c": 64, "n": 1500, "awaits": False, "probe": True},
         (US, RATE, Column("probe_max_ms", "other requests, max ms", ",.1f")),
         small={"c": 4, "n": 100},
+        rounds=3,
     ),
     Workload(
         "W2",
         "200 streams of 50 events/s",
         ("plain", "resumable", "resumable-ids"),
         "paced",
-        {"c": 200, "rate": 50, "seconds": 1.5},
+        {"c": 200, "rate": 50, "seconds": 1},
         (US, Column("cpu_pct", "CPU %", ",.0f"), Column("lat_p99_ms", "latency p99 ms", ",.1f")),
         small={"c": 4, "seconds": 0.2, "settle": 0.1},
         rounds=3,
@@ -112,13 +117,14 @@ WORKLOADS = (
         ),
         overrides={"plain": {"path": "/blocks"}},
         small={"c": 2, "rounds": 1},
+        rounds=3,
     ),
     Workload(
         "W4",
         "one stream of 200 events/s to 300 readers; plain: 300 streams",
         ("plain", "resumable", "resumable-ids"),
         "fan_out",
-        {"c": 300, "rate": 200, "seconds": 1.5},
+        {"c": 300, "rate": 200, "seconds": 1},
         (
             Column("us_per_event", "CPU µs/delivery", ratio=True),
             Column("delivered_pct", "delivered %", ",.1f"),
@@ -140,7 +146,7 @@ WORKLOADS = (
             Column("lookup_ms", "lookup ms", ",.3f"),
         ),
         small={"count": 50, "lookups": 5},
-        rounds=2,
+        rounds=1,
         fresh=True,
     ),
     Workload(
@@ -157,6 +163,40 @@ WORKLOADS = (
         ),
         small={"c": 4},
         rounds=3,
+    ),
+    Workload(
+        "slow",
+        "64 readers of 4 streams, alone and beside 64 that take 1 KiB/s; then 8 MiB each, through logs of 1 MiB",
+        ("resumable-ids",),
+        "slow",
+        {"bound": MIB},
+        (
+            Column("alone_p50_ms", "alone: latency p50 ms"),
+            Column("alone_p99_ms", "p99 ms"),
+            Column("beside_p50_ms", "beside slow ones: p50 ms"),
+            Column("beside_p99_ms", "p99 ms"),
+            Column("behind_kib", "slow ones behind, KiB", ",.0f"),
+            Column("lost", "lost by fast ones, bytes", ",.0f"),
+            Column("growth_mib", "memory grows by MiB", ",.1f"),
+            Column("bound_mib", "bound MiB", ",.1f"),
+        ),
+        small={"c": 4, "slow": 4, "streams": 2, "seconds": 0.2, "settle": 0.1},
+        rounds=1,
+        fresh=True,
+        settings={"max_stream_bytes": MIB},
+    ),
+    Workload(
+        "idle",
+        "1,000 live streams, one reader each, silent but for a ping every 1.5 s: as many as of 10,000 at 15 s; "
+        "raw: nothing but sockets",
+        ("plain", "sse-starlette", "resumable-ids", "raw"),
+        "idle",
+        {"c": 1000, "seconds": 3},
+        (Column("cpu_pct", "CPU %", ratio=True), Column("kib_per_stream", "KiB each", ",.1f")),
+        small={"c": 10, "seconds": 0.2},
+        rounds=1,
+        fresh=True,
+        settings={"ping": 1.5},
     ),
     Workload(
         "native",
@@ -186,7 +226,7 @@ WORKLOADS = (
         "as W4, in Redis",
         ("resumable-ids", Redis),
         "fan_out",
-        {"c": 300, "rate": 200, "seconds": 1.5},
+        {"c": 300, "rate": 200, "seconds": 1},
         (
             Column("us_per_event", "CPU µs/delivery", ratio=True),
             Column("delivered_pct", "delivered %", ",.1f"),
@@ -229,7 +269,7 @@ class Bench:
         options = work.options | work.overrides.get(target, {}) | (work.small if small else {})
         if work.fresh:
             kind, settings = self._settings(target)
-            with serve(kind, **settings) as server:
+            with serve(kind, **settings | work.settings) as server:
                 return self._load.put(server, work.do, **options)
         server = self._server(target)
         before = self._commands() if target == Redis else {}

@@ -1,7 +1,8 @@
 """The applications under load: the same events with and without the library.
 
 An event is exactly 128 bytes, unless asked otherwise: `data: {"t":<monotonic ns>,"i":<number>,"p":"xxx..."}`.
-As a program, `python -m tests.benchmarks.apps KIND PORT [SETTINGS]`, it is a uvicorn of one worker.
+As a program, `python -m tests.benchmarks.apps KIND PORT [SETTINGS]`, it is a uvicorn of one worker; or, as `raw`, not
+even that.
 """
 
 import asyncio
@@ -33,19 +34,32 @@ def message(number: int) -> str:
 
 
 async def source(
-    n: int, rate: float = 0, awaits: bool = True, hold: float = 0, make: Any = event, size: int = EVENT_SIZE
+    n: int,
+    rate: float = 0,
+    awaits: bool = True,
+    hold: float = 0,
+    make: Any = event,
+    size: int = EVENT_SIZE,
+    pause: float = 0,
+    ping: float = 0,
 ) -> AsyncIterator[str]:
     """The language model: `n` events, `rate` a second, or as fast as may be, and then a silence of `hold` seconds.
 
+    There is one of `pause` seconds after the first event; the last one may have a keep-alive every `ping` seconds.
     It awaits once per event, as reading from upstream does; without `awaits` it never lets the event loop run.
     """
-    begun = time.monotonic()
+    begun = time.monotonic() + pause
     for number in range(n):
+        if pause and number == 1:
+            await asyncio.sleep(pause)
         if rate:
             await asyncio.sleep(max(0.0, begun + number / rate - time.monotonic()))
         elif awaits:
             await asyncio.sleep(0)
         yield make(number, size) if make is event else make(number)
+    while hold and ping:
+        await asyncio.sleep(ping)
+        yield ": ping\n"
     if hold:
         await asyncio.sleep(hold)
 
@@ -54,6 +68,7 @@ def make_app(kind: str, **options: Any) -> FastAPI:
     """An application with `POST /generate`: `plain`, `sse-starlette`, `native`, or with the library.
 
     Those with the library: `resumable` (no ids), `resumable-ids`, `resumable-native`; `options` are its settings.
+    Of these, the others know `ping`.
     """
     app = FastAPI()
     if kind == "plain":
@@ -62,7 +77,8 @@ def make_app(kind: str, **options: Any) -> FastAPI:
         async def generate(
             n: int, rate: float = 0, awaits: bool = True, hold: float = 0, size: int = EVENT_SIZE
         ) -> StreamingResponse:
-            return StreamingResponse(source(n, rate, awaits, hold, size=size), media_type="text/event-stream")
+            events = source(n, rate, awaits, hold, size=size, ping=options.get("ping", 0))
+            return StreamingResponse(events, media_type="text/event-stream")
 
         whole = b"".join(event(number).encode() for number in range(REPLAYED))
 
@@ -80,7 +96,7 @@ def make_app(kind: str, **options: Any) -> FastAPI:
         @app.api_route("/generate", methods=["GET", "POST"])
         async def generate_sse(n: int, rate: float = 0, awaits: bool = True, hold: float = 0) -> EventSourceResponse:
             # The separator that makes its events the same bytes as everywhere else.
-            return EventSourceResponse(source(n, rate, awaits, hold, message), sep="\n", ping=3600)
+            return EventSourceResponse(source(n, rate, awaits, hold, message), sep="\n", ping=options.get("ping", 3600))
 
     elif kind == "native":
         _add_native(app)
@@ -108,9 +124,10 @@ def make_app(kind: str, **options: Any) -> FastAPI:
             @app.post("/generate")
             @resumable.stream
             async def generate_resumable(
-                n: int, rate: float = 0, awaits: bool = True, hold: float = 0, size: int = EVENT_SIZE
+                n: int, rate: float = 0, awaits: bool = True, hold: float = 0, size: int = EVENT_SIZE, pause: float = 0
             ) -> StreamingResponse:
-                return StreamingResponse(source(n, rate, awaits, hold, size=size), media_type="text/event-stream")
+                events = source(n, rate, awaits, hold, size=size, pause=pause)
+                return StreamingResponse(events, media_type="text/event-stream")
 
     @app.get("/alive")
     async def alive() -> str:
@@ -139,8 +156,15 @@ def main() -> None:
     # A file for each connection, as far as it goes.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    kind, port, *options = sys.argv[1:]
-    app = make_app(kind, **(json.loads(options[0]) if options else {}))
+    kind, port, *given = sys.argv[1:]
+    options = json.loads(given[0]) if given else {}
+    if kind == "raw":
+        import uvloop
+
+        from .raw import serve
+
+        uvloop.run(serve(int(port), options["ping"]))
+    app = make_app(kind, **options)
     uvicorn.run(
         app,
         host="127.0.0.1",

@@ -7,6 +7,7 @@ reports is for just the time in which the load was on. Linux only, as /proc is.
 import asyncio
 import json
 import resource
+import socket
 import statistics
 import sys
 import time
@@ -168,6 +169,37 @@ class Ordered(Client):
     def forget_rest(self) -> None:
         """The connection has gone in the middle of a chunk: go on from the last whole one."""
         self._wire = b""
+
+
+class Paced(Timed, Ordered):
+    """Notes how old the events are, and takes the body apart."""
+
+    def take(self, data: bytes) -> None:
+        super().take(data)
+        Ordered.take(self, data)
+
+
+class Slow:
+    """A client that takes a KiB a second, over a connection with as little room as one over the internet has."""
+
+    def __init__(self, port: int) -> None:
+        self.size = 0
+        self._port = port
+        self._socket = socket.socket()
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+
+    async def read(self, path: str, later: float) -> None:
+        """Ask for a stream, and take of it until the end or until cancelled."""
+        loop = asyncio.get_running_loop()
+        with self._socket:
+            await loop.sock_connect(self._socket, (HOST, self._port))
+            await loop.sock_sendall(self._socket, f"GET {path} HTTP/1.1\r\nhost: {HOST}\r\n\r\n".encode())
+            while data := await loop.sock_recv(self._socket, 1024):
+                self.size += len(data)
+                await asyncio.sleep(1 + later)
+                later = 0
 
 
 class Job:
@@ -413,6 +445,83 @@ class Job:
             "cpu_us_per_reader": spent["cpu"] / c * 1e6,
             "faults": faults,
         }
+
+    async def slow(
+        self,
+        bound: int,
+        c: int = 64,
+        slow: int = 64,
+        streams: int = 4,
+        rate: float = 100,
+        size: int = 2048,
+        seconds: float = 1.5,
+        settle: float = 0.7,
+        flood: int = 4096,
+    ) -> dict[str, float]:
+        """`c` fast readers of some live streams, alone and with slow ones beside them, in turn.
+
+        And then, with all of them, streams of several times the log's bound, as fast as they come: they have to wait
+        for the slow readers, until these go.
+        """
+        before = resident_kib(self.pid)
+        ages: dict[bool, list[float]] = {False: [], True: []}
+        lost, behind = 0, 0.0
+        for number in range(4):
+            slowed = number % 2 == 1
+            others = [Slow(self.port) for _ in range(slow * slowed)]
+            n = int(rate * (seconds + settle))
+            path = f"/generate?n={n}&rate={rate}&size={size}"
+            some, seen = await self._beside(f"r{number}", c, others, streams, path, settle)
+            ages[slowed] += some
+            lost += (c * n - seen) * size
+            if slowed:
+                behind = n * size - max(other.size for other in others)
+        others = [Slow(self.port) for _ in range(slow)]
+        path = f"/generate?n={flood}&size={size}&pause={settle}"
+        _, seen = await self._beside("flood", c, others, streams, path, 2 * settle, flood=True)
+        lost += (c * flood - seen) * size
+        return {
+            "alone_p50_ms": percentile(ages[False], 0.5),
+            "alone_p99_ms": percentile(ages[False], 0.99),
+            "beside_p50_ms": percentile(ages[True], 0.5),
+            "beside_p99_ms": percentile(ages[True], 0.99),
+            "events": len(ages[False]) + len(ages[True]),
+            "behind_kib": behind / 1024,
+            "lost": lost,
+            "growth_mib": (resident_kib(self.pid, "VmHWM") - before) / 1024,
+            # The logs, and the block that each of them fills; for each reader a block that is being sent, two that the
+            # server has yet to send, and its request.
+            "bound_mib": (streams * bound * 9 / 8 + (c + slow) * 256 * 1024) / 1024**2,
+        }
+
+    async def _beside(
+        self, name: str, c: int, others: list[Slow], streams: int, path: str, settle: float, flood: bool = False
+    ) -> tuple[list[float], int]:
+        """Read some streams to their end: how old the events were, and how many came in order."""
+        ages: list[float] = []
+        clients = await self.connect(c, lambda: Paced(ages))
+        ids = [f"{name}-{number}" for number in range(streams)]
+        fast = [
+            client.ask("POST", path, f"x-conversation-id: {key}") for client, key in zip(clients, ids, strict=False)
+        ]
+        await _until(lambda: all(client.events for client in clients[:streams]))
+        for number, client in enumerate(clients[streams:]):
+            fast.append(client.ask("GET", f"/v1/stream/{ids[number % streams]}"))
+        slow = [
+            asyncio.ensure_future(other.read(f"/v1/stream/{ids[number % streams]}", number / len(others)))
+            for number, other in enumerate(others)
+        ]
+        await _until(lambda: all(other.size for other in others) and all(client.events for client in clients))
+        await asyncio.sleep(settle)
+        ages.clear()
+        if not flood:
+            await asyncio.gather(*fast)
+        for reading in slow:
+            reading.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        await asyncio.gather(*fast)
+        await self._stop_all(clients, ids)
+        return ages, sum(client.next - client.faults for client in clients)
 
     async def idle(self, c: int, seconds: float) -> dict[str, float]:
         """`c` live streams that say nothing after their first event, with one reader each."""

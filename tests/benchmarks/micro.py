@@ -28,6 +28,7 @@ import uvloop
 
 ROOT = Path(__file__).parent.parent.parent
 KINDS = ("plain", "sse-starlette", "native", "resumable", "resumable-ids", "resumable-native")
+PACES = {"awaits": "awaits=1", "never awaits": "awaits=0", "50/s": "rate=50"}
 STREAMS = 16
 """How many streams share the event loop, so that the turns of the loop itself are shared as on a busy server."""
 READERS = 50
@@ -40,10 +41,10 @@ def scenarios() -> dict[str, tuple[str, int, Callable[[], Awaitable[Run]]]]:
     """By name: what is counted, how many of it make a run, and how to prepare a function that runs so many."""
     found: dict[str, tuple[str, int, Callable[[], Awaitable[Run]]]] = {}
     for way in ("send", "uvicorn"):
-        for awaits in (True, False):
+        for pace in PACES:
             for kind in KINDS:
-                name = f"{way}/{'awaits' if awaits else 'never awaits'}/{kind}"
-                found[name] = ("event", 1600 if "native" not in kind else 400, _stream(kind, way, awaits))
+                events = 1600 if "native" not in kind else 400
+                found[f"{way}/{pace}/{kind}"] = ("event", events, _stream(kind, way, pace))
     found["send/replay/64 KiB block"] = ("block", 400, _replay)
     found["uvicorn/replay/64 KiB block"] = ("block", 400, lambda: _replay("uvicorn"))
     found[f"send/fan-out to {READERS}/delivery"] = ("delivery", 50 * READERS, _fan_out)
@@ -55,7 +56,7 @@ def scenarios() -> dict[str, tuple[str, int, Callable[[], Awaitable[Run]]]]:
     return found
 
 
-def _stream(kind: str, way: str, awaits: bool) -> Callable[[], Awaitable[Run]]:
+def _stream(kind: str, way: str, pace: str) -> Callable[[], Awaitable[Run]]:
     async def prepare() -> Run:
         from .apps import make_app
         from .inprocess import CALLS
@@ -63,7 +64,7 @@ def _stream(kind: str, way: str, awaits: bool) -> Callable[[], Awaitable[Run]]:
         app = make_app(kind)
 
         async def run(n: int) -> None:
-            query = f"n={n // STREAMS}&awaits={awaits:d}"
+            query = f"n={n // STREAMS}&{PACES[pace]}"
             calls = [CALLS[way](app, "/generate", query, stream_id=f"{number}") for number in range(STREAMS)]
             got = sum(await asyncio.gather(*calls))
             assert got >= n * 128, got
@@ -239,10 +240,14 @@ print(spent * 1000, *sorted({name.partition(".")[0] for name in set(sys.modules)
 
 def import_time(rounds: int) -> tuple[float, list[str]]:
     """CPU milliseconds that importing the package takes beyond FastAPI and uvicorn; and what it brings along."""
-    lines = [
-        subprocess.run([sys.executable, "-c", IMPORTS], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        for _ in range(rounds)
-    ]
+    with tempfile.TemporaryDirectory() as cache:
+        # Compiled, as an installed package is, even where Python is told not to write what it has compiled.
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache, "PYTHONDONTWRITEBYTECODE": ""}
+        command = [sys.executable, "-c", IMPORTS]
+        _, *lines = [
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
+            for _ in range(rounds + 1)
+        ]
     modules = [name for name in lines[0].split()[1:] if name not in sys.stdlib_module_names]
     return statistics.median(float(line.split()[0]) for line in lines), modules
 

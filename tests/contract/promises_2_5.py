@@ -483,6 +483,7 @@ PROMISES: list[tuple[str, str, list[str]]] = [
             PRESSURE + "an_event_that_never_ends_is_bounded",
             LEAKS + "a_thousand_streams_of_every_fate_leave_nothing_behind",
             LEAKS + "readers_that_come_and_go_leave_nothing_behind",
+            LEAKS + "a_request_is_freed_as_soon_as_it_is_over",
         ],
     ),
     (

@@ -233,3 +233,29 @@ async def test_an_event_costs_one_wake_up_per_reader() -> None:
         await exchange.rest()
     # `until` is a task of its own each time (`wait_for`), and nothing else is.
     assert len(tasks) <= 200 + 5
+
+
+@pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "middleware"])
+@pytest.mark.parametrize("fate", ["finished", "left"])
+async def test_a_request_is_freed_as_soon_as_it_is_over(face: str, fate: str) -> None:
+    """Nothing of it waits for the garbage collector, which on a busy server comes late."""
+    made = stage(face)
+    async with running(made.app) as client:
+        for number in range(2):
+            await play(made, client, number * len(FATES) + FATES.index(fate), "x")
+        await forget(made, client)
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(2, 12):
+                await play(made, client, number * len(FATES) + FATES.index(fate), "x")
+            await forget(made, client)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            left = [thing for thing in gc.garbage if type(thing).__module__.startswith("fastapi_resumable")]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+
+    assert not left

@@ -1,6 +1,8 @@
 """stores/memory.py: who may begin, who is followed, and what is forgotten when."""
 
 import asyncio
+import gc
+import tracemalloc
 
 import pytest
 
@@ -13,6 +15,7 @@ from fastapi_resumable import (
     StreamReplaced,
 )
 from fastapi_resumable.core.ids import StreamKey
+from fastapi_resumable.core.models import ResumableStreamItem
 from fastapi_resumable.stores.base import Reservation
 from fastapi_resumable.stores.stream import Head, Limits
 
@@ -181,3 +184,70 @@ async def test_a_request_that_gave_up_waiting_disturbs_nobody(store):
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert await store.find(KEY, 0) is stream
+
+
+async def ended(store: MemoryStore, name: str, size: int) -> None:
+    """One answer that has ended; of 32 events."""
+    told = Told(StreamKey(None, name), "a")
+    await store.reserve(told.reservation, "replace")
+    stream = await store.begin(told.reservation, Head(200, ((b"content-type", b"text/event-stream"),)))
+    for _ in range(32):
+        stream.write(b"data: %s\n\n" % (b"x" * (size // 32 - 8)))
+    await store.finish(stream, ResumableStatus.COMPLETED, "", "")
+
+
+async def test_an_answer_that_has_ended_takes_little_more_than_its_bytes():
+    """4 KiB cost less than 5 KiB, all told: 10,000 of them fit into 50 MB."""
+    store = MemoryStore()
+    store.configure(Limits(event_ids=False))
+    await ended(store, "warm", 4096)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(1000):
+            await ended(store, f"chat-{number}", 4096)
+        gc.collect()
+        each = tracemalloc.get_traced_memory()[0] / 1000
+    finally:
+        tracemalloc.stop()
+
+    assert 4096 < each < 5 * 1024
+
+
+async def test_answers_with_the_same_head_share_it():
+    """Most answers of an application have the same status and headers."""
+    store = MemoryStore()
+    store.configure(Limits())
+    for name in ("a", "b"):
+        await ended(store, name, 1024)
+    one, other = [await store.find(StreamKey(None, name), 0) for name in ("a", "b")]
+
+    assert one.head is other.head
+    assert one.head == HEAD
+
+
+async def test_a_lookup_shows_what_a_validated_item_would():
+    """Items are made in a hurry; nothing about them tells."""
+    store = MemoryStore(wall_clock=lambda: 1700000000.7)
+    store.configure(Limits())
+    await ended(store, "chat", 1024)
+    (item,) = await store.lookup(None, ["chat"])
+    validated = ResumableStreamItem.model_validate(item.model_dump(), strict=True)
+
+    assert item == validated
+    assert item.model_dump_json() == validated.model_dump_json()
+    assert repr(item.model_copy()) == repr(validated)
+    assert item.model_fields_set == validated.model_fields_set
+
+
+async def test_who_has_waited_for_a_request_follows_its_stream_even_if_that_is_over(store):
+    """A short answer may end before the other request has its turn; it is not run again for that."""
+    first, second = Told(KEY, "a"), Told(KEY, "b")
+    await store.reserve(first.reservation, "attach")
+    following = asyncio.ensure_future(store.reserve(second.reservation, "attach"))
+    await asyncio.sleep(0)
+    stream = await store.begin(first.reservation, HEAD)
+    await store.finish(stream, ResumableStatus.COMPLETED, "", "")
+
+    assert not following.done()
+    assert await asyncio.wait_for(following, 10) is stream
