@@ -14,7 +14,7 @@ OnConflict = Literal["replace", "attach", "reject"]
 
 def queued_item(key: StreamKey, epoch: str, requested_at: float) -> ResumableStreamItem:
     """A stream that is queued, as a lookup shows it."""
-    return ResumableStreamItem.model_construct(
+    return ResumableStreamItem.of(
         conversation_id=key.id,
         status=ResumableStatus.QUEUED,
         is_done=False,
@@ -43,23 +43,24 @@ class Reservation:
         self.requested_at = 0.0
         self.stop_code: str | None = None
         """Why it was stopped before it began."""
-        self._settled: dict[asyncio.Future[None], None] = {}
+        self._settled: dict[asyncio.Future[Stream | None], None] = {}
 
-    async def settled(self) -> None:
-        """Wait until the stream has begun, or never will.
+    async def settled(self) -> Stream | None:
+        """Wait until the stream has begun, and return it, whatever has become of it since; or until it never will.
 
         Raises:
-            StreamCancelled: It was stopped.
+            StreamCancelled: It was stopped before it began.
             StreamReplaced: A newer request has begun before it.
         """
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Stream | None] = asyncio.get_running_loop().create_future()
         self._settled[future] = None
         try:
-            await future
+            stream = await future
         finally:
             self._settled.pop(future, None)
         if self.stop_code is not None:
             raise StreamReplaced if self.stop_code == "replaced" else StreamCancelled
+        return stream
 
     def stop(self, code: str) -> None:
         """Tell the request, and those who wait for it, that the stream will not begin."""
@@ -67,11 +68,11 @@ class Reservation:
         self.on_stop(code)
         self.settle()
 
-    def settle(self) -> None:
-        """Tell those who wait."""
-        for future in list(self._settled):
+    def settle(self, stream: Stream | None = None) -> None:
+        """Tell those who wait: here is the stream, or there will be none."""
+        for future in self._settled:
             if not future.done():
-                future.set_result(None)
+                future.set_result(stream)
 
     @property
     def item(self) -> ResumableStreamItem:
@@ -91,9 +92,14 @@ class Store(Protocol):
         """Take the limits; called once, before anything else."""
 
     async def reserve(self, reservation: Reservation, on_conflict: OnConflict) -> Stream | None:
-        """Queue a request; or return the stream that it is to follow instead.
+        """Queue a request; or return the stream that it is to follow instead, once that has begun.
+
+        A stream that was waited for is followed even if it is over by then; if there is nothing left of it to follow,
+        because it was stopped or replaced, the request is told so. Its endpoint is not run for that.
 
         Raises:
+            StreamCancelled: What it waited for was stopped.
+            StreamReplaced: What it waited for was replaced.
             StreamExists: The id has a live or queued stream, and the rule is `reject`.
             TooManyStreams: A limit is reached.
         """

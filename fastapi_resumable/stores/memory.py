@@ -7,7 +7,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 from ..core.errors import (
     StreamCancelled,
@@ -25,14 +24,10 @@ from .pulse import Pulse
 from .stream import Budget, Head, Limits, Stream
 from .watchers import Watchers
 
-STREAM_OVERHEAD = 2048
+STREAM_OVERHEAD = 1024
 """What a stream is counted for beside its bytes: without it, empty streams would be free."""
-
-
-@lru_cache(maxsize=64)
-def _shared(head: Head) -> Head:
-    """The same object for equal heads, because most streams of an application have the same one."""
-    return head
+MOST_HEADS = 64
+"""How many different heads are kept for others to share."""
 
 
 class _Slot:
@@ -64,6 +59,8 @@ class MemoryStore:
         # By owner and id: a `StreamKey`, or a plain pair, which is made in less time.
         self._slots: dict[tuple[str | None, str], _Slot] = {}
         self._variants: dict[tuple[str | None, str], dict[str, None]] = {}
+        # Equal heads are one object: most streams of an application have the same one.
+        self._heads: dict[Head, Head] = {}
         self._watchers = Watchers()
         self._live = 0
         self._live_of_owner: dict[str, int] = {}
@@ -82,11 +79,8 @@ class MemoryStore:
         while (rival := self._rival(reservation, on_conflict)) is not None:
             if isinstance(rival, Stream):
                 return rival
-            await rival.settled()
-            slot = self._slots.get(reservation.key)
-            if slot is not None and slot.current is not None and slot.current.epoch == rival.epoch:
-                # It was waited for, so it is followed, even if it is over by now.
-                return slot.current
+            if (stream := await rival.settled()) is not None:
+                return stream
         slot = self._slots.get(reservation.key)
         # The stream that this one replaces gives up its place to it.
         replaces = slot is not None and slot.current is not None and not slot.current.is_final and not slot.queued
@@ -147,10 +141,12 @@ class MemoryStore:
             self._stop_live(slot.current, "replaced")
             self._drop(slot)
         now = self._wall_clock()
+        if len(self._heads) > MOST_HEADS:
+            self._heads.clear()
         slot.current = Stream(
             reservation.key,
             reservation.epoch,
-            _shared(head),
+            self._heads.setdefault(head, head),
             limits=self._limits,
             budget=self._budget,
             pulse=self._pulse,
@@ -160,7 +156,7 @@ class MemoryStore:
         )
         self._budget.used += STREAM_OVERHEAD
         self._count(reservation.key.owner, 1)
-        reservation.settle()
+        reservation.settle(slot.current)
         self._tell(slot.current)
         return slot.current
 

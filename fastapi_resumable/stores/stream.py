@@ -85,7 +85,7 @@ def nobody(_code: str) -> None:
     """There is no producer any more that could be told to stop; and no reference that keeps it alive."""
 
 
-_NONE: set[Cursor] = set()
+_NONE: frozenset[Cursor] = frozenset()
 """The cursors of a stream that nobody reads: a set of its own would take more room than all else but the bytes."""
 
 
@@ -159,7 +159,7 @@ class Stream:
         self._framer = (
             EventFramer(epoch if limits.event_ids else None, limits.max_stream_bytes) if head.is_event_stream else None
         )
-        self._cursors = _NONE
+        self._cursors: set[Cursor] | frozenset[Cursor] = _NONE
         # A lower bound of the attached cursors' offsets: they only move forward, so a stale one errs on the safe side.
         self._slowest: float = math.inf
         self._room: asyncio.Future[None] | None = None
@@ -405,7 +405,7 @@ class Stream:
 
     def attach(self, cursor: Cursor) -> None:
         """Keep what `cursor` has yet to read."""
-        if not self._cursors:
+        if isinstance(self._cursors, frozenset):
             self._cursors = set()
         self._cursors.add(cursor)
         self._slowest = min(self._slowest, cursor.offset)
@@ -413,7 +413,7 @@ class Stream:
 
     def detach(self, cursor: Cursor) -> None:
         """Forget `cursor`; the producer waits for it no longer."""
-        self._cursors.discard(cursor)
+        self._cursors -= {cursor}
         if not self._cursors:
             self._cursors = _NONE
         if cursor.offset <= self._slowest:

@@ -1,44 +1,112 @@
 """Requests that get in each other's way, on one store or on two that share a backing."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from ..core.errors import StreamCancelled, StreamExists, StreamNotFound, StreamReplaced
+from ..core.ids import StreamKey
 from ..stores.base import OnConflict, Store
-from .tools import EVENTS, KEY, Request
+from ..stores.stream import Stream
+from .tools import EVENTS, KEY, Request, begin, complete, content, in_turn, write
 
 RULES = pytest.mark.parametrize("rule", ["replace", "attach", "reject"])
 OUTCOMES = pytest.mark.parametrize("outcome", ["begin", "release", "stop"])
+FATES = pytest.mark.parametrize("fate", ["complete", "stop", "replace"])
+"""What becomes of a stream."""
+STOPS = pytest.mark.parametrize("fate", ["stop", "replace"])
+"""What becomes of a request that does not begin, by somebody else's hand."""
 FOLLOWS = pytest.mark.parametrize(
     ("rule", "key"), [("attach", None), ("replace", "k"), ("reject", "k")], ids=["attach", "replace", "reject"]
 )
 """Rules under which a request follows another one, with the idempotency key of both."""
 
 
+async def round_trips(store: Store) -> None:
+    """Let a store do what it does meanwhile, however long it takes for that."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+        await store.lookup(KEY.owner, [KEY.id])
+
+
+@asynccontextmanager
+async def in_line(
+    here: Store, there: Store, first: Request, second: Request, rule: OnConflict
+) -> AsyncIterator[tuple[asyncio.Future[Stream | None], asyncio.Event]]:
+    """Queue `first` on `here`, and let `second` wait for it on `there`; it goes on only while the event is set."""
+    await first.reserve(here)
+    # A first request may take longer: not the one that is to wait.
+    await Request(StreamKey(None, "first of all")).reserve(there)
+    turn = asyncio.Event()
+    turn.set()
+    waiting = asyncio.ensure_future(in_turn(there.reserve(second.reservation, rule), turn))
+    await round_trips(there)
+    assert not waiting.done()
+    try:
+        yield waiting, turn
+    finally:
+        turn.set()
+
+
 async def waits_for_another(here: Store, there: Store, rule: OnConflict, key: str | None, outcome: str) -> None:
     """A request on `there` that is to follow one which is still queued on `here`."""
     first, second = Request(idempotency_key=key), Request(idempotency_key=key)
-    await first.reserve(here)
-    waiting = asyncio.ensure_future(there.reserve(second.reservation, rule))
-    done, _ = await asyncio.wait({waiting}, timeout=0.02)
-    assert not done
-    if outcome == "begin":
+    async with in_line(here, there, first, second, rule) as (waiting, _):
+        if outcome == "begin":
+            stream = await first.begin(here)
+            followed = await waiting
+            assert followed is not None
+            assert followed.epoch == stream.epoch == first.epoch
+        elif outcome == "release":
+            await here.release(first.reservation)
+            assert await waiting is None
+            assert (await there.begin(second.reservation, EVENTS)).epoch == second.epoch
+        else:
+            await there.stop(KEY, None)
+            with pytest.raises(StreamCancelled):
+                await waiting
+            assert await first.told() == "cancelled"
+
+
+async def misses_the_stream(here: Store, there: Store, rule: OnConflict, key: str | None, fate: str) -> None:
+    """A request on `there` waits for one on `here` whose stream is over before the other has its turn."""
+    first, second = Request(idempotency_key=key), Request(idempotency_key=key)
+    async with in_line(here, there, first, second, rule) as (waiting, turn):
+        turn.clear()
         stream = await first.begin(here)
-        followed = await waiting
-        assert followed is not None
-        assert followed.epoch == stream.epoch == first.epoch
-    elif outcome == "release":
-        await here.release(first.reservation)
-        assert await waiting is None
-        assert (await there.begin(second.reservation, EVENTS)).epoch == second.epoch
+        await write(stream, b"data: one\n\n")
+        if fate == "complete":
+            await complete(here, stream)
+        elif fate == "stop":
+            await here.stop(KEY, None)
+        else:
+            await complete(here, await begin(here))
+    [got] = await asyncio.gather(waiting, return_exceptions=True)
+    if isinstance(got, Stream):
+        assert got.epoch == stream.epoch
+        assert (await content(got)).startswith(b"data: one\n")
     else:
-        await there.stop(KEY, None)
-        with pytest.raises(StreamCancelled):
-            await waiting
-        assert await first.told() == "cancelled"
+        # A store need not keep what is there for nobody else.
+        assert type(got) is {"stop": StreamCancelled, "replace": StreamReplaced}.get(fate)
+
+
+async def misses_the_stop(here: Store, there: Store, rule: OnConflict, key: str | None, fate: str) -> None:
+    """A request on `there` waits for one on `here` that has been stopped, and let go, before the other has its turn."""
+    first, second = Request(idempotency_key=key), Request(idempotency_key=key)
+    async with in_line(here, there, first, second, rule) as (waiting, turn):
+        turn.clear()
+        if fate == "stop":
+            await here.stop(KEY, None)
+        else:
+            await begin(here)
+        await first.told()
+        await here.release(first.reservation)
+        await round_trips(here)
+    with pytest.raises(StreamCancelled if fate == "stop" else StreamReplaced):
+        await waiting
 
 
 async def finds_what_is_queued(here: Store, there: Store, outcome: str) -> None:

@@ -22,10 +22,14 @@ from ..core.models import ResumableStatus
 from ..stores.base import OnConflict, Store
 from ..stores.stream import Head
 from .contests import (
+    FATES,
     FOLLOWS,
     OUTCOMES,
     RULES,
+    STOPS,
     finds_what_is_queued,
+    misses_the_stop,
+    misses_the_stream,
     one_of_many,
     one_of_many_retries,
     waits_for_another,
@@ -184,6 +188,24 @@ class SharedStoreConformance(StoreConformance):
     ) -> None:
         """It follows it, takes its place if that one gives up, and is stopped together with it."""
         await waits_for_another(here, there, rule, key, outcome)
+
+    @FOLLOWS
+    @FATES
+    @scenario(2)
+    async def test_a_request_there_gets_the_stream_here_that_it_has_waited_for_even_if_that_is_over(
+        self, here: Store, there: Store, rule: OnConflict, key: str | None, fate: str
+    ) -> None:
+        """It begins and ends here before word of it is there."""
+        await misses_the_stream(here, there, rule, key, fate)
+
+    @FOLLOWS
+    @STOPS
+    @scenario(2)
+    async def test_a_request_that_waits_there_is_stopped_with_the_other_however_soon_that_is_let_go_here(
+        self, here: Store, there: Store, rule: OnConflict, key: str | None, fate: str
+    ) -> None:
+        """The other has left the queue for good before word of it is there."""
+        await misses_the_stop(here, there, rule, key, fate)
 
     @OUTCOMES
     @scenario(2)

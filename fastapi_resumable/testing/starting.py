@@ -9,10 +9,14 @@ from ..core.ids import StreamKey
 from ..core.models import ResumableStatus
 from ..stores.base import OnConflict, Store
 from .contests import (
+    FATES,
     FOLLOWS,
     OUTCOMES,
     RULES,
+    STOPS,
     finds_what_is_queued,
+    misses_the_stop,
+    misses_the_stream,
     one_of_many,
     one_of_many_retries,
     waits_for_another,
@@ -186,6 +190,24 @@ class Starting(Conformance):
     ) -> None:
         """It follows it, takes its place if that one gives up, and is stopped together with it."""
         await waits_for_another(store, store, rule, key, outcome)
+
+    @FOLLOWS
+    @FATES
+    @scenario()
+    async def test_a_request_gets_the_stream_that_it_has_waited_for_even_if_that_is_over(
+        self, store: Store, rule: OnConflict, key: str | None, fate: str
+    ) -> None:
+        """It is over before the request has its turn: that is no reason to run the endpoint again."""
+        await misses_the_stream(store, store, rule, key, fate)
+
+    @FOLLOWS
+    @STOPS
+    @scenario()
+    async def test_a_request_that_waits_is_stopped_with_the_other_however_soon_that_is_let_go(
+        self, store: Store, rule: OnConflict, key: str | None, fate: str
+    ) -> None:
+        """The other has left the queue for good before the request has its turn."""
+        await misses_the_stop(store, store, rule, key, fate)
 
     @OUTCOMES
     @scenario()

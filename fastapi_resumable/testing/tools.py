@@ -5,9 +5,10 @@ import json
 import random
 import re
 import secrets
-from collections.abc import AsyncIterator, Sequence
+import types
+from collections.abc import AsyncIterator, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from ..core.framing import events
 from ..core.ids import EPOCH_BYTES, StreamKey, format_epoch
@@ -21,6 +22,8 @@ from ..stores.stream import Head, Stream
 KEY = StreamKey("ann", "chat")
 EVENTS = Head(200, ((b"content-type", b"text/event-stream; charset=utf-8"),))
 TEXT = Head(200, ((b"content-type", b"text/plain"),))
+
+T = TypeVar("T")
 
 _ID_LINE = re.compile(rb"id: ([a-z2-7]{16})-([0-9]+)\n")
 
@@ -82,6 +85,28 @@ async def written(store: Store, *chunks: bytes, key: StreamKey = KEY, head: Head
     await write(stream, *chunks)
     await complete(store, stream)
     return stream
+
+
+@types.coroutine
+def in_turn(call: Coroutine[Any, Any, T], turn: asyncio.Event) -> Generator[Any, Any, T]:
+    """Run `call`, which goes on, whenever it has waited, only when `turn` is set."""
+    error: BaseException | None = None
+    while True:
+        try:
+            awaited = call.send(None) if error is None else call.throw(error)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        error = None
+        try:
+            yield awaited
+        except BaseException as exc:  # noqa: BLE001  # it is the call's to handle
+            error = exc
+        while not turn.is_set():
+            try:
+                yield from turn.wait().__await__()
+            except BaseException as exc:  # noqa: BLE001
+                error = exc
 
 
 class Follower:

@@ -28,10 +28,12 @@ class Forgetful:
         self._replication = replication
 
     async def remember(self, name: str, status: str) -> None:
-        """From here on the replica learns nothing more; what it knows is that the stream has this status."""
+        """From here on the replica learns nothing more; what it knows is the stream with this status, and its bytes."""
+        key = f"tests:{{/{name}}}"
 
         def known() -> bool:
-            return self._replica.control.hget(f"tests:{{/{name}}}", "status") == status
+            there, here = self._replica.control.hgetall(key), self._primary.control.hgetall(key)
+            return there == here and there["status"] == status
 
         await until(known, f"{name!r} on the replica")
         self._replication.hold()

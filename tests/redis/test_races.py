@@ -278,7 +278,7 @@ async def test_a_stop_that_comes_before_the_request_knows_it_is_queued_is_obeyed
     with pytest.raises(StreamCancelled):
         await one.begin(request.reservation, TEXT)
     await one.release(request.reservation)
-    await until(lambda: not plant.hash().keys() & {f"q:{request.epoch}", f"x:{request.epoch}"}, "an empty queue")
+    assert f"q:{request.epoch}" not in plant.hash()
     assert not site_of(one).reservations
     assert not site_of(one).stopped
 
@@ -299,6 +299,39 @@ async def test_a_request_whose_reply_was_lost_is_not_queued_again_after_its_stop
     with pytest.raises(StreamCancelled):
         await one.begin(request.reservation, TEXT)
     await one.release(request.reservation)
+
+
+async def test_a_beginning_whose_reply_was_lost_is_not_repeated_after_its_stop(plant: Plant) -> None:
+    """The stop comes between the two attempts, and word of it has not come yet."""
+    client = plant.meddled()
+    one, two = plant.open(client), plant.open()
+
+    async def stop_and_lose() -> None:
+        await two.stop(KEY, None)
+        raise RedisConnectionError("the reply was lost")
+
+    request = await Request().reserve(one)
+    client.meddle(scripts.BEGIN, after=stop_and_lose)
+    with pytest.raises(StreamCancelled):
+        await one.begin(request.reservation, TEXT)
+    await one.release(request.reservation)
+    assert await two.lookup("ann", ["chat"]) == []
+
+
+async def test_that_something_was_stopped_is_forgotten_after_a_minute(plant: Plant) -> None:
+    """However long the stream lives that came after it, and however many are stopped."""
+    store = plant.open()
+    stopped, replaced = await Request().reserve(store), Request()
+    await store.stop(KEY, None)
+    await replaced.begin(store)
+    live = await begin(store)
+    marks = {f"x:{stopped.epoch}": "cancelled", f"x:{replaced.epoch}": "replaced"}
+    found = {name: value.split() for name, value in plant.hash().items() if name.startswith("x:")}
+    assert {name: code for name, (code, _) in found.items()} == marks
+    for name, (code, at) in found.items():
+        plant.server.control.hset(plant.keys.stream(KEY), name, f"{code} {int(at) - 60_000}")
+    await complete(store, live)
+    assert not plant.hash().keys() & marks.keys()
 
 
 async def test_a_request_at_the_limit_may_replace_although_its_reply_was_lost(plant: Plant) -> None:

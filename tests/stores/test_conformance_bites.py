@@ -7,6 +7,7 @@ import pytest
 
 from fastapi_resumable import MemoryStore, ResumableStatus
 from fastapi_resumable.core.ids import StreamKey
+from fastapi_resumable.stores.base import Reservation
 from fastapi_resumable.stores.stream import Head, Stream
 from fastapi_resumable.testing import SharedStoreConformance, StoreConformance
 
@@ -81,7 +82,7 @@ class WaitsForNobody(Stream):
     __slots__ = ()
 
     def has_room(self, size):
-        self._cursors.clear()
+        self._cursors = set()
         return True
 
 
@@ -203,6 +204,19 @@ class BeginsTwiceAtOnce(MemoryStore):
         rival = self._rival(reservation, on_conflict)
         await asyncio.sleep(0)
         return rival if isinstance(rival, Stream) else await super().reserve(reservation, "replace")
+
+
+class AsksAgainAfterItHasWaited(MemoryStore):
+    async def reserve(self, reservation, on_conflict):
+        while isinstance(rival := self._rival(reservation, on_conflict), Reservation):
+            await rival.settled()
+        return await super().reserve(reservation, on_conflict)
+
+
+class ForgetsWhatWasReleased(MemoryStore):
+    async def release(self, reservation):
+        await super().release(reservation)
+        reservation.stop_code = None
 
 
 class LetsTheOvertakenBegin(MemoryStore):
@@ -388,6 +402,21 @@ TEXT = {"head": Head(200, ((b"content-type", b"text/plain"),))}
         (RejectsOnlyWhatIsLive, "test_reject_refuses_an_id_with_a_live_or_queued_stream", {}),
         (BeginsTwiceAtOnce, "test_of_many_requests_at_once_one_stream_comes", {"rule": "attach"}),
         (BeginsTwiceAtOnce, "test_of_many_requests_at_once_one_stream_comes", {"rule": "reject"}),
+        (
+            AsksAgainAfterItHasWaited,
+            "test_a_request_gets_the_stream_that_it_has_waited_for_even_if_that_is_over",
+            {"rule": "attach", "key": None, "fate": "complete"},
+        ),
+        (
+            AsksAgainAfterItHasWaited,
+            "test_a_request_there_gets_the_stream_here_that_it_has_waited_for_even_if_that_is_over",
+            {"rule": "replace", "key": "k", "fate": "stop"},
+        ),
+        (
+            ForgetsWhatWasReleased,
+            "test_a_request_that_waits_is_stopped_with_the_other_however_soon_that_is_let_go",
+            {"rule": "attach", "key": None, "fate": "stop"},
+        ),
         (LetsTheOvertakenBegin, "test_a_request_that_was_overtaken_cannot_begin", {}),
         (ReplacesWhenAsked, "test_what_was_there_stays_until_the_new_stream_begins", {}),
         (StopsAnyEpoch, "test_a_stop_of_one_epoch_leaves_the_others", {}),

@@ -226,6 +226,16 @@ async def test_answers_with_the_same_head_share_it():
     assert one.head == HEAD
 
 
+async def test_heads_that_nobody_shares_do_not_pile_up(store):
+    """A header with a request id makes each its own."""
+    for number in range(1000):
+        told = Told(KEY, "a")
+        await store.reserve(told.reservation, "replace")
+        await store.begin(told.reservation, Head(200, ((b"x-request-id", b"%d" % number),)))
+
+    assert len(store._heads) < 100
+
+
 async def test_a_lookup_shows_what_a_validated_item_would():
     """Items are made in a hurry; nothing about them tells."""
     store = MemoryStore(wall_clock=lambda: 1700000000.7)

@@ -3,8 +3,9 @@
 A stream is one hash. Fields of its current epoch: `epoch`, `status`, `worker`, `tail` (offset of the next byte),
 `earliest` (the first offset to resume from), `mid` (the log ends within an event), `head`, `sse`, `started`,
 `completed`, `expires` (milliseconds), `idem`, `code`, `wait` (the producer waits for readers), `told` (what `BEGIN`
-replied). A queued request is a field `q:<epoch>`; one that was stopped leaves `x:<epoch>`, the code, for its worker to
-find. `gone` is what `STOP` replied; like `told`, it is there for a caller that lost the reply.
+replied). A queued request is a field `q:<epoch>`. What is stopped or replaced, be it queued, live or over, leaves
+`x:<epoch>` for a minute, the code and the time: for its worker to find, and for those who wait for it. `gone` is what
+`STOP` replied; like `told`, it is there for a caller that lost the reply.
 
 In a log, the entry that ends at offset N has the id `N-0`; the one that ends the log has `N-1`. So an entry cannot be
 written twice, and an offset is a place in the log. KEYS[1] is the hash, KEYS[2] the log.
@@ -32,6 +33,8 @@ local function now()
     local time = redis.call('TIME')
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
+
+local function mark(epoch, code) redis.call('HSET', H, 'x:' .. epoch, code .. ' ' .. text(now())) end
 
 local function forget() redis.call('HDEL', H, unpack(CURRENT)) end
 
@@ -62,8 +65,12 @@ end
 -- Sees to it that the hash expires when what it holds does, and goes with the last of it.
 local function tidy(ttl)
     local h, left = load(), 0
-    for field in pairs(h) do
-        if field == 'gone' or field:sub(1, 2) == 'x:' then left = 60000 end
+    for field, value in pairs(h) do
+        if field:sub(1, 2) == 'x:' and value:match('%d+$') + 60000 <= now() then
+            redis.call('HDEL', H, field)
+        elseif field == 'gone' or field:sub(1, 2) == 'x:' then
+            left = 60000
+        end
     end
     if h.status == 'in_progress' or #queued(h) > 0 then
         left = tonumber(ttl)
@@ -75,7 +82,7 @@ end
 
 local function dequeue(epoch, code)
     redis.call('HDEL', H, 'q:' .. epoch)
-    redis.call('HSET', H, 'x:' .. epoch, code)
+    mark(epoch, code)
 end
 
 -- How far the slowest reader is that is at a worker which was heard of lately.
@@ -165,7 +172,7 @@ RELEASE = _script("""
 local epoch, ttl, completed, retention = unpack(ARGV, 1, 4)
 local h = load()
 if h.epoch == epoch and lacks_event(h, 5) then return {'event'} end
-redis.call('HDEL', H, 'q:' .. epoch, 'x:' .. epoch)
+redis.call('HDEL', H, 'q:' .. epoch)
 if h.epoch == epoch and h.status == 'in_progress' then
     finish(h, 'interrupted', 'producer_lost', completed, tonumber(retention), 5)
 end
@@ -181,7 +188,7 @@ if h.epoch == epoch then return h.told and cjson.decode(h.told) or {'begun'} end
 local mine = h['q:' .. epoch]
 if not mine then
     local code = h['x:' .. epoch]
-    return code and {'stopped', code} or {'unknown'}
+    return code and {'stopped', code:match('%a+')} or {'unknown'}
 end
 if lacks_event(h, 10) then return {'event'} end
 mine = cjson.decode(mine)
@@ -199,6 +206,7 @@ if h.epoch then
         table.insert(reply, h.worker)
         table.insert(reply, h.epoch)
     end
+    mark(h.epoch, 'replaced')
     forget()
 end
 redis.call('HDEL', H, 'q:' .. epoch, 'gone')
@@ -295,6 +303,7 @@ if h.epoch and (epoch == '' or epoch == h.epoch) then
         table.insert(reply, h.worker)
         table.insert(reply, h.epoch)
     end
+    mark(h.epoch, 'cancelled')
     forget()
 end
 if #reply > 0 then

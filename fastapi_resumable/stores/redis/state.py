@@ -30,8 +30,10 @@ class State:
         self.epoch = _text(fields, b"epoch")
         self.worker = _text(fields, b"worker")
         self.queued = sorted(_queued(name[2:], value) for name, value in fields.items() if name.startswith(b"q:"))
-        self.stopped = {name[2:].decode(): value.decode() for name, value in fields.items() if name.startswith(b"x:")}
-        """Requests that were stopped while they were queued, and why."""
+        self.stopped = {
+            name[2:].decode(): value.split()[0].decode() for name, value in fields.items() if name.startswith(b"x:")
+        }
+        """What was stopped or replaced lately, and which of the two."""
         if not self.epoch:
             return
         self.status = ResumableStatus(_text(fields, b"status"))
@@ -69,7 +71,7 @@ class State:
         if not self.epoch:
             newest = self.queued[-1]
             return queued_item(self.key, newest.epoch, newest.requested_at)
-        return ResumableStreamItem.model_construct(
+        return ResumableStreamItem.of(
             conversation_id=self.key.id,
             status=self.status,
             is_done=self.is_final,

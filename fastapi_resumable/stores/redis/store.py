@@ -154,10 +154,6 @@ class RedisStore:
                 await site.bury([(key, worker)])
             elif word == b"exists":
                 raise StreamExists
-            elif word == b"follow":
-                (state,) = await site.peek(key)
-                if state.epoch == rival:
-                    return self._open(site, state)
             else:
                 state = await self._wait_for(site, key, rival)
                 if state.epoch == rival:
@@ -244,7 +240,6 @@ class RedisStore:
             site.abandon(name, epoch)
             site.spawn(site.free(key, epoch), "resumable free")
             raise
-        reservation.settle()
         return stream
 
     async def _begin(self, site: Site, reservation: Reservation, call: Call) -> list[Any]:
@@ -268,7 +263,6 @@ class RedisStore:
 
     async def _release(self, site: Site, reservation: Reservation) -> None:
         key, epoch = reservation.key, reservation.epoch
-        reservation.settle()
         try:
             call = site.release(self._keys.stream(key), epoch)
             await site.end([call], ResumableStatus.INTERRUPTED, "producer_lost")
@@ -305,11 +299,11 @@ class RedisStore:
         return view
 
     async def _wait_for(self, site: Site, key: StreamKey, rival: str) -> State:
-        """Wait until a request that is queued is so no longer.
+        """Wait until a request is queued no longer.
 
         Raises:
-            StreamCancelled: It was stopped.
-            StreamReplaced: A newer one has begun before it.
+            StreamCancelled: It was stopped, before it began or after that.
+            StreamReplaced: A newer one has begun, likewise.
         """
 
         def is_over(state: State) -> bool:
@@ -325,6 +319,9 @@ class RedisStore:
         self, site: Site, key: StreamKey, timeout: float, is_over: Callable[[State], bool]
     ) -> State | None:
         """Wait until the state of `key` is as asked for; `None` if it was not in time."""
+        (state,) = await site.peek(key)
+        if is_over(state):
+            return state
         changed = asyncio.Event()
         unsubscribe = await site.subscribe(key.owner, [key.id], lambda _: changed.set())
         deadline = site.loop.time() + timeout
@@ -353,17 +350,14 @@ class RedisStore:
             return not state.queued or (bool(state.epoch) and not (live and state.is_final))
 
         try:
-            (state,) = await site.peek(key)
-            if not is_here(state):
-                found = await self._change(site, key, timeout, is_here)
-                if found is None:
-                    raise StreamPending
-                state = found
+            state = await self._change(site, key, timeout, is_here)
         except StoreUnavailable:
             local = next((stream for stream in site.streams.values() if stream.key == key), None)
             if local is None:
                 raise
             return local
+        if state is None:
+            raise StreamPending
         if not state.epoch:
             raise StreamNotFound
         if not state.is_final:
