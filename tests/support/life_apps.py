@@ -4,6 +4,7 @@ import asyncio
 import gc
 import inspect
 import queue
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Annotated, Any
@@ -124,9 +125,10 @@ class Run:
 
 
 async def closed(run: Run, kind: str) -> None:
-    """The generator's finally has run; a sync one, which nobody can cancel, is closed by the garbage collector.
+    """The generator's finally has run; some are closed by the garbage collector.
 
-    That is what Starlette leaves to it after a disconnect, too.
+    Starlette leaves a sync one to it after a disconnect, too, because nobody can cancel that; and FastAPI one of its
+    own event streams that is between two events. Before Python 3.12 the latter is freed at once.
     """
 
     async def collected() -> None:
@@ -134,7 +136,7 @@ async def closed(run: Run, kind: str) -> None:
             gc.collect()
             await asyncio.sleep(0.01)
 
-    if kind in ("sync generator", "yield sse in def"):
+    if kind in ("sync generator", "yield sse in def") or (kind == "yield sse" and sys.version_info >= (3, 12)):
         run.request = run.stream = None
         await bounded(collected(), "the generator's finally block")
     await run.wait_closed()
