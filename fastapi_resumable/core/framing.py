@@ -57,15 +57,19 @@ class EventFramer:
 
     def feed(self, chunk: bytes, offset: int) -> bytes:
         """Take what the application sent; return the whole events that are ready to be appended at `offset`."""
-        whole = chunk.endswith(b"\n\n") and not (self._pending or self.oversize or self._skip_lf)
-        if whole and self._epoch is None:
-            return chunk
-        # An integer here, and `find` for what is longer: `in` with bytes costs more than the search.
-        if not whole or CR in chunk:
-            return self._feed(chunk, offset, final=False)
-        # What applications send most: one event of one line; one event; or some.
-        if chunk.startswith(b"data:") and chunk.find(b"\n", 0, -2) < 0:
-            return self._stamp_data(chunk, offset)
+        if chunk.endswith(b"\n\n") and not (self._pending or self.oversize or self._skip_lf):
+            if self._epoch is None:
+                return chunk
+            # An integer here, and `find` for what is longer: `in` with bytes costs more than the search.
+            if CR not in chunk:
+                if chunk.startswith(b"data:") and chunk.find(b"\n", 0, -2) < 0:
+                    # What applications send most: one event of one line.
+                    return self._stamp_data(chunk, offset)
+                return self._feed_lf(chunk, offset)
+        return self._feed(chunk, offset, final=False)
+
+    def _feed_lf(self, chunk: bytes, offset: int) -> bytes:
+        """`feed`, short for whole events whose lines end in LF."""
         if chunk.find(b"\n\n") == len(chunk) - 2:
             return self._stamp_lf(chunk, offset)
         if chunk.find(b"\n\n\n") >= 0:
