@@ -65,17 +65,23 @@ def taken(exchange: Exchange) -> bytes:
     return b"".join(message.get("body", b"") for message in exchange.messages)
 
 
+async def two_readers(client: Client, ticks: "asyncio.Queue[str | None]") -> tuple[Exchange, Exchange]:
+    """The request that begins a stream and one that follows it; both have had its first event."""
+    first = client.start("POST", "/chat", headers={ID: "a"})
+    ticks.put_nowait("0")
+    await first.read_until(b"0\n\n")
+    second = client.start("GET", "/v1/stream/a")
+    await second.read_until(b"0\n\n")
+    return first, second
+
+
 async def test_each_request_sends_in_its_own_name_and_context() -> None:
     """The first reader and a second one, whose events all come from one producer in a task of its own."""
     ticks: asyncio.Queue[str | None] = asyncio.Queue()
     recording, app = make(ticks)
     async with running(app):
         client = Client(recording)
-        first = client.start("POST", "/chat", headers={ID: "a"})
-        ticks.put_nowait("zero")
-        await first.read_until(b"zero\n\n")
-        second = client.start("GET", "/v1/stream/a")
-        await second.read_until(b"zero\n\n")
+        first, second = await two_readers(client, ticks)
         for tick in ("one", "two", "three"):
             ticks.put_nowait(tick)
             await asyncio.gather(*(each.read_until(f"{tick}\n\n".encode()) for each in (first, second)))
@@ -93,11 +99,7 @@ async def test_a_send_that_waits_delays_its_own_reader_only() -> None:
     recording, app = make(ticks)
     async with running(app):
         client = Client(recording)
-        first = client.start("POST", "/chat", headers={ID: "a"})
-        ticks.put_nowait("0")
-        await first.read_until(b"0\n\n")
-        second = client.start("GET", "/v1/stream/a")
-        await second.read_until(b"0\n\n")
+        first, second = await two_readers(client, ticks)
         first.stall()
         for number in range(1, 20):
             ticks.put_nowait(str(number))

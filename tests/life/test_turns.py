@@ -79,19 +79,21 @@ async def test_who_was_released_has_a_turn_of_its_own():
     assert rounds() >= 1
 
 
+async def queue_up(turns: Turns, now: float, released: list[int], number: int) -> None:
+    """Write for too long, and note when it may go on."""
+    writer = Writer(turns)
+    await writer.write(now)
+    await writer.write(now + 1.0)
+    released.append(number)
+
+
 async def test_one_is_released_in_each_round():
     """In the order in which they came."""
     turns = Turns()
     order: list[int] = []
     now = monotonic()
 
-    async def run(number: int) -> None:
-        writer = Writer(turns)
-        await writer.write(now)
-        await writer.write(now + 1.0)
-        order.append(number)
-
-    tasks = [asyncio.create_task(run(number)) for number in range(5)]
+    tasks = [asyncio.create_task(queue_up(turns, now, order, number)) for number in range(5)]
     lengths = []
     while len(order) < 5:
         await asyncio.sleep(0)
@@ -107,13 +109,7 @@ async def test_one_that_is_cancelled_while_it_queues_holds_nobody_up():
     now = monotonic()
     done: list[int] = []
 
-    async def run(number: int) -> None:
-        writer = Writer(turns)
-        await writer.write(now)
-        await writer.write(now + 1.0)
-        done.append(number)
-
-    tasks = [asyncio.create_task(run(number)) for number in range(4)]
+    tasks = [asyncio.create_task(queue_up(turns, now, done, number)) for number in range(4)]
     await asyncio.sleep(0)
     tasks[0].cancel()
     tasks[2].cancel()
@@ -127,13 +123,8 @@ def test_a_queue_that_was_left_behind_in_another_event_loop_holds_nobody_up():
     turns = Turns()
 
     async def leave_behind() -> None:
-        async def run() -> None:
-            writer = Writer(turns)
-            await writer.write(now)
-            await writer.write(now + 1.0)
-
         now = monotonic()
-        tasks = [asyncio.create_task(run()) for _ in range(3)]
+        tasks = [asyncio.create_task(queue_up(turns, now, [], number)) for number in range(3)]
         await asyncio.sleep(0)
         assert not any(task.done() for task in tasks)
 
