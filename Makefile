@@ -10,7 +10,9 @@ CORE := $(addprefix tests/,core stores life asgi api contract client)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-redis test lint format typecheck docs build js cov test-low bench bench-docs lock clean system-tools
+# Some machines are told to keep no bytecode: then every process of a test would compile anew what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+.PHONY: help install demo demo-redis test lint format typecheck docs build js cov test-inside test-outside test-low bench bench-docs lock clean prepare system-tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +27,8 @@ demo-redis: .venv-demo/.installed ## start three workers of it, on Redis and beh
 	@exec .venv-demo/bin/python -m example_app.workers
 
 test: ## run every check there is: what CI runs
-	@bash tools/check lint typecheck docs build js test-low cov
+	@$(MAKE) --no-print-directory --jobs 4 prepare
+	@bash tools/check lint typecheck docs build js test-outside test-low test-inside
 
 lint: $(VENV)/.installed ## ruff: rules and format
 	$(BIN)/ruff check
@@ -54,12 +57,16 @@ js: $(VENV)/.installed $(JS)/node_modules/.installed ## JavaScript: types and te
 	cd $(JS) && PYTHON=$(CURDIR)/$(BIN)/python bash ../../tools/node \
 		node --test --test-timeout=240000 --test-reporter=spec
 
-cov: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## the whole suite, with coverage
+cov: test-inside test-outside ## the whole suite, most of it with coverage
+
+test-inside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## most of the suite, with coverage
 	$(BIN)/coverage erase
-	RESUMABLE_REQUIRE_ALL=1 $(BIN)/coverage run $(PYTEST) -m "not slow"
-	$(BIN)/python $(PYTEST) --numprocesses 4 -m slow # they mostly wait; without coverage, which would make them slower
+	RESUMABLE_REQUIRE_ALL=1 $(BIN)/coverage run $(PYTEST) -m "not outside and not slow"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+test-outside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## the rest of it: browsers, pages, servers, faults
+	RESUMABLE_REQUIRE_ALL=1 $(BIN)/python $(PYTEST) --numprocesses 3 -m "outside or slow" # they often wait
 
 test-low: .venv-low/.installed system-tools ## the core of the suite on the lowest supported versions
 	RESUMABLE_REQUIRE_ALL=1 .venv-low/bin/python $(PYTEST) -m "not servers and not slow" $(CORE)
@@ -83,6 +90,8 @@ lock: ## pin the newest versions of all dependencies in requirements/
 clean: ## remove all that the other targets made
 	rm -rf .venv .venv-* .node $(JS)/node_modules build dist site htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+prepare: $(VENV)/.installed .venv-low/.installed $(JS)/node_modules/.installed system-tools
 
 system-tools:
 	@bash tools/system-tools chromium redis-server nginx:nginx-light

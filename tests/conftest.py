@@ -1,9 +1,20 @@
-"""What every test has: asyncio as the event loop."""
+"""What every test has: asyncio as the event loop; and a mark, if it sees the library from outside."""
 
 import pytest
+
+OUTSIDE = {"browser", "clients", "docs", "servers"}
+"""The folders of tests that start programs, and add nothing to the coverage of the others."""
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     """Servers run on asyncio, so the tests do."""
     return "asyncio"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark them before `-m` selects."""
+    for item in items:
+        if item.path.parent.name in OUTSIDE:
+            item.add_marker("outside")

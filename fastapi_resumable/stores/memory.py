@@ -20,6 +20,7 @@ from ..core.errors import (
 from ..core.ids import StreamKey, variants
 from ..core.models import ResumableStatus, ResumableStreamItem
 from .base import OnConflict, Reservation
+from .memory_stream import MemoryStream
 from .pulse import Pulse
 from .stream import Budget, Head, Limits, Stream
 from .watchers import Watchers
@@ -143,7 +144,7 @@ class MemoryStore:
         now = self._wall_clock()
         if len(self._heads) > MOST_HEADS:
             self._heads.clear()
-        slot.current = Stream(
+        slot.current = MemoryStream(
             reservation.key,
             reservation.epoch,
             self._heads.setdefault(head, head),

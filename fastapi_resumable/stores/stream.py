@@ -95,7 +95,6 @@ class Stream:
     __slots__ = (
         "_bound",
         "_budget",
-        "_care_at",
         "_counted",
         "_cursors",
         "_framer",
@@ -105,7 +104,6 @@ class Stream:
         "_quiet_until",
         "_room",
         "_slowest",
-        "_step",
         "_told",
         "closed",
         "completed_at",
@@ -152,9 +150,6 @@ class Stream:
         self._limits = limits
         self._bound = limits.max_stream_bytes
         self._budget = budget
-        # Bytes are counted, and looked after, in steps: not for every event, but often enough for both bounds.
-        self._step = max(1, min(4096, limits.max_stream_bytes // 8, limits.max_total_bytes // 1024))
-        self._care_at = 0
         self._counted = 0
         self._framer = (
             EventFramer(epoch if limits.event_ids else None, limits.max_stream_bytes) if head.is_event_stream else None
@@ -183,31 +178,13 @@ class Stream:
         if not self.closed and self._room is None and not (self._framer is None or self._framer.oversize):
             self._append(PING)
 
-    def offer(self, chunk: bytes, now: float) -> bool:
-        """Record a chunk if that can be done at once: the log is open, and there is room.
+    def offer(self, chunk: bytes, _now: float) -> bool:
+        """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room.
 
-        `now` is seconds of the monotonic clock.
+        The time, seconds of the monotonic clock, is for who can make use of it.
         """
-        log = self.log
-        if log.tail + len(chunk) > self._care_at:
-            return self._offer_with_care(chunk)
-        # `write`, short for nearly all chunks: each call less can be measured.
-        if self._framer is not None:
-            chunk = self._framer.feed(chunk, log.tail)
-        if chunk:
-            log.append(chunk)
-            if self._cursors and not self._is_due:
-                self._announce(chunk, now)
-        return True
-
-    def _offer_with_care(self, chunk: bytes) -> bool:
-        """`offer`, with what need not be done for every event."""
-        size = len(chunk)
-        if self.closed or size > PIECE or not self.has_room(size):
+        if self.closed or len(chunk) > PIECE or not self.has_room(len(chunk)):
             return False
-        self._care_at = self.log.tail + size + self._step
-        if self._care_at > self._slowest + self._bound:
-            self._care_at = int(self._slowest) + self._bound
         self.write(chunk)
         return True
 
@@ -246,7 +223,6 @@ class Stream:
     def _close(self, status: ResumableStatus, code: str, message: str) -> None:
         """Record the last bytes."""
         self.closed = True
-        self._care_at = 0
         self.on_stop = nobody
         if self._framer is not None:
             if status is ResumableStatus.COMPLETED:
@@ -409,7 +385,6 @@ class Stream:
             self._cursors = set()
         self._cursors.add(cursor)
         self._slowest = min(self._slowest, cursor.offset)
-        self._care_at = 0
 
     def detach(self, cursor: Cursor) -> None:
         """Forget `cursor`; the producer waits for it no longer."""

@@ -133,10 +133,11 @@ async def _fan_out(way: str = "send") -> Run:
 
 def _new_stream(stamped: bool) -> Any:
     from fastapi_resumable.core.ids import StreamKey
-    from fastapi_resumable.stores.stream import Budget, Head, Limits, Stream
+    from fastapi_resumable.stores.memory_stream import MemoryStream
+    from fastapi_resumable.stores.stream import Budget, Head, Limits
 
     head = Head(200, ((b"content-type", b"text/event-stream"),))
-    return Stream(
+    return MemoryStream(
         StreamKey(None, "s"),
         "0123456789abcdef",
         head,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Page, Response, expect
 
@@ -196,15 +197,24 @@ def test_a_cut_connection_is_resumed(open_tab: OpenTab, line: Line, model: Model
 
 
 def test_an_answer_that_ends_during_a_cut_is_taken_from_the_history(
-    open_tab: OpenTab, line: Line, model: Model
+    person: BrowserContext, open_tab: OpenTab, app: Server, line: Line, model: Model
 ) -> None:
     """The page is told 204, and shows all of it."""
     tab = open_tab()
     ask(tab, "Will the SDK wait?")
     expect_answer(tab, FIRST)
     answers = resumes(tab)
+    person.set_offline(True)
     line.cut()
     model.write()
+    chat = tab.evaluate("location.hash.slice(1)")
+
+    def is_over() -> bool:
+        reply = httpx.post(f"{app.url}/v1/streams/lookup", json={"conversation_ids": [chat]})
+        return reply.json()[0]["is_done"]
+
+    wait_until(is_over, "the end of the answer")
+    person.set_offline(False)
     expect_answer(tab, WHOLE)
     assert [answer.status for answer in answers] == [204]
     expect(tab.get_by_role("alert")).to_have_count(0)

@@ -65,6 +65,7 @@ def descriptors() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(110)  # tracing what is allocated takes its time
 @pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "middleware"])
 async def test_a_thousand_streams_of_every_fate_leave_nothing_behind(
     face: str, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.contract.promises_2_5 import PROMISES
 HERE = Path(__file__).parent
 
 
+@cache
 def all_tests() -> set[str]:
     """The node ids of the tests that these sentences may name, without parameters."""
     paths = [*HERE.glob("test_faces_*.py"), *HERE.glob("test_life_*.py"), *(HERE.parent / "servers").glob("test_*.py")]

@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def functions_in(path: Path) -> set[str]:
     }
 
 
+@cache
 def all_tests() -> set[str]:
     paths = [*HERE.glob("test_wire_*.py"), *HERE.glob("test_http_*.py")]
     return set().union(*(functions_in(path) for path in paths if path.name not in BESIDE))

@@ -8,6 +8,7 @@ import pytest
 from fastapi_resumable import MemoryStore, ResumableStatus
 from fastapi_resumable.core.ids import StreamKey
 from fastapi_resumable.stores.base import Reservation
+from fastapi_resumable.stores.memory_stream import MemoryStream
 from fastapi_resumable.stores.stream import Head, Stream
 from fastapi_resumable.testing import SharedStoreConformance, StoreConformance
 
@@ -15,7 +16,7 @@ from fastapi_resumable.testing import SharedStoreConformance, StoreConformance
 class StreamStore(MemoryStore):
     """A memory store whose streams are of another class."""
 
-    stream_class: type[Stream]
+    stream_class: type[MemoryStream]
 
     async def begin(self, reservation, head):
         stream = await super().begin(reservation, head)
@@ -23,12 +24,12 @@ class StreamStore(MemoryStore):
         return stream
 
 
-def stream_store(broken: type[Stream]) -> type[MemoryStore]:
+def stream_store(broken: type[MemoryStream]) -> type[MemoryStore]:
     return type(broken.__name__, (StreamStore,), {"stream_class": broken})
 
 
 @stream_store
-class LosesAByte(Stream):
+class LosesAByte(MemoryStream):
     __slots__ = ()
 
     def write(self, chunk):
@@ -36,7 +37,7 @@ class LosesAByte(Stream):
 
 
 @stream_store
-class SendsBytesTwice(Stream):
+class SendsBytesTwice(MemoryStream):
     __slots__ = ()
 
     def read(self, cursor):
@@ -44,7 +45,7 @@ class SendsBytesTwice(Stream):
 
 
 @stream_store
-class CountsIdsFromEachWrite(Stream):
+class CountsIdsFromEachWrite(MemoryStream):
     __slots__ = ()
 
     def write(self, chunk):
@@ -53,7 +54,7 @@ class CountsIdsFromEachWrite(Stream):
 
 
 @stream_store
-class ShowsHalfAnEvent(Stream):
+class ShowsHalfAnEvent(MemoryStream):
     __slots__ = ()
 
     def write(self, chunk):
@@ -61,7 +62,7 @@ class ShowsHalfAnEvent(Stream):
 
 
 @stream_store
-class StartsWhereItCan(Stream):
+class StartsWhereItCan(MemoryStream):
     __slots__ = ()
 
     async def position(self, offset, last_event_id):
@@ -69,7 +70,7 @@ class StartsWhereItCan(Stream):
 
 
 @stream_store
-class NeverDropsAnything(Stream):
+class NeverDropsAnything(MemoryStream):
     __slots__ = ()
 
     @property
@@ -78,7 +79,7 @@ class NeverDropsAnything(Stream):
 
 
 @stream_store
-class WaitsForNobody(Stream):
+class WaitsForNobody(MemoryStream):
     __slots__ = ()
 
     def has_room(self, size):
@@ -87,7 +88,7 @@ class WaitsForNobody(Stream):
 
 
 @stream_store
-class WaitsForThoseWhoLeft(Stream):
+class WaitsForThoseWhoLeft(MemoryStream):
     __slots__ = ()
 
     def detach(self, cursor):
@@ -95,7 +96,7 @@ class WaitsForThoseWhoLeft(Stream):
 
 
 @stream_store
-class EndsWithoutAWord(Stream):
+class EndsWithoutAWord(MemoryStream):
     __slots__ = ()
 
     def _terminal_event(self, status, code, message):
@@ -103,7 +104,7 @@ class EndsWithoutAWord(Stream):
 
 
 @stream_store
-class PingsInOtherMedia(Stream):
+class PingsInOtherMedia(MemoryStream):
     __slots__ = ()
 
     def ping(self):
@@ -330,7 +331,7 @@ class NotFenced(View):
         return stream
 
 
-class WritesIntoTheNextEpoch(Stream):
+class WritesIntoTheNextEpoch(MemoryStream):
     __slots__ = ()
     successors: ClassVar[dict[Stream, Stream]] = {}
 

@@ -102,13 +102,6 @@ class RecordedStream(Stream):
             self.site.appender.mark(self, may_wait=self._is_fast and monotonic() - self._called < SILENCE)
         self._waiting += 1
 
-    def offer(self, chunk: bytes, _now: float) -> bool:
-        """Record a chunk if that can be done at once."""
-        if self.closed or not self.has_room(len(chunk)):
-            return False
-        self.write(chunk)
-        return True
-
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes leave in place what readers need, here and elsewhere, and what is to be written."""
         tail = self.log.tail
