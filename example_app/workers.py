@@ -128,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m example_app.workers", description="The chat on three workers.")
     parser.add_argument("--port", type=int, default=0, help="of nginx; by default any free one")
     port = parser.parse_args().port
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
         with ExitStack() as stack:

@@ -168,12 +168,12 @@ class EventFramer:
             self.oversize = self._flushed_data = self._flushed_id = False
         else:
             has_data = has_id = False
-            stripped = event.lstrip(b"\r\n")
-            # Not where it would make a byte order mark of what is none, because a line end comes before it.
-            if offset or bom or not stripped.startswith(BOM):
-                event = stripped
+            event = event.lstrip(b"\r\n")
             if not event:
                 return bom
+            if event.startswith(BOM) and not (offset or bom):
+                # It is no byte order mark, because line ends came before it: one has to stay.
+                event = b"\n" + event
         blank = _last_line_end(event)
         lines = event[: len(event) - len(blank)]
         if (has_data or _DATA.search(event)) and not (has_id or (b"id" in event and _ID.search(event))):

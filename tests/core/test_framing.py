@@ -91,6 +91,7 @@ def test_without_ids_the_bytes_are_untouched_however_they_are_chunked(case):
 @given(chunked())
 @example((b"data: x\r\r\ndata: y\r\r", [b"data: x\r\r", b"\ndata: y\r\r"]))
 @example((b"\n" + BOM + b"data: x\n\n", [b"\n" + BOM + b"data: x\n\n"]))
+@example((b"\n\n" + BOM + b"data: x\n\n", [b"\n\n" + BOM + b"data: x\n\n"]))
 def test_ids_change_nothing_that_a_client_dispatches(case):
     """Kind and data of every event are those of the application's own stream."""
     data, chunks = case

@@ -19,6 +19,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
+from tests.support.cutting import end_all_tasks
 from tests.support.server import HOST
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ class FaultyLink:
     ) -> None:
         self.cut_every(None)
         self.refuse()
-        asyncio.run_coroutine_threadsafe(_rest(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(end_all_tasks(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
@@ -179,11 +180,3 @@ class _Pair:
             with suppress(OSError):
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             end.transport.abort()
-
-
-async def _rest() -> None:
-    """Wait until every other task of the loop has ended."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks) if tasks else None
