@@ -284,8 +284,10 @@ class Stream:
         size = tail - self._told
         data = b""
         if len(self._cursors) > 1 and 0 < size <= BLOCK_SIZE and self._told >= self.log.floor:
-            # Once for all, instead of a copy for each.
+            # Once for all, instead of a copy for each; unless it lies in more than one block.
             data = self.log.read(self._told, size)
+            if len(data) != size:
+                data = b""
         self._told = tail
         for cursor in tuple(self._cursors):
             if cursor.offset < tail:

@@ -5,9 +5,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from fastapi_resumable.core.errors import StoreUnavailable
 from fastapi_resumable.core.ids import StreamKey
+from fastapi_resumable.core.log import ByteLog
 from fastapi_resumable.core.models import ResumableStatus
 from fastapi_resumable.life.reader import Reader, Reading
 from fastapi_resumable.life.rounds import Rounds
@@ -132,6 +135,54 @@ async def test_a_reader_that_is_further_behind_gets_what_it_has_not_had() -> Non
         stream.write(b"three")
         stream._announce_late()
         assert b"".join(fast.taken) == b"".join(slow.taken) == b"onetwothree"
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.sampled_from([8, 8, 8, 12])),
+        st.tuples(st.sampled_from(["hold", "let go"]), st.integers(0, 3)),
+        st.just(("pulse", 0)),
+        st.just(("turns", 0)),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS, st.sampled_from([16, 32, 1 << 16]))
+@example([("hold", 0), ("write", 8), ("write", 8), ("let go", 0), ("turns", 0), ("write", 8), ("pulse", 0)], 16)
+@settings(deadline=None, max_examples=300)
+def test_every_reader_gets_every_byte_in_order(steps: list[tuple[str, int]], block_size: int) -> None:
+    """However they fall behind and catch up, and wherever the log's blocks end."""
+
+    async def play() -> None:
+        stream = make_stream()
+        stream.log = ByteLog(block_size)
+        clients = [Client(stream) for _ in range(4)]
+        gates = [asyncio.Event() for _ in clients]
+        await settle(3)
+        written = 0
+        for step, argument in steps:
+            if step == "write":
+                stream.write(bytes((written + n) % 251 for n in range(argument)))
+                written += argument
+            elif step == "hold" and clients[argument].gate is None:
+                gates[argument] = clients[argument].gate = asyncio.Event()
+            elif step == "let go":
+                clients[argument].gate = None
+                gates[argument].set()
+            elif step == "pulse" and stream._is_due:
+                stream._announce_late()
+            elif step == "turns":
+                await settle(3)
+        for client, gate in zip(clients, gates, strict=True):
+            client.gate = None
+            gate.set()
+        stream.end(ResumableStatus.COMPLETED, "", "", 1.0)
+        for client in clients:
+            assert await bounded(client.task) is Reading.FINISHED
+            assert b"".join(client.taken) == bytes(n % 251 for n in range(written))
+
+    asyncio.run(play())
 
 
 async def test_a_delivery_that_appends_to_its_own_stream_delivers_that_too() -> None:
