@@ -44,7 +44,7 @@ async def serve(
         send = _as_coroutine(send)
 
     def deliver(data: bytes) -> Coroutine[Any, Any, None]:
-        return send({"type": "http.response.body", "body": data, "more_body": True})  # type: ignore[return-value]
+        return send({"type": "http.response.body", "body": data, "more_body": True})  # type: ignore[return-value]  # see above
 
     try:
         await _end(await reader.run(start, deliver), reader, send)

@@ -19,7 +19,7 @@ def shortened(response: Response, recorder: Recorder) -> Iterator[None]:
     if not isinstance(response, StreamingResponse) or not _is_starlettes(response):
         yield
         return
-    response.stream_response = partial(_stream, response, recorder)  # type: ignore[method-assign]
+    response.stream_response = partial(_stream, response, recorder)  # type: ignore[method-assign]  # undone below
     try:
         yield
     finally:
