@@ -272,8 +272,10 @@ async def follow_from_everywhere(here: Store, there: Store, head: Head) -> None:
         for number, chunk in enumerate(cut(b"".join(some_events(150)), largest=300)):
             await write(stream, chunk)
             if number % 6 == 0:
+                # What it has seen before it asks: more may come while it does.
+                size = len(first.data)
                 found = await there.find(KEY, 0)
-                offset = await found.position(rng.randint(0, len(first.data)), None)
+                offset = await found.position(rng.randint(0, size), None)
                 readings.append((offset, await stack.enter_async_context(following(found, offset))))
             if rng.random() < 0.5:
                 await asyncio.sleep(0)

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from time import monotonic
 from uuid import uuid4
 
 import pytest
@@ -94,17 +95,21 @@ async def make_fast(*streams: Stream) -> None:
 
 
 async def test_many_fast_streams_cost_a_fraction_of_a_command_for_each_event(workers: Workers) -> None:
-    """64 streams that await once per event: less than 0.2 commands each, with those that scripts call."""
+    """64 streams that await once per event: less than 0.2 commands each, with those that scripts call.
+
+    On a machine too busy for fast streams they are written in their pauses all the same, not for each event.
+    """
     store, turns = workers.open(), 1000
     streams = [await begin(store, StreamKey(None, f"id-{number}"), TEXT) for number in range(64)]
-    before = workers.calls()
+    before, begun = workers.calls(), monotonic()
     for _ in range(turns):
         for stream in streams:
             await write(stream, b"x" * 128)
         await asyncio.sleep(0)
     for stream in streams:
         await shown(stream)
-    assert 0 < (workers.calls() - before).total() < 0.2 * turns * len(streams)
+    pauses = (monotonic() - begun) / 0.02 + 20
+    assert 0 < (workers.calls() - before).total() < max(0.2 * turns, 3.5 * pauses) * len(streams)
 
 
 async def test_what_many_streams_write_in_one_turn_goes_in_one_call(workers: Workers) -> None:

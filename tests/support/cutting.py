@@ -59,6 +59,7 @@ class CuttingProxy:
         self._range = (least, most)
         self._random = random.Random(seed)
         self._open: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None] | None] = set()
         self._loop = asyncio.new_event_loop()
         self._listener = socket.create_server((HOST, 0), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
@@ -93,11 +94,15 @@ class CuttingProxy:
         after, reset = self._random.randint(*self._range), self._random.random() < 0.5
         self.connections += 1
         connection = _Connection(self, reader, writer, after, reset)
+        # A task that waits for a connection which reads nothing more is held by nobody else, and would be collected.
+        task = asyncio.current_task()
+        self._tasks.add(task)
         try:
             await connection.run()
         except* OSError:
             connection.end(reset=True)
         finally:
+            self._tasks.discard(task)
             connection.end(reset=False)
 
 
