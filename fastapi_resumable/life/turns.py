@@ -1,7 +1,7 @@
 """Sharing the event loop with generators that never await, which would keep everybody else from it.
 
 A producer that has written twice while the loop did not go round, and for longer than a turn, queues; each round of the
-loop releases one. Producers that await between two writes do not queue.
+loop releases one. Who awaits between two writes queues only by mistake: if somebody else held up the loop meanwhile.
 """
 
 import asyncio
