@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check -qq
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 JS := tests/javascript
-CORE := $(addprefix tests/,core stores life asgi api contract client)
+CORE := $(addprefix tests/,core stream stores run api contract client)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

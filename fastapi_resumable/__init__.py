@@ -5,12 +5,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .api.identity import body_field, header
-from .api.middleware import ResumableMiddleware
-from .api.resumable import Resumable
-from .api.settings import ResumableSettings
-from .api.stream import ResumableStream
-from .core.errors import (
+from ._fastapi.handle import ResumableStream
+from ._fastapi.identity import body_field, header
+from ._fastapi.middleware import ResumableMiddleware
+from ._fastapi.resumable import Resumable
+from ._fastapi.settings import ResumableSettings
+from ._run.finished import FinishedStream
+from .exceptions import (
     InvalidOffset,
     InvalidRequest,
     InvalidStreamId,
@@ -27,8 +28,7 @@ from .core.errors import (
     TooManyStreams,
     UnknownEventId,
 )
-from .core.models import ResumableStatus
-from .life.finished import FinishedStream
+from .models import ResumableStatus
 from .stores.memory import MemoryStore
 
 if TYPE_CHECKING:

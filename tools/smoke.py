@@ -20,7 +20,7 @@ from fastapi.responses import StreamingResponse
 import fastapi_resumable
 from fastapi_resumable import Resumable
 
-EXTRAS = ("fastapi_resumable.client", "fastapi_resumable.stores.redis.", "fastapi_resumable.testing")
+EXTRAS = ("fastapi_resumable.client", "fastapi_resumable.stores.redis.", "tests.conformance")
 """What needs more than the wheel requires."""
 
 STREAM_ID = {"X-Conversation-Id": "smoke"}

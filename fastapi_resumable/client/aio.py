@@ -8,7 +8,7 @@ import anyio
 import httpx
 from httpx_sse import ServerSentEvent
 
-from ..core.models import ResumableStreamItem
+from ..models import ResumableStreamItem
 from .backoff import Backoff
 from .base import BaseStream, OnState, RequestArguments, Requests, TerminalEvents, found
 from .follower import call

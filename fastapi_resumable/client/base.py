@@ -10,7 +10,7 @@ import httpx
 from httpx_sse import SSEError
 from pydantic import TypeAdapter
 
-from ..core.models import ResumableStreamItem
+from ..models import ResumableStreamItem
 from .backoff import Backoff
 from .cursors import Item
 from .follower import Follower, Wire, call

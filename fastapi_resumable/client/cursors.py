@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from httpx_sse import ServerSentEvent
 
-from ..core.framing import BOM
+from .._core.sse import BOM
 from .errors import StreamCancelled, StreamFailed, StreamIncomplete
 
 _LINE_END = rb"(?>\r\n|\n|\r)"

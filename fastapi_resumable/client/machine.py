@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from urllib.parse import parse_qs, urlencode, urljoin, urlsplit
 
-from ..core.models import ResumableStatus
+from ..models import ResumableStatus
 from .backoff import Backoff, retry_after
 from .cursors import ByteCursor, Cursor, EventCursor, Item, LineCursor, terminal
 from .errors import ConnectionLost, RequestRefused, StreamCancelled, StreamFailed, StreamIncomplete

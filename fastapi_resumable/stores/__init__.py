@@ -1,1 +1,1 @@
-"""Layer 2: where logs live. A small protocol, and the stores behind it."""
+"""Layer 3: where logs live. A small protocol, and the stores behind it."""

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
-from ..core.errors import StreamCancelled, StreamReplaced
-from ..core.ids import StreamKey
-from ..core.models import ResumableStatus, ResumableStreamItem
-from .stream import Head, Limits, Stream
+from .._core.ids import StreamKey
+from .._stream.stream import Head, Limits, Stream
+from ..exceptions import StreamCancelled, StreamReplaced
+from ..models import ResumableStatus, ResumableStreamItem
 
 OnConflict = Literal["replace", "attach", "reject"]
 

@@ -8,7 +8,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from ..core.errors import (
+from .._core.ids import StreamKey, variants
+from .._stream.memory_stream import MemoryStream
+from .._stream.pulse import Pulse
+from .._stream.stream import Budget, Head, Limits, Stream
+from ..exceptions import (
     StreamCancelled,
     StreamExists,
     StreamNotFound,
@@ -17,12 +21,8 @@ from ..core.errors import (
     TooManyStreams,
     TooManyStreamsOfOwner,
 )
-from ..core.ids import StreamKey, variants
-from ..core.models import ResumableStatus, ResumableStreamItem
+from ..models import ResumableStatus, ResumableStreamItem
 from .base import OnConflict, Reservation
-from .memory_stream import MemoryStream
-from .pulse import Pulse
-from .stream import Budget, Head, Limits, Stream
 from .watchers import Watchers
 
 STREAM_OVERHEAD = 1024

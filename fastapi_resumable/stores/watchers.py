@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from ..core.ids import StreamKey, variants
-from ..core.models import ResumableStreamItem
+from .._core.ids import StreamKey, variants
+from ..models import ResumableStreamItem
 
 Notify = Callable[[ResumableStreamItem], None]
 

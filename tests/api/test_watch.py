@@ -10,9 +10,9 @@ import pytest
 from fastapi import Depends, FastAPI
 
 from fastapi_resumable import MemoryStore, Resumable, StreamPending
-from fastapi_resumable.core.models import ResumableStreamItem
-from fastapi_resumable.life import watch as watching
-from fastapi_resumable.life.manager import StreamManager
+from fastapi_resumable._run import watch as watching
+from fastapi_resumable._run.manager import StreamManager
+from fastapi_resumable.models import ResumableStreamItem
 from tests.support.apps.player import Player, fail, send, unique, wait
 from tests.support.asgi import Client, Exchange, bounded, parse_events, running, settle
 from tests.support.life_apps import make, stage

@@ -132,9 +132,9 @@ async def _fan_out(way: str = "send") -> Run:
 
 
 def _new_stream(stamped: bool) -> Any:
-    from fastapi_resumable.core.ids import StreamKey
-    from fastapi_resumable.stores.memory_stream import MemoryStream
-    from fastapi_resumable.stores.stream import Budget, Head, Limits
+    from fastapi_resumable._core.ids import StreamKey
+    from fastapi_resumable._stream.memory_stream import MemoryStream
+    from fastapi_resumable._stream.stream import Budget, Head, Limits
 
     head = Head(200, ((b"content-type", b"text/event-stream"),))
     return MemoryStream(
@@ -165,7 +165,7 @@ def _write(stamped: bool) -> Callable[[], Awaitable[Run]]:
 
 
 async def _frame() -> Run:
-    from fastapi_resumable.core.framing import EventFramer
+    from fastapi_resumable._core.sse import EventFramer
 
     from .apps import event
 
@@ -181,7 +181,7 @@ async def _frame() -> Run:
 
 
 async def _log() -> Run:
-    from fastapi_resumable.core.log import ByteLog
+    from fastapi_resumable._core.log import ByteLog
 
     from .apps import event
 
@@ -197,7 +197,7 @@ async def _log() -> Run:
 
 async def framing_rates(seconds: float) -> dict[str, float]:
     """MB a second through the framer that stamps ids, by the shape of what comes."""
-    from fastapi_resumable.core.framing import EventFramer
+    from fastapi_resumable._core.sse import EventFramer
 
     def body(size: int) -> bytes:
         return b"data: " + b"x" * (size - 8) + b"\n\n"

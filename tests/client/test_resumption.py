@@ -10,6 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fastapi_resumable._core.sse import EventFramer
+from fastapi_resumable._core.terminal import terminal_event
 from fastapi_resumable.client import (
     Backoff,
     ConnectionLost,
@@ -22,8 +24,6 @@ from fastapi_resumable.client.cursors import Item
 from fastapi_resumable.client.follower import call, run
 from fastapi_resumable.client.machine import Ask, Head, Resumption
 from fastapi_resumable.client.wires import SyncReply
-from fastapi_resumable.core.framing import EventFramer
-from fastapi_resumable.core.terminal import terminal_event
 from tests.support.ssemodel import Event, parse
 
 EPOCH = "mfrggzdfmztwq2lk"

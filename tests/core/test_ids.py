@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastapi_resumable.core.errors import InvalidOffset, InvalidStreamId
-from fastapi_resumable.core.ids import (
+from fastapi_resumable._core.ids import (
     EPOCH_BYTES,
     EventId,
     format_epoch,
@@ -15,6 +14,7 @@ from fastapi_resumable.core.ids import (
     require_stream_id,
     variants,
 )
+from fastapi_resumable.exceptions import InvalidOffset, InvalidStreamId
 
 
 @given(entropy=st.binary(min_size=EPOCH_BYTES, max_size=EPOCH_BYTES), offset=st.integers(0, 2**59))

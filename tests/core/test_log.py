@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastapi_resumable.core.log import ByteLog
+from fastapi_resumable._core.log import ByteLog
 
 chunks = st.lists(st.binary(min_size=1, max_size=40), max_size=30)
 

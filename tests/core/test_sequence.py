@@ -7,16 +7,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastapi_resumable.core import sequence
-from fastapi_resumable.core.errors import InvalidOffset
-from fastapi_resumable.core.framing import BOM, EventFramer
-from fastapi_resumable.core.sequence import (
+from fastapi_resumable._core import sequence
+from fastapi_resumable._core.sequence import (
     Place,
     SequenceFilter,
     find_sequence,
     parse_sequence_number,
     sequence_number,
 )
+from fastapi_resumable._core.sse import BOM, EventFramer
+from fastapi_resumable.exceptions import InvalidOffset
 
 
 def numbered(number: int, text: str = "", end: str = "\n") -> bytes:

@@ -2,7 +2,7 @@
 
 import re
 
-from fastapi_resumable.core.ids import StreamKey
+from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable.stores.redis import keys, link, site
 from tests.redis.test_connections import RIGHTS
 

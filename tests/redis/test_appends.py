@@ -9,12 +9,12 @@ from uuid import uuid4
 import pytest
 
 from fastapi_resumable import RedisStore
-from fastapi_resumable.core.ids import StreamKey
+from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._stream.stream import Limits, Stream
 from fastapi_resumable.stores.redis import appender, recorded
 from fastapi_resumable.stores.redis.keys import Keys, log_key
 from fastapi_resumable.stores.redis.recorded import FAST, RecordedStream
-from fastapi_resumable.stores.stream import Limits, Stream
-from fastapi_resumable.testing.tools import KEY, TEXT, Request, begin, complete, content, following, write
+from tests.conformance.tools import KEY, TEXT, Request, begin, complete, content, following, write
 from tests.support.redis_server import RedisServer
 from tests.support.site import until
 

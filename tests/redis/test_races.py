@@ -17,16 +17,16 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fastapi_resumable import RedisStore
-from fastapi_resumable.core.errors import ResumableError, StoreUnavailable, StreamCancelled
-from fastapi_resumable.core.ids import StreamKey
-from fastapi_resumable.core.models import ResumableStatus, ResumableStreamItem
+from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._stream.stream import Limits
+from fastapi_resumable.exceptions import ResumableError, StoreUnavailable, StreamCancelled
+from fastapi_resumable.models import ResumableStatus, ResumableStreamItem
 from fastapi_resumable.stores.redis import appender, scripts
 from fastapi_resumable.stores.redis import lease as lease_module
 from fastapi_resumable.stores.redis.keys import Keys
 from fastapi_resumable.stores.redis.scripts import Script
 from fastapi_resumable.stores.redis.site import Site
-from fastapi_resumable.stores.stream import Limits
-from fastapi_resumable.testing.tools import KEY, TEXT, Request, begin, complete, following, terminal, write
+from tests.conformance.tools import KEY, TEXT, Request, begin, complete, following, terminal, write
 from tests.support.faults import FaultyLink
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.site import until

@@ -1,4 +1,4 @@
-"""fastapi_resumable/testing: a store that breaks one promise does not pass. Each class here breaks one."""
+"""tests/conformance: a store that breaks one promise does not pass. Each class here breaks one."""
 
 import asyncio
 from typing import Any, ClassVar
@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import pytest
 
 from fastapi_resumable import MemoryStore, ResumableStatus
-from fastapi_resumable.core.ids import StreamKey
+from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._stream.memory_stream import MemoryStream
+from fastapi_resumable._stream.stream import Head, Stream
 from fastapi_resumable.stores.base import Reservation
-from fastapi_resumable.stores.memory_stream import MemoryStream
-from fastapi_resumable.stores.stream import Head, Stream
-from fastapi_resumable.testing import SharedStoreConformance, StoreConformance
+from tests.conformance import SharedStoreConformance, StoreConformance
 
 
 class StreamStore(MemoryStore):

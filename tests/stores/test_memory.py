@@ -14,10 +14,10 @@ from fastapi_resumable import (
     StreamPending,
     StreamReplaced,
 )
-from fastapi_resumable.core.ids import StreamKey
-from fastapi_resumable.core.models import ResumableStreamItem
+from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._stream.stream import Head, Limits
+from fastapi_resumable.models import ResumableStreamItem
 from fastapi_resumable.stores.base import Reservation
-from fastapi_resumable.stores.stream import Head, Limits
 
 KEY = StreamKey("ann", "chat")
 HEAD = Head(200, ((b"content-type", b"text/event-stream"),))

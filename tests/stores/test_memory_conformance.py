@@ -1,7 +1,7 @@
 """The suite that every store has to pass, on the store in memory."""
 
 from fastapi_resumable import MemoryStore
-from fastapi_resumable.testing import StoreConformance
+from tests.conformance import StoreConformance
 
 
 class TestMemoryStore(StoreConformance):

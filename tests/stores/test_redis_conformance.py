@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from fastapi_resumable import RedisStore
-from fastapi_resumable.testing import SharedStoreConformance
+from tests.conformance import SharedStoreConformance
 from tests.support.redis_server import RedisServer
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from fastapi_resumable import MemoryStore, ResumableStatus, StreamExists
-from fastapi_resumable.core.ids import StreamKey
-from fastapi_resumable.core.models import ResumableStreamItem
+from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._stream.stream import Head, Limits, Stream
+from fastapi_resumable.models import ResumableStreamItem
 from fastapi_resumable.stores.base import Reservation, Store
-from fastapi_resumable.stores.stream import Head, Limits, Stream
 
 HEAD = Head(200, ((b"content-type", b"text/event-stream"),))
 FINAL = "The stream has ended."

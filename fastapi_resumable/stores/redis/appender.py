@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ...core.errors import StoreUnavailable
-from ..pulse import PULSE
+from ..._stream.pulse import PULSE
+from ...exceptions import StoreUnavailable
 from .link import Call, Link
 from .scripts import APPEND
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import OffsetLost, ResumableError, StoreUnavailable
-from ...core.log import BLOCK_SIZE, ByteLog
-from ...core.models import ResumableStatus
-from ..stream import Cursor, Stream
+from ..._core.log import BLOCK_SIZE, ByteLog
+from ..._stream.stream import Cursor, Stream
+from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
+from ...models import ResumableStatus
 from .follower import Entry
 from .keys import readers_key
 from .link import Call

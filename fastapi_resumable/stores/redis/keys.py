@@ -12,7 +12,7 @@
 
 from urllib.parse import quote
 
-from ...core.ids import StreamKey
+from ..._core.ids import StreamKey
 
 
 class Keys:

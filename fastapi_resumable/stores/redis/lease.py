@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterable
 from time import monotonic
 
-from ...core.errors import StoreUnavailable
+from ...exceptions import StoreUnavailable
 from .keys import Keys
 from .link import Call, Link
 from .scripts import BEAT

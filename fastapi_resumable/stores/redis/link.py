@@ -29,7 +29,7 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
-from ...core.errors import StoreUnavailable
+from ...exceptions import StoreUnavailable
 from .scripts import Script
 
 logger = logging.getLogger("fastapi_resumable")

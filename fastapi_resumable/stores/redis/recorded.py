@@ -7,11 +7,11 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import OffsetLost, StoreUnavailable
-from ...core.framing import EventFramer
-from ...core.log import BLOCK_SIZE
-from ...core.models import ResumableStatus
-from ..stream import Budget, Cursor, Stream, nobody
+from ..._core.log import BLOCK_SIZE
+from ..._core.sse import EventFramer
+from ..._stream.stream import Budget, Cursor, Stream, nobody
+from ...exceptions import OffsetLost, StoreUnavailable
+from ...models import ResumableStatus
 from .keys import log_key, readers_key
 from .link import Call
 from .scripts import APPEND, RESTORE, WAIT

@@ -11,14 +11,14 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ...core.errors import OffsetLost, ResumableError, StoreUnavailable
-from ...core.framing import EventFramer
-from ...core.ids import StreamKey, variants
-from ...core.models import ResumableStatus, ResumableStreamItem
-from ...core.terminal import terminal_event
+from ..._core.ids import StreamKey, variants
+from ..._core.sse import EventFramer
+from ..._core.terminal import terminal_event
+from ..._stream.pulse import Pulse
+from ..._stream.stream import Budget, Limits
+from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
+from ...models import ResumableStatus, ResumableStreamItem
 from ..base import Reservation, queued_item
-from ..pulse import Pulse
-from ..stream import Budget, Limits
 from ..watchers import Notify, Watchers
 from .appender import Appender
 from .followed import FollowedStream

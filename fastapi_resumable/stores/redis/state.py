@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ...core.ids import StreamKey, format_epoch
-from ...core.models import ResumableStatus, ResumableStreamItem
+from ..._core.ids import StreamKey, format_epoch
+from ..._stream.stream import Head
+from ...models import ResumableStatus, ResumableStreamItem
 from ..base import queued_item
-from ..stream import Head
 
 
 class Queued(NamedTuple):

@@ -12,7 +12,9 @@ try:
 except ImportError as exc:
     raise ImportError("RedisStore needs redis-py. Install it: pip install 'fastapi-resumable[redis]'") from exc
 
-from ...core.errors import (
+from ..._core.ids import StreamKey
+from ..._stream.stream import Head, Limits, Stream
+from ...exceptions import (
     StoreUnavailable,
     StreamCancelled,
     StreamExists,
@@ -22,10 +24,8 @@ from ...core.errors import (
     TooManyStreams,
     TooManyStreamsOfOwner,
 )
-from ...core.ids import StreamKey
-from ...core.models import ResumableStatus, ResumableStreamItem
+from ...models import ResumableStatus, ResumableStreamItem
 from ..base import OnConflict, Reservation, queued_item
-from ..stream import Head, Limits, Stream
 from ..watchers import Notify
 from .followed import FollowedStream
 from .keys import Keys

@@ -1,0 +1,96 @@
+"""Stream ids, epochs, offsets and event ids: how they are written and what is refused.
+
+An event id of ours is `<epoch>-<offset>`: the epoch is 16 lowercase base-32 characters (RFC 4648 §6), the offset is
+the position right after the event. So `Last-Event-ID` and `?from=` name the same place.
+"""
+
+import re
+import unicodedata
+from base64 import b32encode
+from typing import NamedTuple
+
+from ..exceptions import InvalidOffset, InvalidStreamId
+
+MAX_STREAM_ID_BYTES = 512
+EPOCH_BYTES = 10
+_EVENT_ID = re.compile(r"([a-z2-7]{16})-(0|[1-9][0-9]{0,18})")
+_DIGITS = re.compile(r"[0-9]+")
+_MAX_OFFSET = 2**63 - 1
+
+
+class StreamKey(NamedTuple):
+    """What a stream is kept under: two owners may use the same id and never meet."""
+
+    owner: str | None
+    id: str
+
+
+class EventId(NamedTuple):
+    """A position that names its epoch, so that one from an earlier epoch is refused, not misread."""
+
+    epoch: str
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.offset}"
+
+
+def format_epoch(entropy: bytes) -> str:
+    """Write `EPOCH_BYTES` random bytes as an epoch."""
+    return b32encode(entropy).decode("ascii").lower()
+
+
+def parse_event_id(text: str) -> EventId | None:
+    """Read an event id of ours; `None` if it has another form, so is the application's own."""
+    match = _EVENT_ID.fullmatch(text)
+    return EventId(match[1], int(match[2])) if match else None
+
+
+def parse_stream_id(value: str | None) -> str | None:
+    """Check a stream id; `None` for one that is absent or blank.
+
+    Raises:
+        InvalidStreamId: It is longer than 512 bytes in UTF-8, has control characters, or cannot be written in UTF-8.
+    """
+    if value is None or not value.strip():
+        return None
+    try:
+        size = len(value.encode("utf-8"))
+    except UnicodeEncodeError as exc:
+        raise InvalidStreamId("The stream id is not valid Unicode: it has a lone surrogate.") from exc
+    if size > MAX_STREAM_ID_BYTES:
+        raise InvalidStreamId(f"The stream id has {size} bytes; use at most {MAX_STREAM_ID_BYTES}.")
+    if not value.isprintable() and any(unicodedata.category(character) == "Cc" for character in value):
+        raise InvalidStreamId("The stream id has control characters; use printable ones.")
+    return value
+
+
+def require_stream_id(value: str | None) -> str:
+    """`parse_stream_id`, where an absent id is an error too.
+
+    Raises:
+        InvalidStreamId: There is no id, or it is a bad one.
+    """
+    stream_id = parse_stream_id(value)
+    if stream_id is None:
+        raise InvalidStreamId("Name the stream, in the path or as ?conv_id=.")
+    return stream_id
+
+
+def parse_offset(text: str | None) -> int | None:
+    """Read `?from=`; `None` if it is absent or has no value. Offsets too large to exist are clipped, not refused.
+
+    Raises:
+        InvalidOffset: It is not a non-negative integer in ASCII digits.
+    """
+    if not text:
+        return None
+    if not _DIGITS.fullmatch(text):
+        raise InvalidOffset("`from` counts bytes: give a non-negative integer in decimal digits, like from=1024.")
+    return int(text) if len(text) <= 18 else _MAX_OFFSET
+
+
+def variants(stream_id: str) -> list[str]:
+    """The shorter ids of which `stream_id` is a variant: `a` and `a::b` for `a::b::c`."""
+    parts = stream_id.split("::")
+    return ["::".join(parts[:count]) for count in range(1, len(parts))]

@@ -1,0 +1,119 @@
+"""Events that carry a `sequence_number` in their JSON data, as those of OpenAI's Responses API do, and resuming by it.
+
+Numbers increase, so the place to go on from is right after the last event whose number the client has had. Events
+without one (a terminal event, comments) belong to the place that they are at.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ..exceptions import InvalidOffset
+from .sse import BOM, EventFramer, events, find_boundary
+
+MAX_EVENT_BYTES = 4 * 1024 * 1024
+"""What a filter waits for the end of. A larger event goes through it, whatever its number."""
+
+_NAME = b'"sequence_number"'
+_DATA_VALUE = re.compile(rb"(?:\A|[\r\n])data(?:: ?([^\r\n]*))?(?=[\r\n])")
+_DIGITS = re.compile(r"[0-9]+")
+_MAX_NUMBER = 2**63 - 1
+
+
+class Place(NamedTuple):
+    """Where a number is in a log."""
+
+    offset: int | None
+    """The position right after the last event with this number or a lower one; `None` if there is none."""
+    following: int | None
+    """The first higher number; `None` if there is none yet."""
+
+
+def parse_sequence_number(text: str | None) -> int | None:
+    """Read `?starting_after=`; `None` if it is absent or has no value. Numbers too large to exist are clipped.
+
+    Raises:
+        InvalidOffset: It is not a non-negative integer in ASCII digits.
+    """
+    if not text:
+        return None
+    if not _DIGITS.fullmatch(text):
+        raise InvalidOffset(
+            "`starting_after` is the `sequence_number` of an event: give a non-negative integer in decimal digits."
+        )
+    return int(text) if len(text) <= 18 else _MAX_NUMBER
+
+
+def sequence_number(event: bytes) -> int | None:
+    """The number of an event; `None` if it has none."""
+    if _NAME not in event:
+        return None
+    try:
+        data = json.loads(b"\n".join(_DATA_VALUE.findall(event.removeprefix(BOM))))
+    except (ValueError, RecursionError):
+        return None
+    number = data.get("sequence_number") if isinstance(data, dict) else None
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
+
+
+def find_sequence(blocks: Iterable[bytes], number: int) -> Place:
+    """Find the place of `number` in recorded bytes.
+
+    Not every event is parsed: a block can be passed over if the next one begins with a number that is low enough.
+    """
+    start = 0
+    rest: list[bytes] = []
+    for block in blocks:
+        cut = find_boundary([block]) or 0
+        first = _first_number(block[cut:])
+        if first is not None and first <= number:
+            start += sum(map(len, rest)) + cut
+            rest = [block[cut:]]
+        else:
+            rest.append(block)
+            if first is not None:
+                break
+    offset: int | None = None
+    for event in events(rest):
+        start += len(event)
+        if (found := sequence_number(event)) is not None:
+            if found > number:
+                return Place(offset, found)
+            offset = start
+    return Place(offset, None)
+
+
+def _first_number(block: bytes) -> int | None:
+    if _NAME not in block:
+        return None
+    return next((number for number in map(sequence_number, events([block])) if number is not None), None)
+
+
+class SequenceFilter:
+    """Drops the events of a live stream up to a number, until one with a higher number comes."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._framer = EventFramer(None, MAX_EVENT_BYTES)
+        self.passed = False
+        """Whether a higher number has come: from there on there is nothing to drop."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take recorded bytes; return those that are to be sent, in whole events."""
+        return data if self.passed else self._keep(self._framer.feed(data, 0))
+
+    def finish(self) -> bytes:
+        """Return what is left at the end of the stream."""
+        return b"" if self.passed else self._keep(self._framer.finish(0))
+
+    def _keep(self, data: bytes) -> bytes:
+        kept: list[bytes] = []
+        for event in events([data]):
+            number = None if self.passed else sequence_number(event)
+            if number is None or number > self._number:
+                kept.append(event)
+                self.passed = self.passed or number is not None
+        if self.passed:
+            kept.append(self._framer.finish(0))
+        return b"".join(kept)

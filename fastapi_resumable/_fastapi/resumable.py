@@ -1,0 +1,367 @@
+"""`Resumable`: what an application makes one of. It wires the store, the manager, the router and the faces together."""
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import anyio
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .._core.terminal import TerminalEvent
+from .._run.body import RequestBody
+from .._run.exchange import Exchange, stopped_while_queued
+from .._run.manager import Hook, StreamManager
+from .._run.producer import Producer
+from .._run.signals import TerminationWatch
+from .._stream.stream import Limits
+from ..exceptions import ResumableError
+from ..stores.base import OnConflict, Store
+from ..stores.opening import open_store
+from . import requests
+from .admission import Admission
+from .ai_sdk import build_ai_sdk_router
+from .decorator import DECORATED, decorate
+from .ending import RequestEnded, outermost
+from .errors import http_error
+from .handle import ResumableStream
+from .identity import IdDependency
+from .location import Locator
+from .route import route_class
+from .router import Routes, build_router
+from .settings import load_settings
+
+logger = logging.getLogger("fastapi_resumable")
+
+_HookT = TypeVar("_HookT", bound=Hook)
+_EndpointT = TypeVar("_EndpointT", bound=Callable[..., Any])
+
+
+UNSET: Any = object()
+"""Not given: from the environment, or the default."""
+
+
+END_DELAY = 0.05
+"""Seconds for which the end of a body that an application sends waits for the application to return.
+
+FastAPI's own event streams end the body in order when their generator raises, and raise only then.
+"""
+
+
+class Resumable:
+    """Makes streaming endpoints survive disconnects.
+
+    Include `router`, and put `stream`, `Depends(resumable)`, `route_class` or `ResumableMiddleware` where streams
+    begin. What is not given is taken from the environment (`FASTAPI_RESUMABLE_<NAME>`), or has the default shown.
+
+    Args:
+        store: Where streams live: a store, or the URL of a Redis. Default: a `MemoryStore`, in this process.
+        prefix: Path of the router's routes. Default `/v1`.
+        stream_id: A FastAPI dependency that returns the id by which a request names its stream, or `None` if the
+            request is not to be resumable. Default: the header `X-Conversation-Id`.
+        owner: A FastAPI dependency that returns who asks. Streams are kept by owner and id.
+        on_conflict: What becomes of a request whose id has a live stream: `replace` it, `attach` to it, `reject`.
+        event_ids: Whether server-sent events get an `id:` line to resume from. Default true.
+        ping: Seconds without a byte from the application after which a keep-alive is recorded; 0: never. Default 15.
+        max_stream_bytes: How many bytes of a stream are kept, the newest. Default 4 MiB.
+        max_total_bytes: How many bytes of all streams are kept; finished ones expire early to keep it. Default 1 GiB.
+        max_streams: How many streams may be live at a time. Default 10,000.
+        max_streams_per_owner: The same for one owner. Default: no limit.
+        retention: Seconds for which a finished stream can be replayed. Default 300.
+        head_timeout: Seconds for which the head of a response waits for its first bytes. Default 1.
+        pending_timeout: Seconds for which a reader waits for a stream that is queued. Default 2.
+        stall_timeout: Seconds after which a reader that takes nothing is let go. Default 30.
+        stop_grace: Seconds after which a producer that ignores being stopped is abandoned. Default 5.
+        shutdown_grace: Seconds that live streams have to finish when the server shuts down. Default 10.
+        auto_id: Whether a request that names no stream is given an id. Default false.
+        terminal_event: How a stream that did not complete says so: `sse`, `openai`, `ai-sdk`, or a function of
+            status, code and message to bytes or `None`. Default `sse`.
+
+    Raises:
+        ValueError: A setting is wrong; the message says which, and what it must be.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store | str | None = None,
+        prefix: str = UNSET,
+        stream_id: IdDependency | None = None,
+        owner: IdDependency | None = None,
+        on_conflict: OnConflict = UNSET,
+        event_ids: bool = UNSET,
+        ping: float = UNSET,
+        max_stream_bytes: int = UNSET,
+        max_total_bytes: int = UNSET,
+        max_streams: int = UNSET,
+        max_streams_per_owner: int | None = UNSET,
+        retention: float = UNSET,
+        head_timeout: float = UNSET,
+        pending_timeout: float = UNSET,
+        stall_timeout: float = UNSET,
+        stop_grace: float = UNSET,
+        shutdown_grace: float = UNSET,
+        auto_id: bool = UNSET,
+        terminal_event: TerminalEvent | Literal["sse", "openai", "ai-sdk"] = UNSET,
+    ) -> None:
+        given = {
+            "store": store if isinstance(store, str) else UNSET,
+            "prefix": prefix,
+            "on_conflict": on_conflict,
+            "event_ids": event_ids,
+            "ping": ping,
+            "max_stream_bytes": max_stream_bytes,
+            "max_total_bytes": max_total_bytes,
+            "max_streams": max_streams,
+            "max_streams_per_owner": max_streams_per_owner,
+            "retention": retention,
+            "head_timeout": head_timeout,
+            "pending_timeout": pending_timeout,
+            "stall_timeout": stall_timeout,
+            "stop_grace": stop_grace,
+            "shutdown_grace": shutdown_grace,
+            "auto_id": auto_id,
+            "terminal_event": terminal_event,
+        }
+        self.settings = load_settings({name: value for name, value in given.items() if value is not UNSET})
+        for name, dependency in (("stream_id", stream_id), ("owner", owner)):
+            if dependency is not None and not callable(dependency):
+                raise ValueError(
+                    f"{name} must be a FastAPI dependency: a function that returns str or None, not {dependency!r}."
+                )
+        if store is None or isinstance(store, str):
+            store = open_store(self.settings.store)
+        elif not isinstance(store, Store):
+            raise ValueError(f"store must be a store, like MemoryStore(), or the URL of a Redis, not {store!r}.")
+        self.store: Store = store
+        self.store.configure(
+            Limits(
+                max_stream_bytes=self.settings.max_stream_bytes,
+                max_total_bytes=self.settings.max_total_bytes,
+                max_streams=self.settings.max_streams,
+                max_streams_per_owner=self.settings.max_streams_per_owner,
+                retention=self.settings.retention,
+                event_ids=self.settings.event_ids,
+                terminal_event=self.settings.terminal_event,
+            )
+        )
+        self.manager = StreamManager(
+            self.store,
+            on_conflict=self.settings.on_conflict,
+            ping=self.settings.ping,
+            stall_timeout=self.settings.stall_timeout,
+            stop_grace=self.settings.stop_grace,
+            shutdown_grace=self.settings.shutdown_grace,
+        )
+        self._termination = TerminationWatch(self.manager.begin_shutdown)
+        # Two of them in one application must not be taken for each other.
+        token = secrets.token_hex(8)
+        self._scope_key = f"fastapi_resumable.{token}"
+        locator = Locator(f"resumable_replay_{token}")
+        self._admission = Admission(
+            self.manager,
+            self.settings,
+            stream_id=stream_id,
+            owner=owner,
+            locator=locator,
+            termination=self._termination,
+        )
+        self._routes = Routes(self.manager, self.settings.pending_timeout, locator)
+        self.router: APIRouter = build_router(
+            self.manager,
+            prefix=self.settings.prefix,
+            owner=owner,
+            pending_timeout=self.settings.pending_timeout,
+            locator=locator,
+            lifespan=self._lifespan,
+        )
+        """Replay, stop, lookup and watch: `app.include_router(resumable.router)`."""
+        self.ai_sdk_router: APIRouter = build_ai_sdk_router(
+            self.manager, owner=owner, pending_timeout=self.settings.pending_timeout, locator=locator
+        )
+        """What the AI SDK asks for: `app.include_router(resumable.ai_sdk_router, prefix="/api/chat")`."""
+        self.route_class: type[APIRoute] = route_class(self)
+        """Makes every endpoint of a router resumable: `APIRouter(route_class=resumable.route_class)`."""
+
+    # The faces.
+
+    def stream(self, endpoint: _EndpointT) -> _EndpointT:
+        """Decorate an endpoint that returns a response, to make it resumable.
+
+        Raises:
+            TypeError: The endpoint uses `yield`; the message names the route class that serves those.
+        """
+        return decorate(endpoint, self)  # type: ignore[return-value]  # the same to call, for FastAPI
+
+    async def __call__(self, request: Request) -> AsyncIterator[ResumableStream]:
+        """The dependency: `stream: Annotated[ResumableStream, Depends(resumable)]`.
+
+        Declare it after the dependencies that check who asks: it answers a resume as soon as they have passed.
+        """
+        running = request.scope.get(self._scope_key)
+        # A decorated endpoint is told what to answer once all its dependencies have passed.
+        decorated = getattr(request.scope.get("endpoint"), DECORATED, False)
+        if running is not None:
+            yield running
+        else:
+            admitted: Producer | Response | HTTPException | None
+            try:
+                admitted = await self._admission.admit(request, requests.body_again(request))
+            except ResumableError as exc:
+                admitted = http_error(exc)
+                if not decorated:
+                    raise admitted from exc
+            if isinstance(admitted, Producer):
+                async with self._host(request, admitted) as stream:
+                    yield stream
+            elif isinstance(admitted, Response) and not decorated and self._is_last_dependency(request):
+                raise RequestEnded(request, admitted)
+            else:
+                yield ResumableStream(answer=admitted)
+
+    @asynccontextmanager
+    async def _host(self, request: Request, producer: Producer) -> AsyncIterator[ResumableStream]:
+        """Carry a stream through the dependencies of the request that begins it."""
+        body = RequestBody(request.receive, owed=False)
+        exchange = self._admission.exchange(producer, body, request, request._send)  # noqa: SLF001  # it has no public name
+        # So that `request.is_disconnected()` tells of a stop, and not of a client that has left.
+        request._receive = exchange.recorder.receive  # noqa: SLF001  # as above
+        outermost(request).push(partial(_conclude, exchange))
+        with anyio.CancelScope() as scope:
+            producer.cancel_request = scope.cancel
+            # Whoever loses patience with the request is to wait for the dependencies that are closed after it, too.
+            exchange.on_run = partial(setattr, scope, "shield", True)
+            try:
+                yield ResumableStream(producer, exchange=exchange, request=request)
+            except Exception as exc:
+                if exchange.answered:
+                    logger.exception("stream %r failed before it began", producer.key.id)
+                    raise RequestEnded(request) from exc
+                if isinstance(exc, ResumableError):
+                    raise http_error(exc) from exc
+                raise
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await exchange.release()
+        if scope.cancelled_caught and producer.stop_code is not None:
+            raise http_error(stopped_while_queued(producer.stop_code))
+
+    async def serve(
+        self,
+        app: ASGIApp,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        headers: list[tuple[bytes, bytes]] | None = None,
+        check: Callable[[Scope, Receive, Send], Awaitable[bool]] | None = None,
+    ) -> None:
+        """Run any ASGI application resumable; as it is, if the request names no stream.
+
+        Args:
+            app: The application.
+            scope: The request.
+            receive: The request's body and disconnect.
+            send: The response.
+            headers: Request headers for the application, if not those of the request.
+            check: Whether the caller may have a replay; answers by itself if not.
+
+        Raises:
+            HTTPException: The request is refused.
+            Exception: What `app` raised before it began to answer.
+        """
+        if scope["type"] != "http" or self._scope_key in scope:
+            await app(scope, receive, send)
+            return
+        body = RequestBody(receive, owed=True)
+        request = Request(scope, body.peek)
+        try:
+            admitted = await self._admission.admit(request, body.peek)
+            if admitted is None:
+                await app(scope, body.receive, send)
+                return
+            if isinstance(admitted, Response):
+                if check is None or await check(scope, body.receive, send):
+                    await admitted(scope, body.receive, send)
+                return
+            exchange = self._admission.exchange(admitted, body, request, send, end_delay=END_DELAY)
+            inner = {**scope, self._scope_key: ResumableStream(admitted)}
+            if headers is not None:
+                inner["headers"] = headers
+            try:
+                await exchange.run(app, inner, send)
+            except Exception:
+                if not exchange.answered:
+                    raise
+                logger.exception("stream %r failed before it began", admitted.key.id)
+        except ResumableError as exc:
+            raise http_error(exc) from exc
+        if exchange.cancelled is not None:
+            raise exchange.cancelled
+
+    # For routes of the application's own.
+
+    async def replay(self, request: Request, stream_id: str, *, owner: str | None = None) -> Response:
+        """Answer the request of another route with a stream, by its query and headers, as the router's replay does.
+
+        Raises:
+            HTTPException: There is no such stream, or no such place in it.
+        """
+        query = request.query_params
+        return await self._routes.replay(
+            request, owner, stream_id, query.get("from"), query.get("starting_after"), query.get("epoch")
+        )
+
+    async def stop(self, stream_id: str, *, owner: str | None = None, epoch: str | None = None) -> None:
+        """Stop a stream, as the router's `DELETE` does: no-op if there is none.
+
+        Raises:
+            HTTPException: It is no stream id.
+        """
+        await self._routes.stop(owner, stream_id, epoch)
+
+    # Hooks and the end.
+
+    def on_finish(self, hook: _HookT) -> _HookT:
+        """Register a function that gets every stream once it has ended, as a `FinishedStream`.
+
+        It may be `async` or not, runs beside everything else, and what it raises is logged.
+        """
+        self.manager.hooks.append(hook)
+        return hook
+
+    async def shutdown(self) -> None:
+        """Refuse new streams, give live ones `shutdown_grace` seconds, then interrupt them; no reader is left.
+
+        Called on SIGTERM and SIGINT by itself. Call it where the server is stopped in another way.
+        """
+        await self.manager.shutdown()
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: Any) -> AsyncIterator[None]:
+        self.manager.reopen()
+        self._termination.start()
+        try:
+            yield
+        finally:
+            await self.manager.shutdown()
+            self._termination.stop()
+            # A server sends no request after this; a test client may, without another start.
+            self.manager.reopen()
+
+    def _is_last_dependency(self, request: Request) -> bool:
+        """Whether no dependency of the endpoint is still to be solved: one that checks who asks, perhaps."""
+        route = request.scope.get("route")
+        return isinstance(route, APIRoute) and route.dependant.dependencies[-1].call is self
+
+
+def _conclude(exchange: Exchange, _type: Any, error: BaseException | None, _traceback: Any) -> bool:
+    """End the request after its dependencies: a cancellation was put off until here, a failure is in the log."""
+    if exchange.cancelled is not None:
+        raise exchange.cancelled
+    return isinstance(error, Exception) and exchange.has_begun and exchange.failure is not None

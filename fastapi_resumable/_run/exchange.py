@@ -1,0 +1,221 @@
+"""One resumable request: its application runs in the background, and the client is answered from the log.
+
+The request itself goes on until the application has ended, whatever happens to the client: so what hangs on the request
+(dependencies with `yield`, uploaded files, the resources of middleware) lives as long as the producer needs it.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import anyio
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Scope, Send
+
+from .._stream.reader import Reader
+from .._stream.stream import Stream
+from ..exceptions import ResumableError, ShuttingDown, StreamCancelled, StreamReplaced
+from ..models import ResumableStreamItem
+from .body import RequestBody
+from .headers import end_to_end, identify
+from .manager import StreamManager
+from .producer import Producer
+from .recorder import Recorder, inner_scope
+from .replay import serve
+
+Locate = Callable[[str], str | None]
+"""Gives the replay URL of a stream id, if there is one."""
+
+
+class Exchange:
+    """A request and its answer, around a recorder."""
+
+    def __init__(
+        self,
+        manager: StreamManager,
+        producer: Producer,
+        body: RequestBody,
+        send: Send,
+        *,
+        locate: Locate,
+        head_timeout: float,
+        end_delay: float,
+        pending_timeout: float,
+        respond_async: bool,
+    ) -> None:
+        """Set up the exchange.
+
+        With `respond_async` the client is answered 202 at the beginning, or when `pending_timeout` is over. The end of
+        the body waits `end_delay` seconds for its application to return, in case it raises instead.
+        """
+        self._manager = manager
+        self._producer = producer
+        self._body = body
+        self._send = send
+        self._locate = locate
+        self._pending_timeout = pending_timeout
+        self._reader: Reader | None = None
+        self._interrupting: asyncio.Task[None] | None = None
+        self.recorder = Recorder(
+            manager,
+            producer,
+            body,
+            head_timeout=head_timeout,
+            end_delay=end_delay,
+            on_begin=self._attach,
+            pass_on=self._pass_on,
+        )
+        self.cancelled: asyncio.CancelledError | None = None
+        """A cancellation of the request while it ran, for the caller to raise when nothing hangs on it any more."""
+        self.on_run: Callable[[], object] = lambda: None
+        """Called when the application is about to run."""
+        self.answered = False
+        """Whether a client that did not want to wait has its answer."""
+        self._accepting = (
+            manager.spawn(self._accept(), name=f"resumable 202 {producer.key.id}") if respond_async else None
+        )
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What the application raised, unless it was being stopped."""
+        return self._producer.error if self._producer.stop_code is None else None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a stream; what comes after that is in its log."""
+        return self._producer.stream is not None
+
+    async def run(self, app: ASGIApp, scope: Scope, send: Send) -> None:
+        """Answer the request with what `app` sends; return when both the client and `app` are done.
+
+        Raises:
+            Exception: What `app` raised before the stream had begun; later failures are in the log.
+            ResumableError: The stream was stopped before it began.
+        """
+        if self._producer.stop_code is not None:
+            raise stopped_while_queued(self._producer.stop_code)
+        self._send = send
+        self.on_run()
+        self._producer.start(lambda: self.recorder.run(app, inner_scope(scope)))
+        failure: BaseException | None = None
+        try:
+            await self._answer()
+        except asyncio.CancelledError as exc:
+            self._note_cancellation(exc)
+        except Exception as exc:  # noqa: BLE001  # raised again below, once nothing hangs on the request any more
+            failure = exc
+        await self._outlast()
+        # Nothing leads back here, so that what hangs on the request is freed with it, and not at some collection.
+        self.recorder.release()
+        self._reader = None
+        if failure is not None:
+            raise failure
+        if not self.has_begun:
+            if self._producer.stop_code is not None and not self.recorder.passing:
+                raise stopped_while_queued(self._producer.stop_code)
+            if self._producer.error is not None:
+                raise unwrap(self._producer.error) if self.recorder.holds_head else self._producer.error
+
+    async def release(self) -> None:
+        """Give back what the exchange holds, whether it has run or not."""
+        if self._reader is not None:
+            self._manager.dismiss(self._reader)
+        if self._accepting is not None:
+            self._accepting.cancel()
+        await self._manager.release(self._producer)
+
+    async def _outlast(self) -> None:
+        """Wait for the application to end, through any cancellation of the request."""
+        done = asyncio.ensure_future(self._producer.done())
+        with anyio.CancelScope(shield=True):
+            while not done.done():
+                try:
+                    await asyncio.wait({done})
+                except asyncio.CancelledError as exc:
+                    self._note_cancellation(exc)
+            await self.release()
+
+    def _note_cancellation(self, exc: asyncio.CancelledError) -> None:
+        self.cancelled = exc
+        self._outstay()
+
+    def _outstay(self) -> bool:
+        """Go on although the request is cancelled, but not for ever."""
+        if not self._manager.hurry() and self._interrupting is None:
+            # Servers cancel requests when they shut down, some without a word to the application, and wait for them.
+            self._interrupting = self._manager.spawn(
+                self._manager.interrupt_late(self._producer), name=f"resumable interrupt {self._producer.key.id}"
+            )
+        return True
+
+    # What the client gets.
+
+    def _attach(self, stream: Stream) -> None:
+        # At the very beginning, so that nothing is dropped before the client has had it.
+        if self._accepting is None and self.cancelled is None:
+            self._reader = self._manager.reader(stream, 0, goes_on=self._outstay)
+
+    async def _answer(self) -> None:
+        if self._accepting is not None:
+            await asyncio.wait({self._accepting})
+            return
+        await asyncio.shield(self.recorder.settled)
+        if self._reader is not None:
+            stream = self._reader.stream
+            headers = identify(end_to_end(self.recorder.headers), stream, self._locate(stream.key.id))
+            await serve(self._reader, self._manager, headers, self._send, self._body.disconnected)
+
+    async def _pass_on(self, message: Message) -> None:
+        if not self.answered:
+            await self._send(message)
+
+    async def _accept(self) -> None:
+        await asyncio.wait({self.recorder.settled}, timeout=self._pending_timeout)
+        stream = self._producer.stream
+        if stream is None and self.recorder.settled.done():
+            return
+        self.answered = True
+        item = self._producer.reservation.item if stream is None else stream.item
+        response = accepted(item, self._locate(item.conversation_id))
+        await response({"type": "http"}, self._body.receive, self._send)
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The exception that the user's code raised, out of what frameworks wrap around it.
+
+    Starlette and anyio wrap what is raised after a response has started, or in a task group. While we hold the head
+    back the response has not started, so the original can still be handled.
+    """
+    while True:
+        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        elif (
+            type(error) is RuntimeError
+            and error.__cause__ is not None
+            and str(error).startswith("Caught handled exception")
+        ):
+            error = error.__cause__
+        else:
+            return error
+
+
+def stopped_while_queued(code: str) -> ResumableError:
+    """What a request is answered whose stream was stopped before it began."""
+    if code == "replaced":
+        return StreamReplaced()
+    return ShuttingDown() if code == "interrupted" else StreamCancelled()
+
+
+def accepted(item: ResumableStreamItem, location: str | None) -> Response:
+    """The answer to `Prefer: respond-async` (RFC 7240 §4.1): where the stream will be, and what it is now."""
+    response = Response(item.model_dump_json(), status_code=202, media_type="application/json")
+    response.raw_headers += [
+        (b"preference-applied", b"respond-async"),
+        (b"cache-control", b"no-store, no-transform"),
+        (b"x-accel-buffering", b"no"),
+        (b"x-conversation-id", item.conversation_id.encode("utf-8")),
+        (b"x-stream-epoch", item.epoch.encode("ascii")),
+    ]
+    if location is not None:
+        url = location.encode("ascii")
+        response.raw_headers += [(b"location", url), (b"content-location", url)]
+    return response

@@ -1,0 +1,79 @@
+"""Which headers are recorded, and which are set on every response of a resumable stream."""
+
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from .._stream.stream import Stream
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+# RFC 9110 §7.6.1, and the length, which is the transfer's own affair.
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# What belongs to one exchange, so to one client, and not to the stream.
+_OF_ONE_RESPONSE = frozenset({b"date", b"server", b"set-cookie", b"vary"})
+_OURS = frozenset(
+    {b"cache-control", b"content-location", b"x-accel-buffering", b"x-conversation-id", b"x-stream-epoch"}
+)
+
+
+def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
+    """The headers of a response without those of the connection, with names in lower case."""
+    lowered = [(name.lower(), value) for name, value in headers]
+    named = {token.strip().lower() for name, value in lowered if name == b"connection" for token in value.split(b",")}
+    return [(name, value) for name, value in lowered if name not in _HOP_BY_HOP and name not in named]
+
+
+def recorded(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
+    """The headers that a replay repeats."""
+    return tuple(
+        (name, value)
+        for name, value in end_to_end(headers)
+        if name not in _OF_ONE_RESPONSE and name not in _OURS and not name.startswith(b"access-control-")
+    )
+
+
+def identify(headers: Iterable[tuple[bytes, bytes]], stream: Stream, location: str | None) -> RawHeaders:
+    """Put our own headers in the place of any of the same name."""
+    result = [(name, value) for name, value in headers if name not in _OURS]
+    result += [
+        (b"x-conversation-id", stream.key.id.encode("utf-8")),
+        (b"x-stream-epoch", stream.epoch.encode("ascii")),
+        (b"cache-control", b"no-store, no-transform"),
+        (b"x-accel-buffering", b"no"),
+    ]
+    if location is not None:
+        result.append((b"content-location", location.encode("ascii")))
+    return result
+
+
+def describe(stream: Stream) -> RawHeaders:
+    """The `X-Stream-*` headers of a HEAD response."""
+    item = stream.item
+    return [
+        (b"x-stream-status", item.status.value.encode("ascii")),
+        (b"x-stream-total-bytes", b"%d" % item.total_bytes),
+        (b"x-stream-dropped-bytes", b"%d" % item.dropped_bytes),
+    ]
+
+
+def replay_path(prefix: str, stream_id: str) -> str:
+    """The URL path, in ASCII, under which `prefix` serves the stream `stream_id`.
+
+    The query form is for ids that clients or proxies would normalise as a path: dot segments and empty segments.
+    """
+    if all(segment not in ("", ".", "..") for segment in stream_id.split("/")):
+        return f"{prefix}/{quote(stream_id, safe='/:@')}"
+    return f"{prefix}?conv_id={quote(stream_id, safe='')}"

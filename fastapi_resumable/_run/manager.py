@@ -1,0 +1,226 @@
+"""Owns every task of the library: producers, hooks, the shutdown. One manager for each `Resumable`.
+
+Invariant: no task is without an owner, and `shutdown` leaves none behind but those that ignore cancellation.
+"""
+
+import asyncio
+import inspect
+import logging
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+
+from .._core.ids import EPOCH_BYTES, StreamKey, format_epoch
+from .._stream.reader import Reader
+from .._stream.rounds import Rounds
+from .._stream.stream import Stream, nobody
+from .._stream.turns import Turns
+from ..exceptions import ShuttingDown
+from ..models import ResumableStatus
+from ..stores.base import OnConflict, Store
+from .finished import FinishedStream
+from .producer import Producer
+from .watch import Watch
+
+logger = logging.getLogger("fastapi_resumable")
+
+Hook = Callable[[FinishedStream], Any]
+
+
+class StreamManager:
+    """Starts, follows, stops and retires streams on a store."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        on_conflict: OnConflict,
+        ping: float,
+        stall_timeout: float,
+        stop_grace: float,
+        shutdown_grace: float,
+    ) -> None:
+        self.store = store
+        self.ping = ping
+        self.pings = Rounds(ping)
+        """Looks for streams whose application is silent."""
+        self.stop_grace = stop_grace
+        self.hooks: list[Hook] = []
+        self.closing = False
+        """Whether the server is about to exit; new streams are refused."""
+        self.turns = Turns()
+        self._on_conflict = on_conflict
+        self._stall_timeout = stall_timeout
+        self._stalls = Rounds(stall_timeout)
+        self._shutdown_grace = shutdown_grace
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._producers: set[Producer] = set()
+        self._readers: set[Reader] = set()
+        self._watches: set[Watch] = set()
+        self._shutdown: asyncio.Task[None] | None = None
+        self._left: asyncio.Future[None] | None = None
+        self._impatient = False
+
+    # Starting and following.
+
+    async def start(self, key: StreamKey, idempotency_key: str | None) -> Producer | Stream:
+        """Reserve an id for a new stream; or return the stream that the request is to follow instead.
+
+        Raises:
+            StreamExists: The id is taken, and the rule is `reject`.
+            TooManyStreams: A limit is reached.
+            ShuttingDown: No new streams are taken.
+        """
+        producer = Producer(self, key, format_epoch(secrets.token_bytes(EPOCH_BYTES)), idempotency_key)
+        stream = await self.store.reserve(producer.reservation, self._on_conflict)
+        if stream is not None:
+            return stream
+        if self.closing:
+            await self.store.release(producer.reservation)
+            raise ShuttingDown
+        self._producers.add(producer)
+        return producer
+
+    async def release(self, producer: Producer) -> None:
+        """Note that a producer has ended, or will not start."""
+        self._producers.discard(producer)
+        self._note_departure()
+        await self.store.release(producer.reservation)
+        # There is nothing left to stop, and nothing that leads back to the producer: it is freed with its request.
+        producer.reservation.on_stop = nobody
+
+    def reader(self, stream: Stream, offset: int, goes_on: Callable[[], bool] | None = None) -> Reader:
+        """Attach a reader at `offset`; `dismiss` it afterwards.
+
+        Args:
+            stream: The stream to read.
+            offset: Where to begin.
+            goes_on: Whether to deliver the rest when the reading is cancelled; by default at a shutdown only, where
+                the end is near.
+        """
+        reader = Reader(stream, offset, stalls=self._stalls, turns=self.turns, goes_on=goes_on or self.hurry)
+        self._readers.add(reader)
+        return reader
+
+    def dismiss(self, reader: Reader) -> None:
+        """Let go of a reader."""
+        reader.close()
+        self._readers.discard(reader)
+        self._note_departure()
+
+    def watch(self, owner: str | None, ids: Sequence[str]) -> Watch:
+        """Make a watch over what becomes of some of the owner's streams; `unwatch` afterwards.
+
+        Raises:
+            ShuttingDown: The server is about to exit.
+        """
+        if self.closing:
+            raise ShuttingDown
+        watch = Watch(self.store, owner, ids, ping=self.ping, stall_timeout=self._stall_timeout)
+        self._watches.add(watch)
+        return watch
+
+    def unwatch(self, watch: Watch) -> None:
+        """Let go of a watch."""
+        self._watches.discard(watch)
+        self._note_departure()
+
+    # Tasks.
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run a coroutine in a task that the manager owns."""
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    def _reap(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s failed", task.get_name(), exc_info=error)
+
+    def run_hooks(self, stream: Stream) -> asyncio.Task[None] | None:
+        """Hand the finished stream to the user's hooks, in a task of their own."""
+        if not self.hooks:
+            return None
+        return self.spawn(self._run_hooks(FinishedStream(stream)), name=f"resumable on_finish {stream.key.id}")
+
+    async def _run_hooks(self, finished: FinishedStream) -> None:
+        for hook in self.hooks:
+            try:
+                if inspect.iscoroutinefunction(hook):
+                    await hook(finished)
+                else:
+                    result = await run_in_threadpool(hook, finished)
+                    if inspect.isawaitable(result):
+                        await result
+            except Exception:
+                # The stream has ended well; what the user makes of it is not a reason to fail.
+                logger.exception("the on_finish hook %r failed for stream %r", hook, finished.id)
+
+    # Shutting down.
+
+    def begin_shutdown(self) -> asyncio.Task[None]:
+        """Refuse new streams and give live ones their grace; returns at once."""
+        if self._shutdown is None:
+            self.closing = True
+            self._shutdown = self.spawn(self._shut_down(), name="resumable shutdown")
+        return self._shutdown
+
+    async def shutdown(self) -> None:
+        """Refuse new streams, wait for live ones up to `shutdown_grace`, interrupt the rest, let all readers go."""
+        await asyncio.shield(self.begin_shutdown())
+
+    async def _shut_down(self) -> None:
+        # A watch has no end of its own: it is to tell how the last streams end, and is not waited for before.
+        await self._quiet(self._shutdown_grace, lambda: self._impatient or not (self._producers or self._readers))
+        for producer in list(self._producers):
+            await self.interrupt(producer)
+        for watch in list(self._watches):
+            watch.leave()
+        await self._quiet(self.stop_grace)
+        # What is left are clients that do not take the end of their stream.
+        clients: list[Reader | Watch] = [*self._readers, *self._watches]
+        for client in clients:
+            client.evict()
+        await self.store.aclose()
+
+    def hurry(self) -> bool:
+        """Cut the grace short: the server cancels requests. No-op, and false, if it is not shutting down."""
+        self._impatient = self.closing
+        self._note_departure()
+        return self.closing
+
+    async def interrupt_late(self, producer: Producer) -> None:
+        """Give a live stream its grace, all of it, and interrupt it then."""
+        done = asyncio.ensure_future(producer.done())
+        await asyncio.wait({done}, timeout=self._shutdown_grace + self.stop_grace)
+        if not done.done():
+            done.cancel()
+            await self.interrupt(producer)
+
+    async def interrupt(self, producer: Producer) -> None:
+        """End a live stream because the server cannot wait for it any longer."""
+        await producer.finish(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
+        producer.stop("interrupted")
+
+    async def _quiet(self, timeout: float, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Wait until no producer, no reader and no watch is left, for `timeout` seconds at most."""
+        try:
+            async with asyncio.timeout(timeout):
+                while (self._producers or self._readers or self._watches) and not is_over():
+                    self._left = asyncio.get_running_loop().create_future()
+                    await self._left
+        except TimeoutError:
+            logger.info("%d streams and %d readers are left", len(self._producers), len(self._readers))
+
+    def _note_departure(self) -> None:
+        if self._left is not None and not self._left.done():
+            self._left.set_result(None)
+
+    def reopen(self) -> None:
+        """Take streams again: the application is started anew in the same process."""
+        self.closing = self._impatient = False
+        self._shutdown = None

@@ -1,0 +1,156 @@
+"""Serving a log: the one way in which any client, the first one included, gets the bytes of a stream."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from .._core.terminal import terminal_event
+from .._stream.reader import Reader, Reading
+from .._stream.stream import Stream
+from ..exceptions import OffsetLost
+from ..models import ResumableStatus
+from .headers import RawHeaders, identify
+from .manager import StreamManager
+
+
+class StreamBroken(Exception):
+    """Raised to make the server close the connection uncleanly, so that the client can tell that more was to come."""
+
+
+async def serve(
+    reader: Reader,
+    manager: StreamManager,
+    headers: RawHeaders,
+    send: Send,
+    disconnected: Callable[[], Awaitable[None]],
+) -> None:
+    """Send a stream from the reader's place to its end, or until the client has gone.
+
+    Raises:
+        StreamBroken: The response must not end cleanly: the client stalled, or the stream did not complete and its
+            media type has no event to say so.
+    """
+    watch = asyncio.ensure_future(disconnected())
+    watch.add_done_callback(lambda _: reader.leave())
+
+    async def start() -> None:
+        await send({"type": "http.response.start", "status": reader.stream.head.status_code, "headers": headers})
+
+    if not inspect.iscoroutinefunction(send):
+        send = _as_coroutine(send)
+
+    def deliver(data: bytes) -> Coroutine[Any, Any, None]:
+        return send({"type": "http.response.body", "body": data, "more_body": True})  # type: ignore[return-value]  # see above
+
+    try:
+        await _end(await reader.run(start, deliver), reader, send)
+        if reader.cancelled is not None:
+            raise reader.cancelled
+    except OSError:
+        # What a server of ASGI 2.4 raises from `send` once the client has gone.
+        return
+    finally:
+        manager.dismiss(reader)
+        watch.cancel()
+        await asyncio.wait({watch})
+
+
+def _as_coroutine(send: Send) -> Send:
+    """A server's `send` may return any awaitable; a reader is delivered to by coroutines."""
+
+    async def sent(message: Message) -> None:
+        await send(message)
+
+    return sent
+
+
+def _rest(reader: Reader) -> bytes | None:
+    """All that there is to deliver, if that is one block and nothing more will come, nor an unclean end."""
+    stream = reader.stream
+    if not stream.is_final or not (stream.status is ResumableStatus.COMPLETED or stream.head.is_event_stream):
+        return None
+    try:
+        data = stream.read(reader)
+    except OffsetLost:
+        return None
+    return data if reader.offset + len(data) == stream.tail else None
+
+
+async def _serve_rest(rest: bytes, reader: Reader, manager: StreamManager, headers: RawHeaders, send: Send) -> None:
+    """`serve`, short for the replay of most answers: there is nothing to follow, so no need to watch the client."""
+
+    async def deliver() -> None:
+        await send({"type": "http.response.start", "status": reader.stream.head.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": rest, "more_body": False})
+
+    try:
+        if await reader.hand_over(deliver()) is Reading.STALLED:
+            await _end(Reading.STALLED, reader, send)
+    except OSError:
+        # As in `serve`.
+        return
+    finally:
+        manager.dismiss(reader)
+
+
+async def _end(reading: Reading, reader: Reader, send: Send) -> None:
+    stream = reader.stream
+    if reading is Reading.LEFT:
+        return
+    if reading is Reading.STALLED:
+        raise StreamBroken(f"the client of stream {stream.key.id!r} took nothing for too long")
+    if reading is Reading.LOST:
+        if not stream.head.is_event_stream:
+            raise StreamBroken(f"a client of stream {stream.key.id!r} lost its place")
+        assert reader.failure is not None
+        event = terminal_event("sse", "failed", reader.failure.code, reader.failure.message)
+        await send({"type": "http.response.body", "body": event or b"", "more_body": True})
+    elif stream.status is not ResumableStatus.COMPLETED and not stream.head.is_event_stream:
+        raise StreamBroken(f"stream {stream.key.id!r} ended as {stream.status}")
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class ReplayResponse(Response):
+    """A response that replays a stream from an offset and follows it to its end."""
+
+    def __init__(self, manager: StreamManager, stream: Stream, offset: int, location: str | None) -> None:
+        self._manager = manager
+        self._stream = stream
+        self._offset = offset
+        super().__init__(status_code=stream.head.status_code)
+        self.raw_headers = identify(stream.head.headers, stream, location)
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the log."""
+
+        async def disconnected() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        reader = self._manager.reader(self._stream, self._offset)
+        headers = list(self.raw_headers)
+        rest = _rest(reader)
+        if rest is None:
+            await serve(reader, self._manager, headers, send, disconnected)
+        else:
+            await _serve_rest(rest, reader, self._manager, headers, send)
+
+
+async def replay(
+    manager: StreamManager, stream: Stream, offset: int | None, last_event_id: str | None, location: str | None
+) -> Response:
+    """Answer a request for a stream from where its client left off; 204 if it has had everything, and asks by event id.
+
+    Raises:
+        ResumableError: The position is not to be had; see `Stream.position`.
+    """
+    position = await stream.position(offset, last_event_id)
+    if last_event_id and await stream.is_exhausted(position):
+        response = Response(status_code=204)
+        response.raw_headers = identify((), stream, location)
+        return response
+    return ReplayResponse(manager, stream, position, location)

@@ -1,0 +1,227 @@
+"""Following a log from an offset to its end, at the pace of whoever takes the bytes.
+
+There is one source, the log, and one loop: replay and live tail are the same thing. The reader owns a cursor and no
+queue; what has piled up since the last delivery goes out in one piece.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from enum import Enum
+from time import monotonic
+from typing import Any
+
+from ..exceptions import OffsetLost, ResumableError
+from .rounds import Rounds
+from .stepping import Rest, Stepper
+from .stream import Cursor, Stream
+from .turns import Turns
+
+Deliver = Callable[[bytes], Coroutine[Any, Any, None]]
+
+
+class Reading(Enum):
+    """How a reading ended."""
+
+    FINISHED = "finished"
+    """The log has ended and everything was delivered."""
+    LEFT = "left"
+    """The client went away."""
+    STALLED = "stalled"
+    """The client took nothing for too long, or is asked to go because the server shuts down."""
+    LOST = "lost"
+    """The bytes at the cursor were dropped, or cannot be had: the reader's `failure` tells."""
+
+
+class Reader(Cursor):
+    """One client's reading of one stream.
+
+    While its task waits for more, what comes is delivered by whoever appends it, in that task's name. The task itself
+    goes on as soon as a delivery has to wait.
+    """
+
+    __slots__ = (
+        "_deadline",
+        "_deliver",
+        "_goes_on",
+        "_left",
+        "_missed",
+        "_rest",
+        "_rest_size",
+        "_sending_since",
+        "_stalls",
+        "_step",
+        "_turns",
+        "_waiter",
+        "cancelled",
+        "failure",
+        "stream",
+    )
+
+    def __init__(
+        self, stream: Stream, offset: int, *, stalls: Rounds, turns: Turns, goes_on: Callable[[], bool]
+    ) -> None:
+        """Attach to the stream.
+
+        `stalls` looks for deliveries that are stuck; `goes_on` is asked, when the reading is cancelled, whether to
+        deliver the rest all the same.
+        """
+        super().__init__(offset)
+        self.stream = stream
+        self.cancelled: asyncio.CancelledError | None = None
+        """A cancellation that was put off until the rest had been delivered; for the caller to raise."""
+        self.failure: ResumableError | None = None
+        """Why the reading was `LOST`."""
+        self._goes_on = goes_on
+        self._stalls = stalls
+        self._turns = turns
+        self._waiter: asyncio.Future[None] | None = None
+        self._left = False
+        self._missed = False
+        self._deadline: asyncio.Timeout | None = None
+        self._sending_since: float | None = None
+        self._rest: Rest | None = None
+        # From now on, not from the first delivery: what there is now must still be there then.
+        stream.attach(self)
+
+    def leave(self) -> None:
+        """The client has gone: end the reading."""
+        self._left = True
+        self.on_change()
+
+    def on_change(self) -> None:
+        """Let the task look."""
+        self._missed = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def on_append(self, data: bytes, tail: int) -> None:
+        """Deliver what has come, if the task waits for it; and let the task go on with what cannot be done here."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            self._missed = True
+            return
+        offset = self.offset
+        if offset + len(data) != tail:
+            # There is more than that, for this reader.
+            try:
+                data = self.stream.read(self)
+            except OffsetLost:
+                data = b""
+            if not data:
+                waiter.set_result(None)
+                return
+        # Not to be called again by what this delivery sets off.
+        self._waiter = None
+        self._missed = False
+        rest = self._step(self._deliver(data))
+        self._waiter = waiter
+        if rest is None:
+            self.stream.advance(self, len(data))
+            if offset + len(data) == tail and not self._missed:
+                return
+        else:
+            self._rest, self._rest_size = rest, len(data)
+            self._sending_since = monotonic()
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def evict(self) -> None:
+        """End the reading as stalled, even in the middle of a delivery."""
+        if self._deadline is not None and not self._deadline.expired():
+            self._deadline.reschedule(asyncio.get_running_loop().time())
+
+    def close(self) -> None:
+        """Let go of the log. `run` does so by itself."""
+        self.stream.detach(self)
+
+    async def run(self, start: Callable[[], Awaitable[None]], deliver: Deliver) -> Reading:
+        """Call `start`, then hand everything from the cursor on to `deliver`, until the log ends or the client goes."""
+        deadline = self._deadline = asyncio.timeout(None)
+        self._stalls.add(self)
+        try:
+            async with deadline:
+                await self._follow(start, deliver)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            return Reading.STALLED
+        except ResumableError as exc:
+            self.failure = exc
+            return Reading.LOST
+        finally:
+            self._stalls.discard(self)
+            self._deadline = None
+            self.close()
+        return Reading.LEFT if self._left else Reading.FINISHED
+
+    async def hand_over(self, delivery: Awaitable[None]) -> Reading:
+        """Await the `delivery` of everything, of a log that has ended."""
+        deadline = self._deadline = asyncio.timeout(self._stalls.interval)
+        try:
+            async with deadline:
+                await delivery
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            return Reading.STALLED
+        finally:
+            self._deadline = None
+        return Reading.FINISHED
+
+    async def _follow(self, start: Callable[[], Awaitable[None]], deliver: Deliver) -> None:
+        stream = self.stream
+        self._deliver = deliver
+        self._step = Stepper().step
+        self._sending_since = monotonic()
+        await start()
+        self._sending_since = None
+        turns, delivered = self._turns, 0.0
+        while not self._left:
+            try:
+                data = stream.read(self)
+            except OffsetLost:
+                data = await stream.recall(self)
+            if data:
+                self._sending_since = monotonic()
+                await deliver(data)
+                self._sending_since = None
+                stream.advance(self, len(data))
+                # A replay whose socket never fills up would keep everybody else from the loop.
+                previous, delivered = delivered, monotonic()
+                if delivered > turns.ends:
+                    await turns.give_way(previous, delivered)
+            elif stream.is_final:
+                return
+            elif stream.failure is not None:
+                raise stream.failure
+            else:
+                await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait until there is something to do; and finish what was begun in the meantime."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        except asyncio.CancelledError as exc:
+            if self._rest is not None:
+                self._rest.cancel(exc)
+            elif self.cancelled is not None or not self._goes_on():
+                raise
+            else:
+                self.cancelled = exc
+        finally:
+            self._waiter = None
+        if self._rest is not None:
+            rest, self._rest = self._rest, None
+            await rest
+            self._sending_since = None
+            self.stream.advance(self, self._rest_size)
+
+    def look(self, now: float) -> float | None:
+        """Let go of a client that has taken nothing for too long."""
+        if self._sending_since is not None:
+            due = self._sending_since + self._stalls.interval
+            if due > now:
+                return due
+            self.evict()
+        return None

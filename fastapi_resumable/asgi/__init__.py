@@ -1,1 +1,0 @@
-"""Layer 4: run an ASGI application in the background, record what it sends, serve the log."""

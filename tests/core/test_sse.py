@@ -1,0 +1,228 @@
+"""core/framing.py against a decoder written from the specification, on any chunking and any line endings."""
+
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fastapi_resumable._core.ids import parse_event_id
+from fastapi_resumable._core.sse import (
+    BOM,
+    EventFramer,
+    events,
+    find_boundary,
+    find_event_id,
+    would_dispatch,
+)
+
+EPOCH = "abcdefghijklmnop"
+LARGE = 1_000_000
+
+
+def decode(data: bytes) -> list[tuple[str, str, str]]:
+    """(event, data, last event id) of every event a client dispatches: WHATWG HTML §9.2.6, line by line."""
+    lines = re.split(r"\r\n|\n|\r", data.decode("utf-8", "replace").removeprefix("\ufeff"))
+    dispatched, kind, buffer, last_id = [], "", [], ""
+    for line in lines[:-1]:  # what follows the last line end is no line yet
+        if not line:
+            if buffer:
+                dispatched.append((kind or "message", "\n".join(buffer), last_id))
+            kind, buffer = "", []
+            continue
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "event":
+            kind = value
+        elif name == "data":
+            buffer.append(value)
+        elif name == "id":
+            last_id = value
+    return dispatched
+
+
+def frame(chunks: list[bytes], epoch: str | None = EPOCH, limit: int = LARGE) -> bytes:
+    framer = EventFramer(epoch, limit)
+    out = b""
+    for chunk in chunks:
+        out += framer.feed(chunk, len(out))
+    return out + framer.finish(len(out))
+
+
+line = st.one_of(
+    st.sampled_from(
+        [b"data: x", b"data:", b"data", b"event: e", b"retry: 10", b": ping", b"id: own", b"id", b"dataset: no"]
+    ),
+    st.text(alphabet="aé漢:\U0001f600 ", max_size=6).map(lambda text: b"data: " + text.encode()),
+)
+block = st.lists(line, max_size=4)
+
+
+@st.composite
+def streams(draw) -> bytes:
+    """A stream of blocks; each block and stream may mix line endings, and end anywhere."""
+    ends = draw(st.sampled_from([[b"\n"], [b"\r\n"], [b"\r"], [b"\n", b"\r\n"]]))
+    out = draw(st.sampled_from([b"", BOM]))
+    for lines in draw(st.lists(block, max_size=6)):
+        for one in lines:
+            out += one + draw(st.sampled_from(ends))
+        out += draw(st.sampled_from(ends))
+    return out + draw(st.sampled_from([b"", b"data: cut", b": c"]))
+
+
+@st.composite
+def chunked(draw) -> tuple[bytes, list[bytes]]:
+    """A stream, and some chunking of it."""
+    data = draw(streams())
+    cuts = sorted(draw(st.sets(st.integers(0, len(data)), max_size=12)))
+    return data, [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+
+
+@given(chunked())
+@example((b"data: x\r\n\r\ndata: y\r\n\r\n", [b"data: x\r\n\r", b"\ndata: y\r\n\r", b"\n"]))
+@example((b"data: x\r\r\ndata: y\r\r", [b"data: x\r\r", b"\ndata: y\r\r"]))
+def test_without_ids_the_bytes_are_untouched_however_they_are_chunked(case):
+    """event_ids=False: what comes out is what went in."""
+    data, chunks = case
+
+    assert frame(chunks, epoch=None) == data
+
+
+@given(chunked())
+@example((b"data: x\r\r\ndata: y\r\r", [b"data: x\r\r", b"\ndata: y\r\r"]))
+@example((b"\n" + BOM + b"data: x\n\n", [b"\n" + BOM + b"data: x\n\n"]))
+@example((b"\n\n" + BOM + b"data: x\n\n", [b"\n\n" + BOM + b"data: x\n\n"]))
+def test_ids_change_nothing_that_a_client_dispatches(case):
+    """Kind and data of every event are those of the application's own stream."""
+    data, chunks = case
+
+    assert [event[:2] for event in decode(frame(chunks))] == [event[:2] for event in decode(data)]
+
+
+@given(chunked())
+def test_every_injected_id_names_the_position_right_after_its_event(case):
+    """`from=<offset>` and `Last-Event-ID` mean the same place."""
+    out = frame(case[1])
+    position = 0
+    for event in events([out]):
+        position += len(event)
+        for value in re.findall(rb"(?:^|[\r\n])id: (\S+)", event):
+            event_id = parse_event_id(value.decode())
+            if event_id is not None:
+                assert (event_id.epoch, event_id.offset) == (EPOCH, position)
+
+
+@given(chunked())
+def test_every_event_with_data_has_an_id_of_its_own_or_one_of_ours(case):
+    """An event that is dispatched is a place to resume from."""
+    out = frame(case[1])
+    for event in events([out]):
+        text = re.split(rb"\r\n|\n|\r", event.removeprefix(BOM))
+        if would_dispatch([event]):
+            assert any(one == b"id" or one.startswith(b"id:") for one in text)
+
+
+@given(chunked())
+def test_with_ids_no_blank_line_stands_where_nothing_is_dispatched_or_named(case):
+    """A decoder that dispatches at every blank line once it has an id never gets an empty event from us."""
+    out = frame(case[1])
+    for event in events([out.removeprefix(BOM)]):
+        if event.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")):
+            lines = [one for one in re.split(rb"\r\n|\n|\r", event) if one]
+            assert any(not one.startswith((b":", b"retry")) for one in lines)
+
+
+@given(chunked())
+def test_only_whole_events_come_out_before_the_end(case):
+    """Whatever is fed, the log never ends within an event."""
+    framer = EventFramer(EPOCH, LARGE)
+    out = b""
+    for chunk in case[1]:
+        out += framer.feed(chunk, len(out))
+
+        assert not out or out.endswith((b"\n", b"\r", BOM))
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_an_event_is_ready_as_soon_as_its_blank_line_is(end):
+    """No event waits for the next one, where its end is beyond doubt."""
+    framer = EventFramer(EPOCH, LARGE)
+    event = b"data: x" + end + end
+
+    stamped = framer.feed(event, 0)
+
+    assert stamped == b"data: x" + end + b"id: %s-%d" % (EPOCH.encode(), len(stamped)) + end + end
+
+
+@pytest.mark.parametrize("base", [*range(1, 120), 975, 976, 977, 978, 9975, 9976, 99_974, 10**12 - 30])
+def test_an_id_counts_its_own_digits(base):
+    """The offset in the line is the one after the line, also where one more digit is needed for it."""
+    stamped = EventFramer(EPOCH, LARGE).feed(b"data: x\n\n", base)
+
+    assert int(stamped.strip().rsplit(b"-", 1)[1]) == base + len(stamped)
+
+
+def test_an_event_larger_than_the_limit_is_handed_on_in_parts():
+    """An event that never ends does not grow for ever."""
+    framer = EventFramer(EPOCH, 100)
+    out = b""
+    for _ in range(50):
+        part = framer.feed(b"data: " + b"x" * 20 + b"\n", len(out))
+        assert len(part) <= 127
+        out += part
+    assert framer.oversize
+
+    out += framer.feed(b"\ndata: y\n\n", len(out))
+
+    assert not framer.oversize
+    assert [data for _, data, _ in decode(out)] == ["\n".join(["x" * 20] * 50), "y"]
+    assert all(parse_event_id(last_id) for _, _, last_id in decode(out))
+
+
+def test_an_oversize_event_keeps_its_own_id():
+    """The id may be in the part that was handed on already."""
+    out = frame([b"id: own\ndata: " + b"x" * 200, b"\n\n"], limit=100)
+
+    assert decode(out) == [("message", "x" * 200, "own")]
+    assert out.count(b"id:") == 1
+
+
+@given(chunked())
+def test_cutting_recorded_bytes_into_events_loses_nothing(case):
+    """events() is a partition of the bytes, whatever the blocks."""
+    data, chunks = case
+
+    assert b"".join(events(chunks)) == data
+
+
+def test_a_boundary_is_found_across_blocks():
+    """The blank line may lie half in one block and half in the next."""
+    assert find_boundary([b"data: x\r\n", b"\r\ndata: y"]) == 11
+    assert find_boundary([b"data: x\n", b"data: y"]) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", False),
+        (b": ping\n", False),
+        (b": ping\n\n", False),
+        (b"event: x\n\n", False),
+        (b"data: x\n", False),
+        (b"data: x\n\n", True),
+        (b"data\r\r", True),
+        (b"id: 1\r\ndata: x\r\n\r\n", True),
+    ],
+)
+def test_a_client_dispatches_only_whole_events_that_have_data(data, expected):
+    """What is left may be nothing to a client."""
+    assert would_dispatch([data]) is expected
+
+
+def test_an_event_is_found_by_the_applications_own_id():
+    """The position is right after the first event that has it; values are compared whole."""
+    data = b"id: 1\ndata: a\n\nid: 10\ndata: b\n\nid:1\ndata: c\n\nid\ndata: d\n\n"
+
+    assert find_event_id([data], "1") == 15
+    assert find_event_id([data], "10") == 31
+    assert find_event_id([data], "0") is None

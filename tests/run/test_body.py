@@ -1,0 +1,119 @@
+"""asgi/body.py: one receive channel, three who read it, in every order."""
+
+import asyncio
+
+from fastapi_resumable._run.body import DISCONNECT, RequestBody
+
+
+def piece(body: bytes, *, more: bool) -> dict:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+class Channel:
+    """A `receive` whose messages the test releases."""
+
+    def __init__(self, *messages: dict) -> None:
+        self.queue: asyncio.Queue[dict] = asyncio.Queue()
+        for message in messages:
+            self.queue.put_nowait(message)
+
+    async def __call__(self) -> dict:
+        return await self.queue.get()
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_what_was_peeked_at_comes_again_for_the_application():
+    """The search for the stream id takes nothing away."""
+    body = RequestBody(Channel(piece(b"a", more=True), piece(b"b", more=False)), owed=True)
+    await body.peek()
+
+    assert [await body.next(), await body.next(), await body.next()] == [
+        piece(b"a", more=True),
+        piece(b"b", more=False),
+        None,
+    ]
+
+
+async def test_receive_passes_everything_on_as_it_comes():
+    """For an application that answers by itself, the channel is what it was."""
+    body = RequestBody(Channel(piece(b"a", more=False), DISCONNECT), owed=True)
+    await body.peek()
+
+    assert [await body.receive(), await body.receive(), await body.receive()] == [
+        piece(b"a", more=False),
+        DISCONNECT,
+        DISCONNECT,
+    ]
+
+
+async def test_the_watch_reads_one_message_ahead_and_no_more():
+    """A client cannot make the server hold its whole upload."""
+    channel = Channel(piece(b"a", more=True), piece(b"b", more=True), piece(b"c", more=False))
+    body = RequestBody(channel, owed=True)
+    watch = asyncio.ensure_future(body.disconnected())
+    await settled()
+    assert channel.queue.qsize() == 2
+
+    assert await body.next() == piece(b"a", more=True)
+    await settled()
+    assert channel.queue.qsize() == 1
+    assert await body.next() == piece(b"b", more=True)
+    assert await body.next() == piece(b"c", more=False)
+    assert not watch.done()
+    channel.queue.put_nowait(DISCONNECT)
+    async with asyncio.timeout(5):
+        await watch
+    assert await body.next() is None
+
+
+async def test_an_application_that_reads_no_body_does_not_hide_the_disconnect():
+    """Once the body is there as a whole, the watch goes on to what comes after it."""
+    body = RequestBody(Channel(piece(b"a", more=False), DISCONNECT), owed=True)
+    async with asyncio.timeout(5):
+        await body.disconnected()
+
+    assert await body.next() == piece(b"a", more=False)
+    assert await body.next() is None
+
+
+async def test_a_client_that_leaves_in_mid_upload_is_told_of():
+    """The application cannot do without the rest."""
+    body = RequestBody(Channel(piece(b"a", more=True), DISCONNECT), owed=True)
+    watch = asyncio.ensure_future(body.disconnected())
+    assert await body.next() == piece(b"a", more=True)
+    async with asyncio.timeout(5):
+        await watch
+
+    assert await body.next() == DISCONNECT
+
+
+async def test_a_disconnect_is_kept_from_an_application_that_may_have_read_its_body():
+    """FastAPI has read it before a dependency runs; what comes then is the client's leaving."""
+    body = RequestBody(Channel(DISCONNECT), owed=False)
+
+    assert await body.next() is None
+
+
+async def test_the_application_and_the_watch_share_a_wait():
+    """Whoever holds the channel when the message comes, it reaches the one that it is for."""
+    channel = Channel()
+    body = RequestBody(channel, owed=True)
+    watch = asyncio.ensure_future(body.disconnected())
+    await settled()
+    wanted = asyncio.ensure_future(body.next())
+    await settled()
+    channel.queue.put_nowait(piece(b"a", more=False))
+    async with asyncio.timeout(5):
+        assert await wanted == piece(b"a", more=False)
+
+    late = asyncio.ensure_future(RequestBody(channel, owed=False).next())
+    await settled()
+    channel.queue.put_nowait(DISCONNECT)
+    channel.queue.put_nowait(DISCONNECT)
+    async with asyncio.timeout(5):
+        await watch
+        assert await late is None

@@ -1,0 +1,207 @@
+"""life/: the corners of producers, readers and the manager that a server seldom turns."""
+
+import asyncio
+import logging
+
+import pytest
+
+from fastapi_resumable import MemoryStore, ResumableStatus
+from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._run.manager import StreamManager
+from fastapi_resumable._run.producer import Producer
+from fastapi_resumable._stream.reader import Reading
+from fastapi_resumable._stream.stream import Head
+
+HEAD = Head(200, ((b"content-type", b"text/plain"),))
+KEY = StreamKey(None, "chat")
+
+
+def make_manager(**options) -> StreamManager:
+    defaults = {"on_conflict": "replace", "ping": 0, "stall_timeout": 30.0, "stop_grace": 0.05, "shutdown_grace": 0.05}
+    return StreamManager(MemoryStore(), **defaults | options)
+
+
+async def started(manager: StreamManager) -> Producer:
+    producer = await manager.start(KEY, None)
+    assert isinstance(producer, Producer)
+    return producer
+
+
+async def bounded(awaitable):
+    async with asyncio.timeout(10):
+        return await awaitable
+
+
+async def test_a_loop_that_is_torn_down_interrupts_the_stream():
+    """Who reads the log afterwards is not left with an open end."""
+    manager = make_manager()
+    producer = await started(manager)
+    running = asyncio.Event()
+
+    async def application() -> None:
+        await producer.begin(HEAD, lambda stream: None)
+        running.set()
+        await asyncio.Event().wait()
+
+    producer.start(application)
+    await bounded(running.wait())
+    assert producer._task is not None
+    producer._task.cancel()
+    await bounded(producer.done())
+
+    assert producer.stream is not None
+    assert producer.stream.status is ResumableStatus.INTERRUPTED
+
+
+async def test_what_is_raised_while_stopping_is_logged_as_such(caplog):
+    """A clean-up that fails is worth a warning; the stream is over all the same."""
+    manager = make_manager()
+    producer = await started(manager)
+    running = asyncio.Event()
+
+    async def application() -> None:
+        await producer.begin(HEAD, lambda stream: None)
+        running.set()
+        try:
+            await producer.disconnected()
+        finally:
+            raise LookupError("clean-up failed")
+
+    producer.start(application)
+    await bounded(running.wait())
+    await manager.store.stop(KEY, None)
+    producer.stop("cancelled")
+    await bounded(producer.done())
+    await producer.disconnected()
+
+    assert "raised while it was being stopped" in caplog.text
+
+
+async def test_beginning_twice_is_beginning_once():
+    """The head's timer and the first byte may come together."""
+    manager = make_manager()
+    producer = await started(manager)
+    begun = []
+    await producer.begin(HEAD, begun.append)
+    await producer.begin(HEAD, begun.append)
+
+    assert begun == [producer.stream]
+    await manager.release(producer)
+
+
+async def test_a_producer_that_never_started_has_nothing_to_wait_for():
+    """A request that was refused after its reservation."""
+    manager = make_manager()
+    producer = await started(manager)
+    await bounded(producer.done())
+    await manager.release(producer)
+
+
+async def test_a_task_that_fails_is_reported(caplog):
+    """No exception of ours is lost with its task."""
+    manager = make_manager()
+
+    async def fail() -> None:
+        raise LookupError("lost")
+
+    task = manager.spawn(fail(), name="a task")
+    await bounded(asyncio.wait({task}))
+    await asyncio.sleep(0)
+
+    assert "a task failed" in caplog.text
+
+
+async def test_a_hook_may_return_something_to_await():
+    """A callable object, or a function that returns a coroutine, is awaited too."""
+    manager = make_manager()
+    seen = []
+
+    async def record(finished) -> None:
+        seen.append(finished.id)
+
+    manager.hooks.append(lambda finished: record(finished))  # noqa: PLW0108  # not a coroutine function itself
+    producer = await started(manager)
+    await producer.begin(HEAD, lambda stream: None)
+    await producer.finish(ResumableStatus.COMPLETED)
+    await bounded(producer.done())
+
+    assert seen == ["chat"]
+    await manager.release(producer)
+    await manager.store.aclose()
+
+
+async def test_a_shutdown_interrupts_what_is_live_and_lets_stuck_readers_go(caplog):
+    """No reader ever hangs: not one whose client takes nothing."""
+    caplog.set_level(logging.INFO)
+    manager = make_manager()
+    producer = await started(manager)
+    readers = []
+    running = asyncio.Event()
+
+    async def application() -> None:
+        await producer.begin(HEAD, lambda stream: readers.append(manager.reader(stream, 0)))
+        await producer.write(b"abc")
+        running.set()
+        await asyncio.Event().wait()
+
+    async def nothing() -> None:
+        return None
+
+    async def stuck(data: bytes) -> None:
+        await asyncio.Event().wait()
+
+    producer.start(application)
+    await bounded(running.wait())
+    reading = asyncio.ensure_future(readers[0].run(nothing, stuck))
+    idle = manager.reader(readers[0].stream, 3)
+    shutdown = asyncio.ensure_future(manager.shutdown())
+    await bounded(producer.done())
+    await manager.release(producer)
+    await bounded(shutdown)
+
+    assert await bounded(reading) is Reading.STALLED
+    assert readers[0].stream.status is ResumableStatus.INTERRUPTED
+    for reader in (readers[0], idle):
+        manager.dismiss(reader)
+    manager.reopen()
+    assert not manager.closing
+
+
+async def test_a_timeout_of_the_deliverers_own_is_not_taken_for_a_stall():
+    """Only our own deadline means that the client took nothing."""
+    manager = make_manager()
+    producer = await started(manager)
+    readers = []
+    await producer.begin(HEAD, lambda stream: readers.append(manager.reader(stream, 0)))
+
+    async def timing_out() -> None:
+        raise TimeoutError("of the server's own")
+
+    async def never(data: bytes) -> None:
+        raise AssertionError
+
+    with pytest.raises(TimeoutError, match="of the server's own"):
+        await bounded(readers[0].run(timing_out, never))
+    manager.dismiss(readers[0])
+    readers[0].evict()
+    await manager.release(producer)
+
+
+async def test_a_reader_that_is_cancelled_outside_a_shutdown_just_ends():
+    """A cancellation is put off only to deliver the last event."""
+    manager = make_manager()
+    producer = await started(manager)
+    readers = []
+    await producer.begin(HEAD, lambda stream: readers.append(manager.reader(stream, 0)))
+
+    async def nothing(data: bytes = b"") -> None:
+        return None
+
+    reading = asyncio.ensure_future(readers[0].run(nothing, nothing))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await bounded(reading)
+    manager.dismiss(readers[0])
+    await manager.release(producer)

@@ -1,0 +1,172 @@
+"""asgi/replay.py: how a reading that lost its place ends."""
+
+import asyncio
+
+import pytest
+
+from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._run.manager import StreamManager
+from fastapi_resumable._run.replay import ReplayResponse, StreamBroken, serve
+from fastapi_resumable._stream.stream import Budget, Head, Limits, Stream
+from fastapi_resumable.models import ResumableStatus
+from fastapi_resumable.stores.base import Reservation
+from fastapi_resumable.stores.memory import MemoryStore
+
+
+def overtaken(media_type: bytes) -> tuple[StreamManager, Stream]:
+    """A stream whose head is gone."""
+    manager = StreamManager(
+        MemoryStore(), on_conflict="replace", ping=0, stall_timeout=30, stop_grace=1, shutdown_grace=1
+    )
+    stream = Stream(
+        StreamKey(None, "s"),
+        "abcdefghijklmnop",
+        Head(200, ((b"content-type", media_type),)),
+        limits=Limits(max_stream_bytes=64),
+        budget=Budget(),
+        started_at=1.0,
+        on_stop=lambda code: None,
+    )
+    for _ in range(40):
+        stream.write(b"data: 0123456789\n\n")
+    return manager, stream
+
+
+async def served(media_type: bytes) -> list[dict]:
+    """What a reader gets that was attached too late."""
+    manager, stream = overtaken(media_type)
+    sent: list[dict] = []
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    try:
+        await serve(manager.reader(stream, 0), manager, [], send, never)
+    finally:
+        assert not manager._readers
+    return sent
+
+
+async def test_an_event_stream_says_that_the_place_is_lost():
+    """Never a silent gap, never a clean end without a word."""
+    sent = await served(b"text/event-stream")
+
+    assert b"event: error" in sent[1]["body"]
+    assert b"offset_lost" in sent[1]["body"]
+    assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+async def test_other_media_types_break_off():
+    """There is no other way to tell."""
+    with pytest.raises(StreamBroken, match="lost its place"):
+        await served(b"application/x-ndjson")
+
+
+async def finished(manager: StreamManager, status: ResumableStatus, media_type: bytes = b"text/event-stream") -> Stream:
+    """A stream that has ended, of one block."""
+    reservation = Reservation(StreamKey(None, "s"), "a" * 16, idempotency_key=None, on_stop=lambda code: None)
+    await manager.store.reserve(reservation, "replace")
+    stream = await manager.store.begin(reservation, Head(200, ((b"content-type", media_type),)))
+    stream.write(b"data: 1\n\n")
+    await manager.store.finish(stream, status, "producer_failed", "No.")
+    return stream
+
+
+def make_manager(stall_timeout: float = 30) -> StreamManager:
+    store = MemoryStore()
+    store.configure(Limits(event_ids=False))
+    return StreamManager(
+        store, on_conflict="replace", ping=0, stall_timeout=stall_timeout, stop_grace=0.1, shutdown_grace=0.1
+    )
+
+
+async def never() -> dict:
+    """A client that stays."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+class Client:
+    """Takes messages; of the body's nothing, if it is `stuck`."""
+
+    def __init__(self, *, stuck: bool = False) -> None:
+        self.messages: list[dict] = []
+        self.waits = asyncio.Event()
+        self._stuck = stuck
+
+    async def send(self, message: dict) -> None:
+        if self._stuck and message["type"] == "http.response.body":
+            self.waits.set()
+            await asyncio.Event().wait()
+        self.messages.append(message)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.messages)
+
+
+async def test_what_is_left_of_an_answer_that_has_ended_goes_out_in_one_piece():
+    """A start and a body that says that it is all: no task, no other message."""
+    manager, client = make_manager(), Client()
+    stream = await finished(manager, ResumableStatus.COMPLETED)
+    tasks = asyncio.all_tasks()
+    await ReplayResponse(manager, stream, 0, None)({}, never, client.send)
+
+    assert [message["type"] for message in client.messages] == ["http.response.start", "http.response.body"]
+    assert client.messages[-1] == {"type": "http.response.body", "body": b"data: 1\n\n", "more_body": False}
+    assert asyncio.all_tasks() == tasks
+    assert not manager._readers
+
+
+async def test_an_answer_that_failed_ends_like_one_only_if_it_says_so():
+    """An event stream ends with the terminal event; of other media types the end must not look like one."""
+    manager, client, other = make_manager(), Client(), Client()
+    stream = await finished(manager, ResumableStatus.FAILED)
+    await ReplayResponse(manager, stream, 0, None)({}, never, client.send)
+    text = await finished(manager, ResumableStatus.FAILED, b"text/plain")
+    with pytest.raises(StreamBroken, match="ended as failed"):
+        await ReplayResponse(manager, text, 0, None)({}, never, other.send)
+
+    assert b"producer_failed" in client.body
+    assert client.messages[-1]["more_body"] is False
+    assert other.body == b"data: 1\n\n"
+    assert all(message.get("more_body", True) for message in other.messages)
+
+
+async def test_a_client_that_takes_nothing_of_an_answer_that_has_ended_is_let_go():
+    """After `stall_timeout`, uncleanly, as from a live one."""
+    manager, client = make_manager(stall_timeout=0.01), Client(stuck=True)
+    stream = await finished(manager, ResumableStatus.COMPLETED)
+    with pytest.raises(StreamBroken, match="too long"):
+        async with asyncio.timeout(10):
+            await ReplayResponse(manager, stream, 0, None)({}, never, client.send)
+
+    assert not manager._readers
+
+
+async def test_a_shutdown_does_not_wait_for_a_client_that_takes_nothing_of_an_answer_that_has_ended():
+    """It is let go when the graces are over, long before `stall_timeout`."""
+    manager, client = make_manager(stall_timeout=1000), Client(stuck=True)
+    stream = await finished(manager, ResumableStatus.COMPLETED)
+    serving = asyncio.ensure_future(ReplayResponse(manager, stream, 0, None)({}, never, client.send))
+    async with asyncio.timeout(10):
+        await client.waits.wait()
+        await manager.shutdown()
+        with pytest.raises(StreamBroken, match="too long"):
+            await serving
+
+
+async def test_a_client_that_has_left_gets_no_error():
+    """Servers of ASGI 2.4 raise from `send`."""
+    manager = make_manager()
+    stream = await finished(manager, ResumableStatus.COMPLETED)
+
+    async def gone(_message: dict) -> None:
+        raise OSError
+
+    await ReplayResponse(manager, stream, 0, None)({}, never, gone)
+
+    assert not manager._readers

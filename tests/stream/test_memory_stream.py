@@ -1,0 +1,98 @@
+"""The short way of an event: as careful as the long one, only not each time."""
+
+from collections.abc import Callable
+
+import pytest
+
+from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._stream.memory_stream import MemoryStream
+from fastapi_resumable._stream.stream import PIECE, Budget, Cursor, Head, Limits
+from fastapi_resumable.models import ResumableStatus
+
+TEXT = Head(200, ((b"content-type", b"text/plain"),))
+BOUND = 64 * 1024
+
+
+class Reader(Cursor):
+    """Does something when it is told of more."""
+
+    def __init__(self, offset: int, act: Callable[[], None]) -> None:
+        super().__init__(offset)
+        self.act = act
+
+    def on_append(self, _data: bytes, _tail: int) -> None:
+        """Do it."""
+        self.act()
+
+
+def make(budget: Budget | None = None, **limits: int) -> MemoryStream:
+    return MemoryStream(
+        StreamKey(None, "s"),
+        "a" * 16,
+        TEXT,
+        limits=Limits(**{"max_stream_bytes": BOUND} | limits),
+        budget=budget or Budget(),
+        started_at=0.0,
+        on_stop=lambda _code: None,
+    )
+
+
+def test_a_stream_that_has_ended_takes_nothing():
+    """Not even what would have fitted into the step that was begun."""
+    stream = make()
+    assert stream.offer(b"one", 0.0)
+    stream.end(ResumableStatus.COMPLETED, "", "", 1.0)
+    assert not any(stream.offer(b"x", 0.0) for _ in range(3))
+    assert stream.tail == 3
+
+
+async def test_a_stream_that_ends_while_it_delivers_takes_nothing_afterwards():
+    """The step that the delivery was part of does not outlive it."""
+    stream = make()
+    stream.attach(Reader(0, lambda: stream.end(ResumableStatus.COMPLETED, "", "", 1.0)))
+    assert stream.offer(b"one", 0.0)
+    assert not stream.offer(b"two", 0.0)
+    assert stream.tail == 3
+
+
+async def test_a_reader_that_comes_is_waited_for_from_then_on():
+    """Also one that comes at the start, when a step is under way."""
+    stream = make()
+    chunk = b"x" * 1000
+    for _ in range(30):
+        assert stream.offer(chunk, 0.0)
+    stream.attach(Cursor(0))
+    taken = 0
+    while stream.offer(chunk, 0.0):
+        taken += len(chunk)
+    assert BOUND - len(chunk) < 30_000 + taken <= BOUND
+
+
+@pytest.mark.parametrize("size", [1, 100, 4096, 5000, PIECE])
+def test_what_is_held_is_counted_to_a_step(size: int):
+    """However large the chunks; and exactly at the end, and what the bound drops is given back."""
+    budget = Budget()
+    stream = make(budget)
+    for _ in range(300_000 // size):
+        assert stream.offer(b"x" * size, 0.0)
+        assert stream.log.size - 4096 <= budget.used <= stream.log.size
+        assert stream.log.size <= BOUND + stream.log.block_size + max(size, 4096)
+    stream.end(ResumableStatus.COMPLETED, "", "", 1.0)
+    assert budget.used == stream.log.size
+
+
+def test_steps_are_as_small_as_the_limits():
+    """A store of a few kilobytes notices when they are full."""
+    told: list[int] = []
+    budget = Budget(limit=10_000, on_excess=lambda: told.append(budget.used))
+    stream = make(budget, max_total_bytes=10_000)
+    for _ in range(120):
+        stream.offer(b"x" * 100, 0.0)
+    assert 10_000 < told[0] <= 10_200
+
+
+def test_what_is_too_large_is_left_to_be_cut():
+    """A chunk of more than a piece is not taken as it is."""
+    stream = make(max_stream_bytes=4 * PIECE)
+    assert not stream.offer(b"x" * (PIECE + 1), 0.0)
+    assert stream.offer(b"x" * PIECE, 0.0)

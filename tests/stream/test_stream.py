@@ -1,0 +1,141 @@
+"""stores/stream.py: one epoch, its cursors, and what they keep in the log."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastapi_resumable import OffsetLost, ResumableStatus, StreamReplaced, UnknownEventId
+from fastapi_resumable._core.ids import EventId, StreamKey
+from fastapi_resumable._stream.stream import Budget, Cursor, Head, Limits, Stream
+
+EPOCH = "abcdefghijklmnop"
+
+
+def make(media_type: str = "text/plain", budget: Budget | None = None, **limits) -> Stream:
+    return Stream(
+        StreamKey(None, "s"),
+        EPOCH,
+        Head(200, ((b"content-type", media_type.encode()),)),
+        limits=Limits(**limits),
+        budget=budget or Budget(),
+        started_at=1.0,
+        on_stop=lambda code: None,
+    )
+
+
+def test_a_ping_is_left_out_where_it_would_break_something():
+    """Never in the middle of an event that was too large to hold back, never after the end, never in other media."""
+    events = make("text/event-stream", max_stream_bytes=20)
+    events.write(b"data: " + b"x" * 50)
+    size = events.log.tail
+    events.ping()
+    assert events.log.tail == size
+
+    text = make()
+    text.ping()
+    assert text.log.tail == 0
+
+    ended = make("text/event-stream")
+    ended.end(ResumableStatus.COMPLETED, "", "", 2.0)
+    ended.ping()
+    assert ended.log.tail == 0
+
+
+def test_the_terminal_event_stands_on_its_own_after_half_an_event():
+    """What was handed on of a giant event is cut off by a blank line."""
+    stream = make("text/event-stream", max_stream_bytes=20, event_ids=False)
+    stream.write(b"data: " + b"x" * 50)
+    stream.end(ResumableStatus.FAILED, "producer_failed", "it broke", 2.0)
+
+    assert b"\n\nevent: error\ndata: " in b"".join(stream.log.snapshot(stream.log.floor))
+
+
+def test_only_the_first_end_counts():
+    """A stream that was stopped does not complete afterwards."""
+    stream = make()
+    stream.end(ResumableStatus.CANCELLED, "cancelled", "stopped", 2.0)
+    stream.end(ResumableStatus.COMPLETED, "", "", 3.0)
+
+    assert (stream.status, stream.completed_at) == (ResumableStatus.CANCELLED, 2.0)
+
+
+def test_the_budget_is_called_when_all_logs_together_are_too_large():
+    """Every byte is counted, and counted back when it is trimmed."""
+    calls = []
+    budget = Budget(limit=50, on_excess=lambda: calls.append(budget.used))
+    stream = make(budget=budget, max_stream_bytes=64)
+    for _ in range(40):
+        stream.write(b"0123456789")
+
+    assert calls[0] == 60
+    assert budget.used == stream.log.size <= 64 + 2 * stream.log.block_size
+
+
+def test_a_cursor_whose_bytes_are_gone_is_told_so():
+    """A detached place may be overtaken; that is an error, not other bytes."""
+    stream = make(max_stream_bytes=64)
+    cursor = Cursor(0)
+    stream.attach(cursor)
+    stream.detach(cursor)
+    for _ in range(40):
+        stream.write(b"0123456789")
+
+    with pytest.raises(OffsetLost) as lost:
+        stream.read(cursor)
+    assert lost.value.earliest == stream.earliest > 0
+
+
+@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=60), limit=st.integers(40, 200))
+def test_the_earliest_offset_is_the_start_of_an_event_within_the_bound(sizes, limit):
+    """The newest whole events that fit are what can be resumed from."""
+    stream = make("text/event-stream", max_stream_bytes=limit, event_ids=False)
+    ends = [0]
+    for size in sizes:
+        stream.write(b"data: " + b"x" * size + b"\n\n")
+        ends.append(stream.log.tail)
+
+    assert stream.earliest == next(end for end in ends if end >= stream.log.tail - limit)
+    assert asyncio.run(stream.position(stream.earliest, None)) == stream.earliest
+
+
+async def test_a_place_is_found_by_offset_by_our_id_and_by_the_applications_own():
+    """And refused where it is of another epoch, or unknown."""
+    stream = make("text/event-stream")
+    stream.write(b"id: own\ndata: a\n\n")
+
+    assert await stream.position(None, "own") == await stream.position(17, None) == 17
+    assert await stream.position(3, str(EventId(EPOCH, 17))) == 17
+    with pytest.raises(StreamReplaced):
+        await stream.position(None, str(EventId("b" * 16, 17)))
+    with pytest.raises(UnknownEventId):
+        await stream.position(None, "other")
+    with pytest.raises(UnknownEventId):
+        await make().position(None, "own")
+
+
+async def test_a_producer_waits_for_the_slowest_cursor_alone():
+    """It goes on when that one moves or leaves, and when the stream ends."""
+    stream = make(max_stream_bytes=100)
+    slow, fast = Cursor(0), Cursor(0)
+    stream.attach(slow)
+    stream.attach(fast)
+    stream.write(b"x" * 100)
+    for release in (
+        lambda: stream.advance(slow, 60),
+        lambda: stream.detach(slow),
+        lambda: stream.end(ResumableStatus.CANCELLED, "cancelled", "", 2.0),
+    ):
+        stream.advance(fast, stream.log.tail - fast.offset)
+        waiting = asyncio.ensure_future(stream.wait_for_room(50))
+        await asyncio.sleep(0)
+        if stream.has_room(50):
+            # Only the end releases a producer that waits for a cursor which has caught up.
+            waiting.cancel()
+            break
+        assert not waiting.done()
+        release()
+        async with asyncio.timeout(5):
+            await waiting
+        stream.write(b"y" * 50)
