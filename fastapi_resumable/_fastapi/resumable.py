@@ -5,7 +5,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 from fastapi import APIRouter, HTTPException, Request
@@ -79,8 +79,8 @@ class Resumable:
         stop_grace: Seconds after which a producer that ignores being stopped is abandoned. Default 5.
         shutdown_grace: Seconds that live streams have to finish when the server shuts down. Default 10.
         auto_id: Whether a request that names no stream is given an id. Default false.
-        terminal_event: How a stream that did not complete says so: `sse`, `openai`, `ai-sdk`, or a function of
-            status, code and message to bytes or `None`. Default `sse`.
+        terminal_event: How a stream that did not complete says so: `sse`, `openai`, `ai-sdk`, `ag-ui`, `anthropic`,
+            or a function of status, code and message to bytes or `None`. Default `sse`.
 
     Raises:
         ValueError: A setting is wrong; the message says which, and what it must be.
@@ -107,7 +107,7 @@ class Resumable:
         stop_grace: float = UNSET,
         shutdown_grace: float = UNSET,
         auto_id: bool = UNSET,
-        terminal_event: TerminalEvent | Literal["sse", "openai", "ai-sdk"] = UNSET,
+        terminal_event: TerminalEvent = UNSET,
     ) -> None:
         given = {
             "store": store if isinstance(store, str) else UNSET,

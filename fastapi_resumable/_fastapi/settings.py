@@ -1,10 +1,11 @@
 """What can be set, from code or from the environment, and the sentences for what cannot be."""
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .._core.terminal import TerminalEvent
 
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
@@ -42,9 +43,10 @@ class ResumableSettings(BaseModel):
     stop_grace: float = Field(5.0, ge=0, description="must be a number of seconds that is not negative")
     shutdown_grace: float = Field(10.0, ge=0, description="must be a number of seconds that is not negative")
     auto_id: bool = Field(False, description="must be true or false")
-    terminal_event: Literal["sse", "openai", "ai-sdk"] | Callable[[str, str, str], bytes | None] = Field(
+    terminal_event: TerminalEvent = Field(
         "sse",
-        description="must be 'sse', 'openai', 'ai-sdk', or a function of status, code and message to bytes or None",
+        description="must be 'sse', 'openai', 'ai-sdk', 'ag-ui', 'anthropic', or a function of status, code and "
+        "message to bytes or None",
     )
     store: str = Field(
         "memory",

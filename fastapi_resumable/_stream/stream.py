@@ -14,7 +14,7 @@ from time import monotonic
 from .._core.ids import StreamKey, parse_event_id
 from .._core.log import BLOCK_SIZE, ByteLog
 from .._core.sse import EventFramer, find_boundary, find_event_id, would_dispatch
-from .._core.terminal import TerminalEvent, terminal_event
+from .._core.terminal import TerminalEvent, write_terminal_event
 from ..exceptions import OffsetLost, OffsetOutOfRange, ResumableError, StreamReplaced, UnknownEventId
 from ..models import ResumableStatus, ResumableStreamItem
 from .pulse import PULSE, Pulse
@@ -237,12 +237,9 @@ class Stream:
 
     def _terminal_event(self, status: ResumableStatus, code: str, message: str) -> bytes:
         assert self._framer is not None
-        try:
-            event = terminal_event(self._limits.terminal_event, status.value, code, message)
-        except Exception:
-            # The user's function must not keep a stream from ending.
-            logger.exception("terminal_event failed; the stream ends with the default one")
-            event = terminal_event("sse", status.value, code, message)
+        event, failure = write_terminal_event(self._limits.terminal_event, status.value, code, message)
+        if failure is not None:
+            logger.error("terminal_event failed; the stream ends with the default one", exc_info=failure)
         if not event:
             return b""
         # An event too large to hold back lies half in the log: a blank line ends it.

@@ -67,7 +67,7 @@ WRONG: list[tuple[str, Any]] = [
     ("shutdown_grace", -1.0),
     ("shutdown_grace", float("nan")),
     ("auto_id", "perhaps"),
-    ("terminal_event", "anthropic"),
+    ("terminal_event", "smoke-signals"),
     ("terminal_event", 7),
 ]
 

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from ..._core.ids import StreamKey, variants
 from ..._core.sse import EventFramer
-from ..._core.terminal import terminal_event
+from ..._core.terminal import write_terminal_event
 from ..._stream.pulse import Pulse
 from ..._stream.stream import Budget, Limits
 from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
@@ -295,12 +295,9 @@ class Site:
 
     def terminal(self, status: ResumableStatus, code: str) -> list[bytes | int]:
         """The terminal event as scripts take it: they alone know the epoch and the offset."""
-        try:
-            event = terminal_event(self.limits.terminal_event, status.value, code, GONE[code])
-        except Exception:
-            # The user's function must not keep a stream from ending.
-            logger.exception("terminal_event failed; the stream ends with the default one")
-            event = terminal_event("sse", status.value, code, GONE[code])
+        event, failure = write_terminal_event(self.limits.terminal_event, status.value, code, GONE[code])
+        if failure is not None:
+            logger.error("terminal_event failed; the stream ends with the default one", exc_info=failure)
         if not event:
             return [b""]
         if not self.limits.event_ids:
