@@ -24,6 +24,10 @@ class StreamKey(NamedTuple):
     owner: str | None
     id: str
 
+    def fields(self, epoch: str | None = None) -> dict[str, str | None]:
+        """What a log record about the stream carries: `logger.warning(..., extra=key.fields(epoch))`."""
+        return {"stream_id": self.id, "owner": self.owner, "epoch": epoch}
+
 
 class EventId(NamedTuple):
     """A position that names its epoch, so that one from an earlier epoch is refused, not misread."""

@@ -45,6 +45,8 @@ class Head:
 
     status_code: int
     headers: tuple[tuple[bytes, bytes], ...]
+    traceparent: str | None = None
+    """The trace that the stream was generated in, for the spans of replays to link to."""
     content_type: str | None = field(init=False, compare=False)
     """The media type with its parameters."""
     is_event_stream: bool = field(init=False, compare=False)

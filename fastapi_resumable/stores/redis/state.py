@@ -87,13 +87,15 @@ class State:
 def dump_head(head: Head) -> str:
     """Write status and headers as text."""
     pairs = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in head.headers]
-    return json.dumps([head.status_code, pairs], separators=(",", ":"))
+    trace = [] if head.traceparent is None else [head.traceparent]
+    return json.dumps([head.status_code, pairs, *trace], separators=(",", ":"))
 
 
 def load_head(text: bytes) -> Head:
     """Read what `dump_head` wrote."""
-    status_code, pairs = json.loads(text)
-    return Head(status_code, tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs))
+    status_code, pairs, *trace = json.loads(text)
+    headers = tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs)
+    return Head(status_code, headers, *trace)
 
 
 def cut_event(stamped: bytes, epoch: str) -> list[bytes | int]:

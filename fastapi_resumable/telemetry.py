@@ -1,0 +1,299 @@
+"""Metrics and spans for OpenTelemetry, by the meter and the tracer `fastapi_resumable`.
+
+Invariant: nothing is measured per event, and nothing at all unless the application has set a provider. OpenTelemetry is
+never imported here: an application that has set a provider has imported it.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, MutableMapping
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+    from opentelemetry.trace import Span
+
+NAME = "fastapi_resumable"
+_UNSET = {"ProxyTracerProvider", "NoOpTracerProvider", "_ProxyMeterProvider", "NoOpMeterProvider"}
+_SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800]
+_FIRST = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
+_CALL = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
+_BYTES = [2**power for power in range(8, 25, 2)]
+_OPERATIONS = {"reserve", "begin", "release", "finish", "find", "lookup", "watch", "stop"}
+_RESULTS = {"stream_not_found": "not_found", "stream_replaced": "replaced", "stream_pending": "pending"}
+
+# OpenTelemetry keeps the callbacks of the first gauge of a name only, so all applications on a provider share one.
+_observed: "WeakKeyDictionary[MeterProvider, WeakSet[Telemetry]]" = WeakKeyDictionary()
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _harmless(method: _F) -> _F:
+    """Keep what a provider, a processor or an exporter raises from reaching the stream."""
+
+    @functools.wraps(method)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except Exception:  # noqa: BLE001  # OpenTelemetry's own rule: telemetry never breaks the application
+            return None
+
+    return guarded  # type: ignore[return-value]  # it has the signature of `method`
+
+
+class _Instruments:
+    """The instruments of one meter provider."""
+
+    def __init__(self, meter: "Meter") -> None:
+        def histogram(name: str, unit: str, buckets: list[float], description: str) -> Any:
+            return meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=buckets)
+
+        def counter(name: str, unit: str, description: str) -> Any:
+            return meter.create_counter(f"{NAME}.{name}", unit, description)
+
+        def level(name: str, unit: str, description: str) -> Any:
+            return meter.create_up_down_counter(f"{NAME}.{name}.active", unit, description)
+
+        stream = f"{NAME}.stream"
+        self.streams = level("streams", "{stream}", "Streams that are being generated.")
+        self.readers = level("readers", "{reader}", "Responses that follow a stream.")
+        self.duration = histogram(f"{stream}.duration", "s", _SECONDS, "From the request to the end of the stream.")
+        self.first = histogram(f"{stream}.time_to_first_event", "s", _FIRST, "From the request to the first bytes.")
+        self.size = histogram(f"{stream}.size", "By", _BYTES, "Bytes of the whole stream.")
+        self.reads = counter("reads", "{read}", "Requests to read a stream.")
+        self.dropped = counter("reads.dropped", "{read}", "Reads that the server cut off.")
+        self.survived = counter("disconnects_survived", "{disconnect}", "Clients that left a stream which went on.")
+        self.operation = histogram(f"{NAME}.store.operation.duration", "s", _CALL, "One call of a shared store.")
+
+
+class StreamTelemetry:
+    """What is measured of one stream, from its request to its end."""
+
+    def __init__(self, instruments: _Instruments | None, request_span: "Span | None", span: "Span | None") -> None:
+        self._instruments = instruments
+        self._request_span = request_span
+        self._span = span
+        self._started = perf_counter()
+        self._route: dict[str, str] | None = None
+        self._has_first = self._has_left = self._has_ended = False
+
+    @property
+    def traceparent(self) -> str | None:
+        """The context that a replay links to, as in the header of that name."""
+        span = self._span or self._request_span
+        if span is None or not (context := span.get_span_context()).is_valid:
+            return None
+        return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+    def _spans(self) -> "list[Span]":
+        """The spans that are still open."""
+        return [span for span in (self._request_span, self._span) if span is not None and span.is_recording()]
+
+    def _event(self, name: str) -> None:
+        for span in self._spans():
+            span.add_event(f"{NAME}.{name}")
+
+    @_harmless
+    def begun(self, scope: MutableMapping[str, Any]) -> None:
+        """Note that there is a stream now: the application has sent a 2xx."""
+        if self._route is None:
+            self._route = {} if (route := _route(scope)) is None else {"http.route": route}
+            if self._span is not None:
+                self._span.set_attributes(self._route)
+            if self._instruments is not None and not self._has_ended:
+                self._instruments.streams.add(1, self._route)
+
+    @_harmless
+    def first_byte(self) -> None:
+        """Note that the application has sent its first bytes."""
+        if not self._has_first:
+            self._has_first = True
+            if self._instruments is not None:
+                self._instruments.first.record(perf_counter() - self._started, self._route)
+
+    @_harmless
+    def client_left(self) -> None:
+        """Note that the client which began the stream has gone while it was live."""
+        if not self._has_left and not self._has_ended:
+            self._has_left = True
+            self._event("client_left")
+            if self._instruments is not None:
+                self._instruments.survived.add(1, self._route)
+
+    @_harmless
+    def ended(self, outcome: str, error: BaseException | None = None, size: int = 0) -> None:
+        """Note how the stream ends, before it does: once its clients know, the request's span may be closed."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        for span in self._spans():
+            span.set_attribute(f"{NAME}.stream.outcome", outcome)
+            if outcome == "failed":
+                _fail(span, error)
+        if outcome in {"cancelled", "replaced"}:
+            self._event("stopped")
+        if self._instruments is not None and self._route is not None:
+            seconds = perf_counter() - self._started
+            self._instruments.streams.add(-1, self._route)
+            self._instruments.duration.record(seconds, {**self._route, "outcome": outcome})
+            self._instruments.size.record(size, self._route)
+        if self._span is not None:
+            self._span.end()
+
+
+def _fail(span: "Span", error: BaseException | None) -> None:
+    span.set_status(sys.modules["opentelemetry.trace"].StatusCode.ERROR)
+    if error is not None:
+        span.record_exception(error)
+        span.set_attribute("error.type", type(error).__qualname__)
+
+
+def _route(scope: MutableMapping[str, Any]) -> str | None:
+    """The path template of the endpoint, with the prefixes of its routers where FastAPI tells them."""
+    route = getattr(scope.get("fastapi.telemetry"), "route", None) or getattr(scope.get("route"), "path_format", None)
+    return route if isinstance(route, str) else None
+
+
+class Telemetry:
+    """What one `Resumable` measures.
+
+    Args:
+        version: The library's version, for the scope of the meter and the tracer.
+        stream_ids: Whether spans carry the stream id.
+        store: The kind of store, for the gauge of the bytes it holds.
+        held_bytes: How many bytes of logs the store holds in this process.
+    """
+
+    def __init__(
+        self,
+        version: str = "",
+        *,
+        stream_ids: bool = True,
+        store: str = "memory",
+        held_bytes: Callable[[], int] | None = None,
+    ) -> None:
+        self._version = version
+        self._stream_ids = stream_ids
+        self._store = store
+        self._held_bytes = held_bytes
+        self._provider: Any = None
+        self._instruments: _Instruments | None = None
+
+    def _current(self) -> _Instruments | None:
+        """The instruments, or `None` while there is no provider."""
+        metrics = sys.modules.get("opentelemetry.metrics")
+        if metrics is None:
+            return None
+        provider = metrics.get_meter_provider()
+        if provider is not self._provider:
+            self._provider, self._instruments = provider, None
+            if type(provider).__name__ not in _UNSET:
+                meter = provider.get_meter(NAME, self._version)
+                self._instruments = _Instruments(meter)
+                self._observe(provider, meter)
+        return self._instruments
+
+    def _observe(self, provider: Any, meter: "Meter") -> None:
+        if provider in _observed:
+            _observed[provider].add(self)
+            return
+        observers = _observed[provider] = WeakSet({self})
+
+        def observe(_options: "CallbackOptions") -> "list[Observation]":
+            held: dict[str, int] = {}
+            for telemetry in list(observers):
+                telemetry.add_held_bytes(held)
+            observation = sys.modules["opentelemetry.metrics"].Observation
+            return [observation(size, {"store": store}) for store, size in held.items()]
+
+        meter.create_observable_gauge(f"{NAME}.log.bytes", [observe], "By", "Bytes of logs that are held.")
+
+    def add_held_bytes(self, held: dict[str, int]) -> None:
+        """Add what this one's store holds to the sums by the kind of store."""
+        if self._held_bytes is not None:
+            held[self._store] = held.get(self._store, 0) + self._held_bytes()
+
+    @_harmless
+    def stream(self, stream_id: str, epoch: str) -> StreamTelemetry | None:
+        """Begin to measure a stream when its request comes in; `None` where there is nobody to tell."""
+        instruments = self._current()
+        trace = sys.modules.get("opentelemetry.trace")
+        request_span = span = None
+        if trace is not None:
+            if not (request_span := trace.get_current_span()).is_recording():
+                request_span = None
+            attributes = {f"{NAME}.stream.epoch": epoch}
+            if self._stream_ids:
+                attributes[f"{NAME}.stream.id"] = stream_id
+            if request_span is not None:
+                request_span.set_attributes(attributes)
+            if type(trace.get_tracer_provider()).__name__ not in _UNSET:
+                span = trace.get_tracer(NAME, self._version).start_span(f"{NAME}.stream", attributes=attributes)
+        if instruments is None and request_span is None and span is None:
+            return None
+        return StreamTelemetry(instruments, request_span, span)
+
+    @_harmless
+    def read(self, kind: str, result: str = "ok", *, traceparent: str | None = None) -> None:
+        """Count a request to read a stream; its span is linked to that of the stream.
+
+        Args:
+            kind: `first`, `resume`, `replay` or `attach`.
+            result: `ok`, `204`, or the code of the error.
+            traceparent: The stream's own, see `StreamTelemetry.traceparent`.
+        """
+        if (instruments := self._current()) is not None:
+            instruments.reads.add(1, {"kind": kind, "result": _RESULTS.get(result, result)})
+        trace = sys.modules.get("opentelemetry.trace")
+        if traceparent is not None and trace is not None and (span := trace.get_current_span()).is_recording():
+            _, trace_id, span_id, flags = (int(part, 16) for part in traceparent.split("-"))
+            context = trace.SpanContext(trace_id, span_id, is_remote=True, trace_flags=trace.TraceFlags(flags))
+            span.add_link(context, {f"{NAME}.read.kind": kind})
+
+    @_harmless
+    def reader_attached(self) -> Callable[[str | None], None] | None:
+        """Count a reader; call what is returned when it leaves, with the reason if the server cut it off."""
+        if (instruments := self._current()) is None:
+            return None
+        instruments.readers.add(1)
+
+        @_harmless
+        def left(reason: str | None = None) -> None:
+            instruments.readers.add(-1)
+            if reason is not None:
+                instruments.dropped.add(1, {"reason": reason})
+
+        return left
+
+
+class MeasuredStore:
+    """Stands for a store, and measures how long its operations take."""
+
+    def __init__(self, store: Any, telemetry: Telemetry) -> None:
+        self._store = store
+        self._telemetry = telemetry
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._store, name)
+        if name not in _OPERATIONS:
+            return attribute
+
+        @functools.wraps(attribute)
+        async def measured(*args: Any, **kwargs: Any) -> Any:
+            instruments = self._telemetry._current()  # noqa: SLF001  # they belong together
+            if instruments is None:
+                return await attribute(*args, **kwargs)
+            started = perf_counter()
+            attributes = {"operation": name}
+            try:
+                return await attribute(*args, **kwargs)
+            except BaseException as exc:
+                attributes["error.type"] = type(exc).__qualname__
+                raise
+            finally:
+                instruments.operation.record(perf_counter() - started, attributes)
+
+        setattr(self, name, measured)
+        return measured
