@@ -3,16 +3,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := -m pip --disable-pip-version-check -qq
+UV := .venv-uv/bin/uv
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 JS := tests/javascript
+MATRIX := $(addprefix tests/,core stream stores run)
 CORE := $(addprefix tests/,core stream stores run api contract client)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 # Some machines are told to keep no bytecode: then every process of a test would compile anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install demo demo-redis test lint format typecheck docs build js cov test-inside test-outside test-low bench bench-docs lock clean prepare system-tools
+.PHONY: help install demo demo-redis test lint format typecheck docs build js cov test-inside test-outside test-low test-matrix test-next bench bench-docs lock clean prepare system-tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,7 +50,7 @@ build: $(VENV)/.installed ## build the wheel and use it in a clean environment
 	$(BIN)/python -m build --no-isolation --outdir dist >/dev/null
 	$(BIN)/python -m venv .venv-wheel
 	sed -n 's/^\([a-z0-9._-]*==[^ ]*\).*/\1/p' requirements/demo.txt > .venv-wheel/constraints.txt
-	.venv-wheel/bin/python $(PIP) install --constraint .venv-wheel/constraints.txt dist/*.whl
+	$(UV) pip install --quiet --python .venv-wheel/bin/python --constraint .venv-wheel/constraints.txt dist/*.whl
 	cd .venv-wheel && bin/python -I ../tools/smoke.py
 
 js: $(VENV)/.installed $(JS)/node_modules/.installed ## JavaScript: types and tests
@@ -68,6 +69,18 @@ test-inside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## mo
 test-outside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## the rest of it: browsers, pages, servers, faults
 	RESUMABLE_REQUIRE_ALL=1 $(BIN)/python $(PYTEST) --numprocesses 3 -m "outside or slow" # they often wait
 
+test-matrix: .venv-uv/.installed system-tools ## the core of the suite on every Python and event loop that there is
+	bash tools/matrix -m "not outside and not slow and not servers" $(MATRIX)
+
+test-next: .venv-uv/.installed system-tools ## the core of the suite on pre-releases of FastAPI, Starlette and pydantic
+	rm -rf .venv-next
+	$(UV) venv --quiet --python $(PYTHON) .venv-next
+	$(UV) pip install --quiet --python .venv-next/bin/python --prerelease allow --requirement pyproject.toml \
+		--extra client --extra redis --group tests
+	.venv-next/bin/python tools/link.py
+	$(UV) pip list --quiet --python .venv-next/bin/python | grep -E '^(fastapi|starlette|pydantic|uvicorn) '
+	.venv-next/bin/python $(PYTEST) -m "not outside and not slow and not servers" $(CORE)
+
 test-low: .venv-low/.installed system-tools ## the core of the suite on the lowest supported versions
 	RESUMABLE_REQUIRE_ALL=1 .venv-low/bin/python $(PYTEST) -m "not servers and not slow" $(CORE)
 
@@ -82,10 +95,8 @@ bench-docs: $(VENV)/.installed ## measure everything anew, and update the page o
 	$(BIN)/python -m tests.benchmarks.plots
 	$(BIN)/python -m tests.benchmarks.page
 
-lock: ## pin the newest versions of all dependencies in requirements/
-	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python $(PIP) install uv
-	PATH="$(CURDIR)/.venv-lock/bin:$$PATH" bash tools/lock
+lock: .venv-uv/.installed ## pin the newest versions of all dependencies in requirements/
+	PATH="$(CURDIR)/.venv-uv/bin:$$PATH" bash tools/lock
 
 clean: ## remove all that the other targets made
 	rm -rf .venv .venv-* .node $(JS)/node_modules build dist site htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -101,18 +112,26 @@ $(JS)/node_modules/.installed: $(JS)/package-lock.json tools/node
 	@cd $(JS) && bash ../../tools/node npm ci --no-audit --no-fund --loglevel error
 	@touch $@
 
+# uv makes an environment in seconds; pip, which every Python has, only brings uv.
+.venv-uv/.installed: requirements/uv.txt
+	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed, with its venv module: make PYTHON=/path/to/python ...' >&2; exit 1; }
+	@rm -rf .venv-uv
+	@$(PYTHON) -m venv .venv-uv
+	@.venv-uv/bin/python -m pip --disable-pip-version-check -qq install --require-hashes --requirement $<
+	@touch $@
+
 # One rule for the environments: $(1) its folder, $(2) the file in requirements/.
 define environment
-$(1)/.installed: requirements/$(2).txt
-	@$$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo 'Python 3.11 or newer is needed, with its venv module: make PYTHON=/path/to/python ...' >&2; exit 1; }
+$(1)/.installed: requirements/$(2).txt .venv-uv/.installed
 	@echo 'Preparing $(1) ...'
 	@rm -rf $(1)
-	@$$(PYTHON) -m venv $(1)
-	@$(1)/bin/python $$(PIP) install --require-hashes --no-deps --requirement $$<
+	@$$(UV) venv --quiet --python $$(PYTHON) $(1)
+	@$$(UV) pip install --quiet --python $(1)/bin/python --require-hashes --no-deps --requirement $$<
 	@$(1)/bin/python tools/link.py
 	@touch $$@
 endef
 $(eval $(call environment,.venv,dev))
 $(eval $(call environment,.venv-demo,demo))
 $(eval $(call environment,.venv-low,lowest))
+$(foreach version,11 12 13 14 15,$(eval $(call environment,.venv-3.$(version),tests)))

@@ -1,15 +1,19 @@
-"""What every test has: asyncio as the event loop; and a mark, if it sees the library from outside."""
+"""What every test has: an event loop; and a mark, if it sees the library from outside."""
+
+from typing import Any
 
 import pytest
+
+from .support.server import LOOP
 
 OUTSIDE = {"browser", "clients", "docs", "servers"}
 """The folders of tests that start programs, and add nothing to the coverage of the others."""
 
 
 @pytest.fixture
-def anyio_backend() -> str:
+def anyio_backend() -> tuple[str, dict[str, Any]]:
     """Servers run on asyncio, so the tests do."""
-    return "asyncio"
+    return "asyncio", {"use_uvloop": LOOP == "uvloop"}
 
 
 @pytest.hookimpl(tryfirst=True)

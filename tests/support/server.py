@@ -23,6 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
+LOOP = os.environ.get("RESUMABLE_LOOP")
+"""The event loop, `asyncio` or `uvloop`. By default, tests run on asyncio's own and servers on uvloop."""
 DEADLINE = 30.0
 """Seconds that a server may take to start or to stop: a bound, not an expectation."""
 
@@ -163,7 +165,7 @@ def serve(
     *,
     server: str = "uvicorn",
     http: str = "httptools",
-    loop: str = "uvloop",
+    loop: str = LOOP or "uvloop",
     workers: int = 1,
     args: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
