@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .._core.terminal import TerminalEvent
+from .reloader import is_reloaded
 
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
@@ -41,7 +42,11 @@ class ResumableSettings(BaseModel):
     pending_timeout: float = Field(2.0, ge=0, description="must be a number of seconds that is not negative")
     stall_timeout: float = Field(30.0, gt=0, description="must be a positive number of seconds")
     stop_grace: float = Field(5.0, ge=0, description="must be a number of seconds that is not negative")
-    shutdown_grace: float = Field(10.0, ge=0, description="must be a number of seconds that is not negative")
+    shutdown_grace: float = Field(
+        default_factory=lambda: 0.0 if is_reloaded() else 10.0,
+        ge=0,
+        description="must be a number of seconds that is not negative",
+    )
     auto_id: bool = Field(False, description="must be true or false")
     terminal_event: TerminalEvent = Field(
         "sse",

@@ -29,17 +29,21 @@ def test_every_setting_is_listed_with_its_default_and_its_variable() -> None:
     """The table of settings is that of `ResumableSettings`, in the order of the code; `store` is an object's."""
     listed = {row[0]: (row[1], row[2]) for row in rows("settings.md", "All others")}
     shown = {None: "no limit", True: "true", False: "false"}
+    defaults = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in ResumableSettings.model_fields.items()
+        if name != "store"
+    }
     assert listed == {
         name: (
             f"FASTAPI_RESUMABLE_{name.upper()}",
-            shown[field.default]
-            if field.default is None or isinstance(field.default, bool)
-            else f"{field.default:g}"
-            if isinstance(field.default, float)
-            else str(field.default),
+            shown[default]
+            if default is None or isinstance(default, bool)
+            else f"{default:g}"
+            if isinstance(default, float)
+            else str(default),
         )
-        for name, field in ResumableSettings.model_fields.items()
-        if name != "store"
+        for name, default in defaults.items()
     }
 
 
