@@ -4,6 +4,7 @@ Two applications in this process, each with a store of its own, take the place o
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -100,7 +101,7 @@ async def test_another_database(redis_server: RedisServer) -> None:
         assert redis_server.list_keys("seventh*") == []
 
 
-async def test_tls(own_redis: Callable[..., Any]) -> None:
+async def test_tls(own_redis: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     """`rediss://` with an authority of one's own; a server that it does not vouch for is refused."""
     with own_redis(tls=True) as redis:
         async with two_workers(redis.url) as apps:
@@ -110,7 +111,8 @@ async def test_tls(own_redis: Callable[..., Any]) -> None:
         async with two_workers(unknown, store=store) as apps:
             refused = await begin(apps[0], "a", send(b"data: 1\n\n")).reply()
             assert (refused.status, refused.code) == (503, "store_unavailable")
-            assert "certificate" in refused.text.lower()
+            assert "certificate" not in refused.text.lower()
+            assert "certificate" in caplog.text.lower()
 
 
 async def test_a_user_with_no_more_rights_than_documented(own_redis: Callable[..., Any]) -> None:
@@ -126,15 +128,23 @@ async def test_a_user_with_no_more_rights_than_documented(own_redis: Callable[..
         assert {key.partition(":")[0] for key in redis.list_keys()} == {"least"}
 
 
-async def test_a_user_without_the_rights_is_named(own_redis: Callable[..., Any]) -> None:
-    """The answer under `fail` says that Redis does not permit it."""
+async def test_what_is_wrong_with_redis_goes_to_the_log_and_not_to_clients(
+    own_redis: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under `fail`: no address, no user, no command, whether Redis refuses the user or cannot be reached."""
     with own_redis() as redis:
         redis.control.execute_command("ACL SETUSER", "nobody", "on", ">secret", "~*", "+ping")
-        url = redis.url_at(redis.port, "nobody:secret@")
-        store = {"store_timeout": 0.5, "on_store_failure": "fail"}
-        async with two_workers(url, store=store) as apps:
-            refused = await begin(apps[0], "a", send(b"data: 1\n\n")).reply()
+        denied = redis.url_at(redis.port, "nobody:secret@")
+        wrong = redis.url_at(redis.port, "nobody:guessed@")
+        nowhere = "redis://127.0.0.1:1/0"
+        for url, cause in ((denied, "permissions"), (wrong, "password"), (nowhere, "127.0.0.1:1")):
+            caplog.clear()
+            async with two_workers(url, store={"store_timeout": 0.5, "on_store_failure": "fail"}) as apps:
+                refused = await begin(apps[0], "a", send(b"data: 1\n\n")).reply()
             assert (refused.status, refused.code) == (503, "store_unavailable")
+            assert not re.search(r"(?i)redis|127|nobody|permission|evalsha|password|connect", refused.text)
+            assert cause in caplog.text
+            assert "secret" not in caplog.text and "guessed" not in caplog.text
 
 
 @pytest.mark.parametrize("client", ["url", "redis"])
@@ -190,6 +200,25 @@ def test_a_wrong_address_is_named(arguments: tuple[Any, ...], named: str) -> Non
     """At construction, with a sentence that says what to give."""
     with pytest.raises((ValueError, TypeError), match=named):
         RedisStore(*arguments)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:s3cret@127.0.0.1",
+        "redis://user:s3cret@127.0.0.1:port/0",
+        "redis://user:s3/cret@127.0.0.1",
+        "redis://:s3cret@127.0.0.1/0?socket_timeout=often",
+        "redis://127.0.0.1/0?password=s3cret&health_check_interval=often",
+    ],
+)
+def test_a_wrong_address_is_named_without_its_password(url: str) -> None:
+    """Errors at construction end up in logs and error trackers."""
+    with pytest.raises(ValueError, match="redis://") as caught:
+        RedisStore(url)
+    for error in (caught.value, caught.value.__cause__):
+        assert "s3" not in str(error) and "cret" not in str(error)
+    assert "s3cret" not in repr(RedisStore("redis://user:s3cret@127.0.0.1"))
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,17 @@ moment before each, the longer the more of them there are, so that it takes many
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ..._stream.pulse import PULSE
 from ...exceptions import StoreUnavailable
-from .link import Call, Link
+from .link import UNAVAILABLE, Call, Link
 from .scripts import APPEND
+
+logger = logging.getLogger("fastapi_resumable")
 
 BATCH = 512
 """How many streams are written in one pipeline."""
@@ -49,6 +52,8 @@ class Appender:
         self._link = link
         self._dirty: dict[Pending, None] = {}
         self._waiting: dict[Pending, None] = {}
+        self._alone: set[Pending] = set()
+        """Streams that are written alone, as Redis has refused a call in which they were among others."""
         self._pause = PULSE
         self._posts: deque[Call] = deque(maxlen=10_000)
         self._wake: asyncio.Future[None] | None = None
@@ -87,44 +92,98 @@ class Appender:
             await self._idle
 
     async def run(self) -> None:
-        """Write, for ever."""
+        """Write, for as long as the task lives."""
         while True:
             if not self._dirty and not self._posts:
                 if self._idle is not None and not self._idle.done():
                     self._idle.set_result(None)
                 self._wake = asyncio.get_running_loop().create_future()
                 await self._wake
-            appends: list[tuple[Pending, Call]] = []
-            others: list[tuple[Pending, Call]] = []
-            size = 0
-            for stream in list(self._dirty)[:BATCH]:
-                del self._dirty[stream]
-                if (call := stream.next_call()) is not None:
-                    (appends if call.command is APPEND else others).append((stream, call))
-                    size += sum(len(word) for word in call.args if isinstance(word, bytes))
-                    if size >= BATCH_BYTES:
-                        break
+            streams = self._next_streams()
             posts = [self._posts.popleft() for _ in range(min(len(self._posts), BATCH))]
-            if not appends and not others and not posts:
-                continue
-            # In a Cluster, a script is for streams of one slot.
-            each = 1 if self._link.is_cluster else TOGETHER
-            groups = [appends[start : start + each] for start in range(0, len(appends), each)]
             try:
-                replies = await self._link.run_now(
-                    *(_join([call for _, call in group]) for group in groups), *(call for _, call in others), *posts
-                )
-            except StoreUnavailable as exc:
-                self._dirty |= dict.fromkeys(stream for stream, _ in appends + others)
-                for stream in list(self._dirty):
-                    stream.on_outage(exc)
+                await self._write(streams, posts)
+            except Exception as exc:
+                # Nothing is lost, as everything may be sent again.
+                self._dirty |= dict.fromkeys(stream for stream, _ in streams)
                 self._posts.extendleft(reversed(posts))
+                if not isinstance(exc, StoreUnavailable):
+                    raise
+                for stream in list(self._dirty):
+                    self._note_outage(stream, exc)
                 await asyncio.sleep(RETRY)
+
+    def _next_streams(self) -> list[tuple[Pending, Call]]:
+        """Take as many streams as fill a pipeline, each with what is to be run for it."""
+        taken: list[tuple[Pending, Call]] = []
+        size = 0
+        for stream in list(self._dirty)[:BATCH]:
+            del self._dirty[stream]
+            try:
+                call = stream.next_call()
+            except Exception as exc:
+                logger.exception("what a stream has to write cannot be told")
+                self._put_off(stream, StoreUnavailable(UNAVAILABLE), exc)
                 continue
-            written = [reply for replies_of_group in replies[: len(groups)] for reply in replies_of_group]
-            for (stream, _), reply in zip(appends + others, written + replies[len(groups) :], strict=False):
-                stream.take_reply(reply)
+            if call is not None:
+                taken.append((stream, call))
+                size += sum(len(word) for word in call.args if isinstance(word, bytes))
+                if size >= BATCH_BYTES:
+                    break
+            else:
+                self._alone.discard(stream)
+        return taken
+
+    async def _write(self, streams: list[tuple[Pending, Call]], posts: list[Call]) -> None:
+        """Run the calls of `streams`, those that may go together in one, and hand out the replies."""
+        # In a Cluster, a script is for streams of one slot.
+        each = 1 if self._link.is_cluster else TOGETHER
+        appends = [pair for pair in streams if pair[1].command is APPEND and pair[0] not in self._alone]
+        groups = [appends[start : start + each] for start in range(0, len(appends), each)]
+        groups += [[pair] for pair in streams if pair[1].command is not APPEND or pair[0] in self._alone]
+        calls = [_join([call for _, call in group]) for group in groups]
+        if not calls and not posts:
+            return
+        replies = await self._link.try_each(*calls, *posts)
+        for group, call, reply in zip(groups, calls, replies, strict=False):
+            if isinstance(reply, StoreUnavailable):
+                self._take_refusal([stream for stream, _ in group], reply)
+            elif call.command is APPEND:
+                for (stream, _), its_reply in zip(group, reply, strict=True):
+                    self._hand_out(stream, its_reply)
+            else:
+                self._hand_out(group[0][0], reply)
+
+    def _hand_out(self, stream: Pending, reply: Any) -> None:
+        self._alone.discard(stream)
+        try:
+            stream.take_reply(reply)
+        except Exception as exc:
+            logger.exception("a reply of Redis makes no sense")
+            self._put_off(stream, StoreUnavailable(UNAVAILABLE), exc)
+
+    def _take_refusal(self, streams: Sequence[Pending], refusal: StoreUnavailable) -> None:
+        """Redis refuses a call: find out which stream's fault it is, and go on with the others."""
+        if len(streams) > 1:
+            self._alone |= set(streams)
+            self._dirty |= dict.fromkeys(streams)
+        else:
+            self._put_off(streams[0], refusal, refusal.__cause__)
+
+    def _put_off(self, stream: Pending, failure: StoreUnavailable, cause: BaseException | None) -> None:
+        """Try again with one stream later, while the others go on."""
+        failure.__cause__ = cause
+        self._note_outage(stream, failure)
+        asyncio.get_running_loop().call_later(RETRY, self.mark, stream)
+
+    def _note_outage(self, stream: Pending, failure: StoreUnavailable) -> None:
+        try:
+            stream.on_outage(failure)
+        except Exception:
+            logger.exception("a stream could not take note of an outage")
 
 
 def _join(calls: Sequence[Call]) -> Call:
+    if len(calls) == 1:
+        return calls[0]
     return Call(APPEND, [key for call in calls for key in call.keys], [word for call in calls for word in call.args])

@@ -7,47 +7,63 @@ different slots cannot be read together, it is one for each key.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
-from redis.exceptions import RedisError
+from redis.exceptions import ResponseError
 
-from .link import Link, explain
+from ..._stream.tasks import Tasks
+from ...exceptions import StoreUnavailable
+from .link import UNAVAILABLE, Call, Link, is_passing
 
 logger = logging.getLogger("fastapi_resumable")
+
+FIRST_PAUSE = 0.05
+"""Seconds before a read that failed is tried again; each further failure doubles them."""
+LONGEST_PAUSE = 0.5
 
 COUNT = 64
 """How many entries of each key one read returns at most."""
 
 Entry = tuple[str, dict[bytes, bytes]]
 Handler = Callable[[list[Entry]], None]
-Spawn = Callable[[Any, str], asyncio.Task[Any]]
+OnOutage = Callable[[StoreUnavailable], None]
+
+
+class Place(NamedTuple):
+    """How far a key has been read, and what is called with what comes next."""
+
+    last: str
+    handler: Handler
+    on_failure: OnOutage
 
 
 class Follower:
     """Reads what is added to streams, and hands it on."""
 
-    def __init__(
-        self, link: Link, spawn: Spawn, *, wake: Callable[[], None], on_outage: Callable[[Exception], None]
-    ) -> None:
+    def __init__(self, link: Link, tasks: Tasks, *, wake: Callable[[], None], on_outage: OnOutage) -> None:
         """Set it up.
 
         `wake` makes a blocked read return, by a message to the worker's own inbox, which is to be followed first of
-        all. `on_outage` is called with the reason while the store is gone for too long.
+        all. `on_outage` is called with the reason while nothing could be read for too long.
         """
         self._link = link
-        self._spawn = spawn
+        self._tasks = tasks
         self._wake = wake
         self._on_outage = on_outage
         self._groups: dict[str, _Group] = {}
 
-    def follow(self, key: str, last: str, handler: Handler) -> None:
-        """Hand entries of `key` after the id `last` to `handler`, until `unfollow`."""
+    def follow(self, key: str, last: str, handler: Handler, on_failure: OnOutage) -> None:
+        """Hand entries of `key` after the id `last` to `handler`, until `unfollow`.
+
+        `on_failure` is called if this key alone cannot be read; it is followed no longer then.
+        """
         name = key if self._link.is_cluster else ""
         group = self._groups.get(name)
-        if group is None:
+        if group is None or group.task is None or group.task.done():
             group = self._groups[name] = _Group(self._link, self._wake, self._on_outage)
-            group.task = self._spawn(group.run(), "resumable follower")
-        group.add(key.encode(), last, handler)
+            group.task = self._tasks.keep_running(group.run, "resumable follower", self._link.note_down)
+        group.add(key.encode(), Place(last, handler, on_failure))
 
     def unfollow(self, key: str) -> None:
         """Stop reading `key`."""
@@ -62,16 +78,19 @@ class Follower:
 class _Group:
     """Keys that are read together, and where the reading of each is."""
 
-    def __init__(self, link: Link, wake: Callable[[], None], on_outage: Callable[[Exception], None]) -> None:
+    def __init__(self, link: Link, wake: Callable[[], None], on_outage: OnOutage) -> None:
         self.task: asyncio.Task[Any] | None = None
         self._link = link
         self._wake = wake
         self._on_outage = on_outage
-        self._places: dict[bytes, tuple[str, Handler]] = {}
+        self._places: dict[bytes, Place] = {}
         self._is_blocked = False
+        # When something was read last, or could have been. Other commands may work while reading does not.
+        self._read_at = monotonic()
+        self._failures = 0
 
-    def add(self, key: bytes, last: str, handler: Handler) -> None:
-        self._places[key] = last, handler
+    def add(self, key: bytes, place: Place) -> None:
+        self._places[key] = place
         if self._is_blocked:
             self._is_blocked = False
             self._wake()
@@ -80,32 +99,63 @@ class _Group:
         self._places.pop(key, None)
 
     async def run(self) -> None:
-        """Read, for ever."""
-        delay = 0.05
+        """Read, for as long as there is something to read."""
         while self._places:
             try:
                 reply = await self._read()
-            except (RedisError, OSError, TimeoutError, RuntimeError) as exc:
-                self._link.note_down(explain(exc)[0])
-                if self._link.is_gone:
-                    self._on_outage(exc)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 0.5)
+            except Exception as exc:  # noqa: BLE001  # it is handled, whatever it is
+                if not await self._drop_unreadable(exc):
+                    await self._note_failure(exc)
                 continue
             self._link.note_up()
-            delay = 0.05
+            self._read_at = monotonic()
+            self._failures = 0
             for key, entries in reply:
                 if (place := self._places.get(key)) is not None:
-                    self._places[key] = entries[-1][0], place[1]
+                    self._places[key] = place._replace(last=entries[-1][0])
                     try:
-                        place[1](entries)
+                        place.handler(entries)
                     except Exception:
                         # Another version of this library may have written it; what follows can be read all the same.
                         logger.exception("what was read from %r makes no sense", key)
 
+    async def _note_failure(self, failure: Exception) -> None:
+        if isinstance(failure, ResponseError) and not is_passing(failure):
+            self._link.complain(failure)
+        else:
+            await self._link.note_failure(failure)
+        self._failures += 1
+        # A single failure is no outage, however long it took: this process may have been stopped meanwhile.
+        if self._link.is_gone or (self._failures > 1 and monotonic() - self._read_at > self._link.timeout):
+            outage = StoreUnavailable(UNAVAILABLE)
+            outage.__cause__ = failure
+            self._on_outage(outage)
+        await asyncio.sleep(min(FIRST_PAUSE * 2 ** min(self._failures - 1, 10), LONGEST_PAUSE))
+
+    async def _drop_unreadable(self, failure: Exception) -> bool:
+        """If Redis refuses to read some of the keys, go on without those; returns whether there were any."""
+        if not isinstance(failure, ResponseError) or is_passing(failure):
+            return False
+        places = dict(self._places)
+        replies = await self._link.try_each(
+            *(Call("XREAD", ["COUNT", "1", "STREAMS", key], [place.last]) for key, place in places.items())
+        )
+        refused = {
+            key: reply for key, reply in zip(places, replies, strict=True) if isinstance(reply, StoreUnavailable)
+        }
+        if len(refused) == len(places) and not str(failure).startswith("WRONGTYPE"):
+            # Reading as such is refused, which may pass: somebody may have changed the rights for a moment.
+            return False
+        for key, refusal in refused.items():
+            if self._places.get(key) is places[key]:
+                del self._places[key]
+                logger.error("%r cannot be read: %s", key, refusal.__cause__)
+                places[key].on_failure(refusal)
+        return bool(refused)
+
     async def _read(self) -> Iterable[tuple[bytes, list[Entry]]]:
         keys = list(self._places)
-        ids = [self._places[key][0] for key in keys]
+        ids = [self._places[key].last for key in keys]
         self._is_blocked = True
         try:
             async with asyncio.timeout(self._link.block + self._link.attempt):

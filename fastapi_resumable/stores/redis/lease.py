@@ -33,6 +33,7 @@ class Lease:
         self._on_lapse = on_lapse
         self._on_loss = on_loss
         self._awake = 0.0
+        self._renewed = 0.0
         self._now = asyncio.Event()
 
     @property
@@ -53,7 +54,8 @@ class Lease:
         """Renew the lease, again and again."""
         while True:
             try:
-                async with asyncio.timeout(self._seconds / 4):
+                # As long as is left since the last time, should this have been interrupted.
+                async with asyncio.timeout(self._renewed + self._seconds / 4 - monotonic()):
                     await self._now.wait()
             except TimeoutError:
                 pass
@@ -61,6 +63,7 @@ class Lease:
             try:
                 existed = await self._beat()
             except StoreUnavailable:
+                self._renewed = monotonic()
                 continue
             if not existed:
                 self._on_loss()
@@ -81,6 +84,7 @@ class Lease:
         (existed,) = await self._link.run_now(
             Call(BEAT, [self._keys.worker(self.worker)], [name, int(self._seconds * 1000)])
         )
+        self._renewed = monotonic()
         return bool(existed)
 
     async def give_back(self) -> None:

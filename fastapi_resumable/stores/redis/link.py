@@ -23,9 +23,6 @@ from redis.exceptions import (
     TryAgainError,
 )
 from redis.exceptions import (
-    ConnectionError as RedisConnectionError,
-)
-from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
@@ -42,6 +39,13 @@ PARALLEL = 32
 BLOCK = 2.0
 """The most seconds for which a read blocks."""
 
+SILENCE = 10.0
+"""Seconds for which a refusal that was logged is not logged again."""
+
+UNAVAILABLE = "The store of streams cannot be used. Try again in a moment."
+"""What clients get; what is wrong goes to the log."""
+
+_OUT_OF_MEMORY = "command not allowed when used memory"
 _PASSING = ("OOM", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "MISCONF")
 
 
@@ -49,7 +53,7 @@ class Call(NamedTuple):
     """One command: a script, or a command by its name."""
 
     command: Script | str
-    keys: Sequence[str]
+    keys: Sequence[str | bytes]
     args: Sequence[Any] = ()
 
 
@@ -70,6 +74,8 @@ class Link:
         self.block = min(BLOCK, (pool.connection_kwargs.get("socket_timeout") or math.inf) / 2)
         """Seconds after which a blocking read without news returns; the client has to wait for longer than that."""
         self._down_since: float | None = None
+        self._complaint = ""
+        self._silent_until = 0.0
         self._slots = asyncio.Semaphore(PARALLEL)
 
     async def run(self, *calls: Call) -> list[Any]:
@@ -92,31 +98,70 @@ class Link:
 
     async def run_now(self, *calls: Call) -> list[Any]:
         """The same out of turn: for what streams and the lease live on, which a crowd of requests must not hold up."""
-        if self.is_closed:
-            raise StoreUnavailable("The store is closed.")
+        replies = await self.try_each(*calls)
+        for reply in replies:
+            if isinstance(reply, StoreUnavailable):
+                raise reply
+        return replies
+
+    async def try_each(self, *calls: Call) -> list[Any]:
+        """Run `calls` out of turn; the reply to one that Redis refuses for good is a `StoreUnavailable`.
+
+        Raises:
+            StoreUnavailable: Redis has not taken them for `timeout` seconds.
+        """
         begun, delay = monotonic(), 0.02
-        while True:
+        while not self.is_closed:
             try:
                 async with asyncio.timeout(self.attempt):
                     replies = await self._execute(calls)
-                failure = next((reply for reply in replies if isinstance(reply, Exception)), None)
+                failure = next((reply for reply in replies if isinstance(reply, Exception) and is_passing(reply)), None)
                 if failure is None:
                     self.note_up()
-                    return replies
-            except (RedisError, OSError, TimeoutError, RuntimeError) as exc:
+                    return [self._refusal(reply) if isinstance(reply, Exception) else reply for reply in replies]
+            except Exception as exc:  # noqa: BLE001  # it is handled, whatever it is
+                if not is_passing(exc):
+                    return [self._refusal(exc)] * len(calls)
+                # Anything else counts as an outage: Redis clients and event loops raise more than they document.
                 failure = exc
-            reason, passing = explain(failure)
-            gone_since = begun if isinstance(failure, ResponseError) else self.note_down(reason)
-            if not passing or monotonic() + delay > max(gone_since + self.timeout, begun + self.attempt):
-                raise StoreUnavailable(f"The store of streams cannot be used: {reason}.") from failure
+            # An answer, even one that says no, is no outage of the connection.
+            gone_since = begun if isinstance(failure, ResponseError) else await self.note_failure(failure)
+            if monotonic() + delay > max(min(gone_since, begun) + self.timeout, begun + self.attempt):
+                raise StoreUnavailable(UNAVAILABLE) from failure
             await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # no secret
             delay = min(delay * 2, 0.5)
+        raise StoreUnavailable("The store is closed.")
 
-    def note_down(self, reason: str) -> float:
+    def _refusal(self, failure: Exception) -> StoreUnavailable:
+        self.complain(failure)
+        refusal = StoreUnavailable(UNAVAILABLE)
+        refusal.__cause__ = failure
+        return refusal
+
+    def complain(self, failure: Exception) -> None:
+        """Log what Redis refuses: not more often than every few seconds, however many requests meet it."""
+        reason = explain(failure)
+        if monotonic() > self._silent_until or reason != self._complaint:
+            self._complaint, self._silent_until = reason, monotonic() + SILENCE
+            logger.warning("Redis cannot be used: %s", reason)
+
+    async def note_failure(self, failure: Exception) -> float:
+        """Note that an attempt has failed on its way to Redis or back; return since when they do."""
+        since = self.note_down(failure)
+        if not isinstance(failure, RedisError | OSError | TimeoutError) and not isinstance(self.client, RedisCluster):
+            # The client did not expect this, and may keep the broken connection for the next attempt.
+            try:
+                await self.client.connection_pool.disconnect(inuse_connections=False)
+            except Exception:
+                logger.exception("idle connections to Redis could not be closed")
+        return since
+
+    def note_down(self, failure: Exception) -> float:
         """Note that Redis does not answer; return since when."""
         if self._down_since is None:
             self._down_since = monotonic()
-            logger.warning("Redis cannot be used: %s", reason)
+            expected = isinstance(failure, RedisError | OSError | TimeoutError)
+            logger.warning("Redis cannot be used: %s", explain(failure), exc_info=None if expected else failure)
         return self._down_since
 
     def note_up(self) -> None:
@@ -136,7 +181,7 @@ class Link:
         if self.is_cluster:
             # Each goes to the node of its keys; those for one key, in order.
             replies: list[Any] = [None] * len(calls)
-            by_key: dict[str, list[int]] = {}
+            by_key: dict[str | bytes, list[int]] = {}
             for index, call in enumerate(calls):
                 by_key.setdefault(call.keys[0], []).append(index)
             groups = list(by_key.values())
@@ -177,19 +222,26 @@ def _words(call: Call) -> list[Any]:
     return [call.command, *call.keys, *call.args]
 
 
-def explain(failure: Exception) -> tuple[str, bool]:
-    """Say what is wrong, and whether it may pass."""
+def is_passing(failure: Exception) -> bool:
+    """Whether another attempt may succeed."""
     if isinstance(failure, AuthenticationError | AuthorizationError):
-        return f"Redis refuses the login ({failure})", False
+        return False
     if isinstance(failure, ResponseError) and not isinstance(failure, ClusterDownError | TryAgainError):
         text = str(failure)
-        if "command not allowed when used memory" in text:
-            return "Redis is out of memory (maxmemory)", True
-        return f"Redis refuses a command ({text})", text.startswith(_PASSING)
+        return text.startswith(_PASSING) or _OUT_OF_MEMORY in text
+    return True
+
+
+def explain(failure: Exception) -> str:
+    """Say what is wrong, for the log: it may hold addresses and names, which are not for clients."""
+    if isinstance(failure, AuthenticationError | AuthorizationError):
+        return f"Redis refuses the login ({failure})"
+    if isinstance(failure, ResponseError) and not isinstance(failure, ClusterDownError | TryAgainError):
+        if _OUT_OF_MEMORY in str(failure):
+            return "Redis is out of memory (maxmemory)"
+        return f"Redis refuses a command ({failure})"
     if isinstance(failure, MaxConnectionsError):
-        return "all connections of the Redis client are in use; raise its max_connections", True
+        return "all connections of the Redis client are in use; raise its max_connections"
     if isinstance(failure, TimeoutError | RedisTimeoutError):
-        return "Redis does not answer", True
-    if isinstance(failure, RedisConnectionError | OSError | RedisError | RuntimeError):
-        return f"Redis cannot be reached ({failure})", True
-    raise failure
+        return "Redis does not answer"
+    return f"Redis cannot be reached ({str(failure) or type(failure).__name__})"

@@ -7,7 +7,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,7 +16,8 @@ from ..._core.sse import EventFramer
 from ..._core.terminal import write_terminal_event
 from ..._stream.pulse import Pulse
 from ..._stream.stream import Budget, Limits
-from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
+from ..._stream.tasks import Tasks
+from ...exceptions import OffsetLost, StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
 from ..base import Reservation, queued_item
 from ..watchers import Notify, Watchers
@@ -25,7 +26,7 @@ from .followed import FollowedStream
 from .follower import Entry, Follower
 from .keys import Keys, log_key
 from .lease import Lease
-from .link import Call, Client, Link
+from .link import UNAVAILABLE, Call, Client, Link
 from .recorded import GONE, RecordedStream
 from .scripts import BURY, INDEX, PAGE, PEEK, POST, RELEASE, RESERVE, TOUCH
 from .state import UNUSED_EPOCH, State, cut_event, dump_head
@@ -37,7 +38,6 @@ LIVE = 3600.0
 PAGE_SIZE = 256 * 1024
 CHANGES = 10_000
 """How many changes of state are remembered."""
-RECANCEL = 0.1
 LOOK = 1.0
 """Seconds between looks at whether the producers of followed streams are alive."""
 
@@ -61,7 +61,9 @@ class Site:
         self.appender = Appender(self.link)
         self.lease = Lease(self.link, keys, lease, on_lapse=self._on_lapse, on_loss=self._check_all)
         self.worker = self.lease.worker
-        self.follower = Follower(self.link, self.spawn, wake=self._wake_follower, on_outage=self._on_outage)
+        self.tasks = Tasks()
+        self.spawn = self.tasks.spawn
+        self.follower = Follower(self.link, self.tasks, wake=self._wake_follower, on_outage=self._on_outage)
         self.reservations: dict[str, Reservation] = {}
         self.streams: dict[str, RecordedStream] = {}
         """What is queued and what is recorded here, by epoch."""
@@ -76,24 +78,12 @@ class Site:
         self.patience = int(lease * 2000)
         """Milliseconds for which a worker's readers hold a producer without being heard of again."""
         self._lease_seconds = lease
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._watchers = Watchers()
-        self._started: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[StoreUnavailable | None] | None = None
+        self._is_started = False
         self._touched = time.monotonic()
 
     # Tasks.
-
-    def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run a coroutine in a task that the site owns."""
-        task = self.loop.create_task(coroutine, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._reap)
-        return task
-
-    def _reap(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s failed", task.get_name(), exc_info=error)
 
     async def start(self) -> None:
         """Take a lease and begin to listen; once, and all who ask meanwhile wait for the same attempt.
@@ -101,43 +91,59 @@ class Site:
         Raises:
             StoreUnavailable: Redis cannot be used.
         """
-        if self._started is None:
-            self._started = self.loop.create_task(self._start(), name="resumable start")
-            self._tasks.add(self._started)
-            self._started.add_done_callback(self._note_start)
-        await asyncio.shield(self._started)
+        if self._starting is None:
+            self._starting = self.spawn(self._start(), "resumable start")
+        failure = await asyncio.shield(self._starting)
+        if failure is not None:
+            raise failure
 
-    async def _start(self) -> None:
-        await self.lease.take()
-        self.spawn(self.lease.keep(), "resumable lease")
-        self.spawn(self.lease.watch(), "resumable lapse")
-        self.spawn(self.appender.run(), "resumable appender")
-        self.spawn(self._look_around(), "resumable look-out")
-        self.follower.follow(self.keys.inbox(self.worker), "0-0", self._take_messages)
+    async def _start(self) -> StoreUnavailable | None:
+        try:
+            await self.lease.take()
+        except Exception as exc:
+            self._starting = None
+            if isinstance(exc, StoreUnavailable):
+                return exc
+            logger.exception("the worker could not register in Redis")
+            return StoreUnavailable(UNAVAILABLE)
+        for work, name in (
+            (self.lease.keep, "lease"),
+            (self.lease.watch, "lapse"),
+            (self.appender.run, "appender"),
+            (self._look_around, "look-out"),
+        ):
+            self.tasks.keep_running(work, f"resumable {name}", self.link.note_down)
+        self._follow_inbox()
+        self._is_started = True
+        return None
 
-    def _note_start(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or task.exception() is not None:
-            self._started = None
+    def _follow_inbox(self) -> None:
+        self.follower.follow(self.keys.inbox(self.worker), "0-0", self._take_messages, self._replace_inbox)
+
+    def _replace_inbox(self, _failure: StoreUnavailable) -> None:
+        self.tasks.keep_running(self._clear_inbox, "resumable inbox", self.link.note_down)
+
+    async def _clear_inbox(self) -> None:
+        """Something else lies under the key of this worker's inbox: remove it, and listen again."""
+        await self.link.run(Call("UNLINK", [self.keys.inbox(self.worker)]))
+        self._follow_inbox()
 
     async def aclose(self) -> None:
         """Give back the lease and the connections."""
-        if self._started is not None and self._started.done():
+        if self._is_started:
             try:
                 async with asyncio.timeout(self.link.attempt):
                     await self.appender.flushed()
                     await self.lease.give_back()
             except (TimeoutError, StoreUnavailable):
                 logger.warning("Redis did not take everything before the end")
+            except Exception:
+                logger.exception("Redis did not take everything before the end")
         self.link.is_closed = True
         for stream in list(self.streams.values()):
             # For those who have it in hand all the same.
             stream.on_outage(StoreUnavailable("The store is closed."))
-        while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            # Again, if need be: a cancellation that meets a Redis client between two replies can get lost there.
-            await asyncio.wait(self._tasks, timeout=RECANCEL)
+        await self.tasks.aclose()
 
     # Talking to other workers.
 
@@ -165,7 +171,10 @@ class Site:
 
     def _take_messages(self, entries: list[Entry]) -> None:
         for _, fields in entries:
-            self.obey(fields[b"m"].decode(), fields.get(b"e", b"").decode(), fields.get(b"c", b"").decode())
+            try:
+                self.obey(fields[b"m"].decode(), fields.get(b"e", b"").decode(), fields.get(b"c", b"").decode())
+            except Exception:
+                logger.exception("a message of another worker makes no sense")
 
     def obey(self, message: str, epoch: str, code: str) -> None:
         """Do what another worker has told this one."""
@@ -218,9 +227,9 @@ class Site:
         """Tell `notify` of changes, from everywhere, until what is returned is called."""
         await self.start()
         if not self._watchers:
-            (last,) = await self.link.run(Call("XREVRANGE", [self.keys.changes], ["+", "-", "COUNT", 1]))
+            last = await self._last_change()
             if not self._watchers:
-                self.follower.follow(self.keys.changes, last[0][0].decode() if last else "0-0", self._take_changes)
+                self._follow_changes(last)
         remove = self._watchers.add(owner, ids, notify)
 
         def unsubscribe() -> None:
@@ -229,6 +238,21 @@ class Site:
                 self.follower.unfollow(self.keys.changes)
 
         return unsubscribe
+
+    async def _last_change(self) -> str:
+        (last,) = await self.link.run(Call("XREVRANGE", [self.keys.changes], ["+", "-", "COUNT", 1]))
+        return last[0][0].decode() if last else "0-0"
+
+    def _follow_changes(self, last: str) -> None:
+        self.follower.follow(self.keys.changes, last, self._take_changes, self._changes_failed)
+
+    def _changes_failed(self, _failure: StoreUnavailable) -> None:
+        self.tasks.keep_running(self._follow_changes_again, "resumable changes", self.link.note_down)
+
+    async def _follow_changes_again(self) -> None:
+        last = await self._last_change()
+        if self._watchers:
+            self._follow_changes(last)
 
     def _take_changes(self, entries: list[Entry]) -> None:
         for _, fields in entries:
@@ -416,7 +440,7 @@ class Site:
         """Read what is added to a stream."""
         self.followed[stream.epoch] = stream
         self.check(stream)
-        self.follower.follow(log_key(stream.name, stream.epoch), f"{stream.log.tail}-0", stream.take)
+        self.follower.follow(log_key(stream.name, stream.epoch), f"{stream.log.tail}-0", stream.take, stream.fail)
 
     def unfollow(self, stream: FollowedStream) -> None:
         """Stop reading."""
@@ -507,11 +531,6 @@ class Site:
         for stream in self.followed.values():
             stream.missing_since = stream.missing_since or self.loop.time()
 
-    def _on_outage(self, failure: Exception) -> None:
-        unavailable = (
-            failure
-            if isinstance(failure, ResumableError)
-            else StoreUnavailable("The store of streams cannot be reached. Resume in a moment.")
-        )
+    def _on_outage(self, failure: StoreUnavailable) -> None:
         for stream in list(self.followed.values()):
-            stream.fail(unavailable)
+            stream.fail(failure)

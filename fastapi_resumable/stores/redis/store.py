@@ -101,9 +101,11 @@ class RedisStore:
                 socket_connect_timeout=self._timeout,
                 max_connections=None,
             )
-        except ValueError as exc:
+        except ValueError:
+            # Neither the URL nor what redis-py says of it: both may hold a password.
             raise ValueError(
-                f"store must be a URL like redis://localhost:6379/0, not {self._client!r}: {exc}"
+                "store must be a URL like redis://localhost:6379/0 (or rediss://, or unix://), with options that"
+                f" redis-py takes; the one given begins with {self._client.partition(':')[0][:10]!r}."
             ) from None
 
     def configure(self, limits: Limits) -> None:
@@ -421,7 +423,8 @@ class RedisStore:
 def _check(client: object) -> None:
     if not isinstance(client, Redis | RedisCluster):
         raise ValueError(  # noqa: TRY004  # as for every other wrong setting
-            f"store must be a URL like redis://localhost:6379/0, or a client from redis.asyncio, not {client!r}."
+            "store must be a URL like redis://localhost:6379/0, or a client from redis.asyncio,"
+            f" not a {type(client).__name__}."
         )
     pool = client if isinstance(client, RedisCluster) else client.connection_pool
     if pool.connection_kwargs.get("decode_responses"):
