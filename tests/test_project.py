@@ -63,3 +63,20 @@ def test_every_page_of_the_documentation_is_in_its_navigation() -> None:
     listed = set(re.findall(r"[\w/-]+\.md", navigation))
     docs = ROOT / "docs"
     assert listed == {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
+
+
+def test_the_skill_for_agents_is_short_and_true() -> None:
+    """Its code runs, and every attribute of `resumable` that it names is there."""
+    text = (ROOT / "fastapi_resumable/.agents/skills/fastapi-resumable/SKILL.md").read_text()
+    assert text.startswith("---\nname: fastapi-resumable\ndescription: ")
+    assert len(text.splitlines()) <= 80
+    namespace: dict[str, object] = {"__name__": "skill"}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, namespace)
+    resumable = namespace["resumable"]
+    assert [name for name in re.findall(r"\bresumable\.(?!js\b)(\w+)", text) if not hasattr(resumable, name)] == []
+
+
+def test_the_package_leads_to_its_documentation_and_its_source() -> None:
+    """What an index shows beside the readme."""
+    assert {"Documentation", "Source", "Issues", "Changelog"} <= set(PROJECT["project"]["urls"])

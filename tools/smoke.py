@@ -32,7 +32,8 @@ def check_contents() -> None:
     assert fastapi_resumable.__version__ == version, (fastapi_resumable.__version__, version)
     package = Path(fastapi_resumable.__file__).parent
     assert package.is_relative_to(Path.cwd()), f"{package} is not the wheel's"
-    for file in ("py.typed", "static/resumable.js", "static/resumable.d.ts", "static/package.json"):
+    skill = ".agents/skills/fastapi-resumable/SKILL.md"
+    for file in ("py.typed", "static/resumable.js", "static/resumable.d.ts", "static/package.json", skill):
         assert (package / file).is_file(), f"{file} is missing"
     for module in pkgutil.walk_packages([str(package)], "fastapi_resumable.", onerror=lambda _: None):
         if not module.name.startswith(EXTRAS):

@@ -1,12 +1,14 @@
 """What README and docs show is what happens."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from .player import PAGES, ROOT, blocks, play
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUN = {"python", "console"}
 SHOWN = {"caddy", "html", "ini", "javascript", "jsx", "nginx", "text", "yaml"}
 """Languages whose blocks are not run here; tests/browser runs those that have a title."""
@@ -32,10 +34,21 @@ def test_no_code_goes_unseen() -> None:
 
 
 def test_the_readme_leads_somewhere() -> None:
-    """The README's links and pictures are files of the project."""
-    targets = re.findall(r"\]\(([^)#:]+)[^)]*\)", (ROOT / "README.md").read_text())
+    """Its links are absolute, for a package index shows it too; those into the project lead to files that exist."""
+    text = (ROOT / "README.md").read_text()
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
     assert targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+    assert [target for target in targets if not target.startswith("https://")] == []
+    repository = PROJECT["urls"]["Source"]
+    raw = repository.replace("https://github.com", "https://raw.githubusercontent.com")
+    files = [
+        target.removeprefix(root)
+        for target in targets
+        for root in (f"{repository}/blob/main/", f"{raw}/main/")
+        if target.startswith(root)
+    ]
+    assert len(files) > 10
+    assert [file for file in files if not (ROOT / file).exists()] == []
 
 
 def test_the_readme_is_short() -> None:
