@@ -1,6 +1,7 @@
 """No background task of a store can die: whatever an await of it raises, the worker serves streams afterwards."""
 
 import asyncio
+import gc
 import types
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from typing import Any
@@ -119,6 +120,7 @@ async def attempt(call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
             await asyncio.sleep(0)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # connections that were half made
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("name", ["start", "appender", "follower", "lease", "lapse", "look-out"])
 async def test_whatever_an_await_of_a_task_raises_the_worker_goes_on(
@@ -141,3 +143,4 @@ async def test_whatever_an_await_of_a_task_raises_the_worker_goes_on(
     finally:
         await here.aclose()
         await there.aclose()
+        gc.collect()

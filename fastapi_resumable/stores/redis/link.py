@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis, RedisCluster
+from redis.commands.core import AsyncScript
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -73,6 +74,7 @@ class Link:
         pool = client if isinstance(client, RedisCluster) else client.connection_pool
         self.block = min(BLOCK, (pool.connection_kwargs.get("socket_timeout") or math.inf) / 2)
         """Seconds after which a blocking read without news returns; the client has to wait for longer than that."""
+        self._scripts: dict[Script, AsyncScript] = {}
         self._down_since: float | None = None
         self._complaint = ""
         self._silent_until = 0.0
@@ -127,6 +129,8 @@ class Link:
             # An answer, even one that says no, is no outage of the connection.
             gone_since = begun if isinstance(failure, ResponseError) else await self.note_failure(failure)
             if monotonic() + delay > max(min(gone_since, begun) + self.timeout, begun + self.attempt):
+                if isinstance(failure, ResponseError):
+                    self.complain(failure)
                 raise StoreUnavailable(UNAVAILABLE) from failure
             await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # no secret
             delay = min(delay * 2, 0.5)
@@ -209,11 +213,12 @@ class Link:
                 replies[index] = exc
 
     async def _execute_one(self, call: Call) -> Any:
-        try:
+        if isinstance(call.command, str):
             return await self.client.execute_command(*_words(call))
-        except NoScriptError:
-            assert isinstance(call.command, Script)
-            return await self.client.execute_command("EVAL", call.command.text, *_words(call)[2:])
+        registered = self._scripts.get(call.command)
+        if registered is None:
+            registered = self._scripts[call.command] = self.client.register_script(call.command.text)
+        return await registered(call.keys, call.args)
 
 
 def _words(call: Call) -> list[Any]:

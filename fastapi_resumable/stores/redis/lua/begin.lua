@@ -1,0 +1,36 @@
+-- Make a queued request the current epoch. Replies whom to tell that they were replaced.
+
+local epoch, worker, head, sse, started, idem, ttl, retention, completed = unpack(ARGV, 1, 9)
+local h = load()
+if h.epoch == epoch then return h.told and cjson.decode(h.told) or {'begun'} end
+local mine = h['q:' .. epoch]
+if not mine then
+    local code = h['x:' .. epoch]
+    return code and {'stopped', code:match('%a+')} or {'unknown'}
+end
+if lacks_event(h, 10) then return {'event'} end
+mine = cjson.decode(mine)
+local reply = {'begun'}
+for _, item in ipairs(queued(h)) do
+    if item.n < mine.n then
+        dequeue(item.epoch, 'replaced')
+        table.insert(reply, item.w)
+        table.insert(reply, item.epoch)
+    end
+end
+if h.epoch then
+    if h.status == 'in_progress' then
+        finish(h, 'cancelled', 'replaced', completed, tonumber(retention), 10)
+        table.insert(reply, h.worker)
+        table.insert(reply, h.epoch)
+    end
+    mark(h.epoch, 'replaced')
+    forget()
+end
+redis.call('HDEL', H, 'q:' .. epoch, 'gone')
+redis.call('HSET', H, 'epoch', epoch, 'status', 'in_progress', 'worker', worker, 'tail', 0, 'earliest', 0, 'head', head,
+    'sse', sse, 'started', started)
+if idem ~= '' then redis.call('HSET', H, 'idem', idem) end
+if #reply > 1 then redis.call('HSET', H, 'told', cjson.encode(reply)) end
+tidy(ttl)
+return reply

@@ -1,0 +1,17 @@
+-- End what belongs to a worker that is gone. Replies the epochs that were ended, so that only one caller gets each.
+
+local worker, ttl, completed, retention = unpack(ARGV, 1, 4)
+local h, reply = load(), {}
+if h.worker == worker and lacks_event(h, 5) then return {'event'} end
+for _, item in ipairs(queued(h)) do
+    if item.w == worker then
+        redis.call('HDEL', H, 'q:' .. item.epoch)
+        table.insert(reply, item.epoch)
+    end
+end
+if h.status == 'in_progress' and h.worker == worker then
+    finish(h, 'interrupted', 'producer_lost', completed, tonumber(retention), 5)
+    table.insert(reply, h.epoch)
+end
+tidy(ttl)
+return reply

@@ -1,0 +1,100 @@
+-- What every script begins with.
+
+local H = KEYS[1]
+local CURRENT = {'epoch', 'status', 'worker', 'tail', 'earliest', 'mid', 'head', 'sse', 'started', 'completed',
+    'expires', 'idem', 'code', 'wait', 'told'}
+
+local function text(number) return string.format('%.0f', number) end
+
+local function now()
+    local time = redis.call('TIME')
+    return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function mark(epoch, code) redis.call('HSET', H, 'x:' .. epoch, code .. ' ' .. text(now())) end
+
+local function forget() redis.call('HDEL', H, unpack(CURRENT)) end
+
+-- The hash as a table; an epoch past its retention is not in it.
+local function load()
+    local raw, h = redis.call('HGETALL', H), {}
+    for i = 1, #raw, 2 do h[raw[i]] = raw[i + 1] end
+    if h.expires and tonumber(h.expires) <= now() then
+        for _, field in ipairs(CURRENT) do h[field] = nil end
+        forget()
+    end
+    return h
+end
+
+local function queued(h)
+    local list = {}
+    for field, value in pairs(h) do
+        if field:sub(1, 2) == 'q:' then
+            local item = cjson.decode(value)
+            item.epoch = field:sub(3)
+            table.insert(list, item)
+        end
+    end
+    table.sort(list, function(a, b) return a.n < b.n end)
+    return list
+end
+
+-- Sees to it that the hash expires when what it holds does, and goes with the last of it.
+local function tidy(ttl)
+    local h, left = load(), 0
+    for field, value in pairs(h) do
+        if field:sub(1, 2) == 'x:' and value:match('%d+$') + 60000 <= now() then
+            redis.call('HDEL', H, field)
+        elseif field == 'gone' or field:sub(1, 2) == 'x:' then
+            left = 60000
+        end
+    end
+    if h.status == 'in_progress' or #queued(h) > 0 then
+        left = tonumber(ttl)
+    elseif h.epoch then
+        left = math.max(1, left, h.expires - now())
+    end
+    if left > 0 then redis.call('PEXPIRE', H, text(left)) else redis.call('DEL', H) end
+end
+
+local function dequeue(epoch, code)
+    redis.call('HDEL', H, 'q:' .. epoch)
+    mark(epoch, code)
+end
+
+-- How far the slowest reader is that is at a worker which was heard of lately.
+local function slowest_of(readers)
+    local at, slowest = now(), nil
+    for _, place in ipairs(redis.call('HVALS', readers)) do
+        local offset, until_ = place:match('^(%d+) (%d+)$')
+        if tonumber(until_) > at then slowest = math.min(slowest or math.huge, offset) end
+    end
+    return slowest and text(slowest)
+end
+
+-- Whether the terminal event is needed, and was not given: it is the user's to make, so it is made only if it is sent.
+local function lacks_event(h, at) return h.status == 'in_progress' and h.sse == '1' and not ARGV[at] end
+
+-- How a log ends that the producer does not end itself. ARGV from `at` on: the terminal event, cut where the ids go;
+-- each piece but the last is followed by the distance from its id to the offset that the id names.
+local function finish(h, status, code, completed, retention, at)
+    local log, tail, event = H .. ':' .. h.epoch, tonumber(h.tail), ''
+    if h.sse == '1' and #table.concat(ARGV, '', at) > 0 then
+        if h.mid == '1' then event = '\n\n' end
+        for i = at, #ARGV - 1, 2 do
+            event = event .. ARGV[i] .. h.epoch .. '-'
+            local fixed = tail + #event + ARGV[i + 1]
+            local offset = fixed + 1
+            while fixed + #text(offset) ~= offset do offset = fixed + #text(offset) end
+            event = event .. text(offset)
+        end
+        event = event .. ARGV[#ARGV]
+        tail = tail + #event
+        redis.call('XADD', log, text(tail) .. '-0', 'd', event)
+    end
+    redis.call('XADD', log, text(tail) .. '-1', 's', status, 'c', code)
+    redis.call('PEXPIRE', log, math.max(retention, 60000))
+    redis.call('HSET', H, 'status', status, 'code', code, 'completed', completed, 'tail', text(tail),
+        'expires', text(now() + retention))
+    redis.call('HDEL', H, 'wait')
+end

@@ -1,0 +1,11 @@
+-- Take a request out of the queue; should it have begun without its worker learning of it, end it.
+
+local epoch, ttl, completed, retention = unpack(ARGV, 1, 4)
+local h = load()
+if h.epoch == epoch and lacks_event(h, 5) then return {'event'} end
+redis.call('HDEL', H, 'q:' .. epoch)
+if h.epoch == epoch and h.status == 'in_progress' then
+    finish(h, 'interrupted', 'producer_lost', completed, tonumber(retention), 5)
+end
+tidy(ttl)
+return {}

@@ -1,0 +1,12 @@
+-- Put a live epoch back that Redis has lost, to be written again from `offset` on.
+
+local epoch, worker, head, sse, started, idem, ttl, offset = unpack(ARGV)
+local h = load()
+if h.epoch and (h.epoch ~= epoch or h.status ~= 'in_progress') then return {'ended'} end
+if not h.epoch and redis.call('EXISTS', KEYS[2]) == 1 then return {'ended'} end
+redis.call('HDEL', H, 'q:' .. epoch, 'mid')
+redis.call('HSET', H, 'epoch', epoch, 'status', 'in_progress', 'worker', worker, 'tail', offset, 'earliest', offset,
+    'head', head, 'sse', sse, 'started', started)
+if idem ~= '' then redis.call('HSET', H, 'idem', idem) end
+tidy(ttl)
+return {'gap', offset}

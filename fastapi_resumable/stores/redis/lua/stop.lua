@@ -1,0 +1,28 @@
+-- Stop what is queued or live, forget what has ended. Replies whom to tell.
+
+local epoch, ttl, completed, retention = unpack(ARGV, 1, 4)
+local h, reply = load(), {}
+if (epoch == '' or epoch == h.epoch) and lacks_event(h, 5) then return {'event'} end
+for _, item in ipairs(queued(h)) do
+    if epoch == '' or epoch == item.epoch then
+        dequeue(item.epoch, 'cancelled')
+        table.insert(reply, item.w)
+        table.insert(reply, item.epoch)
+    end
+end
+if h.epoch and (epoch == '' or epoch == h.epoch) then
+    if h.status == 'in_progress' then
+        finish(h, 'cancelled', 'cancelled', completed, tonumber(retention), 5)
+        table.insert(reply, h.worker)
+        table.insert(reply, h.epoch)
+    end
+    mark(h.epoch, 'cancelled')
+    forget()
+end
+if #reply > 0 then
+    redis.call('HSET', H, 'gone', cjson.encode(reply))
+elseif h.gone then
+    reply = cjson.decode(h.gone)
+end
+tidy(ttl)
+return reply
