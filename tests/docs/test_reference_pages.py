@@ -49,7 +49,7 @@ def test_every_setting_is_listed_with_its_default_and_its_variable() -> None:
 
 def test_every_keyword_is_listed() -> None:
     """No keyword of `Resumable` is missing from the page, and none is made up."""
-    listed = [row[0] for heading in ("Who and which", "All others") for row in rows("settings.md", heading)]
+    listed = [row[0] for heading in ("Ids, owners and the store", "All others") for row in rows("settings.md", heading)]
     assert sorted(listed) == sorted(set(inspect.signature(Resumable).parameters))
 
 
