@@ -1,18 +1,27 @@
-"""The two routes that Vercel's AI SDK asks of a chat's backend: the live stream from its start, and stop.
+"""The two routes that Vercel's AI SDK asks of a chat's backend: its stream, and stop.
 
 `useChat({resume: true})` asks for `GET {api}/{id}/stream` when its page is loaded. It takes 204 for "nothing is live",
 throws on any other status but 2xx, and rebuilds the message from the first part on, so offsets mean nothing to it.
+
+`WorkflowChatTransport` of `@ai-sdk/workflow` asks for the same with `?startIndex=N` once its connection is cut: the
+N-th part is the next. It asks until it has had a `finish` part, so a stream without one must end with 204, on which it
+throws. Its `id` is the `x-workflow-run-id` of the first response.
 """
 
+import asyncio
+import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import ValidationError
 
 from .._core.ids import StreamKey, require_stream_id
+from .._core.sse import events
 from .._run.manager import StreamManager
 from .._run.replay import replay
+from .._stream.stream import Stream
 from ..exceptions import (
+    InvalidOffset,
     InvalidRequest,
     InvalidStreamId,
     OffsetLost,
@@ -42,8 +51,11 @@ _STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
             }
         },
     },
-    204: {"description": "Nothing is live: the chat is unknown, its answer has ended, or it is somebody else's."},
-    **error_responses(InvalidStreamId, OffsetLost, StreamPending, StoreUnavailable),
+    204: {
+        "description": "Nothing is live: the chat is unknown, its answer has ended, or it is somebody else's. With "
+        "`startIndex`: there is no such part, and there will be none."
+    },
+    **error_responses(InvalidStreamId, InvalidOffset, OffsetLost, StreamPending, StoreUnavailable),
     **OTHER_RESPONSES,
 }
 _STOP_RESPONSES = {**error_responses(InvalidStreamId, InvalidRequest, StoreUnavailable), **OTHER_RESPONSES}
@@ -52,6 +64,21 @@ ChatId = Annotated[
     str,
     Path(description="The chat's id, which is the stream's; may contain slashes.", examples=["chat-42"]),
 ]
+StartIndex = Annotated[
+    str | None,
+    Query(
+        alias="startIndex",
+        description="Number of the part to go on with, counted from 0; negative: from the last part so far. Then an "
+        "answer that has ended is replayed as well, as long as it is kept.",
+        examples=["12"],
+    ),
+]
+_INDEX = re.compile(r"-?[0-9]{1,18}")
+_PART = re.compile(rb"(?:\A(?:\xef\xbb\xbf)?|[\r\n])data: ?+(?!\[DONE\]).*(?:\n\r?\n|\r\r)\Z", re.DOTALL)
+"""Every event that a client dispatches has one part, except `[DONE]`."""
+
+_EVENTS_PER_TURN = 512
+"""How many events are counted before other requests have their turn."""
 
 
 def build_ai_sdk_router(
@@ -64,22 +91,26 @@ def build_ai_sdk_router(
     @router.get(
         "/{chat_id:path}/stream",
         summary="Follow a chat's live answer from its start",
-        description="What `useChat` asks for with `resume`. A request that is still queued is waited for. "
-        "Never starts work.",
+        description="What `useChat` asks for with `resume`, and `WorkflowChatTransport` after a cut. A request that is "
+        "still queued is waited for. Never starts work.",
         response_class=Response,
         responses=_STREAM_RESPONSES,
     )
-    async def follow_chat(request: Request, owner: OwnerId, chat_id: ChatId) -> Response:
+    async def follow_chat(request: Request, owner: OwnerId, chat_id: ChatId, start: StartIndex = None) -> Response:
         try:
             key = StreamKey(owner, require_stream_id(chat_id))
-            stream = await manager.store.find(key, pending_timeout, live=True)
+            index = _parse_index(start)
+            stream = await manager.store.find(key, pending_timeout, live=index is None)
+            location = locator.within(request.scope)(key.id)
+            if index is not None:
+                return await _replay_from(manager, stream, index, location)
             if stream.status is ResumableStatus.IN_PROGRESS:
-                return await replay(manager, stream, 0, None, locator.within(request.scope)(key.id))
+                return await replay(manager, stream, 0, None, location)
         except StreamNotFound:
             pass
         except ResumableError as exc:
             raise http_error(exc) from exc
-        return Response(status_code=204, headers={"Cache-Control": "no-store"})
+        return _nothing()
 
     @router.post(
         "/{chat_id:path}/stop",
@@ -103,6 +134,45 @@ def build_ai_sdk_router(
         return ResumableChatStopped()
 
     return router
+
+
+def _nothing() -> Response:
+    return Response(status_code=204, headers={"Cache-Control": "no-store"})
+
+
+def _parse_index(text: str | None) -> int | None:
+    if not text:
+        return None
+    if not _INDEX.fullmatch(text):
+        raise InvalidOffset("`startIndex` is the number of a part: give an integer in decimal digits.")
+    return int(text)
+
+
+async def _replay_from(manager: StreamManager, stream: Stream, index: int, location: str | None) -> Response:
+    """Serve a stream from its part number `index` on, and say how many there are so far."""
+    is_final = stream.is_final
+    starts = await _find_parts(stream)
+    count = len(starts) - 1
+    if is_final and index >= count:
+        return _nothing()
+    place = starts[max(0, count + index) if index < 0 else min(index, count)]
+    response = await replay(manager, stream, place, None, location)
+    response.raw_headers.append((b"x-workflow-stream-tail-index", b"%d" % (count - 1)))
+    return response
+
+
+async def _find_parts(stream: Stream) -> list[int]:
+    """The offset that each part begins at, and at the end that of the next one."""
+    if stream.earliest > 0:
+        raise OffsetLost(stream.earliest)
+    starts, offset = [0], 0
+    for number, event in enumerate(events(await stream.blocks(0))):
+        offset += len(event)
+        if _PART.search(event):
+            starts.append(offset)
+        if number % _EVENTS_PER_TURN == 0:
+            await asyncio.sleep(0)
+    return starts
 
 
 async def _read_epoch(request: Request) -> str | None:

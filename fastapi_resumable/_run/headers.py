@@ -27,6 +27,7 @@ _OF_ONE_RESPONSE = frozenset({b"date", b"server", b"set-cookie", b"vary"})
 _OURS = frozenset(
     {b"cache-control", b"content-location", b"x-accel-buffering", b"x-conversation-id", b"x-stream-epoch"}
 )
+_AI_SDK = b"x-vercel-ai-ui-message-stream"
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
@@ -56,6 +57,10 @@ def identify(headers: Iterable[tuple[bytes, bytes]], stream: Stream, location: s
     ]
     if location is not None:
         result.append((b"content-location", location.encode("ascii")))
+    if any(name == _AI_SDK for name, _ in result):
+        # What the AI SDK's `WorkflowChatTransport` takes for the id in `{api}/{id}/stream`.
+        result = [(name, value) for name, value in result if name != b"x-workflow-run-id"]
+        result.append((b"x-workflow-run-id", stream.key.id.encode("utf-8")))
     return result
 
 

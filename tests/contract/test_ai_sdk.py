@@ -2,6 +2,7 @@
 
 import json
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import pytest
 from fastapi import Depends, FastAPI, Header, HTTPException
@@ -9,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from fastapi_resumable import Resumable, body_field
 from tests.support.asgi import Client, Exchange, bounded, running, until
-from tests.support.life_apps import Run, Stage, make
+from tests.support.life_apps import Run, Stage, make, stage
 
 API = "/api/chat"
 PROTOCOL = {"x-vercel-ai-ui-message-stream": "v1"}
@@ -188,6 +189,87 @@ async def test_the_route_never_starts_work() -> None:
     assert chat.runs == []
 
 
+# -- GET /{id}/stream?startIndex=N ---------------------------------------------------------------------------------
+
+
+async def test_the_first_response_names_the_run() -> None:
+    """`WorkflowChatTransport` asks for the stream by the `x-workflow-run-id` of the POST; replays have it as well."""
+    chat = Chat()
+    async with running(chat.app) as client:
+        first, run = await chat.ask(client, "chat-1")
+        again = client.start("GET", f"{API}/chat-1/stream")
+        for reader in (first, again):
+            assert (await reader.head()).headers["x-workflow-run-id"] == "chat-1"
+        run.finish()
+
+
+async def test_other_streams_are_no_runs() -> None:
+    """What does not speak the AI SDK's protocol gets no header of its."""
+    made = stage("decorator", terminal_event="ai-sdk")
+    async with running(made.app) as client:
+        first, run = await made.begin(client, "chat-1", "one")
+        assert "x-workflow-run-id" not in (await first.head()).headers
+        run.finish()
+
+
+@pytest.mark.parametrize(("index", "texts"), [("0", "abcde"), ("2", "cde"), ("4", "e"), ("-1", "de"), ("-99", "abcde")])
+async def test_a_start_index_is_the_number_of_the_next_part(index: str, texts: str) -> None:
+    """Counted from the first part on, comments aside; negative, from the last one that there is."""
+    chat = Chat()
+    async with running(chat.app) as client:
+        first, run = await chat.begin(client, None, *"abc", json={"id": "chat-1"})
+        run.put("d\n\n: ping")
+        await first.read_until(b"ping")
+        again = client.start("GET", f"{API}/chat-1/stream?startIndex={index}")
+        tail = (await again.head()).headers["x-workflow-stream-tail-index"]
+        run.put("e", "[DONE]")
+        run.finish()
+        seen = await again.rest()
+    assert tail == "3"
+    assert "".join(line[6:7] for line in seen.decode().split("\n") if line.startswith("data: ")) == f"{texts}["
+    assert len(chat.runs) == 1
+
+
+async def test_with_a_start_index_an_answer_that_has_ended_is_replayed() -> None:
+    """Its last parts may be what a cut has taken away. Past them is 204, on which the client gives up."""
+    chat = Chat()
+    async with running(chat.app) as client:
+        first, run = await chat.ask(client, "chat-1", "Hello")
+        run.put(part("finish"), "[DONE]")
+        run.finish()
+        await first.rest()
+        rest = await client.get(f"{API}/chat-1/stream?startIndex=1")
+        assert [each if each == "[DONE]" else each["type"] for each in parts(rest.body)] == [
+            "text-delta",
+            "finish",
+            "[DONE]",
+        ]
+        for index in (3, 4, 10**18 - 1):
+            assert (await client.get(f"{API}/chat-1/stream?startIndex={index}")).status == 204
+
+
+async def test_a_start_index_after_a_failure_is_the_error_and_then_nothing() -> None:
+    """The terminal event is a part as well."""
+    chat = Chat()
+    async with running(chat.app) as client:
+        first, run = await chat.ask(client, "chat-1", "Hello")
+        run.fail(RuntimeError("as the test says"))
+        await first.rest()
+        rest = await client.get(f"{API}/chat-1/stream?startIndex=2")
+        assert parts(rest.body)[0]["type"] == "error"
+        assert (await client.get(f"{API}/chat-1/stream?startIndex=3")).status == 204
+
+
+@pytest.mark.parametrize("index", ["x", "1.5", "--1", "٣", "9" * 19])
+async def test_a_start_index_that_is_no_number_is_refused(index: str) -> None:
+    """400 `invalid_offset`; without a value it is as if absent."""
+    chat = Chat()
+    async with running(chat.app) as client:
+        reply = await client.get(f"{API}/chat-1/stream?startIndex={quote(index)}")
+        assert (reply.status, reply.code) == (400, "invalid_offset")
+        assert (await client.get(f"{API}/chat-1/stream?startIndex=")).status == 204
+
+
 # -- POST /{id}/stop ----------------------------------------------------------------------------------------------
 
 
@@ -338,10 +420,10 @@ def test_the_stream_is_documented() -> None:
     answers = documented["responses"]
     assert set(answers) == {"200", "204", "400", "503", "4XX"}
     assert "data:" in answers["200"]["content"]["text/event-stream"]["example"]
-    assert codes(answers["400"]) == {"invalid_stream_id", "offset_lost"}
+    assert codes(answers["400"]) == {"invalid_stream_id", "invalid_offset", "offset_lost"}
     assert codes(answers["503"]) == {"stream_pending", "store_unavailable"}
-    (parameter,) = documented["parameters"]
-    assert parameter["description"] and parameter["schema"]["examples"]
+    assert {parameter["name"] for parameter in documented["parameters"]} == {"chat_id", "startIndex"}
+    assert all(parameter["description"] and parameter["schema"]["examples"] for parameter in documented["parameters"])
 
 
 def test_the_stop_is_documented() -> None:

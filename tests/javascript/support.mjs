@@ -3,11 +3,23 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 const SEED = Number(process.env.RESUMABLE_TEST_SEED ?? 1);
+
+/** The module that a page of the documentation shows under a title; `change` may put a test's values into it. */
+export async function fromDocs(page, title, change = (code) => code) {
+  const text = await readFile(`${ROOT}/docs/${page}`, "utf8");
+  const [, code] = text.split(`title="${title}"\n`)[1].match(/^([^]*?)```/);
+  const folder = `${ROOT}/tests/javascript/node_modules/.docs`; // where packages are found
+  await mkdir(folder, { recursive: true });
+  const file = `${folder}/${process.pid}-${Math.random()}-${title}`;
+  await writeFile(file, change(code));
+  return import(file);
+}
 
 /** Run an application, "tests.support.apps.counting:app" say, on a free port: `{ url, port, stop() }`. */
 export async function serve(app, env = {}) {
