@@ -3,9 +3,8 @@
 from fastapi import HTTPException, Request
 from starlette.responses import Response
 
-from .._run.exchange import Exchange
+from .._run.exchange import Exchange, ResumableResponse
 from .._run.producer import Producer
-from .._run.response import ResumableResponse
 
 
 class ResumableStream:

@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .._core.terminal import TerminalEvent
 from .._run.body import RequestBody
 from .._run.exchange import Exchange, stopped_while_queued
-from .._run.manager import Hook, StreamManager
+from .._run.hooks import Hook
+from .._run.manager import StreamManager
 from .._run.producer import Producer
 from .._run.signals import TerminationWatch
 from .._stream.stream import Limits
@@ -234,8 +235,8 @@ class Resumable:
         outermost(request).push(partial(_conclude, exchange))
         with anyio.CancelScope() as scope:
             producer.cancel_request = scope.cancel
-            # Whoever loses patience with the request is to wait for the dependencies that are closed after it, too.
-            exchange.on_run = partial(setattr, scope, "shield", True)
+            # A request that is cancelled while it runs still closes its dependencies in order.
+            exchange.on_cancel = partial(setattr, scope, "shield", True)
             try:
                 yield ResumableStream(producer, exchange=exchange, request=request)
             except Exception as exc:
@@ -332,7 +333,7 @@ class Resumable:
 
         It may be `async` or not, runs beside everything else, and what it raises is logged.
         """
-        self.manager.hooks.append(hook)
+        self.manager.hooks.add(hook)
         return hook
 
     async def shutdown(self) -> None:

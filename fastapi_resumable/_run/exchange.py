@@ -6,10 +6,12 @@ The request itself goes on until the application has ended, whatever happens to 
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import anyio
+from starlette.background import BackgroundTask
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._stream.reader import Reader
 from .._stream.stream import Stream
@@ -55,8 +57,9 @@ class Exchange:
         self._pending_timeout = pending_timeout
         self._reader: Reader | None = None
         self._interrupting: asyncio.Task[None] | None = None
+        self._scope: anyio.CancelScope | None = None
         self.recorder = Recorder(
-            manager,
+            manager.around,
             producer,
             body,
             head_timeout=head_timeout,
@@ -66,8 +69,8 @@ class Exchange:
         )
         self.cancelled: asyncio.CancelledError | None = None
         """A cancellation of the request while it ran, for the caller to raise when nothing hangs on it any more."""
-        self.on_run: Callable[[], object] = lambda: None
-        """Called when the application is about to run."""
+        self.on_cancel: Callable[[], object] = _noop
+        """Called at the first such cancellation, which the request outlives: to shield what is closed after it."""
         self.answered = False
         """Whether a client that did not want to wait has its answer."""
         self._accepting = (
@@ -75,9 +78,15 @@ class Exchange:
         )
 
     @property
-    def failure(self) -> BaseException | None:
+    def failure(self) -> Exception | None:
         """What the application raised, unless it was being stopped."""
-        return self._producer.error if self._producer.stop_code is None else None
+        error = self._producer.error
+        if error is None or isinstance(error, Exception):
+            return error
+        # Raised in the request as it is, a cancellation of the generator's own would pass for one of the request.
+        failure = RuntimeError(f"The application raised {type(error).__name__}.")
+        failure.__cause__ = error
+        return failure
 
     @property
     def has_begun(self) -> bool:
@@ -91,29 +100,35 @@ class Exchange:
             Exception: What `app` raised before the stream had begun; later failures are in the log.
             ResumableError: The stream was stopped before it began.
         """
-        if self._producer.stop_code is not None:
-            raise stopped_while_queued(self._producer.stop_code)
+        producer, recorder = self._producer, self.recorder
+        if producer.stop_code is not None:
+            raise stopped_while_queued(producer.stop_code)
         self._send = send
-        self.on_run()
-        self._producer.start(lambda: self.recorder.run(app, inner_scope(scope)))
-        failure: BaseException | None = None
-        try:
-            await self._answer()
-        except asyncio.CancelledError as exc:
-            self._note_cancellation(exc)
-        except Exception as exc:  # noqa: BLE001  # raised again below, once nothing hangs on the request any more
-            failure = exc
-        await self._outlast()
+        producer.start(lambda: recorder.run(app, inner_scope(scope)))
+        failure: Exception | None = None
+        with anyio.CancelScope() as self._scope:
+            try:
+                await self._answer()
+            except asyncio.CancelledError as exc:
+                self._note_cancellation(exc)
+            except Exception as exc:  # noqa: BLE001  # raised again below, once nothing hangs on the request any more
+                failure = exc
+            while not producer.is_over:
+                try:
+                    await producer.done()
+                except asyncio.CancelledError as exc:
+                    self._note_cancellation(exc)
+            await self.release()
         # Nothing leads back here, so that what hangs on the request is freed with it, and not at some collection.
-        self.recorder.release()
-        self._reader = None
+        recorder.release()
+        self._reader = self._scope = None
         if failure is not None:
             raise failure
         if not self.has_begun:
-            if self._producer.stop_code is not None and not self.recorder.passing:
-                raise stopped_while_queued(self._producer.stop_code)
-            if self._producer.error is not None:
-                raise unwrap(self._producer.error) if self.recorder.holds_head else self._producer.error
+            if producer.stop_code is not None and not recorder.passing:
+                raise stopped_while_queued(producer.stop_code)
+            if self.failure is not None:
+                raise unwrap(self.failure) if recorder.holds_head else self.failure
 
     async def release(self) -> None:
         """Give back what the exchange holds, whether it has run or not."""
@@ -123,25 +138,18 @@ class Exchange:
             self._accepting.cancel()
         await self._manager.release(self._producer)
 
-    async def _outlast(self) -> None:
-        """Wait for the application to end, through any cancellation of the request."""
-        done = asyncio.ensure_future(self._producer.done())
-        with anyio.CancelScope(shield=True):
-            while not done.done():
-                try:
-                    await asyncio.wait({done})
-                except asyncio.CancelledError as exc:
-                    self._note_cancellation(exc)
-            await self.release()
-
     def _note_cancellation(self, exc: asyncio.CancelledError) -> None:
         self.cancelled = exc
-        self._outstay()
+        self._outlive_cancellation()
 
-    def _outstay(self) -> bool:
-        """Go on although the request is cancelled, but not for ever."""
+    def _outlive_cancellation(self) -> bool:
+        """Go on although the request is cancelled, with a bound: servers cancel requests when they shut down."""
+        if self._scope is not None:
+            # A cancellation through a task group comes again and again.
+            self._scope.shield = True
+        self.on_cancel()
         if not self._manager.hurry() and self._interrupting is None:
-            # Servers cancel requests when they shut down, some without a word to the application, and wait for them.
+            # Some servers do so without a word to the application, and wait for the request then.
             self._interrupting = self._manager.spawn(
                 self._manager.interrupt_late(self._producer), name=f"resumable interrupt {self._producer.key.id}"
             )
@@ -152,13 +160,13 @@ class Exchange:
     def _attach(self, stream: Stream) -> None:
         # At the very beginning, so that nothing is dropped before the client has had it.
         if self._accepting is None and self.cancelled is None:
-            self._reader = self._manager.reader(stream, 0, goes_on=self._outstay)
+            self._reader = self._manager.reader(stream, 0, goes_on=self._outlive_cancellation)
 
     async def _answer(self) -> None:
         if self._accepting is not None:
             await asyncio.wait({self._accepting})
             return
-        await asyncio.shield(self.recorder.settled)
+        await self.recorder.settled()
         if self._reader is not None:
             stream = self._reader.stream
             headers = identify(end_to_end(self.recorder.headers), stream, self._locate(stream.key.id))
@@ -169,14 +177,66 @@ class Exchange:
             await self._send(message)
 
     async def _accept(self) -> None:
-        await asyncio.wait({self.recorder.settled}, timeout=self._pending_timeout)
+        try:
+            async with asyncio.timeout(self._pending_timeout):
+                await self.recorder.settled()
+        except TimeoutError:
+            pass
         stream = self._producer.stream
-        if stream is None and self.recorder.settled.done():
+        if stream is None and self.recorder.is_settled:
             return
         self.answered = True
         item = self._producer.reservation.item if stream is None else stream.item
         response = accepted(item, self._locate(item.conversation_id))
         await response({"type": "http"}, self._body.receive, self._send)
+
+
+class ResumableResponse(Response):
+    """Stands for the user's response, which runs in the background; shares its status, headers and background tasks."""
+
+    def __init__(self, response: Response, exchange: Exchange) -> None:
+        self._response = response
+        self._exchange = exchange
+        self.status_code = response.status_code
+        self.raw_headers = response.raw_headers
+        self.media_type = response.media_type
+
+    # FastAPI sets the request's background tasks on the response that it gets; they belong to the one that runs.
+    @property
+    def background(self) -> BackgroundTask | None:
+        """The background tasks of the user's response."""
+        return self._response.background
+
+    @background.setter
+    def background(self, value: BackgroundTask | None) -> None:
+        self._response.background = value
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._response, name)
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """Run the user's response in the background, and answer from the log.
+
+        Raises:
+            Exception: What the user's response raised; after the stream has begun too, so that dependencies see it.
+        """
+        await self._exchange.run(self._run, scope, send)
+        if self._exchange.failure is not None:
+            raise self._exchange.failure
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._response(scope, receive, send)
+        finally:
+            await close_body(self._response)
+
+
+async def close_body(response: Response) -> None:
+    """Close the generator of a response that has run: Starlette leaves one that was cut short to the collector."""
+    aclose = getattr(getattr(response, "body_iterator", None), "aclose", None)
+    if aclose is not None:
+        with anyio.CancelScope(shield=True):
+            await aclose()
 
 
 def unwrap(error: BaseException) -> BaseException:
@@ -219,3 +279,7 @@ def accepted(item: ResumableStreamItem, location: str | None) -> Response:
         url = location.encode("ascii")
         response.raw_headers += [(b"location", url), (b"content-location", url)]
     return response
+
+
+def _noop() -> None:
+    """Nothing is to be shielded."""

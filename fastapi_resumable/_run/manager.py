@@ -4,29 +4,24 @@ Invariant: no task is without an owner, and `shutdown` leaves none behind but th
 """
 
 import asyncio
-import inspect
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
-
-from starlette.concurrency import run_in_threadpool
+from collections.abc import Callable, Sequence
 
 from .._core.ids import EPOCH_BYTES, StreamKey, format_epoch
 from .._stream.reader import Reader
 from .._stream.rounds import Rounds
-from .._stream.stream import Stream, nobody
+from .._stream.stream import Stream
+from .._stream.tasks import Tasks
 from .._stream.turns import Turns
 from ..exceptions import ShuttingDown
 from ..models import ResumableStatus
 from ..stores.base import OnConflict, Store
-from .finished import FinishedStream
-from .producer import Producer
+from .hooks import Hooks
+from .producer import Producer, Surroundings
 from .watch import Watch
 
 logger = logging.getLogger("fastapi_resumable")
-
-Hook = Callable[[FinishedStream], Any]
 
 
 class StreamManager:
@@ -44,24 +39,28 @@ class StreamManager:
     ) -> None:
         self.store = store
         self.ping = ping
-        self.pings = Rounds(ping)
-        """Looks for streams whose application is silent."""
-        self.stop_grace = stop_grace
-        self.hooks: list[Hook] = []
-        self.closing = False
-        """Whether the server is about to exit; new streams are refused."""
-        self.turns = Turns()
+        self._tasks = Tasks()
+        self.spawn = self._tasks.spawn
+        self.hooks = Hooks(self._tasks)
+        self.around = Surroundings(store, self._tasks, self.hooks, ping=ping, stop_grace=stop_grace)
+        """What the producers have in common."""
         self._on_conflict = on_conflict
         self._stall_timeout = stall_timeout
         self._stalls = Rounds(stall_timeout)
+        self._turns = Turns()
+        self._stop_grace = stop_grace
         self._shutdown_grace = shutdown_grace
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._producers: set[Producer] = set()
         self._readers: set[Reader] = set()
         self._watches: set[Watch] = set()
         self._shutdown: asyncio.Task[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._impatient = False
+
+    @property
+    def closing(self) -> bool:
+        """Whether the server is about to exit; new streams are refused."""
+        return self.around.closing
 
     # Starting and following.
 
@@ -73,7 +72,7 @@ class StreamManager:
             TooManyStreams: A limit is reached.
             ShuttingDown: No new streams are taken.
         """
-        producer = Producer(self, key, format_epoch(secrets.token_bytes(EPOCH_BYTES)), idempotency_key)
+        producer = Producer(self.around, key, format_epoch(secrets.token_bytes(EPOCH_BYTES)), idempotency_key)
         stream = await self.store.reserve(producer.reservation, self._on_conflict)
         if stream is not None:
             return stream
@@ -89,7 +88,7 @@ class StreamManager:
         self._note_departure()
         await self.store.release(producer.reservation)
         # There is nothing left to stop, and nothing that leads back to the producer: it is freed with its request.
-        producer.reservation.on_stop = nobody
+        producer.reservation.on_stop = _noop
 
     def reader(self, stream: Stream, offset: int, goes_on: Callable[[], bool] | None = None) -> Reader:
         """Attach a reader at `offset`; `dismiss` it afterwards.
@@ -100,7 +99,7 @@ class StreamManager:
             goes_on: Whether to deliver the rest when the reading is cancelled; by default at a shutdown only, where
                 the end is near.
         """
-        reader = Reader(stream, offset, stalls=self._stalls, turns=self.turns, goes_on=goes_on or self.hurry)
+        reader = Reader(stream, offset, stalls=self._stalls, turns=self._turns, goes_on=goes_on or self.hurry)
         self._readers.add(reader)
         return reader
 
@@ -127,45 +126,12 @@ class StreamManager:
         self._watches.discard(watch)
         self._note_departure()
 
-    # Tasks.
-
-    def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run a coroutine in a task that the manager owns."""
-        task = asyncio.get_running_loop().create_task(coroutine, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._reap)
-        return task
-
-    def _reap(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s failed", task.get_name(), exc_info=error)
-
-    def run_hooks(self, stream: Stream) -> asyncio.Task[None] | None:
-        """Hand the finished stream to the user's hooks, in a task of their own."""
-        if not self.hooks:
-            return None
-        return self.spawn(self._run_hooks(FinishedStream(stream)), name=f"resumable on_finish {stream.key.id}")
-
-    async def _run_hooks(self, finished: FinishedStream) -> None:
-        for hook in self.hooks:
-            try:
-                if inspect.iscoroutinefunction(hook):
-                    await hook(finished)
-                else:
-                    result = await run_in_threadpool(hook, finished)
-                    if inspect.isawaitable(result):
-                        await result
-            except Exception:
-                # The stream has ended well; what the user makes of it is not a reason to fail.
-                logger.exception("the on_finish hook %r failed for stream %r", hook, finished.id)
-
     # Shutting down.
 
     def begin_shutdown(self) -> asyncio.Task[None]:
         """Refuse new streams and give live ones their grace; returns at once."""
         if self._shutdown is None:
-            self.closing = True
+            self.around.closing = True
             self._shutdown = self.spawn(self._shut_down(), name="resumable shutdown")
         return self._shutdown
 
@@ -180,7 +146,8 @@ class StreamManager:
             await self.interrupt(producer)
         for watch in list(self._watches):
             watch.leave()
-        await self._quiet(self.stop_grace)
+        await self._quiet(self._stop_grace)
+        await self.hooks.wait(self._stop_grace)
         # What is left are clients that do not take the end of their stream.
         clients: list[Reader | Watch] = [*self._readers, *self._watches]
         for client in clients:
@@ -195,15 +162,15 @@ class StreamManager:
 
     async def interrupt_late(self, producer: Producer) -> None:
         """Give a live stream its grace, all of it, and interrupt it then."""
-        done = asyncio.ensure_future(producer.done())
-        await asyncio.wait({done}, timeout=self._shutdown_grace + self.stop_grace)
-        if not done.done():
-            done.cancel()
+        try:
+            async with asyncio.timeout(self._shutdown_grace):
+                await producer.done()
+        except TimeoutError:
             await self.interrupt(producer)
 
     async def interrupt(self, producer: Producer) -> None:
         """End a live stream because the server cannot wait for it any longer."""
-        await producer.finish(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
+        await producer.end(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
         producer.stop("interrupted")
 
     async def _quiet(self, timeout: float, is_over: Callable[[], bool] = lambda: False) -> None:
@@ -222,5 +189,9 @@ class StreamManager:
 
     def reopen(self) -> None:
         """Take streams again: the application is started anew in the same process."""
-        self.closing = self._impatient = False
+        self.around.closing = self._impatient = False
         self._shutdown = None
+
+
+def _noop(_code: str) -> None:
+    """There is no producer any more that could be stopped, and no reference that keeps it alive."""

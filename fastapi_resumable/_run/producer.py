@@ -1,106 +1,146 @@
 """The background task of one stream, from the reservation of its id to its end.
 
-Invariant: nobody who reads can end it. It ends by itself, is stopped, or is given up on after `stop_grace`.
+Invariant: no reader can end it. It ends by itself, is stopped, or is given up on after `stop_grace`; and however its
+task ends, `_conclude` ends the stream.
 """
 
 import asyncio
+import gc
 import logging
+import traceback
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import anyio
+from starlette.requests import ClientDisconnect
 
 from .._core.ids import StreamKey
 from .._stream.stream import PIECE, Head, Stream
+from .._stream.tasks import Tasks
 from ..models import ResumableStatus
-from ..stores.base import Reservation
-
-if TYPE_CHECKING:
-    from .manager import StreamManager
+from ..stores.base import Reservation, Store
+from .finished import FinishedStream
+from .hooks import Hooks
 
 logger = logging.getLogger("fastapi_resumable")
+
+MAX_YOUNG_OBJECTS = 50_000
+"""With more, which take some 5 ms to look at, what a stopped application has left is not looked for."""
+HOOK_PATIENCE = 0.1
+"""Seconds for which a request that is over waits for its hooks: an event loop that is closed next cancels them."""
 
 
 class StreamStopped(OSError):
     """Raised where the application sends after its stream was stopped, as servers do after a disconnect."""
 
 
-class Producer:
-    """Runs the application of one request and records what it sends."""
+@dataclass(slots=True, eq=False)
+class Surroundings:
+    """What all producers of one `Resumable` have in common."""
 
-    def __init__(self, manager: "StreamManager", key: StreamKey, epoch: str, idempotency_key: str | None) -> None:
-        self._manager = manager
+    store: Store
+    tasks: Tasks
+    hooks: Hooks
+    ping: float
+    stop_grace: float
+    closing: bool = False
+    """Whether the server is about to exit."""
+
+
+class Producer:
+    """Runs the application of one request and says how its stream ends."""
+
+    def __init__(self, around: Surroundings, key: StreamKey, epoch: str, idempotency_key: str | None) -> None:
+        self._around = around
+        self.key = key
         self.reservation = Reservation(key, epoch, idempotency_key=idempotency_key, on_stop=self.stop)
         self.stream: Stream | None = None
         self.stop_code: str | None = None
         """Why it was stopped: `cancelled`, `replaced` or `interrupted`."""
         self.error: BaseException | None = None
-        """What the application raised."""
-        self.cancel_request: Callable[[], object] = lambda: None
+        """What the application raised, unless it was being stopped."""
+        self.is_over = False
+        """Whether the application has ended, or was given up on."""
+        self.cancel_request: Callable[[], object] = _noop
         """Cancels the request while there is no task yet: it is still in its dependencies or its endpoint."""
-        self._listeners: set[asyncio.Future[None]] = set()
-        """Of the application's tasks that wait to be told of a disconnect."""
-        self._is_told = False
-        self._task: asyncio.Task[None] | None = None
-        self._done: asyncio.Future[None] | None = None
         self.last_write = 0.0
         """When the application last sent something; seconds of the monotonic clock."""
+        self._task: asyncio.Task[None] | None = None
+        self._listeners: set[asyncio.Future[None]] = set()
+        """Of the application's tasks that wait to be told of a disconnect."""
+        self._waiters: list[asyncio.Future[None]] = []
         self._beginning = asyncio.Lock()
+        self._idle: asyncio.TimerHandle | None = None
         self._hooks: asyncio.Task[None] | None = None
-        self._winding_up: asyncio.Task[None] | None = None
-
-    @property
-    def key(self) -> StreamKey:
-        """Owner and id."""
-        return self.reservation.key
+        self._is_finished = False
 
     # Running.
 
     def start(self, application: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run the application in a task of its own, which no client can cancel."""
-        self._done = asyncio.get_running_loop().create_future()
-        self._task = self._manager.spawn(self._run(application), name=f"resumable producer {self.key.id}")
+        self._scope = anyio.CancelScope()
+        self._task = self._around.tasks.spawn(self._run(application), name=f"resumable producer {self.key.id}")
         # In a callback, because a task that is cancelled before its first step never enters its coroutine.
-        self._task.add_done_callback(lambda _: self._settle())
+        self._task.add_done_callback(self._settle)
 
     async def _run(self, application: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        try:
-            await application()
-        except asyncio.CancelledError as exc:
-            self.error = exc
-            if self.stop_code is None:
-                # Not by us: the event loop itself is being torn down.
-                await self.finish(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
-                raise
-        except Exception as exc:
-            self.error = exc
-            if isinstance(exc, StreamStopped):
-                # The store has ended the stream, and is about to say why.
-                self.stop_code = self.stop_code or "cancelled"
-            elif self.stream is not None and self.stop_code is None:
-                logger.exception("stream %r failed", self.key.id)
-                await self.finish(ResumableStatus.FAILED, "producer_failed", "The answer could not be completed.")
-            elif self.stop_code is not None:
-                logger.warning("stream %r raised while it was being stopped", self.key.id, exc_info=exc)
-        else:
-            if self._manager.closing:
-                # Some responses end by themselves when the server is told to exit.
-                await self.finish(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
-            else:
-                await self.finish(ResumableStatus.FAILED, "producer_failed", "The answer ended before it was complete.")
-        finally:
-            await self._manager.store.release(self.reservation)
+        error: BaseException | None = None
+        with self._scope:
+            try:
+                await application()
+            except asyncio.CancelledError as exc:
+                error = exc
+                if self._scope.cancel_called:
+                    raise
+            except BaseException as exc:  # noqa: BLE001  # whatever it is, it ends the stream
+                error = exc
+        await self._conclude(error)
 
-    def _settle(self) -> None:
-        self._manager.pings.discard(self)
-        if self._done is not None and not self._done.done():
-            self._done.set_result(None)
+    async def _conclude(self, error: BaseException | None) -> None:
+        """End the stream, however the application has ended."""
+        task = asyncio.current_task()
+        is_torn_down = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+        try:
+            if self.stop_code is None and isinstance(error, StreamStopped):
+                # The store has ended the stream, and is about to say why.
+                self.stop_code = "cancelled"
+            if self.stop_code is not None:
+                if error is not None and not is_disconnect(error):
+                    logger.warning("stream %r raised while it was being stopped", self.key.id, exc_info=error)
+            elif is_torn_down or (error is None and self._around.closing):
+                # The event loop is being closed; or the response is one that ends by itself when the server exits.
+                await self.end(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
+            elif error is None:
+                await self.end(ResumableStatus.FAILED, "producer_failed", "The answer ended before it was complete.")
+            else:
+                self.error = error
+                if self.stream is not None:
+                    logger.error("stream %r failed", self.key.id, exc_info=error)
+                await self.end(ResumableStatus.FAILED, "producer_failed", "The answer could not be completed.")
+        finally:
+            if self.stop_code is not None and error is not None:
+                release_frames(error)
+            await self._around.store.release(self.reservation)
+        if is_torn_down and error is not None:
+            raise error
+
+    def _settle(self, _task: object = None) -> None:
+        self.is_over = True
+        self._cancel_idle()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def done(self) -> None:
-        """Wait until the application has ended or was given up on, and the hooks have run."""
-        if self._done is not None:
-            await asyncio.shield(self._done)
+        """Wait until the application has ended or was given up on; and a moment for the hooks."""
+        if self._task is not None and not self.is_over:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
         if self._hooks is not None:
-            await asyncio.wait({self._hooks})
+            await asyncio.wait({self._hooks}, timeout=HOOK_PATIENCE)
 
     # Recording.
 
@@ -113,12 +153,12 @@ class Producer:
         """
         async with self._beginning:
             if self.stream is None:
-                stream = await self._manager.store.begin(self.reservation, head)
+                stream = await self._around.store.begin(self.reservation, head)
                 on_begin(stream)
                 self.stream = stream
                 self.last_write = monotonic()
-                if self._manager.ping and head.is_event_stream:
-                    self._manager.pings.add(self)
+                if self._around.ping and head.is_event_stream:
+                    self._idle = asyncio.get_running_loop().call_later(self._around.ping, self._on_idle)
 
     async def write(self, chunk: bytes) -> None:
         """Record a chunk; wait while the slowest attached reader is too far behind.
@@ -128,93 +168,84 @@ class Producer:
         """
         stream = self.stream
         assert stream is not None
-        if len(chunk) > PIECE:
-            with memoryview(chunk) as view:
-                for start in range(0, len(chunk), PIECE):
-                    await self.write(bytes(view[start : start + PIECE]))
-            return
-        while not stream.offer(chunk, monotonic()):
-            if stream.closed:
-                raise StreamStopped("the stream has ended")
-            await stream.wait_for_room(len(chunk))
-        await self.take_turn()
+        for start in range(0, len(chunk), PIECE):
+            piece = chunk if len(chunk) <= PIECE else chunk[start : start + PIECE]
+            while not stream.offer(piece, monotonic()):
+                if stream.closed:
+                    raise StreamStopped("the stream has ended")
+                await stream.wait_for_room(len(piece))
+        self.last_write = monotonic()
 
-    async def take_turn(self) -> None:
-        """Note that something was sent; wait, if generators that never await have had the loop for too long."""
-        previous, self.last_write = self.last_write, monotonic()
-        if self.last_write > self._manager.turns.ends:
-            await self._manager.turns.give_way(previous, self.last_write)
-
-    async def finish(self, status: ResumableStatus, code: str = "", message: str = "") -> None:
+    async def end(self, status: ResumableStatus, code: str = "", message: str = "") -> None:
         """End the stream, if it has begun and not ended yet."""
         if self.stream is not None and not self.stream.closed:
-            await self._manager.store.finish(self.stream, status, code, message)
-            self._ended()
+            await self._around.store.finish(self.stream, status, code, message)
+            self._on_end()
 
-    def _ended(self) -> None:
-        self._manager.pings.discard(self)
-        if self.stream is not None and self._hooks is None:
-            self._hooks = self._manager.run_hooks(self.stream)
+    def _on_end(self) -> None:
+        """Once, whoever has ended the stream."""
+        self._cancel_idle()
+        if self.stream is not None and not self._is_finished:
+            self._is_finished = True
+            if self._around.hooks:
+                self._hooks = self._around.hooks.run(FinishedStream(self.stream))
 
-    def look(self, now: float) -> float | None:
-        """Record a keep-alive if the application has been silent for long enough."""
-        # Moved on lazily, rather than by every event.
-        due = self.last_write + self._manager.ping
-        if due > now:
-            return due
-        assert self.stream is not None
-        self.stream.ping()
-        return None
+    def _on_idle(self) -> None:
+        """Record a keep-alive if the application has been silent for long enough, and look again later."""
+        now, ping = monotonic(), self._around.ping
+        due = self.last_write + ping
+        if due <= now:
+            assert self.stream is not None
+            self.stream.ping()
+            due = now + ping
+        self._idle = asyncio.get_running_loop().call_later(due - now, self._on_idle)
+
+    def _cancel_idle(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
 
     # Stopping.
 
     def stop(self, code: str) -> None:
         """Make the application see what it would see if its client had left; safe to call at any time, once counts."""
-        self._ended()
-        if self.stop_code is not None or (self._done is not None and self._done.done()):
+        self._on_end()
+        if self.stop_code is not None or self.is_over:
             return
         self.stop_code = code
-        told = self._tell_listeners()
+        listens = bool(self._listeners)
+        for listener in self._listeners:
+            if not listener.done():
+                listener.set_result(None)
         if self._task is None:
             self.cancel_request()
         else:
-            self._winding_up = self._manager.spawn(
-                self._wind_up(self._task, told), name=f"resumable stop {self.key.id}"
-            )
+            self._around.tasks.spawn(self._wind_up(self._task, listens), name=f"resumable stop {self.key.id}")
 
-    async def _wind_up(self, task: asyncio.Task[None], told: bool) -> None:
-        if told:
-            # The application has just been told, and may be cleaning up behind a shield, which a cancellation breaks.
-            await asyncio.wait({task}, timeout=self._manager.stop_grace)
-            task.cancel()
-            await asyncio.wait({task}, timeout=0.1)
-        else:
-            task.cancel()
-            await asyncio.wait({task}, timeout=self._manager.stop_grace)
+    async def _wind_up(self, task: asyncio.Task[None], listens: bool) -> None:
+        # An application that waits in `send` goes on to its own next `await` first: a generator that is cancelled there
+        # closes itself, while one that waits for its caller would be left to the garbage collector.
+        for _ in range(3):
+            await asyncio.sleep(0)
+        grace = self._around.stop_grace
+        if listens:
+            # The application has just been told, and may be cleaning up, which a cancellation would break.
+            await asyncio.wait({task}, timeout=grace)
+            grace = 0.1
+        self._scope.cancel()
+        await asyncio.wait({task}, timeout=grace)
         if not task.done():
             logger.warning(
                 "the producer of stream %r ignores cancellation and was abandoned after %g s; "
                 "let CancelledError through, or check stream.stopped",
                 self.key.id,
-                self._manager.stop_grace,
+                self._around.stop_grace,
             )
             self._settle()
 
-    def dismiss_listeners(self) -> None:
-        """The application has sent all: there is nobody any more whose leaving could matter to it."""
-        self._is_told = True
-        self._tell_listeners()
-
-    def _tell_listeners(self) -> bool:
-        """Whether there is anybody who listens."""
-        for listener in self._listeners:
-            if not listener.done():
-                listener.set_result(None)
-        return bool(self._listeners)
-
     async def disconnected(self) -> None:
-        """Wait until the stream is stopped, or was sent in full: what the application sees as `http.disconnect`."""
-        if self.stop_code is not None or self._is_told:
+        """Wait until the stream is stopped: what the application sees as `http.disconnect`."""
+        if self.stop_code is not None:
             return
         listener: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._listeners.add(listener)
@@ -222,3 +253,32 @@ class Producer:
             await listener
         finally:
             self._listeners.discard(listener)
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """Whether an exception is no more than what a client that leaves makes of an application."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_disconnect(inner) for inner in error.exceptions)
+    return isinstance(error, asyncio.CancelledError | StreamStopped | ClientDisconnect | anyio.BrokenResourceError)
+
+
+def release_frames(error: BaseException) -> None:
+    """Free what the frames of an exception hold: the generator that was cut short, say, which then closes itself."""
+    pending, seen = [error], set()
+    while pending:
+        exc = pending.pop()
+        if id(exc) in seen:
+            continue
+        seen.add(id(exc))
+        traceback.clear_frames(exc.__traceback__)
+        pending += [linked for linked in (exc.__cause__, exc.__context__) if linked is not None]
+        if isinstance(exc, BaseExceptionGroup):
+            pending += exc.exceptions
+    # A task group of anyio's leaves the exceptions of its tasks in a cycle with their frames. They are the youngest
+    # objects there are, so this looks at few; unless collection is turned off, and all objects are young.
+    if gc.get_count()[0] < MAX_YOUNG_OBJECTS:
+        gc.collect(1)
+
+
+def _noop() -> None:
+    """Nothing can be cancelled yet."""

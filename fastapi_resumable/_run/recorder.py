@@ -1,4 +1,4 @@
-"""What an application sees that is recorded: `receive` without a disconnect, and a `send` that writes to the log."""
+"""What a recorded application is called with: a `receive` without a disconnect, a `send` that writes the log."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -12,16 +12,18 @@ from ..exceptions import StreamCancelled, StreamReplaced
 from ..models import ResumableStatus
 from .body import DISCONNECT, RequestBody
 from .headers import RawHeaders, recorded
-from .manager import StreamManager
-from .producer import Producer, StreamStopped
+from .producer import Producer, StreamStopped, Surroundings
+
+YIELD_EVERY = 16
+"""After how many writes an application gives way to others on the event loop, in case it never awaits by itself."""
 
 
 class Recorder:
-    """Turns one application's ASGI messages into a stream; or lets them pass, if its answer is no 2xx."""
+    """Turns one application's ASGI messages into a stream; or passes them on, if its answer is no 2xx."""
 
     def __init__(
         self,
-        manager: StreamManager,
+        around: Surroundings,
         producer: Producer,
         body: RequestBody,
         *,
@@ -31,8 +33,7 @@ class Recorder:
         pass_on: Send,
     ) -> None:
         """`on_begin` gets the stream before anything is in it; `pass_on` the messages of any other answer."""
-        self._manager = manager
-        self.turns = manager.turns
+        self._around = around
         self.producer = producer
         self._body = body
         self._head_timeout = head_timeout
@@ -40,12 +41,17 @@ class Recorder:
         self._on_begin = on_begin
         self._pass_on = pass_on
         self._start: Message | None = None
+        self._stream: Stream | None = None
+        """The stream once something is in it: from then on `send` takes the short way."""
+        self._writes = 0
+        self._has_refused = False
         self._timer: asyncio.TimerHandle | None = None
-        self._ending = False
+        self._has_sent_all = False
+        self._waiter: asyncio.Future[None] | None = None
         self.passing = False
         """Whether the application answers by itself, without a stream."""
-        self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done as soon as it is known whether there will be a stream."""
+        self.is_settled = False
+        """Whether it is known if there will be a stream."""
 
     @property
     def holds_head(self) -> bool:
@@ -58,19 +64,25 @@ class Recorder:
         assert self._start is not None
         return list(self._start.get("headers", ()))
 
+    async def settled(self) -> None:
+        """Wait until it is known whether there will be a stream."""
+        if not self.is_settled:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application to its end."""
         try:
             await app(scope, self.receive, self.send)
             self._cancel_timer()
-            if self._ending:
+            if self._has_sent_all:
                 await self._end()
         finally:
             self._cancel_timer()
             self._settle()
 
     def release(self) -> None:
-        """Let go of whoever is told; what an application sends that has outlived its request goes nowhere."""
+        """Drop the references to the request; what an application sends that has outlived its request goes nowhere."""
         self._on_begin, self._pass_on = _ignore, _discard
 
     async def receive(self) -> Message:
@@ -97,45 +109,72 @@ class Recorder:
 
         Raises:
             StreamStopped: The stream was stopped, as a server would say that the client has left.
+            RuntimeError: The application breaks the rules of ASGI.
         """
+        stream, body = self._stream, message.get("body")
+        if stream is None or not body or type(body) is not bytes or not stream.offer(body, now := monotonic()):
+            await self._send_with_care(message)
+            return
         producer = self.producer
-        body = message.get("body")
-        if (stream := producer.stream) is None:
-            if self.passing:
-                await self._pass_on(message)
-                return
-            if producer.stop_code is not None:
-                raise StreamStopped("the stream was stopped before it began")
-            if message["type"] == "http.response.start":
-                await self._hold(message)
-                return
-            if body:
-                await self._begin()
-        # `Producer.write`, short for nearly all chunks: each call less can be measured.
-        elif type(body) is bytes and body and stream.offer(body, now := monotonic()):
-            previous, producer.last_write = producer.last_write, now
-            if now > self.turns.ends:
-                await self.turns.give_way(previous, now)
-            if message.get("more_body"):
-                return
-            body = None
-        if body:
-            await producer.write(bytes(body))
-        if not message.get("more_body", False):
-            self._ending = True
-            if self._end_delay:
-                self._set_timer(self._end_delay, self._end)
-            else:
-                await self._end()
+        producer.last_write = now
+        self._writes += 1
+        if not self._writes % YIELD_EVERY:
+            await asyncio.sleep(0)
+        if not message.get("more_body"):
+            await self._sent_all()
+
+    async def _send_with_care(self, message: Message) -> None:
+        """Whatever is not a chunk that can be recorded at once."""
+        producer = self.producer
+        if self.passing:
+            await self._pass_on(message)
+            return
+        if producer.stop_code is not None:
+            await self._refuse()
+            return
+        if message["type"] == "http.response.start":
+            await self._hold(message)
+        elif message["type"] == "http.response.body":
+            if self._start is None:
+                raise RuntimeError("The application sent http.response.body before http.response.start.")
+            if body := message.get("body"):
+                if producer.stream is None:
+                    await self._begin()
+                self._stream = producer.stream
+                try:
+                    await producer.write(bytes(body))
+                except StreamStopped:
+                    await self._refuse()
+            if not message.get("more_body"):
+                await self._sent_all()
+
+    async def _refuse(self) -> None:
+        """Take what comes after a stop.
+
+        The first such message is dropped without a word, so that a generator which is just being sent from gets to its
+        own next `await`, and is cancelled there: then it closes itself.
+        """
+        if self._start is not None and not self._has_refused:
+            self._has_refused = True
+            return
+        for _ in range(5):
+            # The cancellation, if it can come through here.
+            await asyncio.sleep(0)
+        raise StreamStopped("the stream was stopped" + ("" if self.producer.stream else " before it began"))
 
     async def _hold(self, start: Message) -> None:
         """Keep the head back until the first bytes come, so that an early exception can still change it."""
+        if self._start is not None:
+            await self.producer.end(
+                ResumableStatus.FAILED, "producer_failed", "The answer ended before it was complete."
+            )
+            raise RuntimeError("The application sent http.response.start twice.")
         self._start = start
         if 200 <= start["status"] < 300:
             self._set_timer(self._head_timeout, self._begin)
             return
         self.passing = True
-        await self._manager.store.release(self.producer.reservation)
+        await self._around.store.release(self.producer.reservation)
         self._settle()
         await self._pass_on(start)
 
@@ -149,15 +188,26 @@ class Recorder:
             raise StreamStopped("the stream was stopped before it began") from exc
         self._settle()
 
+    async def _sent_all(self) -> None:
+        if self._end_delay:
+            # A framework that ends the body because the generator was cancelled is about to be cancelled here, too.
+            await asyncio.sleep(0)
+        self._has_sent_all = True
+        if self._end_delay:
+            self._set_timer(self._end_delay, self._end)
+        else:
+            await self._end()
+
     async def _end(self) -> None:
         if self.producer.stop_code is None:
             if self.producer.stream is None:
                 await self._begin()
-            await self.producer.finish(ResumableStatus.COMPLETED)
+            await self.producer.end(ResumableStatus.COMPLETED)
 
     def _settle(self) -> None:
-        if not self.settled.done():
-            self.settled.set_result(None)
+        self.is_settled = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _set_timer(self, delay: float, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._cancel_timer()
@@ -165,7 +215,7 @@ class Recorder:
 
     def _spawn(self, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if self.producer.stop_code is None:
-            self._late = self._manager.spawn(action(), name=f"resumable recorder {self.producer.key.id}")
+            self._around.tasks.spawn(action(), name=f"resumable recorder {self.producer.key.id}")
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -173,7 +223,7 @@ class Recorder:
 
 
 def _ignore(_stream: Stream) -> None:
-    """Stands for whoever was told that the stream has begun."""
+    """Stands for a request that has ended."""
 
 
 async def _discard(_message: Message) -> None:
@@ -183,6 +233,7 @@ async def _discard(_message: Message) -> None:
 def inner_scope(scope: Scope) -> Scope:
     """The scope for an application whose bytes are recorded: no extension that would send them by another way.
 
-    ASGI 2.3, so that Starlette listens for the disconnect that a stop is made of, on every server.
+    ASGI 2.4, in which `send` raises an `OSError` once the client has gone: so Starlette needs no task that listens for
+    the disconnect, and a stop is a cancellation.
     """
-    return {**scope, "extensions": {}, "asgi": {**scope.get("asgi", {}), "spec_version": "2.3"}}
+    return {**scope, "extensions": {}, "asgi": {**scope.get("asgi", {}), "spec_version": "2.4"}}

@@ -119,10 +119,10 @@ async def test_a_hook_may_return_something_to_await():
     async def record(finished) -> None:
         seen.append(finished.id)
 
-    manager.hooks.append(lambda finished: record(finished))  # noqa: PLW0108  # not a coroutine function itself
+    manager.hooks.add(lambda finished: record(finished))  # noqa: PLW0108  # not a coroutine function itself
     producer = await started(manager)
     await producer.begin(HEAD, lambda stream: None)
-    await producer.finish(ResumableStatus.COMPLETED)
+    await producer.end(ResumableStatus.COMPLETED)
     await bounded(producer.done())
 
     assert seen == ["chat"]
@@ -205,3 +205,20 @@ async def test_a_reader_that_is_cancelled_outside_a_shutdown_just_ends():
         await bounded(reading)
     manager.dismiss(readers[0])
     await manager.release(producer)
+
+
+@pytest.mark.parametrize("end", ["end", "stop", "interrupt"])
+async def test_keep_alives_have_no_timer_once_the_stream_has_ended(end: str) -> None:
+    """However it ends."""
+    manager = make_manager(ping=15.0)
+    producer = await started(manager)
+    await producer.begin(Head(200, ((b"content-type", b"text/event-stream"),)), lambda stream: None)
+    assert producer._idle is not None
+    if end == "end":
+        await producer.end(ResumableStatus.COMPLETED)
+    elif end == "stop":
+        producer.stop("cancelled")
+    else:
+        await manager.interrupt(producer)
+
+    assert producer._idle is None

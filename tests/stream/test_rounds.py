@@ -7,12 +7,7 @@ from time import monotonic
 
 import pytest
 
-from fastapi_resumable import MemoryStore, ResumableStatus
-from fastapi_resumable._core.ids import StreamKey
-from fastapi_resumable._run.manager import StreamManager
-from fastapi_resumable._run.producer import Producer
 from fastapi_resumable._stream.rounds import AT_ONCE, STEPS, Rounds
-from fastapi_resumable._stream.stream import Head
 
 INTERVAL = 0.02
 
@@ -181,27 +176,3 @@ def test_a_second_event_loop_begins_anew(leaves: bool) -> None:
 
     assert left[0].looks == []
     assert rounds._timer is None
-
-
-@pytest.mark.parametrize("end", ["finish", "stop", "interrupt"])
-async def test_keep_alives_have_no_timer_once_no_stream_is_live(end: str) -> None:
-    """Nor have those of another manager anything to do with it."""
-    options = {"on_conflict": "replace", "stall_timeout": 30.0, "stop_grace": 0.05, "shutdown_grace": 0.05}
-    managers = [StreamManager(MemoryStore(), ping=15.0, **options) for _ in range(2)]
-    producers: list[Producer] = []
-    for manager in managers:
-        producer = await manager.start(StreamKey(None, "chat"), None)
-        assert isinstance(producer, Producer)
-        await producer.begin(Head(200, ((b"content-type", b"text/event-stream"),)), lambda stream: None)
-        producers.append(producer)
-    assert all(manager.pings._timer is not None for manager in managers)
-    if end == "finish":
-        await producers[0].finish(ResumableStatus.COMPLETED)
-    elif end == "stop":
-        producers[0].stop("cancelled")
-    else:
-        await managers[0].interrupt(producers[0])
-
-    assert managers[0].pings._timer is None
-    assert managers[1].pings._timer is not None
-    await managers[1].interrupt(producers[1])

@@ -1,0 +1,107 @@
+"""Running the user's `on_finish` hooks beside everything else: nothing of the library waits for one without a bound.
+
+Hooks that are no coroutine functions run in threads of their own rather than in the pool that `def` endpoints share, so
+that slow ones do not keep requests waiting. The threads are daemons: one that hangs does not keep the process alive.
+"""
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
+from typing import Any
+
+from .._stream.tasks import Tasks
+from .finished import FinishedStream
+
+logger = logging.getLogger("fastapi_resumable")
+
+Hook = Callable[[FinishedStream], Any]
+
+MAX_THREADS = 8
+"""How many hooks may be in a thread at a time."""
+MAX_PENDING = 1_000
+"""How many finished streams may wait for their hooks; what ends while there are more is not handed to any."""
+HOOK_TIMEOUT = 60.0
+"""Seconds after which a hook is given up: cancelled, or left alone in its thread."""
+POLL_INTERVAL = 0.05
+"""Seconds between two looks for a free thread. A thread may outlive the event loop, so it wakes nothing."""
+
+
+class Hooks:
+    """The hooks of one `Resumable`, in the order in which they were registered."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._hooks: list[Hook] = []
+        self._running: set[asyncio.Task[None]] = set()
+        self._threads = threading.Semaphore(MAX_THREADS)
+
+    def add(self, hook: Hook) -> None:
+        """Call `hook` with every stream that has ended, from now on."""
+        self._hooks.append(hook)
+
+    def __bool__(self) -> bool:
+        return bool(self._hooks)
+
+    def run(self, finished: FinishedStream) -> asyncio.Task[None] | None:
+        """Hand a finished stream to the hooks, in a task of their own."""
+        if len(self._running) >= MAX_PENDING:
+            logger.error("%d on_finish hooks hang; none was called for stream %r", MAX_PENDING, finished.id)
+            return None
+        task = self._tasks.spawn(self._run(finished), name=f"resumable on_finish {finished.id}")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def wait(self, timeout: float) -> None:
+        """Wait for the hooks that run, `timeout` seconds at most."""
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=timeout)
+
+    async def _run(self, finished: FinishedStream) -> None:
+        for hook in list(self._hooks):
+            try:
+                async with asyncio.timeout(HOOK_TIMEOUT):
+                    if inspect.iscoroutinefunction(hook):
+                        await hook(finished)
+                    else:
+                        result = await self._run_in_thread(hook, finished)
+                        if inspect.isawaitable(result):
+                            await result
+            except BaseException as exc:
+                task = asyncio.current_task()
+                if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise
+                # The stream has ended well; what the user makes of it is not a reason to fail.
+                logger.exception("the on_finish hook %r failed for stream %r", hook, finished.id)
+
+    async def _run_in_thread(self, hook: Hook, finished: FinishedStream) -> Any:
+        while not self._threads.acquire(blocking=False):  # noqa: ASYNC110  # see POLL_INTERVAL
+            await asyncio.sleep(POLL_INTERVAL)
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+        context = copy_context()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            if not outcome.done():
+                outcome.set_result((result, error))
+
+        def target() -> None:
+            result, error = None, None
+            try:
+                result = context.run(hook, finished)
+            except BaseException as exc:  # noqa: BLE001  # raised in the task that waits
+                error = exc
+            self._threads.release()
+            # The loop may have been closed in the meantime: then nothing waits any more.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(settle, result, error)
+
+        threading.Thread(target=target, name=f"resumable on_finish {finished.id}", daemon=True).start()
+        result, error = await outcome
+        if error is not None:
+            raise error
+        return result

@@ -1,0 +1,117 @@
+"""However an application ends, its stream does; a stop closes its generator without the garbage collector's help."""
+
+import asyncio
+import gc
+import logging
+
+import pytest
+
+from fastapi_resumable import ResumableMiddleware
+from tests.support.asgi import running, settle, terminal_of, until
+from tests.support.life_apps import FACES, RESPONSES, YIELDS, stage
+
+every_face = pytest.mark.parametrize("face", FACES)
+KINDS = {"decorator": RESPONSES, "dependency": RESPONSES, "both": RESPONSES}
+COMBINATIONS = [(face, kind) for face in FACES if face != "mounted" for kind in (*RESPONSES, *YIELDS)]
+COMBINATIONS = [(face, kind) for face, kind in COMBINATIONS if kind in KINDS.get(face, (*RESPONSES, *YIELDS))]
+IN_THREADS = ("sync generator", "yield sse in def")
+
+
+class Abort(BaseException):
+    """No `Exception`, as some libraries' are."""
+
+
+@pytest.mark.parametrize("error", [GeneratorExit, KeyboardInterrupt, SystemExit, Abort, asyncio.CancelledError])
+@every_face
+async def test_whatever_the_generator_raises_ends_the_stream(face: str, error: type[BaseException]) -> None:
+    """The client reads the terminal event, the stream is over, and the id can be used again."""
+    made = stage(face)
+    async with running(made.app) as client:
+        exchange, run = await made.begin(client, "chat-1", "one")
+        await exchange.read_until(b"one")
+        run.fail(error("of the application's own"))
+        body = await exchange.rest()
+        item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()[0]
+        replay = await client.get("/v1/stream/chat-1")
+        second, other = await made.begin(client, "chat-1", "two")
+        other.finish()
+        await second.rest()
+
+    end = terminal_of(body)
+    assert end is not None
+    assert end.json()["code"] == "producer_failed"
+    assert item["status"] == "failed"
+    assert replay.body.endswith(body)
+
+
+async def start_twice(scope, receive, send):
+    """Breaks the rules."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    await send({"type": "http.response.body", "body": b"data: one\n\n", "more_body": True})
+    await send({"type": "http.response.start", "status": 500, "headers": []})
+    await send({"type": "http.response.body", "body": b"data: two\n\n", "more_body": False})
+
+
+async def never_start(scope, receive, send):
+    """Breaks the rules, too."""
+    await receive()
+
+
+async def test_a_second_start_of_the_response_is_a_failure() -> None:
+    """What comes after it belongs to another answer, so the stream has not completed."""
+    made = stage("middleware")
+    made.app.mount("/broken", start_twice)
+    async with running(_behind(made, "/broken/chat")) as client:
+        exchange = client.start("POST", "/broken/chat", headers={"X-Conversation-Id": "chat-1"})
+        body = await exchange.rest()
+        item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()[0]
+
+    end = terminal_of(body)
+    assert end is not None
+    assert end.json()["code"] == "producer_failed"
+    assert b"two" not in body
+    assert item["status"] == "failed"
+
+
+async def test_a_response_that_never_starts_leaves_nothing_behind() -> None:
+    """The server answers for it, and the id is free."""
+    made = stage("middleware")
+    made.app.mount("/broken", never_start)
+    async with running(_behind(made, "/broken/chat")) as client:
+        exchange = client.start("POST", "/broken/chat", headers={"X-Conversation-Id": "chat-1"})
+        await exchange.served()
+        found = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()
+
+    assert found == []
+
+
+def _behind(made, path):
+    return ResumableMiddleware(made.app, resumable=made.resumable, paths=[path])
+
+
+@pytest.mark.parametrize("where", ["at its own await", "in send"])
+@pytest.mark.parametrize(("face", "kind"), COMBINATIONS)
+async def test_a_stop_closes_the_generator_at_once(
+    face: str, kind: str, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wherever it was, with no garbage collection; and no traceback is logged."""
+    if kind in IN_THREADS and where != "in send":
+        pytest.skip("a generator in a thread cannot be cancelled")
+    made = stage(face, kind, max_stream_bytes=4_000)
+    caplog.set_level(logging.WARNING)
+    async with running(made.app) as client:
+        gc.disable()
+        try:
+            exchange, run = await made.begin(client, "chat-1", "one")
+            if where == "in send":
+                exchange.stall()
+                run.put(*("x" * 1_000 for _ in range(40)))
+                await until(lambda: run.yielded > 4)
+            await settle()
+            await client.delete("/v1/stream/chat-1")
+            await run.wait_closed()
+        finally:
+            gc.enable()
+        exchange.resume()
+
+    assert [record for record in caplog.records if record.exc_info] == []
