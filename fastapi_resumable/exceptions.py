@@ -6,7 +6,6 @@
     ├── OffsetLost            400 offset_lost
     ├── UnknownEventId        400 unknown_event_id
     ├── InvalidRequest        400 invalid_request
-    ├── StreamCancelled       400 cancelled
     ├── StreamNotFound        404 stream_not_found
     ├── StreamReplaced        409 stream_replaced
     ├── StreamExists          409 stream_exists
@@ -14,12 +13,15 @@
     ├── TooManyStreams        429 (an owner's) or 503 (the server's) too_many_streams
     ├── StreamPending         503 stream_pending
     ├── StoreUnavailable      503 store_unavailable
-    └── ShuttingDown          503 shutting_down
+    ├── ShuttingDown          503 shutting_down
+    └── ClientError           what the clients raise: see `fastapi_resumable.client`
+        └── StreamIncomplete  the stream has ended, and did not complete
+            └── StreamCancelled   400 cancelled: somebody stopped it, or a newer request replaced it
 
 The classes carry status and code as data; the FastAPI layer alone turns them into responses.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 
 class ResumableError(Exception):
@@ -29,8 +31,8 @@ class ResumableError(Exception):
     further members of the error body, `retry_after` is in seconds.
     """
 
-    status_code: ClassVar[int]
-    code: ClassVar[str]
+    status_code: int
+    code: str
     retry_after: int | None = None
 
     def __init__(self, message: str, **extra: Any) -> None:
@@ -90,16 +92,6 @@ class InvalidRequest(ResumableError):
 
     status_code = 400
     code = "invalid_request"
-
-
-class StreamCancelled(ResumableError):
-    """Somebody stopped the stream while it was still queued."""
-
-    status_code = 400
-    code = "cancelled"
-
-    def __init__(self) -> None:
-        super().__init__("The stream was cancelled before it began.")
 
 
 class StreamNotFound(ResumableError):
@@ -187,3 +179,33 @@ class ShuttingDown(ResumableError):
 
     def __init__(self) -> None:
         super().__init__("The server is shutting down and takes no new streams. Try again in a moment.")
+
+
+class ClientError(ResumableError):
+    """Root of what the clients raise."""
+
+    status_code = 0
+    code = ""
+
+
+class StreamIncomplete(ClientError):
+    """The stream has ended, and did not complete; `code` says why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class StreamCancelled(StreamIncomplete):
+    """Somebody stopped the stream (`cancelled`), or a newer request replaced it (`replaced`).
+
+    The server raises it for a request whose stream was stopped before it began, the clients for any stream.
+    """
+
+    status_code = 400
+
+    def __init__(self, code: str = "cancelled", message: str = "The stream was cancelled before it began.") -> None:
+        super().__init__(code, message)

@@ -12,12 +12,10 @@ except ImportError as exc:
         f"fastapi_resumable.client needs {exc.name}: pip install 'fastapi-resumable[client]'", name=exc.name
     ) from exc
 
-from .aio import AsyncClientStream, AsyncResumableClient
-from .backoff import Backoff
+from .client import AsyncClientStream, AsyncResumableClient, ClientStream, ResumableClient
 from .errors import ClientError, ConnectionLost, RequestRefused, StreamCancelled, StreamFailed, StreamIncomplete
-from .machine import StreamState
-from .sync import ClientStream, ResumableClient
-from .transport import AsyncResumableTransport, ResumableTransport
+from .machine import Backoff, StreamState
+from .transport import AsyncResumableTransport, ResumableStream, ResumableTransport
 
 __all__ = [
     "AsyncClientStream",
@@ -29,6 +27,7 @@ __all__ = [
     "ConnectionLost",
     "RequestRefused",
     "ResumableClient",
+    "ResumableStream",
     "ResumableTransport",
     "StreamCancelled",
     "StreamFailed",

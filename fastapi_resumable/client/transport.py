@@ -7,27 +7,27 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 from uuid import uuid4
 
 import anyio
 import httpx
 
-from .backoff import Backoff
+from .engine import Engine, Sleep, TransportWire, call, flavour, run
 from .errors import ClientError
-from .follower import Follower, call, run
-from .machine import Ask, Head, Resumption, first_offset, replay_url
-from .wires import AsyncTransportWire, SyncTransportWire, TransportWire, flavour
+from .machine import Backoff, Resumption, StreamState
+from .messages import Ask, Head, first_offset, replay_url
 
 logger = logging.getLogger("fastapi_resumable")
 
 OnClose = Literal["detach", "stop"]
 """What it means that a response is closed before its end."""
 StreamId = Callable[[httpx.Request], str | None]
+TransportT = TypeVar("TransportT", httpx.BaseTransport, httpx.AsyncBaseTransport)
 
 STOP_TIMEOUT = 10.0
 _DONE = b"data: [DONE]"
@@ -46,25 +46,57 @@ def fresh_stream_id(request: httpx.Request) -> str | None:
     try:
         body = json.loads(request.content)
     except (ValueError, RuntimeError):
-        # No JSON; or not read yet, so no JSON either.
+        # No JSON, or nested too deeply for it; or not read yet, so no JSON either.
         return None
     return str(uuid4()) if isinstance(body, dict) and body.get("stream") is True else None
 
 
-class _Settings:
+class _Transport(Generic[TransportT]):
     """What both transports have in common."""
 
+    _sleep: Sleep
+
     def __init__(
-        self, *, stream_id: StreamId | None, on_close: OnClose, read_timeout: float | None, backoff: Backoff | None
+        self,
+        transport: TransportT | None = None,
+        *,
+        stream_id: StreamId | None = fresh_stream_id,
+        on_close: OnClose = "detach",
+        read_timeout: float | None = 45.0,
+        backoff: Backoff | None = None,
+        sleep: Sleep | None = None,
     ) -> None:
         if on_close not in ("detach", "stop"):
             raise ValueError(f"on_close must be 'detach' or 'stop', not {on_close!r}.")
+        self._transport: TransportT | None = transport
         self._stream_id = stream_id
         self._on_close: OnClose = on_close
         self._read_timeout = read_timeout
         self._backoff = backoff or Backoff()
+        self._sleep = sleep or self._sleep
 
-    def _named(self, request: httpx.Request) -> bool:
+    async def _handle(self, request: httpx.Request, wire: TransportWire) -> httpx.Response:
+        """Make the request; if the answer is a stream that can be resumed, put our body in the place of its own."""
+        machine = Resumption(self._backoff, str(request.url), first_offset(str(request.url), request.headers))
+        engine = Engine(wire, machine)
+        accept = self._accept(request, wire)
+        if self._name(request):
+            await wire.load(request)
+            try:
+                is_stream = await engine.open(accept)
+            except ClientError as exc:
+                raise as_transport_error(exc, wire.module) from exc
+        else:
+            engine.reply = await wire.send(Ask(0))
+            is_stream = accept(engine.reply.head) and machine.head(engine.reply.head)
+        response: httpx.Response = wire.response
+        if is_stream:
+            stream = ResumableStream(engine, wire, self._on_close, self._backoff)
+            response.stream = _body_of(wire.module)(stream)
+            response.extensions = {**response.extensions, "resumable": stream}
+        return response
+
+    def _name(self, request: httpx.Request) -> bool:
         """Whether a request names its stream, so that it may be repeated; it is given a name if it should have one."""
         if "last-event-id" in request.headers:
             return False
@@ -77,22 +109,6 @@ class _Settings:
         # Compressed, the bytes that come would not be those of the log.
         request.headers["Accept-Encoding"] = "identity"
         return True
-
-    async def _follow(self, request: httpx.Request, wire: TransportWire, *, named: bool) -> "_Body | None":
-        """Make the request; return its body if it is a stream that can be resumed."""
-        machine = Resumption(self._backoff, first_offset(str(request.url), request.headers))
-        follower = Follower(wire, machine)
-        accept = self._accept(request, wire)
-        module = flavour(request)
-        if named:
-            try:
-                accepted = await follower.open(accept)
-            except ClientError as exc:
-                raise as_transport_error(exc, module) from exc
-        else:
-            follower.reply = await wire.send(Ask(0))
-            accepted = accept(follower.reply.head) and machine.head(follower.reply.head)
-        return _Body(follower, wire, module, self._on_close, self._backoff) if accepted else None
 
     def _accept(self, request: httpx.Request, wire: TransportWire) -> Callable[[Head], bool]:
         """Whether an answer is a stream that can be resumed."""
@@ -114,13 +130,15 @@ class _Settings:
         return accept
 
 
-class ResumableTransport(_Settings, httpx.BaseTransport):
+class ResumableTransport(_Transport[httpx.BaseTransport], httpx.BaseTransport):
     """A transport for `httpx.Client` that resumes streams below whoever uses the client.
 
     `OpenAI(http_client=httpx.Client(transport=ResumableTransport()))`
 
+    `response.extensions["resumable"]` of an answer that can be resumed has its `id`, `epoch`, `offset` and `state`.
+
     Args:
-        transport: Makes the requests; by default an `httpx.HTTPTransport()`.
+        transport: Makes the requests; by default an `HTTPTransport()` of httpx, or of httpx2 if the client is of that.
         stream_id: Names the stream of a request that has no `X-Conversation-Id`: a function of the request to an id, or
             `None` if it is not to be resumable. Default: a fresh id for each request that asks for a stream.
         on_close: What it means that a response is closed before its end, as it is when a caller leaves its loop:
@@ -130,102 +148,74 @@ class ResumableTransport(_Settings, httpx.BaseTransport):
         sleep: Waits for so many seconds.
     """
 
-    def __init__(
-        self,
-        transport: httpx.BaseTransport | None = None,
-        *,
-        stream_id: StreamId | None = fresh_stream_id,
-        on_close: OnClose = "detach",
-        read_timeout: float | None = 45.0,
-        backoff: Backoff | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        super().__init__(stream_id=stream_id, on_close=on_close, read_timeout=read_timeout, backoff=backoff)
-        self._transport = transport if transport is not None else httpx.HTTPTransport()
-        self._sleep = sleep
+    _sleep = staticmethod(time.sleep)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Make a request, and see to it that the answer's body comes to its end."""
-        named = self._named(request)
-        if named:
-            request.read()
-        wire = SyncTransportWire(self._transport, self._sleep, request)
-        body = run(self._follow(request, wire, named=named))
-        assert wire.response is not None
-        if body is not None:
-            module = flavour(request)
-            wire.response.stream = _of_module(_SyncBody, module.SyncByteStream)(body)
-        return wire.response
+        if self._transport is None:
+            self._transport = flavour(request).HTTPTransport()
+        wire = TransportWire(self._transport.handle_request, request, self._sleep, is_async=False)
+        return run(self._handle(request, wire))
 
     def close(self) -> None:
         """Close the transport that makes the requests."""
-        self._transport.close()
+        if self._transport is not None:
+            self._transport.close()
 
 
-class AsyncResumableTransport(_Settings, httpx.AsyncBaseTransport):
-    """The same for `httpx.AsyncClient`.
+class AsyncResumableTransport(_Transport[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport):
+    """The same for `httpx.AsyncClient`; its arguments are those of `ResumableTransport`."""
 
-    Args:
-        transport: Makes the requests; by default an `httpx.AsyncHTTPTransport()`.
-        stream_id: See `ResumableTransport`, as the others.
-        on_close: What it means that a response is closed before its end.
-        read_timeout: Seconds without a byte after which the connection of an event stream counts as lost.
-        backoff: How long to wait before the next attempt, and how often to try.
-        sleep: Waits for so many seconds.
-    """
-
-    def __init__(
-        self,
-        transport: httpx.AsyncBaseTransport | None = None,
-        *,
-        stream_id: StreamId | None = fresh_stream_id,
-        on_close: OnClose = "detach",
-        read_timeout: float | None = 45.0,
-        backoff: Backoff | None = None,
-        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
-    ) -> None:
-        super().__init__(stream_id=stream_id, on_close=on_close, read_timeout=read_timeout, backoff=backoff)
-        self._transport = transport if transport is not None else httpx.AsyncHTTPTransport()
-        self._sleep = sleep
+    _sleep = staticmethod(anyio.sleep)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Make a request, and see to it that the answer's body comes to its end."""
-        named = self._named(request)
-        if named:
-            await request.aread()
-        wire = AsyncTransportWire(self._transport, self._sleep, request)
-        body = await self._follow(request, wire, named=named)
-        assert wire.response is not None
-        if body is not None:
-            module = flavour(request)
-            wire.response.stream = _of_module(_AsyncBody, module.AsyncByteStream)(body)
-        return wire.response
+        if self._transport is None:
+            self._transport = flavour(request).AsyncHTTPTransport()
+        wire = TransportWire(self._transport.handle_async_request, request, self._sleep, is_async=True)
+        return await self._handle(request, wire)
 
     async def aclose(self) -> None:
         """Close the transport that makes the requests."""
-        await self._transport.aclose()
+        if self._transport is not None:
+            await self._transport.aclose()
 
 
-class _Body:
+class ResumableStream:
     """The body of a stream, over as many connections as it takes."""
 
-    def __init__(
-        self, follower: Follower, wire: TransportWire, module: ModuleType, on_close: OnClose, backoff: Backoff
-    ) -> None:
-        self._follower = follower
+    def __init__(self, engine: Engine, wire: TransportWire, on_close: OnClose, backoff: Backoff) -> None:
+        assert engine.reply is not None
+        self.id: str = engine.reply.head.headers.get("x-conversation-id", "")
+        """The stream id."""
+        self._engine = engine
         self._wire = wire
-        self._module = module
         self._on_close = on_close
         self._backoff = replace(backoff, retries=2)
         self._tail = b""
         self._done = False
 
+    @property
+    def epoch(self) -> str:
+        """Which incarnation of the id this is."""
+        return self._engine.machine.epoch or ""
+
+    @property
+    def offset(self) -> int:
+        """The position right after the last byte that has come."""
+        return self._engine.machine.offset
+
+    @property
+    def state(self) -> StreamState:
+        """Where this client is with the stream."""
+        return self._engine.machine.state
+
     async def read(self) -> bytes:
         """The next bytes; none at the end. Errors are those that httpx has."""
         try:
-            data = b"".join(item.value for item in await self._follower.read())
+            data = await self._engine.read()
         except ClientError as exc:
-            raise as_transport_error(exc, self._module) from exc
+            raise as_transport_error(exc, self._wire.module) from exc
         if not self._done:
             self._done = _DONE in self._tail + data
             self._tail = data[1 - len(_DONE) :]
@@ -233,47 +223,42 @@ class _Body:
 
     async def close(self) -> None:
         """Detach from the stream, or stop it."""
-        machine = self._follower.machine
+        machine = self._engine.machine
         left = not machine.is_over and not self._done
         machine.detach()
-        await self._follower.close()
+        await self._engine.close()
         if left and self._on_close == "stop":
             try:
                 await call(self._wire, machine.stop(), self._backoff)
             except ClientError as exc:
-                logger.warning("a stream was left, but could not be stopped: %s", exc)
+                logger.warning("A stream was left, but could not be stopped: %s", exc)
 
 
-class _SyncBody:
-    def __init__(self, body: _Body) -> None:
-        self._body = body
+class _Body:
+    def __init__(self, stream: ResumableStream) -> None:
+        self._stream = stream
 
     def __iter__(self) -> Iterator[bytes]:
-        while data := run(self._body.read()):
+        while data := run(self._stream.read()):
             yield data
 
     def close(self) -> None:
-        run(self._body.close())
-
-
-class _AsyncBody:
-    def __init__(self, body: _Body) -> None:
-        self._body = body
+        run(self._stream.close())
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while data := await self._body.read():
+        while data := await self._stream.read():
             yield data
 
     async def aclose(self) -> None:
-        # Also when the caller has been cancelled; but not for ever.
+        # Also when the caller has been cancelled; but not without a bound.
         with anyio.move_on_after(STOP_TIMEOUT, shield=True):
-            await self._body.close()
+            await self._stream.close()
 
 
 @cache
-def _of_module(body: type[Any], base: type[Any]) -> type[Any]:
+def _body_of(module: ModuleType) -> type[Any]:
     """A body that httpx, or httpx2, takes for one of its own."""
-    return type(body.__name__, (body, base), {})
+    return type(_Body.__name__, (_Body, module.SyncByteStream, module.AsyncByteStream), {})
 
 
 def as_transport_error(exc: ClientError, module: ModuleType) -> Exception:

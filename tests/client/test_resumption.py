@@ -1,12 +1,15 @@
-"""The client's state machine, without any I/O: cut anywhere, it delivers everything once."""
+"""The client's state machine and its decoders, without any I/O: cut anywhere, everything is delivered once."""
 
 import asyncio
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
+from httpx_sse import ServerSentEvent
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -16,14 +19,15 @@ from fastapi_resumable.client import (
     Backoff,
     ConnectionLost,
     RequestRefused,
+    ResumableClient,
     StreamCancelled,
     StreamFailed,
     StreamState,
 )
-from fastapi_resumable.client.cursors import Item
-from fastapi_resumable.client.follower import call, run
-from fastapi_resumable.client.machine import Ask, Head, Resumption
-from fastapi_resumable.client.wires import SyncReply
+from fastapi_resumable.client.decoding import Decoder, EventDecoder, Item, LineDecoder, terminal
+from fastapi_resumable.client.engine import Reply, call, run
+from fastapi_resumable.client.machine import Resumption
+from fastapi_resumable.client.messages import Ask, Head, charset_of
 from tests.support.ssemodel import Event, parse
 
 EPOCH = "mfrggzdfmztwq2lk"
@@ -58,21 +62,20 @@ class Server:
     def answer(self, ask: Ask) -> tuple[Head, bytes]:
         """The whole answer to a request."""
         query = parse_qs(urlsplit(ask.url).query)
-        last_event_id = ask.headers.get("Last-Event-ID")
         offset = int(query.get("from", ["0"])[0])
-        if last_event_id is not None:
-            epoch, _, digits = last_event_id.partition("-")
-            assert epoch == EPOCH
-            offset = int(digits)
-        elif ask.method is not None:
+        if ask.method is not None:
             assert query["epoch"] == [EPOCH]
         assert offset <= len(self.log)
-        self.asked.append("start" if ask.method is None else ask.method if last_event_id is None else "id")
+        self.asked.append("start" if ask.method is None else ask.method)
         told = {"x-stream-status": self.status, "x-stream-total-bytes": str(len(self.log))}
         return Head(200, {**OURS, **(told if ask.method == "HEAD" else {})}, URL, delimited=True), self.log[offset:]
 
 
-def drive(machine: Resumption, server: Server, cuts: Iterable[int], face: str, noise: bytes = b"") -> Iterator[Item]:
+def resumption(backoff: Backoff = ENDLESS, **options: Any) -> Resumption:
+    return Resumption(backoff, "http://server/chat", **options)
+
+
+def drive(machine: Resumption, server: Server, cuts: Iterable[int]) -> Iterator[bytes]:
     """Deliver a stream over connections that break after so many bytes each; the last one is whole."""
     limits = iter(cuts)
     fed = random.Random(0)
@@ -80,22 +83,23 @@ def drive(machine: Resumption, server: Server, cuts: Iterable[int], face: str, n
         head, body = server.answer(ask)
         if not machine.head(head):
             continue
-        if ask.method is None and face == "events":
-            machine.read_events()
-        elif ask.method is None and face == "lines":
-            machine.read_lines("utf-8")
         limit = next(limits, None)
-        body = noise + body
         body, rest = (body, b"") if limit is None else (body[:limit], body[limit:])
         while body:
             size = fed.randint(1, 3)
-            yield from machine.feed(body[:size])
+            machine.feed(body[:size])
+            yield body[:size]
             body = body[size:]
         if limit is None:
-            yield from machine.end()
-        elif not machine.is_over:
+            machine.end()
+        else:
             machine.cut(ConnectionError(f"{len(rest)} bytes are missing"))
-    yield from machine.due()
+
+
+def decode(decoder: Decoder, chunks: Iterable[bytes]) -> Iterator[Item]:
+    for chunk in chunks:
+        yield from decoder.feed(chunk)
+    yield from decoder.finish()
 
 
 def events(items: Iterable[Item]) -> list[Event]:
@@ -107,20 +111,33 @@ def events(items: Iterable[Item]) -> list[Event]:
 @example(sent=b"data: a\r\rdata: b\r\r", cuts=[2] * 40, ids=False)
 @example(sent=b"data: a\r\r\ndata: b\n\n", cuts=[9, 1], ids=False)
 @example(sent="data: é€\r\n\r\ndata: 2\r\n\r\n".encode(), cuts=[1] * 60, ids=True)
+@example(sent=b"\xef\xbb\xbfdata: a\n\n\xef\xbb\xbfdata: b\n\n", cuts=[2], ids=False)
+@example(sent=b"event: e\n\ndata\n\nid: 1\n\ndata: x\n\n: c\n\n\n\n", cuts=[2], ids=False)
 def test_any_cuts_of_any_bytes_give_the_same_events(sent: bytes, cuts: list[int], ids: bool) -> None:
     """The events of an uninterrupted stream, in order, each once."""
     log = recorded(sent, ids=ids)
-    machine = Resumption(ENDLESS)
-    assert events(drive(machine, Server(log), cuts, "events")) == parse(log)
+    machine = resumption()
+    assert events(decode(EventDecoder(0), drive(machine, Server(log), cuts))) == parse(log)
     assert machine.state is StreamState.DONE
 
 
 @given(log=st.binary(max_size=60), cuts=cuts)
 def test_any_cuts_of_any_bytes_give_the_same_bytes(log: bytes, cuts: list[int]) -> None:
     """For every media type; and each item says where it ends."""
-    items = list(drive(Resumption(ENDLESS), Server(log), cuts, "bytes"))
+    machine = resumption()
+    items = list(decode(Decoder(0), drive(machine, Server(log), cuts)))
     assert b"".join(item.value for item in items) == log
+    assert machine.offset == len(log)
     assert [item.offset for item in items][-1:] in ([], [len(log)])
+
+
+def test_a_drop_at_every_byte_loses_and_repeats_nothing() -> None:
+    """Of five events: one cut for each place there is."""
+    log = recorded(b"".join(f"data: Käse {number}\n\n".encode() for number in range(5)))
+    for place in range(len(log) + 1):
+        server = Server(log)
+        assert b"".join(drive(resumption(), server, [place])) == log
+        assert len(server.asked) == 2 + (place == 0)
 
 
 letters = st.characters(codec="utf-8", exclude_characters="\r\n")
@@ -131,62 +148,32 @@ letters = st.characters(codec="utf-8", exclude_characters="\r\n")
 def test_any_cuts_of_a_text_give_the_same_lines(lines: list[str], cuts: list[int], end: str) -> None:
     """Lines that hold U+2028 or a form feed are one line each."""
     log = "".join(line + end for line in lines).encode("utf-8", "replace")
-    machine = Resumption(ENDLESS)
-    items = list(drive(machine, Server(log), cuts, "lines"))
+    items = list(decode(LineDecoder(0, "utf-8"), drive(resumption(), Server(log), cuts)))
     assert [item.value for item in items] == lines
+    assert [item.offset for item in items][-1:] in ([], [len(log)])
 
 
 def test_a_line_is_delivered_as_soon_as_it_is_known_to_have_ended() -> None:
     """A CR may be half a line end, so the next byte decides."""
-    machine = machine_after_head()
-    machine.read_lines("utf-8")
-    fed = [[item.value for item in machine.feed(chunk)] for chunk in (b"one\r", b"two", b"\nthree\r", b"\n")]
-    assert fed == [[], ["one"], ["two"], ["three"]]
+    decoder = LineDecoder(0, "utf-8")
+    fed = [[item.value for item in decoder.feed(chunk)] for chunk in (b"one\r", b"two", b"\nthree\r", b"\n", b"4")]
+    assert fed == [[], ["one"], ["two"], ["three"], []]
+    assert [*decoder.finish()] == [Item("4", 16)]
+    assert [*decoder.finish()] == []
 
 
 @given(sent=pieces, cuts=cuts, stop=st.integers(0, 10))
 def test_a_stream_can_be_taken_up_by_another_client_after_any_event(sent: bytes, cuts: list[int], stop: int) -> None:
     """The offset of an event delivered is where the rest begins."""
     log = recorded(sent)
-    first = list(drive(Resumption(ENDLESS), Server(log), cuts, "events"))[:stop]
+    first = list(decode(EventDecoder(0), drive(resumption(), Server(log), cuts)))[:stop]
     offset = first[-1].offset if first else 0
-    second = Resumption(ENDLESS, offset)
-    rest = [*drive(second, Resumed(log, offset), [], "events")]
+    rest = [*decode(EventDecoder(offset), [log[offset:]])]
     assert [event.data for event in events([*first, *rest])] == [event.data for event in parse(log)]
 
 
-class Resumed(Server):
-    """Its first answer, too, begins somewhere else."""
-
-    def __init__(self, log: bytes, offset: int) -> None:
-        super().__init__(log)
-        self._offset = offset
-
-    def answer(self, ask: Ask) -> tuple[Head, bytes]:
-        if ask.method is None:
-            return super().answer(Ask(0, "GET", f"{URL}?epoch={EPOCH}&from={self._offset}"))
-        return super().answer(ask)
-
-
-def test_it_goes_on_by_event_id_where_there_is_one() -> None:
-    """So that what a proxy puts in between, say a comment of its own, moves nothing."""
-    log = recorded(b"".join(b"data: %d\n\n" % number for number in range(30)))
-    server = Server(log)
-    noisy = drive(Resumption(ENDLESS), server, [0, *[90] * 20], "events", noise=b": hello from the proxy\n\n")
-    assert events(noisy) == parse(log)
-    assert server.asked.count("id") > 10
-
-
-def test_an_event_larger_than_what_a_connection_brings_comes_through() -> None:
-    """A cut within an event that has been cut before goes on by byte, not by event."""
-    log = recorded(b"data: small\n\ndata: " + b"x" * 500 + b"\n\n")
-    server = Server(log)
-    assert events(drive(Resumption(ENDLESS), server, [60] * 20, "events")) == parse(log)
-    assert server.asked[:4] == ["start", "id", "GET", "GET"]
-
-
 def machine_after_head(backoff: Backoff = ENDLESS, **headers: str) -> Resumption:
-    machine = Resumption(backoff)
+    machine = resumption(backoff)
     assert machine.ask() == Ask(0)
     assert machine.head(Head(200, {**OURS, **headers}, URL, delimited=True))
     return machine
@@ -225,8 +212,11 @@ def test_it_gives_up_after_so_many_failures_in_a_row() -> None:
 def test_what_the_stream_asks_clients_to_wait_is_the_least() -> None:
     """`retry:` counts from then on; the jitter comes on top."""
     machine = machine_after_head(Backoff(initial=1, random=lambda: 0.5))
-    machine.read_events()
-    machine.feed(b"retry: 3000\n\n")
+    decoder = EventDecoder(0)
+    assert list(decoder.feed(b"retry: 3000\n\n")) == []
+    assert decoder.retry == 3000
+    machine.wait_at_least(3000)
+    machine.feed(b"x")
     assert [lose(machine).delay for _ in range(2)] == [3.5, 4.0]
 
 
@@ -237,6 +227,15 @@ def test_what_the_stream_asks_clients_to_wait_is_the_least() -> None:
         ({"retry-after": "Wed, 21 Oct 2026 07:28:30 GMT", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 30),
         ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT", "date": "Wed, 21 Oct 2026 07:28:30 GMT"}, 0),
         ({"retry-after": "soon"}, 0),
+        ({"retry-after": "3000000"}, 60),
+        ({"retry-after": "9" * 5000}, 60),
+        ({"retry-after": "-7"}, 0),
+        ({"retry-after": "7_0"}, 0),
+        ({"retry-after": "\u0667"}, 0),
+        ({"retry-after": "1e3"}, 0),
+        ({"retry-after": "Wed, 21 Oct 2099 07:28:30 GMT", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 60),
+        ({"retry-after": f"Wed, 21 Oct {'9' * 30} 07:28:30 GMT", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0),
+        ({"retry-after": f"Wed, 21 Oct 2026 07:28:30 +{'9' * 30}", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0),
         ({"retry-after": "Wed, 21 Oct 2026 07:28:30 GMT"}, 0),
         ({"retry-after": "Wed, 21 Oct 2026 07:28:30 -0000", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0),
         ({}, 0),
@@ -245,7 +244,7 @@ def test_what_the_stream_asks_clients_to_wait_is_the_least() -> None:
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_is_the_least_to_wait(headers: dict[str, str], wait: float, status: int) -> None:
     """Seconds, or a date, which counts from the answer's own."""
-    machine = Resumption(Backoff(random=lambda: 0))
+    machine = resumption(Backoff(random=lambda: 0))
     assert not machine.head(Head(status, headers, URL, delimited=True), b"{}")
     assert machine.ask() == Ask(wait)
 
@@ -254,7 +253,7 @@ def test_retry_after_is_the_least_to_wait(headers: dict[str, str], wait: float, 
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_final_answer_is_raised_with_the_servers_code_and_message(status: int, begun: bool) -> None:
     """At the start and at a resume."""
-    machine = machine_after_head() if begun else Resumption(ENDLESS)
+    machine = machine_after_head() if begun else resumption()
     if begun:
         machine.feed(b"x")
         lose(machine)
@@ -266,19 +265,28 @@ def test_a_final_answer_is_raised_with_the_servers_code_and_message(status: int,
 
 
 @pytest.mark.parametrize(
-    ("body", "message"), [(b"<html>", "<html>"), (b'{"detail": "no"}', "no"), (b"[1]", "[1]"), (b"\xff", "\ufffd")]
+    ("body", "message"),
+    [
+        (b"<html>", "<html>"),
+        (b'{"detail": "no"}', "no"),
+        (b"[1]", "[1]"),
+        (b"\xff", "\ufffd"),
+        (b"[" * 100_000, "[" * 100_000),
+        (b"9" * 5000, "9" * 5000),
+    ],
+    ids=["page", "text", "list", "bytes", "deep", "digits"],
 )
 def test_a_refusal_of_any_other_form_is_one_too(body: bytes, message: str) -> None:
     """A proxy's page, or FastAPI's own."""
     with pytest.raises(RequestRefused) as caught:
-        Resumption(ENDLESS).head(Head(403, {}, URL, delimited=True), body)
+        resumption().head(Head(403, {}, URL, delimited=True), body)
     assert (caught.value.code, caught.value.message) == ("", message)
 
 
 def test_an_error_of_the_server_is_final_at_the_start_alone() -> None:
     """An endpoint that fails would fail again, at a price; a replay route that does is having a bad time."""
     with pytest.raises(RequestRefused):
-        Resumption(ENDLESS).head(Head(500, {}, URL, delimited=True))
+        resumption().head(Head(500, {}, URL, delimited=True))
     machine = machine_after_head()
     machine.feed(b"x")
     lose(machine)
@@ -299,24 +307,92 @@ def test_an_answer_that_is_not_the_stream_counts_as_none() -> None:
 
 def test_an_answer_without_a_way_back_is_read_as_it_is() -> None:
     """To its end; a cut says why it cannot be mended."""
-    machine = Resumption(ENDLESS)
+    machine = resumption()
     assert machine.head(Head(200, {}, URL, delimited=False))
-    assert [item.value for item in machine.feed(b"x")] == [b"x"]
+    machine.feed(b"x")
     machine.end()
     assert machine.state is StreamState.DONE
-    machine = Resumption(ENDLESS)
+    machine = resumption()
     machine.head(Head(200, {}, URL, delimited=True))
     with pytest.raises(ConnectionLost, match="Content-Location"):
         machine.cut(ConnectionError())
 
 
-def test_credentials_go_to_no_other_server() -> None:
-    """A replay URL of another origin is none."""
-    machine = machine_after_head(**{"content-location": "http://elsewhere/v1/stream/one"})
-    assert machine.replay_url is None
-    machine = machine_after_head(**{"content-location": "http://server/api/v1/stream?conv_id=a%2F"})
+@pytest.mark.parametrize(
+    ("location", "asked", "trusted"),
+    [
+        ("http://server/api/v1/stream?conv_id=a%2F", "http://server/api/v1/stream?conv_id=a%2F&", True),
+        ("HTTP://SERVER:80/x#part", "http://server/x?", True),
+        ("http://elsewhere/x", "http://elsewhere/x?", False),
+        ("https://server/x", "https://server/x?", False),
+        ("//server:81/x", "http://server:81/x?", False),
+        ("http://server@elsewhere/x", "http://server@elsewhere/x?", False),
+    ],
+)
+def test_credentials_go_to_no_other_origin(location: str, asked: str, trusted: bool) -> None:
+    """It is asked without them."""
+    machine = machine_after_head(**{"content-location": location})
     machine.feed(b"x")
-    assert lose(machine).url == f"http://server/api/v1/stream?conv_id=a%2F&epoch={EPOCH}&from=1"
+    assert lose(machine) == Ask(0, "GET", f"{asked}epoch={EPOCH}&from=1", trusted)
+    assert machine.stop().trusted is trusted
+    if not trusted:
+        with pytest.raises(RequestRefused, match="none of the credentials"):
+            machine.head(Head(401, {}, asked, delimited=True), b"{}")
+
+
+def test_a_server_that_it_was_redirected_to_sends_it_nowhere_with_credentials() -> None:
+    """Not back to the first one either: that would be a request of its choice in the caller's name."""
+    machine = resumption()
+    machine.head(Head(200, {**OURS, "content-location": "http://server/account"}, "http://evil/", delimited=True))
+    assert not machine.stop().trusted
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://[::1",
+        "http://a:99999999/",
+        "file:///etc/passwd",
+        "mailto:a@b",
+        "/" + "x" * 70000,
+        "http://a\0/",
+    ],
+)
+def test_a_content_location_that_is_none_makes_no_stream_resumable(location: str) -> None:
+    """And raises nothing of its own."""
+    machine = machine_after_head(**{"content-location": location})
+    assert machine.replay_url is None
+    with pytest.raises(ConnectionLost, match="cannot be resumed"):
+        machine.cut(ConnectionError())
+
+
+@pytest.mark.parametrize("asked", [3_000_000_000, 10**400, -5])
+def test_what_a_stream_asks_clients_to_wait_is_clipped(asked: int) -> None:
+    """To a minute, by default; the jitter comes on top."""
+    machine = machine_after_head(Backoff(initial=1, random=lambda: 0.5))
+    machine.feed(b"x")
+    machine.wait_at_least(asked)
+    assert lose(machine).delay == (60.5 if asked > 0 else 0.5)
+    machine = machine_after_head(Backoff(initial=1, server_maximum=5, random=lambda: 0.5))
+    machine.feed(b"x")
+    machine.wait_at_least(asked)
+    assert lose(machine).delay == (5.5 if asked > 0 else 0.5)
+
+
+@pytest.mark.parametrize("total", ["", "x", "-1", "1_0", "\u0660", "9" * 5000, "1e3", "\u00b2"])
+def test_a_total_that_is_no_number_is_none(total: str) -> None:
+    """Nothing is concluded from it."""
+    machine = machine_after_head()
+    assert lose(machine).method == "HEAD"
+    head = {**OURS, "x-stream-status": "completed", "x-stream-total-bytes": total}
+    assert not machine.head(Head(200, head, URL, delimited=True))
+    assert machine.ask() == Ask(0, "GET", f"{URL}?epoch={EPOCH}&from=0")
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "latin-1", "idna", "base64", "no-such", "a\0b", "punycode", "undefined"])
+def test_any_charset_is_one_that_can_be_read(charset: str) -> None:
+    """UTF-8 where it cannot."""
+    b"\xff\n".decode(charset_of(f"text/plain; v=1; charset={charset}"), "replace")
 
 
 @pytest.mark.parametrize(
@@ -326,18 +402,17 @@ def test_credentials_go_to_no_other_server() -> None:
 def test_a_stream_that_breaks_off_without_a_word_is_looked_at(status: str, outcome: type[Exception] | None) -> None:
     """Media types other than events end uncleanly each time; the head of the replay says how."""
     server = Server(b"partial", status)
-    delivered: list[Item] = []
+    delivered: list[bytes] = []
     with pytest.raises(outcome) if outcome else nullcontext():
-        delivered.extend(drive(Resumption(ENDLESS), server, [7, 0, 0], "bytes"))
-    assert b"".join(item.value for item in delivered) == b"partial"
+        delivered.extend(drive(resumption(), server, [7, 0, 0]))
+    assert b"".join(delivered) == b"partial"
     assert server.asked == ["start", "GET", "HEAD"]
 
 
 def test_a_stream_that_is_silent_is_not_given_up() -> None:
     """However often a proxy closes the connection meanwhile."""
-    machine = Resumption(Backoff(retries=2, random=lambda: 0))
-    items = drive(machine, Server(b"x", "in_progress"), [1, *[0] * 20], "bytes")
-    assert [item.value for item in items] == [b"x"]
+    machine = resumption(Backoff(retries=2, random=lambda: 0))
+    assert list(drive(machine, Server(b"x", "in_progress"), [1, *[0] * 20])) == [b"x"]
 
 
 def test_where_head_is_not_to_be_had_it_goes_on_without() -> None:
@@ -353,10 +428,11 @@ def test_where_head_is_not_to_be_had_it_goes_on_without() -> None:
 
 def test_an_end_that_may_be_a_cut_is_not_believed() -> None:
     """A body without a length, as of HTTP/1.0: it is over when the server says so."""
-    machine = Resumption(ENDLESS)
+    machine = resumption()
     machine.head(Head(200, OURS, URL, delimited=False))
     machine.feed(b"abc")
-    assert machine.end() == []
+    machine.end()
+    assert machine.state is StreamState.RECONNECTING
     ask = machine.ask()
     assert ask and ask.method == "GET"
     machine.head(Head(200, OURS, URL, delimited=False))
@@ -374,12 +450,25 @@ def ending(code: str, status: str, form: str = "sse") -> bytes:
     return recorded(b"data: 1\n\n" + event)
 
 
+def answering(*bodies: bytes) -> ResumableClient:
+    """A client of a server that answers each request with one of these bodies."""
+    rest = iter(bodies)
+    headers = {**OURS, "content-type": "text/event-stream"}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers=headers, content=b"" if request.method == "HEAD" else next(rest))
+
+    http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+    return ResumableClient(http, backoff=ENDLESS)
+
+
 @pytest.mark.parametrize(
     ("code", "status", "error", "state"),
     [
         ("producer_failed", "failed", StreamFailed, StreamState.FAILED),
         ("interrupted", "interrupted", StreamFailed, StreamState.FAILED),
         ("offset_lost", "failed", StreamFailed, StreamState.FAILED),
+        ("store_unavailable", "failed", StreamFailed, StreamState.FAILED),
         ("cancelled", "cancelled", StreamCancelled, StreamState.STOPPED),
         ("replaced", "cancelled", StreamCancelled, StreamState.STOPPED),
     ],
@@ -388,61 +477,67 @@ def test_the_event_of_a_bad_end_is_raised_after_all_before_it(
     code: str, status: str, error: type[StreamFailed], state: StreamState
 ) -> None:
     """With the server's code and message."""
-    machine = Resumption(ENDLESS)
-    delivered: list[Item] = []
-    with pytest.raises(error) as caught:
-        delivered.extend(drive(machine, Server(ending(code, status)), [], "events"))
-    assert [item.value.data for item in delivered] == ["1"]
-    assert (caught.value.code, caught.value.message) == (code, "m")
+    delivered: list[str] = []
+    with answering(ending(code, status)).stream("POST", "/") as stream, pytest.raises(error) as caught:
+        delivered.extend(event.data for event in stream)
+    assert delivered == ["1"]
+    assert (caught.value.code, caught.value.message, str(caught.value)) == (code, "m", f"{code}: m")
     assert type(caught.value) is error
-    assert machine.state is state
+    assert stream.state is state
 
 
 def test_the_event_of_a_bad_end_can_be_had_as_an_event() -> None:
     """For those who look at it themselves."""
-    machine = Resumption(ENDLESS)
-    machine.raises = False
-    delivered = [item.value.event for item in drive(machine, Server(ending("c", "failed")), [], "events")]
-    assert (delivered, machine.state) == (["message", "error"], StreamState.FAILED)
+    with answering(ending("c", "failed")).stream("POST", "/") as stream:
+        assert [event.event for event in stream.events("yield")] == ["message", "error"]
+    assert stream.state is StreamState.FAILED
+
+
+SHAPE = b'{"code": "c", "message": "m", "error": {"code": "c", "message": "m"}}'
 
 
 @pytest.mark.parametrize(
-    "event", [b"event: error\ndata: oh\n\n", b'event: error\ndata: {"code": "mine"}\n\n', b"event: cancelled\ndata\n\n"]
+    "event",
+    [
+        b"event: error\ndata: oh\n\n",
+        b'event: error\ndata: {"code": "mine"}\n\n',
+        b"event: cancelled\ndata\n\n",
+        b"data: %b\n\n" % SHAPE,
+        b"event: done\ndata: %b\n\n" % SHAPE,
+        b"event: error\ndata: %b\n\n" % (b"[" * 100_000),
+        b"event: error\ndata: %b\n\n" % (b"9" * 10_000),
+    ],
+    ids=["text", "other members", "no data", "no name", "another name", "deep", "digits"],
 )
-def test_an_applications_own_error_event_is_an_event(event: bytes) -> None:
-    """It is known by its form, not by its name alone."""
-    machine = Resumption(ENDLESS)
-    assert len(list(drive(machine, Server(recorded(event)), [], "events"))) == 1
-    assert machine.state is StreamState.DONE
+def test_an_applications_own_event_is_an_event(event: bytes) -> None:
+    """The end is known by its name and its form, and by neither alone."""
+    with answering(recorded(event)).stream("POST", "/") as stream:
+        assert len(list(stream)) == 1
+    assert stream.state is StreamState.DONE
 
 
-def test_a_server_that_has_lost_sight_of_the_stream_is_asked_again() -> None:
+@pytest.mark.parametrize("ids", [True, False])
+def test_a_server_that_has_lost_sight_of_the_stream_is_asked_again(ids: bool) -> None:
     """`store_unavailable` is told to one client, and is not in the log."""
-    log = recorded(b"data: 1\n\ndata: 2\n\n")
+    log = recorded(b"data: 1\n\ndata: 2\n\n", ids=ids)
     half = len(log) // 2
-    machine = Resumption(ENDLESS)
-    ask = machine.ask()
-    assert ask
-    machine.head(Server(log).answer(ask)[0])
-    machine.read_events()
     lost = terminal_event("sse", "failed", "store_unavailable", "m")
     assert lost
-    assert events(machine.feed(log[:half] + lost)) == parse(log)[:1]
-    assert machine.state is StreamState.RECONNECTING
-    assert events(drive(machine, Server(log), [], "events")) == parse(log)[1:]
+    seen: list[StreamState] = []
+    client = answering(log[:half] + lost, log[half:])
+    with client.stream("POST", "/", on_state=seen.append) as stream:
+        assert [event.data for event in stream] == ["1", "2"]
+    assert StreamState.RECONNECTING in seen
+    assert (stream.state, stream.offset) == (StreamState.DONE, len(log))
 
 
-def test_a_stream_that_ended_for_want_of_its_store_has_failed() -> None:
-    """Where the event is in the log, it is the end."""
-    with pytest.raises(StreamFailed, match="store_unavailable"):
-        list(drive(Resumption(ENDLESS), Server(ending("store_unavailable", "failed")), [], "events"))
-
-
-def test_who_stops_a_stream_is_not_told_that_it_was_stopped() -> None:
+def test_the_client_that_stops_a_stream_does_not_raise_that_it_was_stopped() -> None:
     """By event, or because it is gone: the iteration ends."""
-    machine = Resumption(ENDLESS)
+    machine = resumption()
     machine.stopping = True
-    assert len(list(drive(machine, Server(ending("cancelled", "cancelled")), [], "events"))) == 1
+    stopped = terminal(ServerSentEvent("cancelled", SHAPE.decode()))
+    assert stopped
+    assert machine.conclude(stopped) is None
     assert machine.state is StreamState.STOPPED
     machine = machine_after_head()
     machine.feed(b"x")
@@ -455,7 +550,7 @@ def test_who_stops_a_stream_is_not_told_that_it_was_stopped() -> None:
 
 def test_what_cannot_be_resumed_cannot_be_stopped() -> None:
     """The server does not know it."""
-    machine = Resumption(ENDLESS)
+    machine = resumption()
     machine.head(Head(200, {}, URL, delimited=True))
     with pytest.raises(RuntimeError, match="Close it"):
         machine.stop()
@@ -464,14 +559,14 @@ def test_what_cannot_be_resumed_cannot_be_stopped() -> None:
 def test_states_are_told_as_they_change() -> None:
     """Each once, in order."""
     seen: list[StreamState] = []
-    machine = Resumption(ENDLESS, on_state=seen.append)
-    list(drive(machine, Server(b"abc"), [1, 0], "bytes"))
+    machine = resumption(on_state=seen.append)
+    list(drive(machine, Server(b"abc"), [1, 0]))
     assert [state.value for state in seen] == [*["open", "reconnecting"] * 2, "open", "done"]
 
 
 def test_an_answer_about_the_stream_leads_to_it() -> None:
     """`Prefer: respond-async` is answered 202."""
-    machine = Resumption(ENDLESS)
+    machine = resumption()
     head = Head(202, {**OURS, "preference-applied": "respond-async"}, URL, delimited=True)
     assert not machine.head(head)
     ask = machine.ask()
@@ -487,7 +582,7 @@ def test_an_interruption_by_the_user_is_no_failure() -> None:
     machine.detach()
     machine.interrupted()
     assert machine.state is StreamState.DETACHED
-    machine = Resumption(ENDLESS)
+    machine = resumption()
     machine.interrupted()
     assert machine.ask() == Ask(0)
     machine.head(Head(200, {}, URL, delimited=True))
@@ -498,18 +593,19 @@ def test_an_interruption_by_the_user_is_no_failure() -> None:
 class Answers:
     """A wire that gives the answers that it was given."""
 
-    errors = (ConnectionError,)
+    lost = (ConnectionError,)
+    errors = (OSError,)
 
     def __init__(self, *answers: int | Exception) -> None:
         self._answers = list(answers)
         self.slept: list[float] = []
 
-    async def send(self, _ask: Ask) -> SyncReply:
+    async def send(self, _ask: Ask) -> Reply:
         answer = self._answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         head = Head(answer, {"retry-after": "3"}, URL, delimited=True)
-        return SyncReply(head, iter([b"o", b"k"]), lambda: None)
+        return Reply(head, iter([b"o", b"k"]), lambda: None)
 
     async def sleep(self, delay: float) -> None:
         self.slept.append(delay)
