@@ -19,7 +19,6 @@ from .._run.exchange import Exchange, stopped_while_queued
 from .._run.hooks import Hook
 from .._run.manager import StreamManager
 from .._run.producer import Producer
-from .._run.signals import TerminationWatch
 from .._stream.stream import Limits
 from ..exceptions import ResumableError
 from ..stores.base import OnConflict, Store
@@ -159,7 +158,7 @@ class Resumable:
             stop_grace=self.settings.stop_grace,
             shutdown_grace=self.settings.shutdown_grace,
         )
-        self._termination = TerminationWatch(self.manager.begin_shutdown)
+        self._termination = self.manager.termination
         # Two of them in one application must not be taken for each other.
         token = secrets.token_hex(8)
         self._scope_key = f"fastapi_resumable.{token}"

@@ -151,7 +151,8 @@ class Exchange:
         if not self._manager.hurry() and self._interrupting is None:
             # Some servers do so without a word to the application, and wait for the request then.
             self._interrupting = self._manager.spawn(
-                self._manager.interrupt_late(self._producer), name=f"resumable interrupt {self._producer.key.id}"
+                self._manager.interrupt_late(self._producer, self._reader),
+                name=f"resumable interrupt {self._producer.key.id}",
             )
         return True
 

@@ -19,9 +19,15 @@ from ..models import ResumableStatus
 from ..stores.base import OnConflict, Store
 from .hooks import Hooks
 from .producer import Producer, Surroundings
+from .signals import TerminationWatch
 from .watch import Watch
 
 logger = logging.getLogger("fastapi_resumable")
+
+LAST_DELIVERY = 2.0
+"""Seconds that a reader has to take the end of its stream when the server exits."""
+LAST_MOMENT = 0.5
+"""The same for a request that was cancelled: it may be that nothing takes any more what it sends."""
 
 
 class StreamManager:
@@ -56,6 +62,7 @@ class StreamManager:
         self._shutdown: asyncio.Task[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._impatient = False
+        self.termination = TerminationWatch(self.begin_shutdown, lambda: bool(self._producers or self._readers))
 
     @property
     def closing(self) -> bool:
@@ -140,18 +147,23 @@ class StreamManager:
         await asyncio.shield(self.begin_shutdown())
 
     async def _shut_down(self) -> None:
-        # A watch has no end of its own: it is to tell how the last streams end, and is not waited for before.
-        await self._quiet(self._shutdown_grace, lambda: self._impatient or not (self._producers or self._readers))
+        # A watch has no end of its own: it is to tell how the last streams end, and is not waited for before. A server
+        # that is about to cancel requests would keep their readers from the terminal event.
+        grace = min(self._shutdown_grace, self.termination.patience)
+        await self._quiet(grace, lambda: self._impatient or not (self._producers or self._readers))
         for producer in list(self._producers):
             await self.interrupt(producer)
         for watch in list(self._watches):
             watch.leave()
-        await self._quiet(self._stop_grace)
-        await self.hooks.wait(self._stop_grace)
-        # What is left are clients that do not take the end of their stream.
+        # What is left then are readers of streams that live elsewhere, and clients that do not take the end.
+        await self._quiet(LAST_DELIVERY, lambda: self._impatient or not (self._readers or self._watches))
+        if self._impatient:
+            await self._quiet(LAST_MOMENT, lambda: not (self._readers or self._watches))
         clients: list[Reader | Watch] = [*self._readers, *self._watches]
         for client in clients:
             client.evict()
+        await self._quiet(self._stop_grace)
+        await self.hooks.wait(self._stop_grace)
         await self.store.aclose()
 
     def hurry(self) -> bool:
@@ -160,13 +172,16 @@ class StreamManager:
         self._note_departure()
         return self.closing
 
-    async def interrupt_late(self, producer: Producer) -> None:
+    async def interrupt_late(self, producer: Producer, reader: Reader | None) -> None:
         """Give a live stream its grace, all of it, and interrupt it then."""
         try:
             async with asyncio.timeout(self._shutdown_grace):
                 await producer.done()
         except TimeoutError:
             await self.interrupt(producer)
+            if reader is not None:
+                await asyncio.sleep(LAST_MOMENT)
+                reader.evict()
 
     async def interrupt(self, producer: Producer) -> None:
         """End a live stream because the server cannot wait for it any longer."""

@@ -1,18 +1,24 @@
-"""Hearing that the process is asked to exit, beside the server that handles it.
+"""Noticing that the server is about to exit, beside the server that handles it.
 
-Servers tell an application of a shutdown only once all its responses have ended, which live streams prevent. The
-handler that is in place is called as before; where there is none, nothing is installed.
+Servers tell an application of a shutdown only once all its responses have ended, which live streams prevent. So we
+look for it in two ways. The handler of a signal that is in place is called as before; where there is none, nothing is
+installed. And a uvicorn that exits without a signal, as `--limit-max-requests` makes it, is seen to serve no more.
 """
 
 import asyncio
+import math
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from uvicorn import Server, server
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _DEFAULTS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
+POLL_INTERVAL = 0.25
+"""Seconds between two looks at the server, while there is something live."""
 
 
 class _Handler:
@@ -31,31 +37,86 @@ class _Handler:
 
 
 class TerminationWatch:
-    """Calls back on the event loop when the process gets a signal to exit."""
+    """Calls back on the event loop when the server is about to exit.
 
-    def __init__(self, callback: Callable[[], object]) -> None:
+    Args:
+        callback: What to call.
+        is_busy: Whether there is anything live; while there is not, nothing looks at the server.
+    """
+
+    def __init__(self, callback: Callable[[], object], is_busy: Callable[[], bool] = lambda: False) -> None:
         self._callback = callback
+        self._is_busy = is_busy
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handlers: dict[int, _Handler] = {}
+        self._servers: list[Server] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the server waits for responses from its exit on, less what it takes to end them in order."""
+        timeouts = [found.config.timeout_graceful_shutdown for found in self._servers]
+        return min((timeout - min(0.5, timeout / 5) for timeout in timeouts if timeout), default=math.inf)
 
     def start(self) -> None:
-        """Listen from now on. No-op if it does already, or off the main thread, where Python allows no handlers."""
+        """Listen from now on; call it again when something has become live."""
         loop = asyncio.get_running_loop()
-        if self._loop is loop or threading.current_thread() is not threading.main_thread():
-            return
-        self.stop()
-        self._loop = loop
+        if self._loop is not loop:
+            self.stop()
+            self._loop = loop
+            self._servers = running_servers()
+            if threading.current_thread() is threading.main_thread():
+                # Off the main thread, Python allows no handlers.
+                self._chain(loop)
+        if self._servers and self._timer is None:
+            self._timer = loop.call_later(POLL_INTERVAL, self._look, loop)
+
+    def _chain(self, loop: asyncio.AbstractEventLoop) -> None:
         for number in _SIGNALS:
             previous = signal.getsignal(number)
             if previous not in _DEFAULTS:
                 handler = self._handlers[number] = _Handler(previous, loop, self._callback)
                 signal.signal(number, handler)
 
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if all(map(is_exiting, self._servers)):
+            self._callback()
+        elif self._is_busy():
+            self._timer = loop.call_later(POLL_INTERVAL, self._look, loop)
+
     def stop(self) -> None:
         """Put the former handlers back, unless somebody has come after us and will call ours."""
         self._loop = None
+        self._servers = []
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         for number, handler in self._handlers.items():
             handler.retired, previous = True, handler.previous
             if signal.getsignal(number) == handler:
                 signal.signal(number, previous)
         self._handlers.clear()
+
+
+def running_servers() -> list[Server]:
+    """The uvicorns that run on this event loop; those that are started in code, by gunicorn or in a thread, too.
+
+    Uvicorn hands itself to no application, so this looks for the coroutine that runs it.
+    """
+    found: list[Server] = []
+    for task in asyncio.all_tasks():
+        coroutine: Any = task.get_coro()
+        while coroutine is not None:
+            # Only of uvicorn's own frames: to ask a frame for its locals keeps them alive.
+            if getattr(getattr(coroutine, "cr_code", None), "co_filename", None) == server.__file__:
+                candidate = coroutine.cr_frame.f_locals.get("self") if coroutine.cr_frame is not None else None
+                if isinstance(candidate, Server) and candidate not in found:
+                    found.append(candidate)
+            coroutine = getattr(coroutine, "cr_await", None)
+    return found
+
+
+def is_exiting(found: Server) -> bool:
+    """Whether a uvicorn takes no more requests, for whatever reason."""
+    return found.should_exit or (found.started and not any(listener.is_serving() for listener in found.servers))

@@ -130,6 +130,9 @@ class Reader(Cursor):
         if self._deadline is not None and not self._deadline.expired():
             self._deadline.reschedule(asyncio.get_running_loop().time())
 
+    def _is_evicted(self) -> bool:
+        return self._deadline is not None and self._deadline.expired()
+
     def close(self) -> None:
         """Let go of the log. `run` does so by itself."""
         self.stream.detach(self)
@@ -205,7 +208,7 @@ class Reader(Cursor):
         except asyncio.CancelledError as exc:
             if self._rest is not None:
                 self._rest.cancel(exc)
-            elif self.cancelled is not None or not self._goes_on():
+            elif self.cancelled is not None or self._is_evicted() or not self._goes_on():
                 raise
             else:
                 self.cancelled = exc

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from sse_starlette import EventSourceResponse
 
@@ -125,6 +125,26 @@ async def deaf() -> StreamingResponse:
                 note("cancellation ignored")
 
     return StreamingResponse(stubborn(), media_type="text/event-stream")
+
+
+routed = APIRouter(route_class=resumable.route_class)
+
+
+@routed.post("/routed")
+async def chat_routed(request: Request) -> StreamingResponse:
+    """The same by the route class."""
+    await request.body()
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+app.include_router(routed)
+
+if "RESUMABLE_TEST_BASE" in os.environ:
+
+    @app.middleware("http")
+    async def pass_on(request: Request, call_next: Any) -> Any:
+        """A `BaseHTTPMiddleware`, which runs the application in a task group."""
+        return await call_next(request)
 
 
 @app.get("/")

@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -78,8 +79,8 @@ async def running(tmp_path: Path, how: dict[str, object], **options: object) -> 
     """The application under one server."""
     notes = tmp_path / "notes"
     notes.touch()
-    env = {"RESUMABLE_TEST_NOTES": str(notes)}
-    with serve(APP, env=env, options=options, **how) as server:  # type: ignore[arg-type]
+    env = {"RESUMABLE_TEST_NOTES": str(notes), **how.get("env", {})}  # type: ignore[dict-item]
+    with serve(APP, options=options, **{**how, "env": env}) as server:  # type: ignore[arg-type]
         async with AsyncExitStack() as connections:
             yield Site(server, notes, connections)
 
@@ -310,3 +311,42 @@ async def test_the_log_of_the_server_shows_no_traceback(how: dict[str, object], 
         await stream.read_all()
         site.server.wait()
     assert not re.search(r"Traceback", site.server.output), site.server.output
+
+
+@pytest.mark.parametrize("path", ["/chat", "/routed"])
+async def test_behind_a_base_http_middleware_readers_are_told_in_time(path: str, tmp_path: Path) -> None:
+    """It cancels in its own way, and drops what is sent then: so the stream ends just before uvicorn's timeout."""
+    how: dict[str, object] = {"args": ["--timeout-graceful-shutdown", "1"], "env": {"RESUMABLE_TEST_BASE": "1"}}
+    async with running(tmp_path, how, shutdown_grace=60.0) as site:
+        stream = await site.post(path, "chat-1")
+        await stream.read_until(b"begun")
+        begun = monotonic()
+        site.server.terminate()
+        body = await stream.read_all()
+        site.server.wait()
+    assert code_of(body) == "interrupted"
+    assert stream.clean
+    assert site.noted("generator closed")
+    assert monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_worker_that_recycles_itself_interrupts_what_is_live(reads: bool, tmp_path: Path) -> None:
+    """`--limit-max-requests`: no signal says so, but uvicorn serves no more."""
+    how: dict[str, object] = {"args": ["--limit-max-requests", "3"]}
+    async with running(tmp_path, how, shutdown_grace=0.2) as site:
+        stream = await site.post("/chat", "chat-1")
+        await stream.read_until(b"begun")
+        if not reads:
+            stream.connection.reset()
+        for _ in range(3):
+            other = await site.connect()
+            await other.request("GET", "/v1/stream/unknown")
+            await (await other.response()).read_all()
+        body = await stream.read_all() if reads else b""
+        site.server.wait()
+    assert site.noted("generator closed")
+    assert site.noted("finished chat-1 interrupted")
+    if reads:
+        assert code_of(body) == "interrupted"
+        assert stream.clean
