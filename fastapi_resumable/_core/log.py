@@ -6,6 +6,7 @@ Not thread-safe; it decides nothing about waiting, time or readers.
 """
 
 from bisect import bisect_right
+from collections.abc import Iterator
 
 BLOCK_SIZE = 64 * 1024
 
@@ -87,6 +88,12 @@ class ByteLog:
         self._blocks, self._starts = self._blocks[count:], self._starts[count:]
         return self.floor - before
 
+    def restart(self, offset: int) -> None:
+        """Drop all bytes, and go on at `offset`."""
+        self._blocks = self._starts = ()
+        self._open = bytearray()
+        self._open_start = self.tail = offset
+
     def truncate(self, offset: int) -> None:
         """Drop the bytes from `offset` (not below the floor) on."""
         while self._open_start > offset and self._starts:
@@ -96,10 +103,9 @@ class ByteLog:
         self._open_start = min(self._open_start, offset)
         self.tail = offset
 
-    def snapshot(self, offset: int) -> list[bytes]:
-        """All bytes from `offset` (not below the floor) to the tail, as blocks."""
-        blocks = []
+    def chunks(self, offset: int) -> Iterator[bytes]:
+        """All bytes from `offset` (not below the floor) to the tail, block by block."""
         while offset < self.tail:
-            blocks.append(self.read(offset, self.block_size))
-            offset += len(blocks[-1])
-        return blocks
+            block = self.read(offset, self.block_size)
+            offset += len(block)
+            yield block

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 BOM = b"\xef\xbb\xbf"
+PING = b": ping\n"
+"""A keep-alive: a comment line alone, because some decoders dispatch an empty event at a blank line."""
 CR = 13
 # Atomic groups, so that the two halves of one CR LF are never taken for two line ends.
 _LINE_END = rb"(?>\r\n|\n|\r)"

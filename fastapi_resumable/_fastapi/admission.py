@@ -14,7 +14,6 @@ from .._run.manager import StreamManager
 from .._run.producer import Producer
 from .._run.replay import replay
 from .._run.signals import TerminationWatch
-from .._stream.stream import Stream
 from ..exceptions import StoreUnavailable
 from . import requests
 from .identity import IdDependency, Identifier, header
@@ -75,7 +74,7 @@ class Admission:
                 raise
             logger.warning("request for stream %r is answered unrecorded: %s", stream_id, exc.message)
             return None
-        if not isinstance(started, Stream):
+        if isinstance(started, Producer):
             return started
         if requests.prefers_async(request):
             return accepted(started.item, location)

@@ -7,10 +7,10 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from .._core.sse import PING
 from .._run.manager import StreamManager
 from .._run.replay import StreamBroken
 from .._stream.reader import Reading
-from .._stream.stream import PING
 from ..exceptions import InvalidRequest, ResumableError, ShuttingDown, StoreUnavailable
 from ..models import ResumableStatus, ResumableStreamItem
 from .errors import error_responses, http_error

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 
 from .._core.sse import events
-from .._stream.stream import Stream
+from .._stream.stream import WritableStream
 from ..models import ResumableStatus
 
 
 class FinishedStream:
     """A finished stream. It holds its bytes itself, so it may be kept after the stream has expired."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: WritableStream) -> None:
         head = stream.head
         self.id: str = stream.key.id
         self.owner: str | None = stream.key.owner
@@ -23,9 +23,9 @@ class FinishedStream:
         """Unix seconds."""
         self.completed_at: float = stream.completed_at
         """Unix seconds."""
-        self.total_bytes: int = stream.log.tail
+        self.total_bytes: int = stream.tail
         self.dropped_bytes: int = stream.earliest
-        self._blocks = stream.log.snapshot(self.dropped_bytes)
+        self._blocks = stream.held_blocks()
 
     @property
     def head_dropped(self) -> bool:

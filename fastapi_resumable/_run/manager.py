@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 
 from .._core.ids import EPOCH_BYTES, StreamKey, format_epoch
 from .._stream.reader import Reader
-from .._stream.rounds import Rounds
 from .._stream.stream import Stream
 from .._stream.tasks import Tasks
-from .._stream.turns import Turns
 from ..exceptions import ShuttingDown
 from ..models import ResumableStatus
 from ..stores.base import OnConflict, Store
@@ -52,8 +50,6 @@ class StreamManager:
         """What the producers have in common."""
         self._on_conflict = on_conflict
         self._stall_timeout = stall_timeout
-        self._stalls = Rounds(stall_timeout)
-        self._turns = Turns()
         self._stop_grace = stop_grace
         self._shutdown_grace = shutdown_grace
         self._producers: set[Producer] = set()
@@ -106,7 +102,7 @@ class StreamManager:
             goes_on: Whether to deliver the rest when the reading is cancelled; by default at a shutdown only, where
                 the end is near.
         """
-        reader = Reader(stream, offset, stalls=self._stalls, turns=self._turns, goes_on=goes_on or self.hurry)
+        reader = Reader(stream, offset, stall_timeout=self._stall_timeout, drain_on_cancel=goes_on or self.hurry)
         self._readers.add(reader)
         return reader
 

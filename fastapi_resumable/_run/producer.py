@@ -17,7 +17,8 @@ import anyio
 from starlette.requests import ClientDisconnect
 
 from .._core.ids import StreamKey
-from .._stream.stream import PIECE, Head, Stream
+from .._stream.recording import PIECE
+from .._stream.stream import Head, WritableStream
 from .._stream.tasks import Tasks
 from ..models import ResumableStatus
 from ..stores.base import Reservation, Store
@@ -56,7 +57,7 @@ class Producer:
         self._around = around
         self.key = key
         self.reservation = Reservation(key, epoch, idempotency_key=idempotency_key, on_stop=self.stop)
-        self.stream: Stream | None = None
+        self.stream: WritableStream | None = None
         self.stop_code: str | None = None
         """Why it was stopped: `cancelled`, `replaced` or `interrupted`."""
         self.error: BaseException | None = None

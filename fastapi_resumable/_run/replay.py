@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from .._core.terminal import terminal_event
+from .._stream.position import find_position, is_exhausted
 from .._stream.reader import Reader, Reading
 from .._stream.stream import Stream
 from ..exceptions import OffsetLost
@@ -146,10 +147,10 @@ async def replay(
     """Answer a request for a stream from where its client left off; 204 if it has had everything, and asks by event id.
 
     Raises:
-        ResumableError: The position is not to be had; see `Stream.position`.
+        ResumableError: The position is not to be had; see `find_position`.
     """
-    position = await stream.position(offset, last_event_id)
-    if last_event_id and await stream.is_exhausted(position):
+    position = await find_position(stream, offset, last_event_id)
+    if last_event_id and await is_exhausted(stream, position):
         response = Response(status_code=204)
         response.raw_headers = identify((), stream, location)
         return response

@@ -4,7 +4,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from .._core.sequence import SequenceFilter, find_sequence
-from .._stream.stream import PING, Stream
+from .._core.sse import PING
+from .._stream.stream import Stream
 from ..exceptions import InvalidOffset, OffsetLost
 from .manager import StreamManager
 from .replay import ReplayResponse

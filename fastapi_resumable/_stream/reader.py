@@ -11,10 +11,9 @@ from time import monotonic
 from typing import Any
 
 from ..exceptions import OffsetLost, ResumableError
-from .rounds import Rounds
-from .stepping import Rest, Stepper
-from .stream import Cursor, Stream
-from .turns import Turns
+from .fanout import Cursor
+from .inline import InlineRunner, Suspended
+from .stream import YIELD_EVERY, Stream
 
 Deliver = Callable[[bytes], Coroutine[Any, Any, None]]
 
@@ -35,22 +34,22 @@ class Reading(Enum):
 class Reader(Cursor):
     """One client's reading of one stream.
 
-    While its task waits for more, what comes is delivered by whoever appends it, in that task's name. The task itself
-    goes on as soon as a delivery has to wait.
+    While its task waits for more, what comes is delivered within the call that appends it, on behalf of that task. The
+    task itself goes on as soon as a delivery has to wait.
     """
 
     __slots__ = (
         "_deadline",
         "_deliver",
-        "_goes_on",
+        "_drain_on_cancel",
         "_left",
         "_missed",
         "_rest",
         "_rest_size",
+        "_run_inline",
         "_sending_since",
-        "_stalls",
-        "_step",
-        "_turns",
+        "_stall_timeout",
+        "_timer",
         "_waiter",
         "cancelled",
         "failure",
@@ -58,12 +57,12 @@ class Reader(Cursor):
     )
 
     def __init__(
-        self, stream: Stream, offset: int, *, stalls: Rounds, turns: Turns, goes_on: Callable[[], bool]
+        self, stream: Stream, offset: int, *, stall_timeout: float, drain_on_cancel: Callable[[], bool]
     ) -> None:
         """Attach to the stream.
 
-        `stalls` looks for deliveries that are stuck; `goes_on` is asked, when the reading is cancelled, whether to
-        deliver the rest all the same.
+        A client that takes nothing for `stall_timeout` seconds is given up on. `drain_on_cancel` is asked, when the
+        reading is cancelled, whether to deliver the rest nevertheless.
         """
         super().__init__(offset)
         self.stream = stream
@@ -71,15 +70,15 @@ class Reader(Cursor):
         """A cancellation that was put off until the rest had been delivered; for the caller to raise."""
         self.failure: ResumableError | None = None
         """Why the reading was `LOST`."""
-        self._goes_on = goes_on
-        self._stalls = stalls
-        self._turns = turns
+        self._drain_on_cancel = drain_on_cancel
+        self._stall_timeout = stall_timeout
+        self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._left = False
         self._missed = False
         self._deadline: asyncio.Timeout | None = None
         self._sending_since: float | None = None
-        self._rest: Rest | None = None
+        self._rest: Suspended | None = None
         # From now on, not from the first delivery: what there is now must still be there then.
         stream.attach(self)
 
@@ -113,7 +112,7 @@ class Reader(Cursor):
         # Not to be called again by what this delivery sets off.
         self._waiter = None
         self._missed = False
-        rest = self._step(self._deliver(data))
+        rest = self._run_inline(self._deliver(data))
         self._waiter = waiter
         if rest is None:
             self.stream.advance(self, len(data))
@@ -121,7 +120,7 @@ class Reader(Cursor):
                 return
         else:
             self._rest, self._rest_size = rest, len(data)
-            self._sending_since = monotonic()
+            self._begin_sending()
         if not waiter.done():
             waiter.set_result(None)
 
@@ -134,13 +133,12 @@ class Reader(Cursor):
         return self._deadline is not None and self._deadline.expired()
 
     def close(self) -> None:
-        """Let go of the log. `run` does so by itself."""
+        """Detach from the log. `run` does so by itself."""
         self.stream.detach(self)
 
     async def run(self, start: Callable[[], Awaitable[None]], deliver: Deliver) -> Reading:
         """Call `start`, then hand everything from the cursor on to `deliver`, until the log ends or the client goes."""
         deadline = self._deadline = asyncio.timeout(None)
-        self._stalls.add(self)
         try:
             async with deadline:
                 await self._follow(start, deliver)
@@ -152,14 +150,15 @@ class Reader(Cursor):
             self.failure = exc
             return Reading.LOST
         finally:
-            self._stalls.discard(self)
+            if self._timer is not None:
+                self._timer.cancel()
             self._deadline = None
             self.close()
         return Reading.LEFT if self._left else Reading.FINISHED
 
     async def hand_over(self, delivery: Awaitable[None]) -> Reading:
         """Await the `delivery` of everything, of a log that has ended."""
-        deadline = self._deadline = asyncio.timeout(self._stalls.interval)
+        deadline = self._deadline = asyncio.timeout(self._stall_timeout)
         try:
             async with deadline:
                 await delivery
@@ -174,25 +173,25 @@ class Reader(Cursor):
     async def _follow(self, start: Callable[[], Awaitable[None]], deliver: Deliver) -> None:
         stream = self.stream
         self._deliver = deliver
-        self._step = Stepper().step
-        self._sending_since = monotonic()
+        self._run_inline = InlineRunner().run
+        self._begin_sending()
         await start()
         self._sending_since = None
-        turns, delivered = self._turns, 0.0
+        deliveries = 0
         while not self._left:
             try:
                 data = stream.read(self)
             except OffsetLost:
-                data = await stream.recall(self)
+                data = await stream.fetch_evicted(self)
             if data:
-                self._sending_since = monotonic()
+                self._begin_sending()
                 await deliver(data)
                 self._sending_since = None
                 stream.advance(self, len(data))
-                # A replay whose socket never fills up would keep everybody else from the loop.
-                previous, delivered = delivered, monotonic()
-                if delivered > turns.ends:
-                    await turns.give_way(previous, delivered)
+                deliveries += 1
+                if deliveries % YIELD_EVERY == 0:
+                    # A replay whose socket never fills up would keep everybody else from the loop.
+                    await asyncio.sleep(0)
             elif stream.is_final:
                 return
             elif stream.failure is not None:
@@ -208,7 +207,7 @@ class Reader(Cursor):
         except asyncio.CancelledError as exc:
             if self._rest is not None:
                 self._rest.cancel(exc)
-            elif self.cancelled is not None or self._is_evicted() or not self._goes_on():
+            elif self.cancelled is not None or self._is_evicted() or not self._drain_on_cancel():
                 raise
             else:
                 self.cancelled = exc
@@ -220,11 +219,17 @@ class Reader(Cursor):
             self._sending_since = None
             self.stream.advance(self, self._rest_size)
 
-    def look(self, now: float) -> float | None:
-        """Let go of a client that has taken nothing for too long."""
+    def _begin_sending(self) -> None:
+        self._sending_since = monotonic()
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._stall_timeout, self._check_progress)
+
+    def _check_progress(self) -> None:
+        """Give up on a client that has taken nothing for too long; look again if it is being sent something."""
+        self._timer = None
         if self._sending_since is not None:
-            due = self._sending_since + self._stalls.interval
-            if due > now:
-                return due
-            self.evict()
-        return None
+            left = self._sending_since + self._stall_timeout - monotonic()
+            if left <= 0:
+                self.evict()
+            else:
+                self._timer = asyncio.get_running_loop().call_later(left, self._check_progress)

@@ -5,11 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from .._core.ids import StreamKey
-from .._stream.stream import Head, Limits, Stream
+from .._stream.stream import Head, Limits, Stream, WritableStream
 from ..exceptions import StreamCancelled, StreamReplaced
 from ..models import ResumableStatus, ResumableStreamItem
 
 OnConflict = Literal["replace", "attach", "reject"]
+
+
+def no_op(_code: str) -> None:
+    """Stands for an `on_stop` that is not wanted any more, and keeps nothing alive."""
 
 
 def queued_item(key: StreamKey, epoch: str, requested_at: float) -> ResumableStreamItem:
@@ -104,7 +108,7 @@ class Store(Protocol):
             TooManyStreams: A limit is reached.
         """
 
-    async def begin(self, reservation: Reservation, head: Head) -> Stream:
+    async def begin(self, reservation: Reservation, head: Head) -> WritableStream:
         """Turn a reservation into the current epoch of its id; whatever was there before is replaced.
 
         Raises:
@@ -115,7 +119,7 @@ class Store(Protocol):
     async def release(self, reservation: Reservation) -> None:
         """Give a reservation back: the stream will not begin. No-op if it has."""
 
-    async def finish(self, stream: Stream, status: ResumableStatus, code: str, message: str) -> None:
+    async def finish(self, stream: WritableStream, status: ResumableStatus, code: str, message: str) -> None:
         """End a stream; it stays for the retention. No-op if it has ended."""
 
     async def find(self, key: StreamKey, timeout: float, *, live: bool = False) -> Stream:

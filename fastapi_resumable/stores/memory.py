@@ -5,13 +5,11 @@ No method waits between looking and deciding, so on one event loop each call is 
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from .._core.ids import StreamKey, variants
-from .._stream.memory_stream import MemoryStream
-from .._stream.pulse import Pulse
-from .._stream.stream import Budget, Head, Limits, Stream
+from .._stream.memory import MemoryStream
+from .._stream.stream import Budget, Head, Limits, Stream, WritableStream
 from ..exceptions import (
     StreamCancelled,
     StreamExists,
@@ -37,7 +35,7 @@ class _Slot:
     __slots__ = ("current", "queued")
 
     def __init__(self) -> None:
-        self.current: Stream | None = None
+        self.current: MemoryStream | None = None
         self.queued: tuple[Reservation, ...] = ()
 
 
@@ -56,7 +54,6 @@ class MemoryStore:
         self._wall_clock = wall_clock
         self._limits = Limits()
         self._budget = Budget(on_excess=self._shrink)
-        self._pulse = Pulse()
         # By owner and id: a `StreamKey`, or a plain pair, which is made in less time.
         self._slots: dict[tuple[str | None, str], _Slot] = {}
         self._variants: dict[tuple[str | None, str], dict[str, None]] = {}
@@ -66,7 +63,7 @@ class MemoryStore:
         self._live = 0
         self._live_of_owner: dict[str, int] = {}
         # Retention is one constant, so streams expire in the order in which they ended.
-        self._ended: deque[tuple[float, Stream]] = deque()
+        self._ended: dict[MemoryStream, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_loop: asyncio.AbstractEventLoop | None = None
 
@@ -78,10 +75,15 @@ class MemoryStore:
     async def reserve(self, reservation: Reservation, on_conflict: OnConflict) -> Stream | None:
         """Queue a request, or return the stream it is to follow."""
         while (rival := self._rival(reservation, on_conflict)) is not None:
-            if isinstance(rival, Stream):
+            if not isinstance(rival, Reservation):
                 return rival
-            if (stream := await rival.settled()) is not None:
-                return stream
+            stream = await rival.settled()
+            if stream is not None:
+                assert isinstance(stream, MemoryStream)
+                if stream.gone in ("cancelled", "replaced"):
+                    raise StreamReplaced if stream.gone == "replaced" else StreamCancelled
+                if stream.gone is None:
+                    return stream
         slot = self._slots.get(reservation.key)
         # The stream that this one replaces gives up its place to it.
         replaces = slot is not None and slot.current is not None and not slot.current.is_final and not slot.queued
@@ -96,7 +98,7 @@ class MemoryStore:
         self._tell(reservation)
         return None
 
-    def _rival(self, reservation: Reservation, on_conflict: OnConflict) -> Stream | Reservation | None:
+    def _rival(self, reservation: Reservation, on_conflict: OnConflict) -> MemoryStream | Reservation | None:
         """What a request has to follow, or to wait for before it can tell."""
         self._expire()
         slot = self._slots.get(reservation.key)
@@ -127,7 +129,7 @@ class MemoryStore:
         if self._budget.used >= limits.max_total_bytes:
             raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")
 
-    async def begin(self, reservation: Reservation, head: Head) -> Stream:
+    async def begin(self, reservation: Reservation, head: Head) -> MemoryStream:
         """Make the reservation the current epoch."""
         slot = self._slots.get(reservation.key)
         if slot is None or reservation not in slot.queued:
@@ -140,7 +142,7 @@ class MemoryStore:
             self._tell_end(queued, ResumableStatus.CANCELLED)
         if slot.current is not None:
             self._stop_live(slot.current, "replaced")
-            self._drop(slot)
+            self._drop(slot, "replaced")
         now = self._wall_clock()
         if len(self._heads) > MOST_HEADS:
             self._heads.clear()
@@ -150,12 +152,11 @@ class MemoryStore:
             self._heads.setdefault(head, head),
             limits=self._limits,
             budget=self._budget,
-            pulse=self._pulse,
             started_at=now,
             idempotency_key=reservation.idempotency_key,
             on_stop=reservation.on_stop,
+            overhead=STREAM_OVERHEAD,
         )
-        self._budget.used += STREAM_OVERHEAD
         self._count(reservation.key.owner, 1)
         reservation.settle(slot.current)
         self._tell(slot.current)
@@ -176,16 +177,17 @@ class MemoryStore:
         slot.queued = tuple(queued for queued in slot.queued if queued is not reservation)
         self._count(reservation.key.owner, -1)
 
-    async def finish(self, stream: Stream, status: ResumableStatus, code: str, message: str) -> None:
+    async def finish(self, stream: WritableStream, status: ResumableStatus, code: str, message: str) -> None:
         """End a stream; it expires after the retention."""
+        assert isinstance(stream, MemoryStream)
         if stream.is_final:
             return
         self._end(stream, status, code, message)
-        self._ended.append((self._clock() + self._limits.retention, stream))
+        self._ended[stream] = self._clock() + self._limits.retention
         self._shrink()
         self._arm()
 
-    def _end(self, stream: Stream, status: ResumableStatus, code: str, message: str) -> None:
+    def _end(self, stream: MemoryStream, status: ResumableStatus, code: str, message: str) -> None:
         stream.end(status, code, message, self._wall_clock())
         self._count(stream.key.owner, -1)
         self._tell(stream)
@@ -228,7 +230,7 @@ class MemoryStore:
         """Tell of changes."""
         return self._watchers.add(owner, ids, notify)
 
-    def _tell(self, changed: Stream | Reservation) -> None:
+    def _tell(self, changed: MemoryStream | Reservation) -> None:
         if self._watchers:
             self._watchers.tell(changed.key.owner, changed.item)
 
@@ -246,7 +248,7 @@ class MemoryStore:
         slot = self._slots.get(key)
         if slot is None:
             return
-        stopped: list[Stream | Reservation] = []
+        stopped: list[MemoryStream | Reservation] = []
         for queued in slot.queued:
             if epoch in (None, queued.epoch):
                 stopped.append(queued)
@@ -256,23 +258,25 @@ class MemoryStore:
         if slot.current is not None and epoch in (None, slot.current.epoch):
             stopped.append(slot.current)
             self._stop_live(slot.current, "cancelled")
-            self._drop(slot)
+            self._drop(slot, "cancelled")
         self._forget_if_empty(key, slot)
         if stopped:
             self._tell_rest(slot)
 
-    def _stop_live(self, stream: Stream, code: str) -> None:
+    def _stop_live(self, stream: MemoryStream, code: str) -> None:
         if stream.is_final:
             return
         on_stop = stream.on_stop
         message = "A newer request replaced this stream." if code == "replaced" else "The stream was stopped."
         self._end(stream, ResumableStatus.CANCELLED, code, message)
-        on_stop(code)
+        if on_stop is not None:
+            on_stop(code)
 
-    def _drop(self, slot: _Slot) -> None:
-        """Forget the current epoch. Its readers hold the log itself, and read it to its end."""
+    def _drop(self, slot: _Slot, why: str) -> None:
+        """Forget the current epoch. Readers that are attached read it to its end."""
         assert slot.current is not None
-        self._budget.used -= slot.current.log.size + STREAM_OVERHEAD
+        self._ended.pop(slot.current, None)
+        slot.current.discard(why)
         slot.current = None
 
     def _forget_if_empty(self, key: StreamKey, slot: _Slot) -> None:
@@ -296,25 +300,25 @@ class MemoryStore:
 
     def _expire(self) -> None:
         now = self._clock()
-        while self._ended and self._ended[0][0] <= now:
-            self._retire(self._ended.popleft()[1])
+        while self._ended and (oldest := next(iter(self._ended.items())))[1] <= now:
+            self._retire(oldest[0])
 
     def _shrink(self) -> None:
         """Make finished streams expire early, oldest first, while the total is over its bound; never a live one."""
         while self._ended and self._budget.used > self._limits.max_total_bytes:
-            self._retire(self._ended.popleft()[1])
+            self._retire(next(iter(self._ended)))
 
-    def _retire(self, stream: Stream) -> None:
-        slot = self._slots.get(stream.key)
-        if slot is not None and slot.current is stream:
-            self._drop(slot)
-            self._forget_if_empty(stream.key, slot)
+    def _retire(self, stream: MemoryStream) -> None:
+        slot = self._slots[stream.key]
+        self._drop(slot, "expired")
+        self._forget_if_empty(stream.key, slot)
 
     def _arm(self) -> None:
         """See to it that memory is given back also when nobody asks any more."""
         loop = asyncio.get_running_loop()
         if self._ended and (self._timer is None or self._timer_loop is not loop):
-            self._timer = loop.call_later(max(0.0, self._ended[0][0] - self._clock()) + 0.01, self._on_timer)
+            left = next(iter(self._ended.values())) - self._clock()
+            self._timer = loop.call_later(max(0.0, left) + 0.01, self._on_timer)
             self._timer_loop = loop
 
     def _on_timer(self) -> None:
@@ -328,4 +332,4 @@ class MemoryStore:
             self._timer.cancel()
             self._timer = self._timer_loop = None
         while self._ended:
-            self._retire(self._ended.popleft()[1])
+            self._retire(next(iter(self._ended)))

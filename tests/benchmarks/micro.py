@@ -133,7 +133,7 @@ async def _fan_out(way: str = "send") -> Run:
 
 def _new_stream(stamped: bool) -> Any:
     from fastapi_resumable._core.ids import StreamKey
-    from fastapi_resumable._stream.memory_stream import MemoryStream
+    from fastapi_resumable._stream.memory import MemoryStream
     from fastapi_resumable._stream.stream import Budget, Head, Limits
 
     head = Head(200, ((b"content-type", b"text/event-stream"),))
@@ -157,7 +157,7 @@ def _write(stamped: bool) -> Callable[[], Awaitable[Run]]:
         async def run(n: int) -> None:
             stream = _new_stream(stamped)
             for _ in range(n):
-                stream.write(one)
+                stream.offer(one, 0.0)
 
         return run
 

@@ -7,6 +7,7 @@ from operator import attrgetter
 import pytest
 
 from fastapi_resumable._core.ids import EventId, StreamKey
+from fastapi_resumable._stream.position import find_position, is_exhausted
 from fastapi_resumable._stream.stream import Head
 from fastapi_resumable.exceptions import (
     OffsetLost,
@@ -98,9 +99,9 @@ class SharedStoreConformance(StoreConformance):
                 await write(stream, b"data: %d\n\n" % number)
                 seen = await follower.events(number + 1)
                 found = await there.find(KEY, 0)
-                assert await found.position(len(seen), None) == len(seen)
+                assert await find_position(found, len(seen), None) == len(seen)
                 place = places(seen, stream.epoch)[-1]
-                assert await found.position(None, str(EventId(stream.epoch, place))) == place
+                assert await find_position(found, None, str(EventId(stream.epoch, place))) == place
                 async with following(found) as other:
                     assert (await other.reach(len(seen)))[: len(seen)] == seen
 
@@ -121,12 +122,12 @@ class SharedStoreConformance(StoreConformance):
         found = await there.find(KEY, 0)
 
         for offset in sample(range(len(seen) + 1), 20):
-            assert await found.position(offset, None) == offset
+            assert await find_position(found, offset, None) == offset
             assert await content(found, offset) == seen[offset:]
         for place in sample(places(seen, stream.epoch) or [0], 20):
-            assert await found.position(None, str(EventId(stream.epoch, place))) == place
-        assert await found.is_exhausted(len(seen))
-        assert not await found.is_exhausted(0)
+            assert await find_position(found, None, str(EventId(stream.epoch, place))) == place
+        assert await is_exhausted(found, len(seen))
+        assert not await is_exhausted(found, 0)
 
     @scenario(2)
     async def test_a_place_that_is_not_in_the_log_is_an_error_there(self, here: Store, there: Store) -> None:
@@ -136,15 +137,15 @@ class SharedStoreConformance(StoreConformance):
         async with following(found) as follower:
             await write(stream, b"id: own\ndata: one\n\n", b"data: two\n\n")
             size = len(await follower.events(2))
-            assert await found.position(None, "own") == len(b"id: own\ndata: one\n\n")
+            assert await find_position(found, None, "own") == len(b"id: own\ndata: one\n\n")
             with pytest.raises(OffsetOutOfRange) as past:
-                await found.position(size + 1, None)
+                await find_position(found, size + 1, None)
             assert past.value.tail == size
             with pytest.raises(StreamReplaced):
-                await found.position(0, str(EventId(Request().epoch, 1)))
+                await find_position(found, 0, str(EventId(Request().epoch, 1)))
             with pytest.raises(UnknownEventId):
-                await found.position(0, "unknown")
-            assert not await found.is_exhausted(size)
+                await find_position(found, 0, "unknown")
+            assert not await is_exhausted(found, size)
 
     @scenario(2, max_stream_bytes=BOUND)
     async def test_a_log_that_has_lost_its_head_says_so_there(self, here: Store, there: Store) -> None:
@@ -157,7 +158,7 @@ class SharedStoreConformance(StoreConformance):
 
         assert found.earliest == stream.earliest == await first_place(found) > 0
         with pytest.raises(OffsetLost):
-            await found.position(0, None)
+            await find_position(found, 0, None)
         assert await content(found, found.earliest) == sent[found.earliest :]
 
     @pytest.mark.parametrize("headers", HEADS.values(), ids=HEADS)
@@ -321,7 +322,7 @@ class SharedStoreConformance(StoreConformance):
             new = await begin(there)
             # As a producer does that has not heard of it yet.
             if not stream.closed:
-                stream.write(b"data: late\n\n")
+                stream.offer(b"data: late\n\n", 0.0)
             await write(new, b"data: new\n\n")
             assert await old.told() == "replaced"
             assert stream.closed
@@ -334,7 +335,7 @@ class SharedStoreConformance(StoreConformance):
             assert found.epoch == new.epoch
             assert without_ids(await content(found)) == b"data: new\n\n"
             with pytest.raises(StreamReplaced):
-                await found.position(None, str(EventId(stream.epoch, 1)))
+                await find_position(found, None, str(EventId(stream.epoch, 1)))
 
     @scenario(2)
     async def test_a_request_here_that_is_overtaken_there_cannot_begin(self, here: Store, there: Store) -> None:

@@ -8,14 +8,14 @@ import secrets
 import types
 from collections.abc import AsyncIterator, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any, TypeVar
 
 from fastapi_resumable._core.ids import EPOCH_BYTES, StreamKey, format_epoch
 from fastapi_resumable._core.sse import events
 from fastapi_resumable._stream.reader import Reader, Reading
-from fastapi_resumable._stream.rounds import Rounds
-from fastapi_resumable._stream.stream import Head, Stream
-from fastapi_resumable._stream.turns import Turns
+from fastapi_resumable._stream.recording import PIECE
+from fastapi_resumable._stream.stream import Head, Stream, WritableStream
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.base import OnConflict, Reservation, Store
 
@@ -53,33 +53,34 @@ class Request:
         self._queued = True
         return self
 
-    async def begin(self, store: Store, head: Head = EVENTS) -> Stream:
+    async def begin(self, store: Store, head: Head = EVENTS) -> WritableStream:
         """Begin the stream; queue it before, unless it is."""
         if not self._queued:
             await self.reserve(store)
         return await store.begin(self.reservation, head)
 
 
-async def begin(store: Store, key: StreamKey = KEY, head: Head = EVENTS) -> Stream:
+async def begin(store: Store, key: StreamKey = KEY, head: Head = EVENTS) -> WritableStream:
     """Begin a stream that nobody is going to stop."""
     return await Request(key).begin(store, head)
 
 
-async def write(stream: Stream, *chunks: bytes) -> None:
-    """Write as a producer does: a chunk waits for the room it needs."""
+async def write(stream: WritableStream, *chunks: bytes) -> None:
+    """Write as a producer does: piece by piece, and each waits for the room it needs."""
     for chunk in chunks:
-        if not stream.has_room(len(chunk)):
-            await stream.wait_for_room(len(chunk))
-        assert not stream.closed
-        stream.write(chunk)
+        for start in range(0, len(chunk), PIECE):
+            piece = chunk[start : start + PIECE]
+            while not stream.offer(piece, monotonic()):
+                assert not stream.closed
+                await stream.wait_for_room(len(piece))
 
 
-async def complete(store: Store, stream: Stream) -> None:
+async def complete(store: Store, stream: WritableStream) -> None:
     """End a stream in order."""
     await store.finish(stream, ResumableStatus.COMPLETED, "", "")
 
 
-async def written(store: Store, *chunks: bytes, key: StreamKey = KEY, head: Head = EVENTS) -> Stream:
+async def written(store: Store, *chunks: bytes, key: StreamKey = KEY, head: Head = EVENTS) -> WritableStream:
     """A finished stream of `chunks`."""
     stream = await begin(store, key, head)
     await write(stream, *chunks)
@@ -116,7 +117,7 @@ class Follower:
         self.data = b""
         self.pace: asyncio.Event | None = None
         """What it waits for before it takes anything."""
-        self._reader = Reader(stream, offset, stalls=Rounds(60.0), turns=Turns(), goes_on=lambda: False)
+        self._reader = Reader(stream, offset, stall_timeout=60.0, drain_on_cancel=lambda: False)
         self._grown = asyncio.Event()
         self._task = asyncio.ensure_future(self._reader.run(self._start, self._deliver))
         self._task.add_done_callback(lambda _: self._grown.set())

@@ -33,7 +33,7 @@ def test_a_log_reads_like_plain_bytes_from_any_offset_in_pieces_of_any_size(chun
     log.close()
 
     assert log.tail == log.size == len(model)
-    assert b"".join(log.snapshot(0)) == model
+    assert b"".join(log.chunks(0)) == model
 
 
 @given(chunks=chunks, block_size=st.integers(1, 64), cuts=st.lists(st.integers(0, 1200), max_size=5))
@@ -81,7 +81,7 @@ def test_closing_an_empty_log_is_harmless():
     log.close()
 
     assert log.read(0) == b""
-    assert log.snapshot(0) == []
+    assert list(log.chunks(0)) == []
 
 
 def test_a_closed_log_of_one_block_is_handed_out_without_copying():
@@ -113,4 +113,4 @@ def test_what_is_cut_off_makes_place_for_other_bytes(chunks, block_size, closed,
     assert (log.floor, log.tail, log.size) == (floor, len(model), len(model) - floor)
     assert read_all(log, floor, 7) == model[floor:]
     log.close()
-    assert b"".join(log.snapshot(floor)) == model[floor:]
+    assert b"".join(log.chunks(floor)) == model[floor:]

@@ -11,9 +11,11 @@ import pytest
 from fastapi_resumable import RedisStore
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.stream import Limits, Stream
-from fastapi_resumable.stores.redis import appender, recorded
+from fastapi_resumable.stores.redis import appender
 from fastapi_resumable.stores.redis.keys import Keys, log_key
-from fastapi_resumable.stores.redis.recorded import FAST, RecordedStream
+from fastapi_resumable.stores.shared import outbox
+from fastapi_resumable.stores.shared.local import LocalStream
+from fastapi_resumable.stores.shared.outbox import FAST
 from tests.conformance.tools import KEY, TEXT, Request, begin, complete, content, following, write
 from tests.support.redis_server import RedisServer
 from tests.support.site import until
@@ -68,8 +70,8 @@ async def workers(redis_server: RedisServer) -> AsyncIterator[Workers]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fast streams stay so, and collect, for longer than a test takes."""
-    monkeypatch.setattr(recorded, "SILENCE", LONG)
-    monkeypatch.setattr(appender, "PULSE", LONG)
+    monkeypatch.setattr(outbox, "SILENCE", LONG)
+    monkeypatch.setattr(appender, "FLUSH_INTERVAL", LONG)
     monkeypatch.setattr(appender, "PAUSE", LONG)
 
 
@@ -179,7 +181,7 @@ async def test_what_a_fast_stream_collects_is_written_although_nothing_follows(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A silence after many events does not hold the last of them back."""
-    monkeypatch.setattr(recorded, "SILENCE", LONG)
+    monkeypatch.setattr(outbox, "SILENCE", LONG)
     stream = await begin(workers.open(), KEY, TEXT)
     await make_fast(stream)
     await write(stream, EVENT)
@@ -192,7 +194,7 @@ async def test_a_fast_stream_that_fell_silent_does_not_wait(
     """It is slow by then: its next event is there at once."""
     stream = await begin(workers.open(), KEY, TEXT)
     await make_fast(stream)
-    monkeypatch.setattr(recorded, "SILENCE", 0.0)
+    monkeypatch.setattr(outbox, "SILENCE", 0.0)
     await write(stream, EVENT)
     await shown(stream)
 
@@ -214,7 +216,7 @@ async def test_a_fast_stream_collects_no_more_than_it_may_be_ahead(workers: Work
     await make_fast(stream)
     async with asyncio.timeout(10):
         await write(stream, *[EVENT] * 1000)
-    assert isinstance(stream, RecordedStream)
+    assert isinstance(stream, LocalStream)
     assert stream.log.tail - stream.visible <= 1024
 
 

@@ -18,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fastapi_resumable import RedisStore
 from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._stream.position import is_exhausted
 from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import ResumableError, StoreUnavailable, StreamCancelled
 from fastapi_resumable.models import ResumableStatus, ResumableStreamItem
@@ -443,7 +444,7 @@ async def test_who_asks_for_a_stream_that_has_ended_meanwhile_is_told_so(plant: 
     await complete(one, stream)
     late = await two.find(KEY, 0.0)
     assert late is early
-    assert await late.is_exhausted(5)
+    assert await is_exhausted(late, 5)
     async with following(early) as follower:
         assert await follower.end() == b"hello"
 
@@ -564,7 +565,7 @@ async def test_much_that_is_to_be_written_goes_in_pieces(plant: Plant, monkeypat
 
     client.meddle(scripts.APPEND, after=note)
     for stream in streams:
-        stream.write(b"x" * 600)
+        assert stream.offer(b"x" * 600, 0.0)
     await until(lambda: all(stream.tail == 600 for stream in streams), "all bytes")
     assert {after - before for before, after in pairwise(dict.fromkeys(sizes))} == {2}
 
@@ -590,7 +591,7 @@ async def test_a_crowd_of_requests_does_not_hold_up_the_lease_and_the_streams(pl
     site.link.client = client
     before = plant.server.calls("set")
     site.lease.renew_now()
-    stream.write(b"hello")
+    assert stream.offer(b"hello", 0.0)
     await until(lambda: stream.tail == 5 and plant.server.calls("set") > before, "bytes and lease", 1.0)
     go.set()
     await asyncio.gather(*crowd)

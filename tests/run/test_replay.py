@@ -7,18 +7,19 @@ import pytest
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._run.manager import StreamManager
 from fastapi_resumable._run.replay import ReplayResponse, StreamBroken, serve
-from fastapi_resumable._stream.stream import Budget, Head, Limits, Stream
+from fastapi_resumable._stream.memory import MemoryStream
+from fastapi_resumable._stream.stream import Budget, Head, Limits, WritableStream
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.base import Reservation
 from fastapi_resumable.stores.memory import MemoryStore
 
 
-def overtaken(media_type: bytes) -> tuple[StreamManager, Stream]:
+def overtaken(media_type: bytes) -> tuple[StreamManager, MemoryStream]:
     """A stream whose head is gone."""
     manager = StreamManager(
         MemoryStore(), on_conflict="replace", ping=0, stall_timeout=30, stop_grace=1, shutdown_grace=1
     )
-    stream = Stream(
+    stream = MemoryStream(
         StreamKey(None, "s"),
         "abcdefghijklmnop",
         Head(200, ((b"content-type", media_type),)),
@@ -28,7 +29,7 @@ def overtaken(media_type: bytes) -> tuple[StreamManager, Stream]:
         on_stop=lambda code: None,
     )
     for _ in range(40):
-        stream.write(b"data: 0123456789\n\n")
+        stream.offer(b"data: 0123456789\n\n", 0.0)
     return manager, stream
 
 
@@ -65,12 +66,14 @@ async def test_other_media_types_break_off():
         await served(b"application/x-ndjson")
 
 
-async def finished(manager: StreamManager, status: ResumableStatus, media_type: bytes = b"text/event-stream") -> Stream:
+async def finished(
+    manager: StreamManager, status: ResumableStatus, media_type: bytes = b"text/event-stream"
+) -> WritableStream:
     """A stream that has ended, of one block."""
     reservation = Reservation(StreamKey(None, "s"), "a" * 16, idempotency_key=None, on_stop=lambda code: None)
     await manager.store.reserve(reservation, "replace")
     stream = await manager.store.begin(reservation, Head(200, ((b"content-type", media_type),)))
-    stream.write(b"data: 1\n\n")
+    stream.offer(b"data: 1\n\n", 0.0)
     await manager.store.finish(stream, status, "producer_failed", "No.")
     return stream
 

@@ -192,7 +192,7 @@ async def ended(store: MemoryStore, name: str, size: int) -> None:
     await store.reserve(told.reservation, "replace")
     stream = await store.begin(told.reservation, Head(200, ((b"content-type", b"text/event-stream"),)))
     for _ in range(32):
-        stream.write(b"data: %s\n\n" % (b"x" * (size // 32 - 8)))
+        assert stream.offer(b"data: %s\n\n" % (b"x" * (size // 32 - 8)), 0.0)
     await store.finish(stream, ResumableStatus.COMPLETED, "", "")
 
 

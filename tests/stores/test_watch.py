@@ -74,7 +74,7 @@ async def test_a_stream_is_seen_from_the_request_to_its_end(store: Store, watche
     shown += await store.lookup("ann", ["chat"])
     stream = await store.begin(reservation, HEAD)
     shown += await store.lookup("ann", ["chat"])
-    stream.write(b"data: one\n\n")
+    assert stream.offer(b"data: one\n\n", 0.0)
     await store.finish(stream, ResumableStatus.COMPLETED, "", "")
     shown += await store.lookup("ann", ["chat"])
 

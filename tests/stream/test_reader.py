@@ -3,17 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from time import monotonic
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastapi_resumable._core.ids import StreamKey
-from fastapi_resumable._core.log import ByteLog
+from fastapi_resumable._stream.fanout import Fanout
+from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.reader import Reader, Reading
-from fastapi_resumable._stream.rounds import Rounds
-from fastapi_resumable._stream.stream import Budget, Head, Limits, Stream
-from fastapi_resumable._stream.turns import Turns
+from fastapi_resumable._stream.stream import Budget, Head, Limits
 from fastapi_resumable.exceptions import StoreUnavailable
 from fastapi_resumable.models import ResumableStatus
 from tests.support.asgi import bounded, settle
@@ -21,8 +21,8 @@ from tests.support.asgi import bounded, settle
 TEXT = Head(200, ((b"content-type", b"text/plain"),))
 
 
-def make_stream(bound: int = 1 << 20) -> Stream:
-    return Stream(
+def make_stream(bound: int = 1 << 20) -> MemoryStream:
+    return MemoryStream(
         StreamKey(None, "s"),
         "a" * 16,
         TEXT,
@@ -33,18 +33,40 @@ def make_stream(bound: int = 1 << 20) -> Stream:
     )
 
 
+def write(stream: MemoryStream, chunk: bytes) -> None:
+    """Record a chunk, for which there is room."""
+    assert stream.offer(chunk, monotonic())
+
+
+def fanout(stream: MemoryStream) -> Fanout:
+    """The readers of a stream."""
+    assert stream._fanout is not None
+    return stream._fanout
+
+
+def fail(stream: MemoryStream, failure: StoreUnavailable) -> None:
+    """Send the readers of a stream away."""
+    stream.failure = failure
+    fanout(stream).notify()
+
+
+def flush(stream: MemoryStream) -> None:
+    """Let the interval between two wake-ups be over."""
+    fanout(stream).flush()
+
+
 class Client:
     """What a reader delivers to; `gate` is what it waits for before it takes anything."""
 
     def __init__(
-        self, stream: Stream, stall_timeout: float = 60.0, goes_on: Callable[[], bool] = lambda: False
+        self, stream: MemoryStream, stall_timeout: float = 60.0, drain_on_cancel: Callable[[], bool] = lambda: False
     ) -> None:
         self.taken: list[bytes] = []
         self.tasks: list[asyncio.Task[object] | None] = []
         self.gate: asyncio.Event | None = None
         self.failure: Exception | None = None
         self.on_take: Callable[[], None] = lambda: None
-        self.reader = Reader(stream, 0, stalls=Rounds(stall_timeout), turns=Turns(), goes_on=goes_on)
+        self.reader = Reader(stream, 0, stall_timeout=stall_timeout, drain_on_cancel=drain_on_cancel)
         self.task = asyncio.create_task(self.reader.run(self._start, self._take))
 
     async def _start(self) -> None:
@@ -61,7 +83,7 @@ class Client:
 
 
 @asynccontextmanager
-async def reading(stream: Stream, **options: float) -> AsyncIterator[Client]:
+async def reading(stream: MemoryStream, **options: float) -> AsyncIterator[Client]:
     client = Client(stream, **options)  # type: ignore[arg-type]
     await settle()
     try:
@@ -77,7 +99,7 @@ async def test_what_is_appended_has_been_delivered_when_the_append_returns() -> 
     """In the name of the reader's task, which is not woken for it."""
     stream = make_stream()
     async with reading(stream) as client:
-        stream.write(b"one")
+        write(stream, b"one")
         assert client.taken == [b"one"]
         assert client.tasks == [client.task]
 
@@ -87,9 +109,9 @@ async def test_what_cannot_be_taken_at_once_holds_nobody_up() -> None:
     stream = make_stream()
     async with reading(stream) as client:
         client.gate = asyncio.Event()
-        stream.write(b"one")
-        stream.write(b"two")
-        stream.write(b"three")
+        write(stream, b"one")
+        write(stream, b"two")
+        write(stream, b"three")
         assert client.taken == []
         client.gate.set()
         await settle()
@@ -101,10 +123,10 @@ async def test_more_than_a_block_is_delivered_to_the_end() -> None:
     """Of what has piled up, one piece goes with the append and the task does the rest."""
     stream = make_stream()
     async with reading(stream) as client:
-        stream._is_due = True
+        fanout(stream).is_due = True
         for number in range(10):
-            stream.write(bytes([number]) * 30_000)
-        stream._announce_late()
+            write(stream, bytes([number]) * 30_000)
+        flush(stream)
         await settle()
         assert b"".join(client.taken) == b"".join(bytes([number]) * 30_000 for number in range(10))
 
@@ -114,8 +136,8 @@ async def test_readers_that_keep_up_share_what_they_are_given() -> None:
     stream = make_stream()
     async with reading(stream) as first, reading(stream) as second:
         for chunk in (b"one", b"two", b"three"):
-            stream.write(chunk)
-        stream._announce_late()
+            write(stream, chunk)
+        flush(stream)
         assert first.taken == [b"one", b"twothree"]
         assert all(mine is other for mine, other in zip(first.taken, second.taken, strict=True))
 
@@ -125,15 +147,15 @@ async def test_a_reader_that_is_further_behind_gets_what_it_has_not_had() -> Non
     stream = make_stream()
     async with reading(stream) as fast, reading(stream) as slow:
         slow.gate = asyncio.Event()
-        stream.write(b"one")
-        stream._announce_late()
-        stream.write(b"two")
-        stream._announce_late()
+        write(stream, b"one")
+        flush(stream)
+        write(stream, b"two")
+        flush(stream)
         slow.gate.set()
         slow.gate = None
         await settle()
-        stream.write(b"three")
-        stream._announce_late()
+        write(stream, b"three")
+        flush(stream)
         assert b"".join(fast.taken) == b"".join(slow.taken) == b"onetwothree"
 
 
@@ -156,22 +178,22 @@ def test_every_reader_gets_every_byte_in_order(steps: list[tuple[str, int]], blo
 
     async def play() -> None:
         stream = make_stream()
-        stream.log = ByteLog(block_size)
+        stream.log.block_size = block_size
         clients = [Client(stream) for _ in range(4)]
         gates = [asyncio.Event() for _ in clients]
         await settle(3)
         written = 0
         for step, argument in steps:
             if step == "write":
-                stream.write(bytes((written + n) % 251 for n in range(argument)))
+                write(stream, bytes((written + n) % 251 for n in range(argument)))
                 written += argument
             elif step == "hold" and clients[argument].gate is None:
                 gates[argument] = clients[argument].gate = asyncio.Event()
             elif step == "let go":
                 clients[argument].gate = None
                 gates[argument].set()
-            elif step == "pulse" and stream._is_due:
-                stream._announce_late()
+            elif step == "pulse" and fanout(stream).is_due:
+                flush(stream)
             elif step == "turns":
                 await settle(3)
         for client, gate in zip(clients, gates, strict=True):
@@ -192,11 +214,11 @@ async def test_a_delivery_that_appends_to_its_own_stream_delivers_that_too() -> 
 
         def append_once() -> None:
             client.on_take = lambda: None
-            stream._quiet_until = 0.0
-            stream.write(b"two")
+            fanout(stream)._quiet_until = 0.0
+            write(stream, b"two")
 
         client.on_take = append_once
-        stream.write(b"one")
+        write(stream, b"one")
         await settle()
         assert client.taken == [b"one", b"two"]
 
@@ -206,12 +228,12 @@ async def test_a_failure_of_a_delivery_ends_that_reader_alone() -> None:
     stream = make_stream()
     async with reading(stream) as broken, reading(stream) as whole:
         broken.failure = OSError("gone")
-        stream.write(b"one")
+        write(stream, b"one")
         assert whole.taken == [b"one"]
         with pytest.raises(OSError, match="gone"):
             await bounded(broken.task)
-        stream._quiet_until = 0.0
-        stream.write(b"two")
+        fanout(stream)._quiet_until = 0.0
+        write(stream, b"two")
         assert whole.taken == [b"one", b"two"]
 
 
@@ -220,7 +242,7 @@ async def test_a_client_that_leaves_within_a_delivery_has_left() -> None:
     stream = make_stream()
     async with reading(stream) as client:
         client.on_take = client.reader.leave
-        stream.write(b"one")
+        write(stream, b"one")
         assert await bounded(client.task) is Reading.LEFT
 
 
@@ -229,7 +251,7 @@ async def test_a_stream_that_ends_within_a_delivery_has_ended() -> None:
     stream = make_stream()
     async with reading(stream) as client:
         client.on_take = lambda: stream.end(ResumableStatus.COMPLETED, "", "", 1.0)
-        stream.write(b"one")
+        write(stream, b"one")
         assert await bounded(client.task) is Reading.FINISHED
 
 
@@ -238,8 +260,8 @@ async def test_a_stream_that_fails_within_a_delivery_sends_its_reader_away() -> 
     stream = make_stream()
     failure = StoreUnavailable("gone")
     async with reading(stream) as client:
-        client.on_take = lambda: stream.fail(failure)
-        stream.write(b"one")
+        client.on_take = lambda: fail(stream, failure)
+        write(stream, b"one")
         assert await bounded(client.task) is Reading.LOST
         assert client.reader.failure is failure
 
@@ -249,7 +271,7 @@ async def test_a_delivery_that_is_stuck_is_given_up_on_in_time() -> None:
     stream = make_stream()
     async with reading(stream, stall_timeout=0.05) as client:
         client.gate = asyncio.Event()
-        stream.write(b"one")
+        write(stream, b"one")
         assert await bounded(client.task) is Reading.STALLED
         assert client.taken == []
 
@@ -259,7 +281,7 @@ async def test_a_cancellation_between_a_delivery_and_its_taking_over_ends_the_de
     stream = make_stream()
     async with reading(stream) as client:
         client.gate = asyncio.Event()
-        stream.write(b"one")
+        write(stream, b"one")
         client.task.cancel()
         await bounded(asyncio.wait({client.task}))
         assert client.task.cancelled()
@@ -269,11 +291,11 @@ async def test_a_cancellation_between_a_delivery_and_its_taking_over_ends_the_de
 async def test_a_reader_that_goes_on_when_cancelled_still_delivers() -> None:
     """As at a shutdown: the rest is delivered, and the cancellation raised by whoever awaits the reading."""
     stream = make_stream()
-    client = Client(stream, goes_on=lambda: True)
+    client = Client(stream, drain_on_cancel=lambda: True)
     await settle()
     client.task.cancel()
     await settle()
-    stream.write(b"one")
+    write(stream, b"one")
     stream.end(ResumableStatus.COMPLETED, "", "", 1.0)
     assert await bounded(client.task) is Reading.FINISHED
     assert client.taken == [b"one"]
@@ -284,8 +306,8 @@ async def test_a_producer_that_waits_for_room_goes_on_when_a_delivery_makes_it()
     """Also where the reader has been waiting for the end of a pulse."""
     stream = make_stream(bound=1000)
     async with reading(stream) as client:
-        stream.write(b"x" * 400)
-        stream.write(b"y" * 400)
+        write(stream, b"x" * 400)
+        write(stream, b"y" * 400)
         assert client.taken == [b"x" * 400]
         await bounded(stream.wait_for_room(900))
         assert client.taken == [b"x" * 400, b"y" * 400]

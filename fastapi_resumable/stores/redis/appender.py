@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ..._stream.pulse import PULSE
+from ..._stream.fanout import FLUSH_INTERVAL
 from ...exceptions import StoreUnavailable
 from .link import UNAVAILABLE, Call, Link
 from .scripts import APPEND
@@ -54,7 +54,7 @@ class Appender:
         self._waiting: dict[Pending, None] = {}
         self._alone: set[Pending] = set()
         """Streams that are written alone, as Redis has refused a call in which they were among others."""
-        self._pause = PULSE
+        self._pause = FLUSH_INTERVAL
         self._posts: deque[Call] = deque(maxlen=10_000)
         self._wake: asyncio.Future[None] | None = None
         self._idle: asyncio.Future[None] | None = None
@@ -70,7 +70,7 @@ class Appender:
         self._waiting[stream] = None
 
     def _beat(self) -> None:
-        self._pause = min(PAUSE, PULSE + SHARE * len(self._waiting))
+        self._pause = min(PAUSE, FLUSH_INTERVAL + SHARE * len(self._waiting))
         self._dirty |= self._waiting
         self._waiting = {}
         self._wake_up()

@@ -8,26 +8,27 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
 from ..._core.ids import StreamKey, variants
 from ..._core.sse import EventFramer
 from ..._core.terminal import write_terminal_event
-from ..._stream.pulse import Pulse
 from ..._stream.stream import Budget, Limits
 from ..._stream.tasks import Tasks
 from ...exceptions import OffsetLost, StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
 from ..base import Reservation, queued_item
+from ..shared.local import LocalStream
+from ..shared.remote import RemoteStream
+from ..shared.writes import END_MESSAGES, Page
 from ..watchers import Notify, Watchers
 from .appender import Appender
-from .followed import FollowedStream
 from .follower import Entry, Follower
 from .keys import Keys, log_key
 from .lease import Lease
 from .link import UNAVAILABLE, Call, Client, Link
-from .recorded import GONE, RecordedStream
 from .scripts import BURY, INDEX, PAGE, PEEK, POST, RELEASE, RESERVE, TOUCH
 from .state import UNUSED_EPOCH, State, cut_event, dump_head
 
@@ -53,7 +54,6 @@ class Site:
         self.limits = limits
         self.degrade = degrade
         self.budget = Budget()
-        self.pulse = Pulse()
         self.ttl = int((LIVE + limits.retention) * 1000)
         self.retention = max(1, int(limits.retention * 1000))
         self.link = Link(client, timeout)
@@ -65,15 +65,15 @@ class Site:
         self.spawn = self.tasks.spawn
         self.follower = Follower(self.link, self.tasks, wake=self._wake_follower, on_outage=self._on_outage)
         self.reservations: dict[str, Reservation] = {}
-        self.streams: dict[str, RecordedStream] = {}
+        self.streams: dict[str, LocalStream] = {}
         """What is queued and what is recorded here, by epoch."""
         self.asking: dict[str, Reservation] = {}
         """Requests that may be queued already: news of them can be here before the reply is."""
         self.stopped: set[str] = set()
         """Requests that were stopped while they were queued here, and are not released yet."""
-        self.views: WeakValueDictionary[str, FollowedStream] = WeakValueDictionary()
+        self.views: WeakValueDictionary[str, RemoteStream] = WeakValueDictionary()
         """Streams of other workers, by epoch, while anybody here has them in hand: one view for all."""
-        self.followed: dict[str, FollowedStream] = {}
+        self.followed: dict[str, RemoteStream] = {}
         """Those that have readers."""
         self.patience = int(lease * 2000)
         """Milliseconds for which a worker's readers hold a producer without being heard of again."""
@@ -162,9 +162,9 @@ class Site:
         """Whether a stream is in hand here, and may be live."""
         return epoch in self.streams or epoch in self.reservations
 
-    def check(self, stream: FollowedStream) -> None:
+    def check(self, stream: RemoteStream) -> None:
         """Have the worker of a stream end it, should it know nothing of it."""
-        self.tell(stream.worker, "check", stream.epoch, stream.name)
+        self.tell(stream.worker, "check", stream.epoch, self.keys.stream(stream.key))
 
     def _wake_follower(self) -> None:
         self.post(self.keys.inbox(self.worker), LIVE, "m", "wake")
@@ -291,7 +291,7 @@ class Site:
                 await self.free(key, *ended)
                 await self.announce_rest(key)
 
-    async def page(self, name: str, epoch: str, offset: int) -> tuple[bytes, tuple[ResumableStatus, str] | None]:
+    async def page(self, name: str, epoch: str, offset: int) -> Page:
         """Bytes of a log from `offset` on, and how the log ended if that is next to them.
 
         Raises:
@@ -304,7 +304,7 @@ class Site:
             if int(first) > offset:
                 raise OffsetLost(int(first))
             data = data[offset - int(first) :]
-        return data, (ResumableStatus(ending[0].decode()), ending[1].decode()) if ending else None
+        return Page(data, (ResumableStatus(ending[0].decode()), ending[1].decode()) if ending else None)
 
     async def end(self, calls: Sequence[Call], status: ResumableStatus, code: str) -> list[Any]:
         """Run scripts that may end streams; give those that have to the terminal event, in a second go."""
@@ -319,7 +319,7 @@ class Site:
 
     def terminal(self, status: ResumableStatus, code: str) -> list[bytes | int]:
         """The terminal event as scripts take it: they alone know the epoch and the offset."""
-        event, failure = write_terminal_event(self.limits.terminal_event, status.value, code, GONE[code])
+        event, failure = write_terminal_event(self.limits.terminal_event, status.value, code, END_MESSAGES[code])
         if failure is not None:
             logger.error("terminal_event failed; the stream ends with the default one", exc_info=failure)
         if not event:
@@ -336,7 +336,7 @@ class Site:
         for worker, epoch in zip(told[::2], told[1::2], strict=True):
             self.tell(worker.decode(), "stop", epoch.decode(), code)
 
-    def describe(self, stream: RecordedStream) -> list[Any]:
+    def describe(self, stream: LocalStream) -> list[Any]:
         """What is written of a stream when it begins."""
         return [
             dump_head(stream.head),
@@ -352,7 +352,7 @@ class Site:
 
     # Streams that are recorded here.
 
-    def forget(self, stream: RecordedStream) -> None:
+    def forget(self, stream: LocalStream) -> None:
         """Redis has all of a stream, or is to have no more."""
         if self.streams.pop(stream.epoch, None) is not None:
             stream.leave_store()
@@ -370,13 +370,13 @@ class Site:
             return []
         return [Call("HDEL", [self.keys.owner(key.owner)], epochs)]
 
-    def end_elsewhere(self, stream: RecordedStream, code: str = "cancelled") -> None:
+    def end_elsewhere(self, stream: LocalStream, code: str = "cancelled") -> None:
         """Take over that somebody else has ended a stream, and stop its producer."""
         if stream.epoch in self.streams:
             self.forget(stream)
             self.spawn(self._end_elsewhere(stream, code), f"resumable end {stream.key.id}")
 
-    async def _end_elsewhere(self, stream: RecordedStream, code: str) -> None:
+    async def _end_elsewhere(self, stream: LocalStream, code: str) -> None:
         code = await stream.adopt_end(code)
         stream.stop_producer("interrupted" if code == "producer_lost" else code)
         await self.free(stream.key, stream.epoch)
@@ -403,8 +403,8 @@ class Site:
             self.forget(stream)
         self.spawn(self._end_lapsed(lapsed), "resumable lapse")
 
-    async def _end_lapsed(self, lapsed: list[RecordedStream]) -> None:
-        calls = [self.release(stream.name, stream.epoch) for stream in lapsed]
+    async def _end_lapsed(self, lapsed: list[LocalStream]) -> None:
+        calls = [self.release(self.keys.stream(stream.key), stream.epoch) for stream in lapsed]
         try:
             await self.end(calls, ResumableStatus.INTERRUPTED, "producer_lost")
         except StoreUnavailable:
@@ -436,17 +436,30 @@ class Site:
 
     # Streams that are followed from here.
 
-    def follow(self, stream: FollowedStream) -> None:
+    def follow(self, stream: RemoteStream) -> None:
         """Read what is added to a stream."""
         self.followed[stream.epoch] = stream
         self.check(stream)
-        self.follower.follow(log_key(stream.name, stream.epoch), f"{stream.log.tail}-0", stream.take, stream.fail)
+        self.follower.follow(
+            log_key(self.keys.stream(stream.key), stream.epoch),
+            f"{stream.log.tail}-0",
+            partial(self._take, stream),
+            stream.fail,
+        )
 
-    def unfollow(self, stream: FollowedStream) -> None:
+    def _take(self, stream: RemoteStream, entries: list[Entry]) -> None:
+        for entry_id, fields in entries:
+            end = int(entry_id.partition("-")[0])
+            if b"s" in fields:
+                stream.finish(end, ResumableStatus(fields[b"s"].decode()), self.now())
+            else:
+                stream.take(end - len(fields[b"d"]), fields[b"d"])
+
+    def unfollow(self, stream: RemoteStream) -> None:
         """Stop reading."""
         if self.followed.get(stream.epoch) is stream:
             del self.followed[stream.epoch]
-            self.follower.unfollow(log_key(stream.name, stream.epoch))
+            self.follower.unfollow(log_key(self.keys.stream(stream.key), stream.epoch))
 
     async def _look_around(self) -> None:
         """See who is gone, and keep alive what is ours."""
@@ -467,7 +480,7 @@ class Site:
             except StoreUnavailable:
                 continue
 
-    async def _look_at(self, followed: list[FollowedStream]) -> None:
+    async def _look_at(self, followed: list[RemoteStream]) -> None:
         dead = await self.lease.dead(stream.worker for stream in followed)
         if dead:
             try:
@@ -481,7 +494,7 @@ class Site:
             if stream.missing_since is not None or stream.worker in dead:
                 await self._look_for(stream)
 
-    async def _look_for(self, stream: FollowedStream) -> None:
+    async def _look_for(self, stream: RemoteStream) -> None:
         """Whether Redis still has a stream, after an outage that it may not have survived."""
         (state,) = await self.peek(stream.key)
         _, ending = await self._page_or_nothing(stream)
@@ -496,16 +509,16 @@ class Site:
         elif self.loop.time() - stream.missing_since > self._lease_seconds:
             stream.fail(StoreUnavailable("Redis has lost the stream, and its producer is gone."))
 
-    async def _page_or_nothing(self, stream: FollowedStream) -> tuple[bytes, tuple[ResumableStatus, str] | None]:
+    async def _page_or_nothing(self, stream: RemoteStream) -> Page:
         try:
-            return await self.page(stream.name, stream.epoch, stream.log.tail)
+            return await self.page(self.keys.stream(stream.key), stream.epoch, stream.log.tail)
         except OffsetLost:
-            return b"", None
+            return Page(b"")
 
     async def _touch(self) -> None:
         """Keep the keys of what is live here from expiring."""
         calls = [
-            Call(TOUCH, [stream.name, log_key(stream.name, stream.epoch)], [self.ttl])
+            Call(TOUCH, [name := self.keys.stream(stream.key), log_key(name, stream.epoch)], [self.ttl])
             for stream in self.streams.values()
         ]
         calls += [Call(TOUCH, [self.keys.stream(queued.key)], [self.ttl]) for queued in self.reservations.values()]

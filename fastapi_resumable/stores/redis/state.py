@@ -9,6 +9,7 @@ from ..._core.ids import StreamKey, format_epoch
 from ..._stream.stream import Head
 from ...models import ResumableStatus, ResumableStreamItem
 from ..base import queued_item
+from ..shared.writes import RemoteState
 
 
 class Queued(NamedTuple):
@@ -43,6 +44,22 @@ class State:
         self.started_at = float(fields[b"started"])
         self.completed_at = float(fields.get(b"completed", b"0"))
         self.idempotency_key = _text(fields, b"idem") or None
+
+    @property
+    def remote(self) -> RemoteState:
+        """The current epoch, as a stream that is read here takes it."""
+        return RemoteState(
+            self.key,
+            self.epoch,
+            self.worker,
+            self.head,
+            self.status,
+            self.tail,
+            self.earliest,
+            self.started_at,
+            self.completed_at,
+            self.idempotency_key,
+        )
 
     @property
     def is_empty(self) -> bool:

@@ -13,7 +13,7 @@ except ImportError as exc:
     raise ImportError("RedisStore needs redis-py. Install it: pip install 'fastapi-resumable[redis]'") from exc
 
 from ..._core.ids import StreamKey
-from ..._stream.stream import Head, Limits, Stream
+from ..._stream.stream import Head, Limits, Stream, WritableStream
 from ...exceptions import (
     StoreUnavailable,
     StreamCancelled,
@@ -26,11 +26,12 @@ from ...exceptions import (
 )
 from ...models import ResumableStatus, ResumableStreamItem
 from ..base import OnConflict, Reservation, queued_item
+from ..shared.local import LocalStream
+from ..shared.remote import RemoteStream
 from ..watchers import Notify
-from .followed import FollowedStream
+from .backend import RedisReader, RedisWriter
 from .keys import Keys
 from .link import Call, Client
-from .recorded import RecordedStream
 from .scripts import BEGIN, CLAIM, PEEK, STOP
 from .site import Site
 from .state import State
@@ -195,19 +196,21 @@ class RedisStore:
                 raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
             await site.link.run(Call("HDEL", [name], gone))
 
-    async def begin(self, reservation: Reservation, head: Head) -> Stream:
+    async def begin(self, reservation: Reservation, head: Head) -> WritableStream:
         """Make the reservation the current epoch."""
         site, key, epoch = self._here(), reservation.key, reservation.epoch
         name = self._keys.stream(key)
-        stream = RecordedStream(
-            site,
-            name,
-            reservation.on_stop,
-            key=key,
-            epoch=epoch,
-            head=head,
-            started_at=site.now(),
+        backend = RedisWriter(site, key, epoch)
+        stream = backend.stream = LocalStream(
+            backend,
+            key,
+            epoch,
+            head,
+            limits=site.limits,
+            budget=site.budget,
+            now=site.now,
             idempotency_key=reservation.idempotency_key,
+            on_stop=reservation.on_stop,
         )
         dumped, sse, started, idem = site.describe(stream)
         call = Call(
@@ -274,12 +277,13 @@ class RedisStore:
         await site.announce(key, reservation.ended(ResumableStatus.FAILED, site.now()))
         await site.announce_rest(key)
 
-    async def finish(self, stream: Stream, status: ResumableStatus, code: str, message: str) -> None:
+    async def finish(self, stream: WritableStream, status: ResumableStatus, code: str, message: str) -> None:
         """End a stream; it expires after the retention."""
         if stream.closed:
             return
-        assert isinstance(stream, RecordedStream)
-        site = stream.site
+        assert isinstance(stream, LocalStream)
+        assert isinstance(stream.backend, RedisWriter)
+        site = stream.backend.site
         stream.end(status, code, message, site.now())
         await stream.settled()
         await site.free(stream.key, stream.epoch)
@@ -295,9 +299,11 @@ class RedisStore:
             return recorded
         view = site.views.get(state.epoch)
         if view is None or view.failure is not None:
-            view = site.views[state.epoch] = FollowedStream(site, self._keys.stream(state.key), state)
+            backend = RedisReader(site, state.key, state.epoch)
+            view = backend.stream = RemoteStream(backend, state.remote, limits=site.limits, budget=site.budget)
+            site.views[state.epoch] = view
         else:
-            view.update(state)
+            view.update(state.remote)
         return view
 
     async def _wait_for(self, site: Site, key: StreamKey, rival: str) -> State:

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from fastapi_resumable._stream.stepping import Rest, Stepper
+from fastapi_resumable._stream.inline import InlineRunner, Suspended
 from tests.support.asgi import until
 
 variable: ContextVar[str] = ContextVar("variable", default="unset")
@@ -22,22 +22,22 @@ class Sleeper:
     def __init__(self, work: Work) -> None:
         self.work = work
         self.ready = asyncio.Event()
-        self.woken: asyncio.Future[Rest | None]
+        self.woken: asyncio.Future[Suspended | None]
         self.task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
         variable.set("of the sleeper")
-        self.stepper = Stepper()
+        self.runner = InlineRunner()
         self.woken = asyncio.get_running_loop().create_future()
         self.ready.set()
         rest = await self.woken
         if rest is not None:
             await rest
 
-    async def step(self) -> Rest | None:
+    async def step(self) -> Suspended | None:
         """Do a step of the work, and wake the sleeper with what is left."""
         await self.ready.wait()
-        rest = self.stepper.step(self.work())
+        rest = self.runner.run(self.work())
         self.woken.set_result(rest)
         return rest
 
@@ -89,7 +89,7 @@ async def test_a_step_can_be_done_where_no_task_runs():
 
     def callback() -> None:
         seen.append(asyncio.current_task())
-        sleeper.stepper.step(work())
+        sleeper.runner.run(work())
         seen.append(asyncio.current_task())
         done.set()
 
@@ -110,7 +110,7 @@ async def test_a_step_within_a_step_returns_to_the_outer_one():
     second = Sleeper(inner)
 
     async def outer() -> None:
-        await_nothing = second.stepper.step(inner())
+        await_nothing = second.runner.run(inner())
         assert await_nothing is None
         seen.append(asyncio.current_task())
 
@@ -218,7 +218,7 @@ async def test_a_cancellation_that_came_before_the_task_took_over_is_not_lost():
 
     sleeper = Sleeper(work)
     await sleeper.ready.wait()
-    rest = sleeper.stepper.step(work())
+    rest = sleeper.runner.run(work())
     assert rest is not None
     error = asyncio.CancelledError()
     rest.cancel(error)

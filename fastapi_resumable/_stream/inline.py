@@ -1,8 +1,11 @@
-"""Running a coroutine in the name of a task that waits, without waking that task.
+"""Running a coroutine on behalf of a task that waits, without waking that task.
 
 To wake a task costs the event loop more than most of what the task then does. A coroutine that need not wait can be run
-by whoever has something for it, as long as it cannot tell the difference: the current task and the context variables
-are those of the task that it belongs to; and if it has to wait after all, or fails, that task takes it over.
+by whatever has something for it, as long as it cannot tell the difference: the current task and the context variables
+are those of the task that it belongs to. If it has to wait after all, or fails, that task takes it over.
+
+Private API of others: `asyncio._enter_task`, `_leave_task` (documented for those who run tasks, "Extending" in the
+documentation of asyncio) and `asyncio.tasks._swap_current_task` (the same in one call, from Python 3.12 on).
 """
 
 import asyncio
@@ -14,21 +17,20 @@ _DONE = object()
 
 
 def _swap(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> asyncio.Task[Any] | None:
-    """Make `task` the current one; return the one that was. See "Extending" in the documentation of asyncio."""
+    """Make `task` the current one; return the one that was."""
     running = asyncio.current_task(loop)
     if running is not None:
-        asyncio._leave_task(loop, running)  # noqa: SLF001  # documented for who runs tasks
+        asyncio._leave_task(loop, running)  # noqa: SLF001  # see above
     if task is not None:
         asyncio._enter_task(loop, task)  # noqa: SLF001
     return running
 
 
-# The same in one call, where there is one.
 swap_current_task = getattr(asyncio.tasks, "_swap_current_task", _swap)
 
 
-class Rest:
-    """What is left of a coroutine that has begun elsewhere; its own task awaits it, once."""
+class Suspended:
+    """A coroutine that was begun inline and has to wait; its own task awaits the rest of it, once."""
 
     __slots__ = ("_awaited", "_context", "_coroutine", "_error")
 
@@ -67,8 +69,8 @@ async def _nothing() -> None:
     """Stands for a coroutine that has failed."""
 
 
-class Stepper:
-    """Runs coroutines in the name of the task that makes it, while that task waits."""
+class InlineRunner:
+    """Runs coroutines on behalf of the task that makes it, while that task waits."""
 
     __slots__ = ("_context", "_loop", "_task")
 
@@ -80,7 +82,7 @@ class Stepper:
         # A copy, because no context can be entered twice: the task's own is, by the task.
         self._context = copy_context()
 
-    def step(self, coroutine: Coroutine[Any, Any, None]) -> Rest | None:
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> Suspended | None:
         """Run `coroutine` to its end; or, if it has to wait or fails, return what is left for the task to await."""
         loop = self._loop
         running = swap_current_task(loop, self._task)
@@ -88,7 +90,7 @@ class Stepper:
             # `next` with a default: the end is no exception, which would cost more than all of this.
             awaited = self._context.run(next, coroutine.__await__(), _DONE)
         except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # raised where the rest is awaited
-            return Rest(_nothing(), self._context, None, exc)
+            return Suspended(_nothing(), self._context, None, exc)
         finally:
             swap_current_task(loop, running)
-        return None if awaited is _DONE else Rest(coroutine, self._context, awaited)
+        return None if awaited is _DONE else Suspended(coroutine, self._context, awaited)

@@ -1,0 +1,162 @@
+"""The readers of one stream in this process: where each of them is, when they are woken, and how far the slowest is.
+
+Invariant: a cursor that is attached is woken for every byte that becomes visible after its offset. Waking is
+level-triggered (a reader looks again by itself after each delivery), so no wake-up can be lost.
+"""
+
+import asyncio
+import math
+from time import monotonic
+
+from .._core.log import BLOCK_SIZE, ByteLog
+
+FLUSH_INTERVAL = 0.002
+"""Seconds for which a stream collects what it writes after it has woken its readers.
+
+A write to a socket costs more than everything else that happens to an event, so a busy stream sends what came within
+this interval in one piece. A stream with more time between its events never waits.
+"""
+
+
+class Cursor:
+    """A reader's place in a log, and the two calls that the reader gets."""
+
+    __slots__ = ("offset",)
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+
+    def on_append(self, data: bytes, tail: int) -> None:
+        """The log can be read up to `tail`; its last bytes are `data`."""
+
+    def on_change(self) -> None:
+        """The log has ended, or cannot be read any further."""
+
+
+class Fanout:
+    """The cursors of a stream, the wake-ups that they get, and the room that they leave its producer."""
+
+    __slots__ = ("_announced", "_log", "_quiet_until", "_room", "cursors", "is_due", "slowest", "visible")
+
+    def __init__(self, log: ByteLog) -> None:
+        self._log = log
+        self.cursors: set[Cursor] = set()
+        self.slowest: float = math.inf
+        """A lower bound of the cursors' offsets: they only move forward, so a stale one errs on the safe side."""
+        self.visible: int | None = None
+        """Up to where readers may read, if that is not all of the log."""
+        self.is_due = False
+        """Whether the readers will be woken by a timer, at the end of the interval."""
+        self._announced = 0
+        self._quiet_until = 0.0
+        self._room: asyncio.Future[None] | None = None
+
+    @property
+    def tail(self) -> int:
+        """How far readers can read."""
+        return self._log.tail if self.visible is None else self.visible
+
+    # Who reads.
+
+    def attach(self, cursor: Cursor) -> None:
+        """Keep what `cursor` has yet to read."""
+        self.cursors.add(cursor)
+        self.slowest = min(self.slowest, cursor.offset)
+
+    def detach(self, cursor: Cursor) -> None:
+        """Forget `cursor`; the producer waits for it no longer."""
+        self.cursors.discard(cursor)
+        if cursor.offset <= self.slowest:
+            self.make_room()
+
+    def advance(self, cursor: Cursor, size: int) -> None:
+        """Note that the reader has sent `size` bytes on."""
+        offset = cursor.offset
+        cursor.offset = offset + size
+        # A waiting producer has just worked out who is slowest, and only that one's progress can matter to it.
+        if self._room is not None and offset <= self.slowest:
+            self.make_room()
+
+    def find_slowest(self) -> float:
+        """Where the slowest reader is; infinity if there is none."""
+        self.slowest = min((cursor.offset for cursor in self.cursors), default=math.inf)
+        return self.slowest
+
+    # What they are woken for.
+
+    def announce(self, data: bytes, tail: int, now: float) -> None:
+        """Wake the readers for `data`, the last bytes before `tail`; a little later, if they were woken just now."""
+        if self.is_due or not self.cursors:
+            return
+        if now < self._quiet_until:
+            self.is_due = True
+            self._announced = tail - len(data)
+            asyncio.get_running_loop().call_later(FLUSH_INTERVAL, self.flush)
+            return
+        self._quiet_until = now + FLUSH_INTERVAL
+        cursors = tuple(self.cursors)
+        for cursor in cursors:
+            cursor.on_append(data, tail)
+        if len(cursors) > 1:
+            # With many readers that took its time, and a producer that is late by now has more at once.
+            self._quiet_until = monotonic() + FLUSH_INTERVAL
+
+    def flush(self) -> None:
+        """Wake the readers for all that has come since they were last woken."""
+        self.is_due = False
+        self.wake()
+        self._quiet_until = monotonic() + FLUSH_INTERVAL
+
+    def show(self, offset: int) -> None:
+        """Let readers read up to `offset`, if they could not yet."""
+        before = self.tail
+        if offset > before:
+            self._announced, self.visible = before, offset
+            self.wake()
+            self.make_room()
+
+    def wake(self) -> None:
+        """Wake the readers that have not read everything."""
+        tail, start = self.tail, self._announced
+        size = tail - start
+        data = b""
+        if len(self.cursors) > 1 and 0 < size <= BLOCK_SIZE and start >= self._log.floor:
+            # Once for all of them, instead of a copy for each; unless it lies in more than one block.
+            data = self._log.read(start, size)
+            if len(data) != size:
+                data = b""
+        self._announced = tail
+        for cursor in tuple(self.cursors):
+            if cursor.offset < tail:
+                cursor.on_append(data, tail)
+
+    def notify(self) -> None:
+        """Have every reader look: the log has ended, or cannot be read any further."""
+        for cursor in tuple(self.cursors):
+            cursor.on_change()
+
+    # The room that they leave.
+
+    async def wait_for_room(self, timeout: float | None = None) -> None:
+        """Wait until there may be more room, for `timeout` seconds at most."""
+        self._room = asyncio.get_running_loop().create_future()
+        # Readers may make room as they are woken.
+        self.wake()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._room
+        except TimeoutError:
+            if timeout is None:
+                raise
+        finally:
+            self._room = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the producer waits for room."""
+        return self._room is not None
+
+    def make_room(self) -> None:
+        """Have a producer that waits look again."""
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)

@@ -1,0 +1,227 @@
+"""A stream whose log is in this process and nowhere else: the shortest way from producer to readers."""
+
+from collections.abc import Callable, Iterable
+from time import monotonic
+
+from .._core.ids import StreamKey
+from .._core.sse import PING
+from ..exceptions import OffsetLost, ResumableError
+from ..models import ResumableStatus, ResumableStreamItem
+from .fanout import Cursor, Fanout
+from .recording import PIECE, Recording
+from .stream import Budget, Head, Limits, stream_item
+
+
+class MemoryStream:
+    """A log with a beginning and an end, and everybody who waits for more of it.
+
+    Most chunks are taken without a look at the bound, at the budget or at readers that are behind. That is done in
+    steps of some bytes, before the next of which nothing can go wrong: `_check_at` is where the next check is due.
+    """
+
+    __slots__ = (
+        "_check_at",
+        "_fanout",
+        "_recording",
+        "_step",
+        "completed_at",
+        "failure",
+        "gone",
+        "idempotency_key",
+        "is_final",
+        "key",
+        "log",
+        "on_stop",
+        "started_at",
+        "status",
+    )
+
+    def __init__(
+        self,
+        key: StreamKey,
+        epoch: str,
+        head: Head,
+        *,
+        limits: Limits,
+        budget: Budget,
+        started_at: float,
+        idempotency_key: str | None = None,
+        on_stop: Callable[[str], None] | None = None,
+        overhead: int = 0,
+    ) -> None:
+        self.key = key
+        self.idempotency_key = idempotency_key
+        self.started_at = started_at
+        self.completed_at = 0.0
+        self.status = ResumableStatus.IN_PROGRESS
+        self.is_final = False
+        self.failure: ResumableError | None = None
+        self.gone: str | None = None
+        """Why the store keeps it no longer: `cancelled`, `replaced` or `expired`."""
+        self.on_stop = on_stop
+        """Called with `cancelled` or `replaced` if the stream is stopped; dropped at the end."""
+        self._recording = Recording(epoch, head, limits, budget, overhead)
+        self.log = self._recording.log
+        # Only while somebody reads: most streams that are kept are read by nobody.
+        self._fanout: Fanout | None = None
+        # Often enough for both bounds.
+        self._step = max(1, min(4096, limits.max_stream_bytes // 8, limits.max_total_bytes // 1024))
+        self._check_at = 0
+
+    @property
+    def epoch(self) -> str:
+        """Which incarnation of the id this is."""
+        return self._recording.epoch
+
+    @property
+    def head(self) -> Head:
+        """Status and headers."""
+        return self._recording.head
+
+    # The producer's side.
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more may be written."""
+        return self.is_final
+
+    def offer(self, chunk: bytes, now: float) -> bool:
+        """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room."""
+        log = self.log
+        if log.tail + len(chunk) > self._check_at:
+            return self._offer_with_check(chunk, now)
+        # The same as below, in as few calls as can be: each can be measured.
+        recording = self._recording
+        if recording.framer is not None:
+            chunk = recording.framer.feed(chunk, log.tail)
+        if chunk:
+            log.append(chunk)
+            fanout = self._fanout
+            if fanout is not None and not fanout.is_due:
+                fanout.announce(chunk, log.tail, now)
+        return True
+
+    def _offer_with_check(self, chunk: bytes, now: float) -> bool:
+        if self.is_final or len(chunk) > PIECE or not self.has_room(len(chunk)):
+            return False
+        self._keep(self._recording.frame(chunk), now)
+        if not self.is_final:
+            self._check_at = self.log.tail + self._step
+            if self._fanout is not None:
+                self._check_at = min(self._check_at, int(self._fanout.find_slowest()) + self._recording.bound)
+        return True
+
+    def _keep(self, data: bytes, now: float) -> None:
+        if data:
+            self._recording.keep(data, self._fanout)
+            if self._fanout is not None:
+                self._fanout.announce(data, self.log.tail, now)
+
+    def ping(self) -> None:
+        """Record a keep-alive, except in other media than events, in mid-event, or while readers leave no room."""
+        is_full = self._fanout is not None and self._fanout.is_waiting
+        if self._recording.framer is not None and not self._recording.is_mid_event and not is_full:
+            self._keep(PING, monotonic())
+
+    def has_room(self, size: int) -> bool:
+        """Whether `size` more bytes leave everything in place that an attached reader still needs."""
+        fanout, tail, bound = self._fanout, self.log.tail, self._recording.bound
+        if fanout is None or tail + size - fanout.slowest <= bound:
+            return True
+        slowest = fanout.find_slowest()
+        return tail + size - slowest <= bound or slowest >= tail
+
+    async def wait_for_room(self, size: int) -> None:
+        """Wait until the slowest attached reader has caught up far enough for `size` more bytes, or the stream ends."""
+        while not self.is_final and self._fanout is not None and not self.has_room(size):
+            await self._fanout.wait_for_room()
+
+    def end(self, status: ResumableStatus, code: str, message: str, now: float) -> None:
+        """End the log, once: with what is left over if it `completed`, with the terminal event otherwise."""
+        if self.is_final:
+            return
+        recording = self._recording
+        self.on_stop = None
+        self._check_at = 0
+        rest = recording.end(status, code, message)
+        self.status, self.completed_at, self.is_final = status, now, True
+        if rest:
+            self.log.append(rest)
+        self.log.close()
+        recording.settle(self._fanout)
+        if self._fanout is not None:
+            if rest:
+                self._fanout.announce(rest, self.log.tail, monotonic())
+            self._fanout.notify()
+            self._fanout.make_room()
+
+    # The readers' side.
+
+    @property
+    def tail(self) -> int:
+        """How far the stream can be read."""
+        return self.log.tail
+
+    @property
+    def earliest(self) -> int:
+        """The first offset that can be resumed from: of an event stream, the start of an event."""
+        return self._recording.earliest
+
+    @property
+    def item(self) -> ResumableStreamItem:
+        """The stream as a lookup shows it."""
+        return stream_item(self)
+
+    def attach(self, cursor: Cursor) -> None:
+        """Keep what `cursor` has yet to read, and wake it for what comes."""
+        if self._fanout is None:
+            self._fanout = Fanout(self.log)
+        self._fanout.attach(cursor)
+        self._check_at = 0
+
+    def detach(self, cursor: Cursor) -> None:
+        """Forget `cursor`; the producer waits for it no longer."""
+        if self._fanout is not None:
+            self._fanout.detach(cursor)
+            if not self._fanout.cursors:
+                self._fanout = None
+                if self.gone is not None:
+                    self._recording.release()
+
+    def discard(self, why: str) -> None:
+        """Give back the bytes as soon as they have no reader any more: the store keeps the stream no longer."""
+        self.gone = why
+        if self._fanout is None:
+            self._recording.release()
+
+    def advance(self, cursor: Cursor, size: int) -> None:
+        """Note that the reader has sent `size` bytes on."""
+        if self._fanout is not None:
+            self._fanout.advance(cursor, size)
+
+    def read(self, cursor: Cursor) -> bytes:
+        """Return the next bytes; none at the tail.
+
+        Raises:
+            OffsetLost: The bytes there were dropped.
+        """
+        try:
+            return self.log.read(cursor.offset)
+        except LookupError:
+            raise OffsetLost(self.earliest) from None
+
+    async def fetch_evicted(self, _cursor: Cursor) -> bytes:
+        """Return what this process no longer holds: nothing else has it.
+
+        Raises:
+            OffsetLost: Always.
+        """
+        raise OffsetLost(self.earliest)
+
+    async def blocks(self, offset: int) -> Iterable[bytes]:
+        """Everything from `offset`, which is retained, to the tail."""
+        return self.log.chunks(offset)
+
+    def held_blocks(self) -> list[bytes]:
+        """All bytes from the earliest offset on."""
+        return list(self.log.chunks(self.earliest))

@@ -1,0 +1,47 @@
+"""Where a client goes on: from an offset, from an event id of ours, or from one of the application's own."""
+
+from .._core.ids import parse_event_id
+from .._core.sse import find_event_id, would_dispatch
+from ..exceptions import OffsetLost, OffsetOutOfRange, StreamReplaced, UnknownEventId
+from .stream import Stream
+
+
+async def find_position(stream: Stream, offset: int | None, last_event_id: str | None) -> int:
+    """Turn what a client asks for into an offset; `last_event_id` wins.
+
+    Raises:
+        OffsetLost: The bytes there were dropped.
+        OffsetOutOfRange: The offset is past the tail.
+        StreamReplaced: The event id is of another epoch.
+        UnknownEventId: No event in the log has that id.
+    """
+    position = offset or 0
+    if last_event_id:
+        event_id = parse_event_id(last_event_id)
+        if event_id is None:
+            return await _after_event(stream, last_event_id)
+        if event_id.epoch != stream.epoch:
+            raise StreamReplaced
+        position = event_id.offset
+    if position > stream.tail:
+        raise OffsetOutOfRange(stream.tail)
+    if position < (earliest := stream.earliest):
+        raise OffsetLost(earliest)
+    return position
+
+
+async def _after_event(stream: Stream, event_id: str) -> int:
+    start = stream.earliest
+    found = find_event_id(await stream.blocks(start), event_id) if stream.head.is_event_stream else None
+    if found is None:
+        raise UnknownEventId(
+            "No event in the log has that id; it was dropped, or never sent. Resume with from=, or start over."
+        )
+    return start + found
+
+
+async def is_exhausted(stream: Stream, offset: int) -> bool:
+    """Whether the stream has ended and nothing from `offset` on would make a client dispatch an event."""
+    if not stream.is_final:
+        return False
+    return not would_dispatch(await stream.blocks(offset)) if stream.head.is_event_stream else offset == stream.tail

@@ -1,0 +1,135 @@
+"""What the producer of a stream writes: framed into whole events, bounded, and counted for as long as it is held."""
+
+import logging
+
+from .._core.log import BLOCK_SIZE, ByteLog
+from .._core.sse import EventFramer, find_boundary
+from .._core.terminal import write_terminal_event
+from ..models import ResumableStatus
+from .fanout import Fanout
+from .stream import Budget, Head, Limits
+
+logger = logging.getLogger("fastapi_resumable")
+
+PIECE = 64 * 1024
+"""The most that is recorded at once, so that a huge chunk goes through a small log piece by piece."""
+
+
+class Recording:
+    """The log of one epoch, from its first byte to its terminal event.
+
+    What it holds is counted in the budget until that is given back: by `release`, or when the recording is freed.
+    """
+
+    __slots__ = ("_budget", "_counted", "_overhead", "bound", "closed", "epoch", "framer", "head", "limits", "log")
+
+    def __init__(self, epoch: str, head: Head, limits: Limits, budget: Budget, overhead: int = 0) -> None:
+        """Begin a log; `overhead` is what is counted beside its bytes."""
+        self.epoch = epoch
+        self.head = head
+        self.closed = False
+        """Whether no more may be written."""
+        self.log = ByteLog(max(1, min(BLOCK_SIZE, limits.max_stream_bytes // 8)))
+        self.bound = limits.max_stream_bytes
+        """How many of the newest bytes are kept for readers that come later."""
+        self.framer = new_framer(epoch, limits) if head.is_event_stream else None
+        self.limits = limits
+        self._budget = budget
+        self._overhead = self._counted = overhead
+        budget.used += overhead
+
+    def __del__(self) -> None:
+        self._budget.used -= self._counted
+
+    def release(self) -> None:
+        """Give back the bytes now, whoever still refers to the recording."""
+        self.log.restart(self.log.tail)
+        self._budget.used -= self._counted
+        self._counted = 0
+
+    @property
+    def is_mid_event(self) -> bool:
+        """Whether the log ends within an event that was too large to hold back."""
+        return self.framer is not None and self.framer.oversize
+
+    def frame(self, chunk: bytes) -> bytes:
+        """Take what the application sent; return what is to be recorded: of an event stream, the whole events."""
+        return chunk if self.framer is None else self.framer.feed(chunk, self.log.tail)
+
+    def keep(self, data: bytes, fanout: Fanout | None) -> None:
+        """Add bytes to the log, as they are."""
+        self.log.append(data)
+        self.settle(fanout)
+
+    def settle(self, fanout: Fanout | None) -> None:
+        """Drop what is beyond the bound, except what an attached reader still needs, and count what is held."""
+        log, bound, budget = self.log, self.bound, self._budget
+        if log.tail > bound and log.size > bound + log.block_size:
+            # Three bytes more, to see the blank line that the first event which is kept comes after.
+            keep_from: float = log.tail - bound - 3
+            if fanout is not None:
+                keep_from = min(
+                    keep_from, fanout.slowest if log.tail - fanout.slowest <= bound else fanout.find_slowest()
+                )
+            log.trim(int(keep_from))
+        size = self._overhead + log.size
+        budget.used += size - self._counted
+        self._counted = size
+        if budget.used > budget.limit:
+            budget.on_excess()
+
+    def end(self, status: ResumableStatus, code: str, message: str) -> bytes:
+        """Take no more; return the last bytes to keep: what is left over if it `completed`, or the terminal event."""
+        self.closed = True
+        framer, self.framer = self.framer, None
+        if framer is None:
+            return b""
+        if status is ResumableStatus.COMPLETED:
+            return framer.finish(self.log.tail)
+        event = end_event(self.epoch, self.limits, self.log.tail, framer.oversize, status, code, message)
+        # How it ended is kept on top of what the bound allows, however small that is.
+        self.bound += len(event)
+        return event
+
+    def reopen(self, offset: int) -> None:
+        """Drop what was written from `offset` on, so that the log can end otherwise."""
+        self.log.truncate(offset)
+        if self.closed and self.head.is_event_stream:
+            self.framer = EventFramer(None, self.bound)
+        self.closed = False
+
+    @property
+    def earliest(self) -> int:
+        """The first offset that can be resumed from: of an event stream, the start of an event."""
+        log = self.log
+        low = max(log.floor, log.tail - self.bound)
+        if low == 0 or not self.head.is_event_stream:
+            return low
+        start = max(log.floor, low - 3)
+        while (boundary := find_boundary(log.chunks(start))) is not None and start + boundary < low:
+            start += boundary
+        return low if boundary is None else start + boundary
+
+
+def new_framer(epoch: str, limits: Limits) -> EventFramer:
+    """A framer for the bytes of one epoch."""
+    return EventFramer(epoch if limits.event_ids else None, limits.max_stream_bytes)
+
+
+def end_event(
+    epoch: str, limits: Limits, tail: int, is_mid_event: bool, status: ResumableStatus, code: str, message: str
+) -> bytes:
+    """The terminal event of a stream, as it is recorded at `tail`; empty if `terminal_event` wants none.
+
+    A user's function that fails must not keep a stream from ending: the default event takes its place.
+    """
+    event, failure = write_terminal_event(limits.terminal_event, status.value, code, message)
+    if failure is not None:
+        logger.error("terminal_event failed; the stream ends with the default one", exc_info=failure)
+    if not event:
+        return b""
+    # An event too large to hold back lies half in the log: a blank line ends it.
+    gap = b"\n\n" if is_mid_event else b""
+    framer = EventFramer(epoch if limits.event_ids else None, len(event))
+    stamped = framer.feed(event, tail + len(gap))
+    return gap + stamped + framer.finish(tail + len(gap) + len(stamped))

@@ -1,0 +1,400 @@
+"""A stream as the worker sees it that produces it: what was written, and how much of that the backend has."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Iterable
+
+from ..._core.ids import StreamKey
+from ..._core.sse import PING
+from ..._stream.fanout import Cursor, Fanout
+from ..._stream.recording import PIECE, Recording
+from ..._stream.stream import Budget, Head, Limits, stream_item
+from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
+from ...models import ResumableStatus, ResumableStreamItem
+from .outbox import Outbox, Sync
+from .writes import END_MESSAGES, Begin, Ending, Reply, Restore, Write, WriterBackend, Written
+
+logger = logging.getLogger("fastapi_resumable")
+
+AHEAD = 256 * 1024
+"""The most bytes a producer may be ahead of what the backend has acknowledged."""
+RECHECK = 1.0
+"""Seconds after which a producer that waits for readers elsewhere looks again, should no message have told it."""
+
+
+class LocalStream:
+    """A stream whose producer runs here, and whose log is kept by a backend for everybody.
+
+    The log holds what was written; readers do not pass what the backend has acknowledged, except while the stream is
+    detached: it goes on, in an outage, for the readers that it has here.
+    """
+
+    __slots__ = (
+        "_ahead",
+        "_fanout",
+        "_now",
+        "_outbox",
+        "_recording",
+        "_settled",
+        "_slowest_elsewhere",
+        "_stop_producer",
+        "backend",
+        "completed_at",
+        "failure",
+        "idempotency_key",
+        "is_detached",
+        "is_final",
+        "key",
+        "log",
+        "started_at",
+        "status",
+    )
+
+    def __init__(
+        self,
+        backend: WriterBackend,
+        key: StreamKey,
+        epoch: str,
+        head: Head,
+        *,
+        limits: Limits,
+        budget: Budget,
+        now: Callable[[], float],
+        idempotency_key: str | None,
+        on_stop: Callable[[str], None],
+    ) -> None:
+        """`on_stop` is called with the reason if the stream is ended by anything else than its producer."""
+        self.key = key
+        self.idempotency_key = idempotency_key
+        self.started_at = now()
+        self.completed_at = 0.0
+        self.status = ResumableStatus.IN_PROGRESS
+        self.is_final = False
+        self.failure: ResumableError | None = None
+        self.is_detached = False
+        """Whether readers here are shown what the backend has not got."""
+        self.backend = backend
+        self._now = now
+        self._stop_producer: Callable[[str], None] | None = on_stop
+        self._recording = Recording(epoch, head, limits, budget)
+        self.log = self._recording.log
+        self._fanout = Fanout(self.log)
+        self._fanout.visible = 0
+        self._slowest_elsewhere: float = math.inf
+        self._ahead = max(1, min(AHEAD, limits.max_stream_bytes // 4))
+        self._outbox = Outbox(self._recording, self._ahead)
+        self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def epoch(self) -> str:
+        """Which incarnation of the id this is."""
+        return self._recording.epoch
+
+    @property
+    def head(self) -> Head:
+        """Status and headers."""
+        return self._recording.head
+
+    # The producer's side.
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more may be written."""
+        return self._recording.closed
+
+    def offer(self, chunk: bytes, _now: float) -> bool:
+        """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room."""
+        if self.closed or len(chunk) > PIECE or not self.has_room(len(chunk)):
+            return False
+        if data := self._recording.frame(chunk):
+            self._keep(data)
+        return True
+
+    def _keep(self, data: bytes) -> None:
+        self._recording.keep(data, self._fanout)
+        if self.is_detached:
+            self._fanout.show(self.log.tail)
+        is_first, may_wait = self._outbox.note_append()
+        if is_first:
+            self.backend.mark(may_wait=may_wait)
+
+    def ping(self) -> None:
+        """Record a keep-alive, except in other media than events, in mid-event, or while readers leave no room."""
+        recording = self._recording
+        if recording.framer is not None and not recording.is_mid_event and not self._fanout.is_waiting:
+            self._keep(PING)
+
+    def has_room(self, size: int) -> bool:
+        """Whether `size` more bytes leave in place what readers need, here and elsewhere, and what is to be written."""
+        tail, bound = self.log.tail, self._recording.bound
+        ahead = tail + size - self.visible
+        if ahead > self._ahead // 2 and tail > self.visible:
+            # Enough to be written at once, so that the producer need not wait for that.
+            self.backend.mark()
+            if ahead > self._ahead:
+                return False
+        if self._is_held_elsewhere(size):
+            return False
+        if tail + size - self._fanout.slowest <= bound:
+            return True
+        slowest = self._fanout.find_slowest()
+        return tail + size - slowest <= bound or slowest >= tail
+
+    def _is_held_elsewhere(self, size: int) -> bool:
+        slowest = self._slowest_elsewhere
+        return slowest < self.log.tail and self.log.tail + size - slowest > self._recording.bound
+
+    async def wait_for_room(self, size: int) -> None:
+        """Wait until there is room, or the stream ends."""
+        while not self.closed and not self.has_room(size):
+            timeout = None
+            if self._is_held_elsewhere(size):
+                timeout = RECHECK
+                try:
+                    self._note_slowest(await self.backend.slowest_reader())
+                except StoreUnavailable:
+                    pass
+                if self.closed or self.has_room(size):
+                    return
+            await self._fanout.wait_for_room(timeout)
+
+    def _note_slowest(self, slowest: int | None) -> None:
+        self._slowest_elsewhere = math.inf if slowest is None else slowest
+
+    def note_room(self) -> None:
+        """A reader elsewhere has got on."""
+        self._fanout.make_room()
+
+    def end(self, status: ResumableStatus, code: str, message: str, now: float) -> None:
+        """End the log, once; readers see it when the backend has it."""
+        if self.closed:
+            return
+        self._outbox.ending = Ending(status, code, now)
+        self._close(status, code, message)
+        self._fanout.make_room()
+        self.backend.mark()
+        if self.is_detached:
+            self._finalize(status, now)
+
+    def _close(self, status: ResumableStatus, code: str, message: str) -> None:
+        if rest := self._recording.end(status, code, message):
+            self._keep(rest)
+        self.log.close()
+
+    async def settled(self) -> None:
+        """Wait until the end is there for everybody to see."""
+        await asyncio.shield(self._settled)
+
+    def stop_producer(self, code: str) -> None:
+        """Tell the producer that the stream was ended by something else; once."""
+        # Nothing of it is kept afterwards: what its frames hold is closed when they go.
+        stop, self._stop_producer = self._stop_producer, None
+        if stop is not None:
+            stop(code)
+
+    # What the backend has.
+
+    def next_write(self) -> Begin | Restore | Write | None:
+        """What to do in the backend now; give its reply to `take_reply`."""
+        return self._outbox.next_write()
+
+    def take_reply(self, reply: Reply) -> None:
+        """Note what came of the last write."""
+        if self._outbox.sync is Sync.LEFT:
+            return
+        if not self._outbox.take(reply):
+            self.backend.on_ended_elsewhere()
+        elif isinstance(reply, Written):
+            # What has come meanwhile is marked already.
+            self._take_written(reply.slowest)
+        else:
+            self.backend.mark()
+
+    def _take_written(self, slowest: int | None) -> None:
+        outbox, ending = self._outbox, self._outbox.ending
+        assert outbox.sent is not None
+        self._note_slowest(slowest)
+        if self.is_detached and outbox.recorded == self.log.tail:
+            self.is_detached = False
+            logger.warning("stream %r is recorded again", self.key.id)
+        self._fanout.show(outbox.recorded)
+        if outbox.sent.ending is not None and ending is not None:
+            self._finalize(ending.status, ending.completed_at)
+            self._stop_producer = None
+            self.backend.forget()
+
+    def note_recorded(self, offset: int) -> None:
+        """Show what others may have shown already, although the reply to it is not here yet."""
+        self._fanout.show(min(offset, self.log.tail))
+
+    def check(self) -> None:
+        """See to it that the backend is asked whether it still has the stream."""
+        self._outbox.renew = True
+        self.backend.mark()
+
+    def leave_store(self) -> None:
+        """Write no more. The bytes stay, and stay counted, for the readers here."""
+        self._outbox.sync = Sync.LEFT
+
+    def _finalize(self, status: ResumableStatus, now: float) -> None:
+        if self.is_final:
+            return
+        self._fanout.visible = self.log.tail
+        self.status = status
+        self.completed_at = now
+        self.is_final = True
+        self._fanout.notify()
+        self._fanout.make_room()
+        if not self._settled.done():
+            self._settled.set_result(None)
+
+    # Without the backend.
+
+    def on_outage(self, failure: StoreUnavailable) -> None:
+        """Go on for the readers that there are here, or end: as the store is set."""
+        if self._outbox.sync is Sync.LEFT:
+            return
+        self._outbox.renew = True
+        if not self.backend.degrade:
+            self._give_up(failure)
+            return
+        if not self.is_detached:
+            self._detach_from_store(failure)
+        if (ending := self._outbox.ending) is not None:
+            self._finalize(ending.status, ending.completed_at)
+            if self._now() > self.completed_at + self._recording.limits.retention:
+                self.backend.forget()
+
+    def _give_up(self, failure: StoreUnavailable) -> None:
+        logger.warning("stream %r is ended: %s", self.key.id, failure.message)
+        self.backend.forget()
+        self.backend.abandon()
+        # If it had ended, no reader has seen that.
+        self._recording.reopen(self.visible)
+        self._end_here(ResumableStatus.FAILED, failure.code, failure.message)
+        self.stop_producer("interrupted")
+
+    def _detach_from_store(self, failure: StoreUnavailable) -> None:
+        logger.warning("stream %r goes on unrecorded: %s", self.key.id, failure.message)
+        self.is_detached = True
+        self._fanout.show(self.log.tail)
+
+    def begin_later(self, failure: StoreUnavailable, how: object) -> None:
+        """Begin without the backend, and there, by `Begin(how)`, as soon as it can be reached."""
+        self._detach_from_store(failure)
+        self._outbox.begin_later(how)
+        self.backend.mark()
+
+    def stop_here(self) -> None:
+        """Stop the stream while the backend is away, and tell it later."""
+        if not self.closed:
+            self.is_detached = True
+            self._fanout.show(self.log.tail)
+            self.end(ResumableStatus.CANCELLED, "cancelled", END_MESSAGES["cancelled"], self._now())
+            self.stop_producer("cancelled")
+
+    # Ended by another worker.
+
+    async def adopt_end(self, code: str) -> str:
+        """Take over how another worker has ended the log, `code` if that cannot be told; return the code."""
+        self._outbox.ending = None
+        if self.is_final:
+            return code
+        self._recording.closed = True
+        self._fanout.make_room()
+        status = ResumableStatus.INTERRUPTED if code == "producer_lost" else ResumableStatus.CANCELLED
+        if not self.is_detached:
+            self.log.truncate(self.visible)
+            try:
+                while not self.is_final:
+                    page = await self.backend.page(self.log.tail)
+                    if page.data:
+                        self._recording.keep(page.data, self._fanout)
+                    if page.ending is not None:
+                        status, code = page.ending
+                        self._finalize(status, self._now())
+                    elif not page.data:
+                        break
+            except (StoreUnavailable, OffsetLost) as exc:
+                logger.warning("how stream %r was ended cannot be told: %s", self.key.id, exc.message)
+        if not self.is_final:
+            self._recording.closed = False
+            self._end_here(status, code, END_MESSAGES.get(code, END_MESSAGES["producer_lost"]))
+        return code
+
+    def _end_here(self, status: ResumableStatus, code: str, message: str) -> None:
+        """End what the readers here see, and nothing else."""
+        if not self.closed:
+            self._close(status, code, message)
+        self._finalize(status, self._now())
+
+    # The readers' side.
+
+    @property
+    def visible(self) -> int:
+        """How far the backend has acknowledged the stream, or how far readers may read without it."""
+        return self._fanout.tail
+
+    tail = visible
+
+    @property
+    def earliest(self) -> int:
+        """The first offset that can be resumed from: of an event stream, the start of an event."""
+        return self._recording.earliest
+
+    @property
+    def item(self) -> ResumableStreamItem:
+        """The stream as a lookup shows it."""
+        return stream_item(self)
+
+    def attach(self, cursor: Cursor) -> None:
+        """Keep what `cursor` has yet to read, and wake it for what comes."""
+        self._fanout.attach(cursor)
+
+    def detach(self, cursor: Cursor) -> None:
+        """Forget `cursor`; the producer waits for it no longer."""
+        self._fanout.detach(cursor)
+
+    def advance(self, cursor: Cursor, size: int) -> None:
+        """Note that the reader has sent `size` bytes on."""
+        self._fanout.advance(cursor, size)
+
+    def read(self, cursor: Cursor) -> bytes:
+        """Return the next bytes that are visible; none at the tail.
+
+        Raises:
+            OffsetLost: The bytes there were dropped.
+        """
+        left = self.visible - cursor.offset
+        if left <= 0:
+            return b""
+        try:
+            data = self.log.read(cursor.offset)
+        except LookupError:
+            raise OffsetLost(self.earliest) from None
+        return data if len(data) <= left else data[:left]
+
+    async def fetch_evicted(self, _cursor: Cursor) -> bytes:
+        """Return what was dropped here: the backend has dropped it as well.
+
+        Raises:
+            OffsetLost: Always.
+        """
+        raise OffsetLost(self.earliest)
+
+    async def blocks(self, offset: int) -> Iterable[bytes]:
+        """Everything from `offset`, which is retained, to what readers may read."""
+        return self._visible_chunks(offset)
+
+    def _visible_chunks(self, offset: int) -> Iterable[bytes]:
+        tail = self.visible
+        for chunk in self.log.chunks(offset):
+            if offset >= tail:
+                return
+            yield chunk[: tail - offset]
+            offset += len(chunk)
+
+    def held_blocks(self) -> list[bytes]:
+        """All bytes from the earliest offset on."""
+        return list(self.log.chunks(self.earliest))

@@ -1,0 +1,122 @@
+"""What a backend has yet to be told of a log: which bytes, whether it has to begin, and how the log has ended.
+
+Pure bookkeeping: a write that was lost, or whose reply was, is made again by asking for the next one.
+"""
+
+from enum import Enum
+from time import monotonic
+
+from ..._core.log import BLOCK_SIZE
+from ..._stream.recording import Recording
+from .writes import Begin, Begun, Ended, Ending, Gap, Missing, Reply, Restore, Write, Written
+
+FAST = 250.0
+"""Events a second of a stream that need not be written one by one."""
+SILENCE = 0.01
+"""Seconds after which such a stream is taken for a slow one again."""
+
+
+class Sync(Enum):
+    """What the next write has to do."""
+
+    BEGIN = "begin"
+    """Begin the stream, which could not be done when it began here."""
+    WRITE = "write"
+    """Add what is new."""
+    RESTORE = "restore"
+    """Begin it anew: the backend has lost it, or has been gone for longer than this log remembers."""
+    LEFT = "left"
+    """Nothing. There is no way back from here."""
+
+
+class Outbox:
+    """How far a backend is behind a recording."""
+
+    __slots__ = (
+        "_ahead",
+        "_begin",
+        "_called_at",
+        "_is_fast",
+        "_recording",
+        "_writes",
+        "ending",
+        "recorded",
+        "renew",
+        "sent",
+        "sync",
+    )
+
+    def __init__(self, recording: Recording, ahead: int) -> None:
+        """`ahead` is the most bytes that may be written before the backend has acknowledged them."""
+        self._recording = recording
+        self._ahead = ahead
+        self._begin: object = None
+        self.sync = Sync.WRITE
+        self.recorded = 0
+        """How much the backend has acknowledged."""
+        self.sent: Write | None = None
+        """The last write."""
+        self.renew = True
+        """Whether to ask the backend for a sign that it still has the stream."""
+        self.ending: Ending | None = None
+        """How the log has ended."""
+        self._called_at = 0.0
+        self._writes = 0
+        self._is_fast = False
+
+    def begin_later(self, how: object) -> None:
+        """Begin the stream before anything else is written."""
+        self.sync, self._begin = Sync.BEGIN, how
+
+    def note_append(self) -> tuple[bool, bool]:
+        """Count something that was appended; return whether to call the backend for it, and whether that may wait."""
+        self._writes += 1
+        return self._writes == 1, self._is_fast and monotonic() - self._called_at < SILENCE
+
+    def next_write(self) -> Begin | Restore | Write | None:
+        """What the backend is to do now."""
+        if self.sync is Sync.LEFT:
+            return None
+        now = monotonic()
+        # A stream that appends so often is best written a moment later, with more in one call.
+        self._is_fast = self._writes > FAST * (now - self._called_at)
+        self._called_at, self._writes = now, 0
+        recording = self._recording
+        if self.sync is Sync.BEGIN:
+            return Begin(self._begin)
+        if self.sync is Sync.RESTORE or self.recorded < recording.log.floor:
+            self.sync = Sync.RESTORE
+            return Restore(recording.earliest)
+        first, last = self.recorded, recording.log.tail
+        if first == last and self.ending is None and not self.renew:
+            return None
+        self.sent = Write(
+            first,
+            last,
+            b"".join(recording.log.chunks(first)),
+            earliest=recording.earliest if last > recording.bound else 0,
+            is_mid_event=recording.is_mid_event,
+            renew=self.renew or not first,
+            # As long as the log cannot fill up before the next reply, no reader has to be waited for.
+            may_fill=last + 2 * max(self._ahead, BLOCK_SIZE) > recording.bound,
+            ending=self.ending,
+        )
+        self.renew = False
+        return self.sent
+
+    def take(self, reply: Reply) -> bool:
+        """Note what came of the last write; return whether the stream still belongs to this worker."""
+        match reply:
+            case Written():
+                assert self.sent is not None
+                self.recorded = self.sent.last
+            case Gap(offset):
+                self.sync, self.renew, self.recorded = Sync.WRITE, True, offset
+            case Begun():
+                self.sync, self._begin = Sync.WRITE, None
+            case Missing():
+                self.sync, self._begin = Sync.RESTORE, None
+            case Ended():
+                return False
+        # A backend that has more than was written here has it from somebody else.
+        return self.recorded <= self._recording.log.tail

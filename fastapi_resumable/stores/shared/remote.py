@@ -1,0 +1,221 @@
+"""A stream as a worker sees it that only reads it: what is new comes by itself, what is old is fetched on demand."""
+
+import math
+from collections.abc import Iterable
+from time import monotonic
+
+from ..._core.ids import StreamKey
+from ..._core.log import BLOCK_SIZE, ByteLog
+from ..._stream.fanout import Cursor, Fanout
+from ..._stream.stream import Budget, Head, Limits, stream_item
+from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
+from ...models import ResumableStatus, ResumableStreamItem
+from .writes import ReaderBackend, RemoteState
+
+WINDOW = 256 * 1024
+"""How much of a stream a worker that only reads it keeps; readers further back are served from the backend."""
+
+
+class RemoteStream:
+    """A stream that another worker produces, or that has ended."""
+
+    __slots__ = (
+        "__weakref__",
+        "_backend",
+        "_budget",
+        "_fanout",
+        "_reported",
+        "_state",
+        "_step",
+        "completed_at",
+        "failure",
+        "is_final",
+        "log",
+        "missing_since",
+        "status",
+    )
+
+    def __init__(self, backend: ReaderBackend, state: RemoteState, *, limits: Limits, budget: Budget) -> None:
+        self._backend = backend
+        self._budget = budget
+        self._state = state
+        self.failure: ResumableError | None = None
+        self.is_final = False
+        self.missing_since: float | None = None
+        """Since when the backend has not known of it."""
+        self.log = ByteLog(BLOCK_SIZE, state.tail)
+        self._fanout = Fanout(self.log)
+        # How often the producer's worker is told of the readers here: for each step of so many bytes.
+        self._step = max(1, limits.max_stream_bytes // 8)
+        self._reported: float = -1
+        self.update(state)
+
+    def update(self, state: RemoteState) -> None:
+        """Take what the backend says of the stream now."""
+        self._state = state
+        self.status = state.status
+        self.completed_at = state.completed_at
+        if not self._fanout.cursors and state.tail > self.log.tail:
+            self._restart(state.tail)
+        if state.is_final and self.log.tail >= state.tail:
+            self.is_final = True
+
+    def _restart(self, offset: int) -> None:
+        """Drop what is held, and go on at `offset`."""
+        self._budget.used -= self.log.size
+        self.log.restart(offset)
+
+    @property
+    def key(self) -> StreamKey:
+        """Owner and id."""
+        return self._state.key
+
+    @property
+    def epoch(self) -> str:
+        """Which incarnation of the id this is."""
+        return self._state.epoch
+
+    @property
+    def worker(self) -> str:
+        """Where the producer runs."""
+        return self._state.worker
+
+    @property
+    def head(self) -> Head:
+        """Status and headers."""
+        return self._state.head
+
+    @property
+    def idempotency_key(self) -> str | None:
+        """The key of the request that began it."""
+        return self._state.idempotency_key
+
+    @property
+    def started_at(self) -> float:
+        """Unix seconds."""
+        return self._state.started_at
+
+    @property
+    def tail(self) -> int:
+        """How far the stream can be read."""
+        return max(self._state.tail, self.log.tail)
+
+    @property
+    def earliest(self) -> int:
+        """The first offset that can be resumed from, when the backend was last asked."""
+        return self._state.earliest
+
+    @property
+    def item(self) -> ResumableStreamItem:
+        """The stream as a lookup shows it."""
+        return stream_item(self)
+
+    # What is new.
+
+    def attach(self, cursor: Cursor) -> None:
+        """Follow the stream, if there was no reader here before."""
+        self._fanout.attach(cursor)
+        if len(self._fanout.cursors) == 1 and not self.is_final:
+            self._backend.follow()
+        self.report()
+
+    def detach(self, cursor: Cursor) -> None:
+        """Forget `cursor`, and with the last one what is held here."""
+        if cursor not in self._fanout.cursors:
+            return
+        self._fanout.detach(cursor)
+        if not self._fanout.cursors:
+            self._backend.unfollow()
+            self._restart(self.tail)
+        self.report()
+
+    def fail(self, failure: ResumableError) -> None:
+        """Send the readers away; those that come now begin anew."""
+        self.failure = failure
+        self._fanout.notify()
+        self._backend.unfollow()
+
+    def take(self, start: int, data: bytes) -> None:
+        """Add bytes that the backend has from `start` on. What is here already is passed over."""
+        log = self.log
+        if start > log.tail:
+            # Something in between was dropped before it came here; readers that still need it will find that out.
+            self._restart(start)
+        data = data[log.tail - start :]
+        if data:
+            log.append(data)
+            self._budget.used += len(data) - log.trim(log.tail - WINDOW)
+            self._fanout.announce(data, log.tail, monotonic())
+
+    def finish(self, tail: int, status: ResumableStatus, now: float) -> None:
+        """Note that the stream has ended at `tail`."""
+        self._backend.unfollow()
+        if tail < self.log.tail:
+            # The backend has lost, and never got back, what was seen here.
+            self.fail(StoreUnavailable("The store has lost a part of the stream, and its producer is gone."))
+            return
+        self.status = status
+        self.completed_at = now
+        self.is_final = True
+        self._fanout.notify()
+
+    # What is old.
+
+    def read(self, cursor: Cursor) -> bytes:
+        """Return the next bytes; none at the tail.
+
+        Raises:
+            OffsetLost: They are not held here; see `fetch_evicted`.
+        """
+        if cursor.offset >= self.log.tail:
+            return b""
+        try:
+            return self.log.read(cursor.offset)
+        except LookupError:
+            raise OffsetLost(self.earliest) from None
+
+    async def fetch_evicted(self, cursor: Cursor) -> bytes:
+        """Return bytes that only the backend holds.
+
+        Raises:
+            OffsetLost: It does not, either.
+            StoreUnavailable: It cannot be asked.
+        """
+        data = (await self._backend.page(cursor.offset)).data
+        if not data:
+            raise OffsetLost(self.earliest)
+        return data
+
+    async def blocks(self, offset: int) -> Iterable[bytes]:
+        """Everything from `offset` to the tail, fetched."""
+        tail, blocks = self.tail, []
+        while offset < tail:
+            data = (await self._backend.page(offset)).data
+            if not data:
+                raise OffsetLost(self.earliest)
+            blocks.append(data)
+            offset += len(data)
+        return blocks
+
+    # What the producer has to know.
+
+    @property
+    def slowest(self) -> int | None:
+        """Where the slowest reader here is; `None` if there is none."""
+        return min((cursor.offset for cursor in self._fanout.cursors), default=None)
+
+    def advance(self, cursor: Cursor, size: int) -> None:
+        """Note that the reader has sent `size` bytes on."""
+        self._fanout.advance(cursor, size)
+        # The exact place matters only where the bound is so small that a chunk may fill it.
+        if not self.is_final and (self._step < BLOCK_SIZE or cursor.offset - self._reported >= self._step):
+            slowest = self._fanout.find_slowest()
+            if slowest - self._reported >= self._step or slowest == self.log.tail:
+                self.report()
+
+    def report(self) -> None:
+        """Have the producer's worker told how far the readers here are."""
+        if not self.is_final:
+            slowest = self._fanout.find_slowest()
+            self._reported = -1 if slowest == math.inf else slowest
+            self._backend.report()
