@@ -145,7 +145,7 @@ class Producer:
 
     # Recording.
 
-    async def begin(self, head: Head, on_begin: Callable[[Stream], None]) -> None:
+    async def begin(self, head: Head, on_begin: Callable[[WritableStream], None]) -> None:
         """Make this the current epoch of its id; once. `on_begin` is called before anything can be recorded.
 
         Raises:

@@ -7,15 +7,12 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Scope, Send
 
-from .._stream.stream import Head, Stream
+from .._stream.stream import YIELD_EVERY, Head, WritableStream
 from ..exceptions import StreamCancelled, StreamReplaced
 from ..models import ResumableStatus
 from .body import DISCONNECT, RequestBody
 from .headers import RawHeaders, recorded
 from .producer import Producer, StreamStopped, Surroundings
-
-YIELD_EVERY = 16
-"""After how many writes an application gives way to others on the event loop, in case it never awaits by itself."""
 
 
 class Recorder:
@@ -29,7 +26,7 @@ class Recorder:
         *,
         head_timeout: float,
         end_delay: float,
-        on_begin: Callable[[Stream], None],
+        on_begin: Callable[[WritableStream], None],
         pass_on: Send,
     ) -> None:
         """`on_begin` gets the stream before anything is in it; `pass_on` the messages of any other answer."""
@@ -41,7 +38,7 @@ class Recorder:
         self._on_begin = on_begin
         self._pass_on = pass_on
         self._start: Message | None = None
-        self._stream: Stream | None = None
+        self._stream: WritableStream | None = None
         """The stream once something is in it: from then on `send` takes the short way."""
         self._writes = 0
         self._has_refused = False

@@ -184,7 +184,6 @@ class MemoryStore:
             return
         self._end(stream, status, code, message)
         self._ended[stream] = self._clock() + self._limits.retention
-        self._shrink()
         self._arm()
 
     def _end(self, stream: MemoryStream, status: ResumableStatus, code: str, message: str) -> None:
