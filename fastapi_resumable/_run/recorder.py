@@ -219,7 +219,7 @@ class Recorder:
             self._timer.cancel()
 
 
-def _ignore(_stream: Stream) -> None:
+def _ignore(_stream: WritableStream) -> None:
     """Stands for a request that has ended."""
 
 
