@@ -74,6 +74,25 @@ def test_the_module_needs_no_credentials_and_is_not_in_openapi():
     assert not [path for path in app.openapi()["paths"] if "resumable" in path]
 
 
+def test_the_source_maps_are_where_the_modules_say():
+    """With the sources in them, so that a browser shows what was written."""
+    client = TestClient(app_with_router("/api"))
+    for name in ("resumable.js", "ag-ui.js"):
+        module = follow(client, f"/api/v1/{name}")
+        assert module.text.endswith(f"//# sourceMappingURL={name}.map\n")
+        source_map = client.get(str(module.url.join(f"{name}.map")))
+        assert source_map.headers["Content-Type"] == "application/json"
+        assert all(source_map.json()["sourcesContent"])
+
+
+def test_the_agent_imports_the_client_that_is_served_beside_it():
+    """By a relative URL, which leads to the one that browsers keep."""
+    client = TestClient(app_with_router("/api"))
+    module = follow(client, "/api/v1/ag-ui.js")
+    [imported] = re.findall(r'from"([^"]+)"', module.text)
+    assert follow(client, str(module.url.join(imported)))
+
+
 def test_head_answers_like_get():
     """A proxy may ask."""
     client = TestClient(app_with_router())
@@ -92,7 +111,7 @@ from fastapi import FastAPI
 from fastapi_resumable import Resumable
 app = FastAPI()
 app.include_router(Resumable().router)
-assert not [path for path in opened if path.endswith(".js")], opened
+assert not [path for path in opened if path.endswith((".js", ".map"))], opened
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
@@ -101,9 +120,11 @@ def test_the_npm_package_is_of_the_same_version():
     """Server and client are released together."""
     package = json.loads((STATIC / "package.json").read_text())
     assert package["version"] == fastapi_resumable.__version__
-    assert all((STATIC / name).is_file() for name in package["files"])
+    assert all(any(STATIC.glob(pattern)) for pattern in package["files"])
+    for entry in package["exports"].values():
+        assert all((STATIC / name).is_file() for name in entry.values())
 
 
 def test_the_module_is_small():
-    """Less than 4 kB, gzipped, as it is served: there is no build step."""
+    """Less than 4 kB, gzipped, as it is served."""
     assert len(gzip.compress(MODULE.read_bytes(), 9)) < 4000

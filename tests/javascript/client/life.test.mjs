@@ -447,7 +447,7 @@ test("a server that does not say how the stream ended is asked again", async () 
   const fake = await startFake((number, response) => {
     if (number !== 2) response.end(number === 1 ? "data: 1\n\n" : "");
   });
-  const stream = resume("x", { prefix: fake.prefix, ...quick, silence: 50 });
+  const stream = resume("x", { prefix: fake.prefix, ...quick, silence: 500 });
   assert.equal((await collect(stream)).length, 1);
   assert.deepEqual(fake.requests, ["GET 0", "HEAD 9", "GET 9", "HEAD 9"]);
   fake.stop();
@@ -467,14 +467,19 @@ test("a reader whom the server lost sight of its store for comes back", async ()
   fake.stop();
 });
 
-test("with OpenAI's form of the terminal event, too, a failure is an error and a stop is a stop", async () => {
+test("an event without a name is the application's, whatever it says: the server is asked how it ended", async () => {
   const openai = await startServer({ terminal_event: "openai" });
   const run = (steps) => resumable(`${openai.url}/script`, { ...script(steps), ...quick });
-  assert.equal((await fail(run([send("data: 1\n\n"), ["raise", "x"]]))).error.code, "producer_failed");
+  const { events, error } = await fail(run([send("data: 1\n\n"), ["raise", "x"]]));
+  assert.equal(JSON.parse(events[1]).code, "producer_failed");
+  assert.equal(error.code, "failed");
+  const said = { code: "cancelled", message: "By the model." };
+  const quoted = send(`data: ${JSON.stringify({ ...said, error: said })}\n\n`);
+  assert.equal((await collect(run([quoted, send("data: 2\n\n")]))).length, 2);
   const stopped = run(FOREVER);
   await becomes(stopped, "open");
   await stopped.stop();
-  assert.equal((await collect(stopped)).length, 1);
+  assert.equal(JSON.parse((await collect(stopped)).at(-1).data).code, "cancelled");
   assert.equal(stopped.state, "stopped");
   await openai.stop();
 });

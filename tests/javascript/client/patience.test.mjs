@@ -10,6 +10,8 @@ import { Clock, becomes, collect, script, send, startLine, startServer, until } 
 
 const SILENCE = 40_000;
 
+const timers = { setTimeout, clearTimeout, performance };
+
 let server;
 before(async () => {
   server = await startServer({ max_streams: 2, pending_timeout: 0.01 });
@@ -94,6 +96,10 @@ test("Retry-After is waited for, in seconds or as a date, and jitter on top", as
     ["7", 7100, 7100],
     [new Date(Date.now() + 60_000).toUTCString(), 50_000, 60_100],
     ["nonsense", 100, 100],
+    ["1e9", 100, 100],
+    ["3000000", 3_600_100, 3_600_100],
+    ["9".repeat(400), 3_600_100, 3_600_100],
+    ["Fri, 31 Dec 9999 23:59:59 GMT", 3_600_100, 3_600_100],
   ]) {
     const answers = await startAnswers([[503, { "Retry-After": given }, ""]]);
     const clock = new Clock();
@@ -147,6 +153,19 @@ test("the stream's own retry: is kept to", async () => {
   });
   for await (const { data } of stream) if (data === "1") line.cut();
   assert.deepEqual(pauses(clock), [2500]);
+  await line.stop();
+});
+
+test("a delay above what a timer can hold is clipped, and a silence of any length is one timer", async () => {
+  const clock = new Clock();
+  const line = await startLine(server.port);
+  const steps = [send("retry: 3000000000\ndata: 1\n\nretry: -1\nretry: 1e3\ndata: 2\n\n"), ["forever"]];
+  const options = { prefix: `${server.url}/v1`, clock, random: () => 0, silence: Infinity };
+  const stream = resumable(`${line.url}/script`, { ...script(steps), ...options });
+  becomes(stream, "reconnecting").then(() => stream.detach());
+  for await (const { data } of stream) if (data === "2") line.cut();
+  assert.ok(clock.pauses.every((ms) => ms < 2 ** 31), clock.pauses.join());
+  assert.equal(clock.pauses.at(-1), 3_600_000);
   await line.stop();
 });
 
@@ -210,9 +229,10 @@ test("a server that does not answer is given up, and the request repeated", asyn
 });
 
 test("what gateways answer passes; what the application refuses does not", async () => {
+  const clock = { ...timers, setTimeout: (callback, ms) => setTimeout(callback, ms < SILENCE ? 0 : ms) };
   const begin = async (...answers) => {
     const all = await startAnswers(answers);
-    const stream = resumable(all.url, { method: "POST", minDelay: 1 });
+    const stream = resumable(all.url, { method: "POST", clock });
     await collect(stream).catch(() => {});
     all.stop();
     return [stream.state, all.requests.length, stream.error?.status];
@@ -227,7 +247,7 @@ test("what gateways answer passes; what the application refuses does not", async
     assert.deepEqual(await begin([status, {}, "<html>"], ok), ["lost", 1, status]);
   }
   assert.deepEqual(await begin([502, json, own], ok), ["lost", 1, 502]);
-  assert.deepEqual(await begin([502, { ...json, "Retry-After": "0.001" }, own], ok), ["done", 2, undefined]);
+  assert.deepEqual(await begin([502, { ...json, "Retry-After": "1" }, own], ok), ["done", 2, undefined]);
 });
 
 test("a replay that fails is tried again, unless it is the client's fault", async () => {

@@ -1,0 +1,45 @@
+/** Where a stream is, and how that is kept for a reload. */
+
+import type { FollowOptions } from "../resumable.js";
+
+/** The part of a request that is sent again after a reload: no credentials. */
+export interface Again {
+  method: string | undefined;
+  body: string | undefined;
+  headers: [string, string][];
+}
+
+/** Everything that has to be known of a stream in order to go on with it. */
+export interface Place {
+  id: string;
+  /** URL of the request that starts it, until its response has come. */
+  start?: string | undefined;
+  /** How that request is repeated after a reload; `false` if it cannot be. */
+  again?: Again | false | undefined;
+  /** Where its replay is, once the server has said so. */
+  url?: string | undefined;
+  /** Where the first request went: the only origin that gets credentials. */
+  origin?: string | undefined;
+  epoch?: string | undefined;
+  /** How many bytes of it have been handed out. */
+  offset?: number;
+  /** The id of the last event that was handed out. */
+  eventId?: string | undefined;
+  saved?: unknown;
+}
+
+const PREFIX = "resumable:";
+const storeOf = ({ store }: FollowOptions) => store ?? sessionStorage;
+
+export async function recall(key: string, options: FollowOptions): Promise<Place | null> {
+  return JSON.parse((await storeOf(options).getItem(PREFIX + key)) as string);
+}
+
+/** Keep a place under the stream's key, or nothing (`null`). A store may be full or forbidden: then nothing is kept. */
+export async function keep(place: Place | null, options: FollowOptions) {
+  if (!options.key) return;
+  const name = PREFIX + options.key;
+  try {
+    await (place ? storeOf(options).setItem(name, JSON.stringify(place)) : storeOf(options).removeItem(name));
+  } catch {}
+}

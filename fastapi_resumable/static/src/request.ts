@@ -1,0 +1,84 @@
+/** Requests, and what the server answers if it does not send a stream. */
+
+import type { RequestOptions } from "../resumable.js";
+import type { Place } from "./place.js";
+import { clip } from "./time.js";
+
+/** The path of the router, if it served this module: its URL has a hash then. */
+export const [, PREFIX = "/v1"] = /^(.*)\/resumable\.\w+\.js$/.exec(import.meta.url) ?? [];
+
+interface About {
+  status?: number;
+  code?: string;
+  detail?: unknown;
+  retryAfter?: number;
+}
+
+export class ResumableError extends Error {
+  status = 0;
+  code = "";
+  detail?: unknown;
+  retryAfter?: number;
+
+  constructor(message?: string, about?: About) {
+    super(message);
+    Object.assign(this, { name: "ResumableError" }, about);
+  }
+}
+
+/** Header values are bytes to the server, which takes them for UTF-8. */
+export function encodeHeader(value: string) {
+  return String.fromCharCode(...new TextEncoder().encode(value));
+}
+
+export function originOf(url: string) {
+  // Outside of browsers a relative URL has no origin; only a `fetch` of the caller's own can ask for it.
+  return new URL(url, globalThis.location?.href ?? "http://localhost").origin;
+}
+
+export function replayUrl({ id, url }: Place, { prefix = PREFIX }: RequestOptions) {
+  return url ?? `${prefix}/stream?conv_id=${encodeURIComponent(id)}`;
+}
+
+/** Ask for a stream from its place on (GET), for how it is (HEAD), or for its end (DELETE). */
+export async function ask(
+  method: "GET" | "HEAD" | "DELETE",
+  place: Place,
+  options: RequestOptions,
+  signal?: AbortSignal,
+) {
+  const { origin, epoch = "", offset = "", eventId } = place;
+  const url = replayUrl(place, options);
+  // Whatever a server says, no other origin than the first one gets headers of the caller's, or cookies.
+  const isForeign = origin && originOf(url) !== origin;
+  const headers = new Headers(isForeign ? {} : options.headers);
+  if (eventId === `${epoch}-${offset}`) headers.set("Last-Event-ID", eventId);
+  const query = new URLSearchParams({ epoch, from: `${offset}` });
+  const init = { ...options, method, headers, body: null, signal: signal ?? null, keepalive: !signal };
+  if (isForeign) init.credentials = "omit";
+  try {
+    return await send(url + (url.includes("?") ? "&" : "?") + query, init);
+  } catch (error) {
+    const refusal = error as ResumableError;
+    if (isForeign && [401, 403, 404].includes(refusal.status)) {
+      refusal.message += ` (${originOf(url)} got no credentials: the first request went to ${origin}.)`;
+    }
+    throw error;
+  }
+}
+
+/** Send a request; throws a `ResumableError` for any answer but 2xx. */
+export async function send(url: string, { fetch = globalThis.fetch, ...init }: RequestInit & RequestOptions) {
+  const response = await fetch(url, init);
+  if (response.ok) return response;
+  const { status } = response;
+  const { detail } = Object(await response.json().catch(() => 0));
+  const { message = `${status} ${JSON.stringify(detail) ?? ""}`, code = "" } = Object(detail);
+  const retryAfter = readRetryAfter(response.headers.get("Retry-After") ?? "");
+  throw new ResumableError(message, { status, code, retryAfter, detail });
+}
+
+/** Milliseconds, from a number of seconds or a date. */
+function readRetryAfter(text: string) {
+  return clip(/^\d+$/.test(text) ? +text * 1000 : Date.parse(text) - Date.now());
+}

@@ -1,0 +1,286 @@
+/** One stream, over however many connections. */
+
+import type { FollowOptions, StreamState, StreamEvent } from "../resumable.js";
+import { EventDecoder, readTerminal } from "./events.js";
+import { keep, type Place } from "./place.js";
+import { ask, ResumableError, send } from "./request.js";
+import { clip, Timers } from "./time.js";
+
+type Options = FollowOptions & { method?: string | undefined; body?: unknown };
+type Bytes = Uint8Array<ArrayBuffer>;
+
+/** A page that has become visible again does not trust a connection on which nothing has come for so long. */
+const SUSPICIOUS_SILENCE = 20_000;
+
+/** How long readers may take to hear of a stop. */
+const STOP_PATIENCE = 1000;
+
+/** The bytes of a character that is not whole at the end of three bytes. */
+const PART_OF_CHARACTER = /[\xc0-\xff]$|[\xe0-\xff].$|[\xf0-\xff]..$|$/s;
+
+export class Stream<Saved> extends EventTarget {
+  state: StreamState = "connecting";
+  error: unknown = null;
+  response: Response | null = null;
+  #place: Place;
+  #options: Options;
+  #timers: Timers;
+  /** How many bytes have come; `offset` says how many of them have been handed out. */
+  #received: number;
+  /** The next bytes: asked for ahead, so that the request is sent at once. */
+  #next: Promise<Bytes | undefined>;
+  #isTaken = false;
+  #isOver = false;
+  #isStopped = false;
+  #connection = new AbortController();
+  #body: ReadableStreamDefaultReader<Bytes> | undefined;
+  /** Whether nothing has come on this connection yet. */
+  #isFresh = true;
+  /** Ends the stream's interest in the page. */
+  #life = new AbortController();
+
+  constructor(place: Place, options: Options) {
+    super();
+    this.#place = place;
+    this.#received = this.offset;
+    this.#options = options;
+    this.#timers = new Timers(options);
+    this.#listen();
+    this.#keep();
+    this.#next = this.#read();
+    this.#next.catch(() => {}); // it is thrown to whoever reads
+  }
+
+  get id() {
+    return this.#place.id;
+  }
+
+  get epoch() {
+    return this.#place.epoch;
+  }
+
+  get offset() {
+    return this.#place.offset as number;
+  }
+
+  get saved() {
+    return this.#place.saved as Saved | undefined;
+  }
+
+  save(value: Saved) {
+    this.#place.saved = value;
+    if (!this.#isOver) this.#keep();
+  }
+
+  async stop() {
+    await ask("DELETE", { ...this.#place, offset: this.offset }, this.#options);
+    this.#isStopped = true;
+    this.#timers.endPause();
+    if (!this.#isOver) this.#watch(STOP_PATIENCE);
+  }
+
+  detach() {
+    this.#finish("detached");
+  }
+
+  // The three ways to read.
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<StreamEvent, void, void> {
+    const decoder = new EventDecoder(!this.offset);
+    let handedOut = this.offset;
+    for await (const chunk of this.bytes()) {
+      const start = this.offset - chunk.length;
+      for (const { event, end } of decoder.feed(chunk)) {
+        if (this.#isOver) break;
+        if (this.#endsWith(event)) continue;
+        this.#place.offset = handedOut = start + end;
+        this.#place.eventId = event.id;
+        yield event;
+      }
+      this.#timers.retry = clip(decoder.retry ?? 0);
+      // Half an event is not handed out.
+      this.#place.offset = handedOut;
+    }
+  }
+
+  async *text() {
+    const decoder = new TextDecoder("utf-8", { ignoreBOM: !!this.offset });
+    let tail = "";
+    for await (const chunk of this.bytes()) {
+      tail = (tail + String.fromCharCode(...chunk.slice(-3))).slice(-3);
+      // Nor is part of a character.
+      this.#place.offset = this.offset - (PART_OF_CHARACTER.exec(tail) as unknown as [string])[0].length;
+      const text = decoder.decode(chunk, { stream: true });
+      if (text) yield text;
+    }
+    const text = decoder.decode();
+    if (text) yield text;
+  }
+
+  async *bytes() {
+    if (this.#isTaken) throw new TypeError("The stream is being read.");
+    this.#isTaken = true;
+    try {
+      for (let chunk; (chunk = await this.#next); this.#next = this.#read()) {
+        this.#place.offset = this.#received;
+        yield chunk;
+      }
+    } finally {
+      this.detach();
+    }
+  }
+
+  // Connections.
+
+  async #read(): Promise<Bytes | undefined> {
+    for (;;) {
+      if (this.#isStopped && !this.#body) this.#finish("stopped");
+      if (this.#isOver) {
+        if (this.error) throw this.error;
+        return;
+      }
+      try {
+        this.#body ??= await this.#connect();
+        this.#watch();
+        const { value } = await this.#body.read().catch((error): { value?: Bytes } => {
+          // A connection that breaks before its first byte may be the end of a stream that is complete.
+          if (!this.#isFresh) throw error;
+          return {};
+        });
+        this.#timers.rest();
+        if (value) {
+          this.#received += value.length;
+          this.#timers.failures = 0;
+          this.#isFresh = false;
+          return value;
+        }
+        await this.#conclude();
+      } catch (error) {
+        await this.#recover(error as ResumableError);
+      }
+    }
+  }
+
+  async #connect() {
+    const place = this.#place;
+    const { start } = place;
+    this.#connection = new AbortController();
+    this.#isFresh = true;
+    this.#watch();
+    const { signal } = this.#connection;
+    const response = await (start ? send(start, { ...this.#options, signal } as RequestInit) : this.#ask("GET"));
+    place.epoch = response.headers.get("X-Stream-Epoch") ?? place.epoch;
+    if (start) {
+      const url = response.headers.get("Content-Location");
+      if (url) place.url = new URL(url, response.url || start).href;
+      place.start = place.again = undefined;
+      this.#keep();
+      // The stop may have come before the request did.
+      if (this.#isStopped) await this.stop();
+    }
+    this.response = response;
+    this.#become("open");
+    return (response.body ?? new Blob().stream()).getReader();
+  }
+
+  #ask(method: "GET" | "HEAD") {
+    return ask(method, { ...this.#place, offset: this.#received }, this.#options, this.#connection.signal);
+  }
+
+  /** Find out how the stream ended: a proxy may end a response in order although the server is lost. */
+  async #conclude() {
+    if (!this.epoch) return this.#finish("done");
+    this.#watch();
+    const { headers } = await this.#ask("HEAD").catch(({ status }) => {
+      if (status < 500 && status !== 404) this.#finish("done");
+      throw new Error("The connection broke.");
+    });
+    const status = headers.get("X-Stream-Status") ?? "completed";
+    const isAll = this.response?.status === 204 || this.#received >= +(headers.get("X-Stream-Total-Bytes") ?? 0);
+    if (status === "cancelled") this.#finish("stopped");
+    else if (/^fa|^int/.test(status)) throw new ResumableError(`The stream has ${status}.`, { code: status });
+    else if (status === "completed" && isAll) this.#finish("done");
+    else throw new Error("The connection broke.");
+  }
+
+  /** Whether an event is the one by which the server ends the stream, or lets this reader go. */
+  #endsWith(event: StreamEvent) {
+    const terminal = readTerminal(event);
+    if (!terminal) return false;
+    const { code, message } = terminal;
+    if (code === "cancelled") this.#finish("stopped");
+    else if (code === "store_unavailable") {
+      // Said to this reader alone: it is not in the log.
+      this.#received = this.offset;
+      this.#body?.cancel();
+    } else this.#finish("lost", new ResumableError(message, { code }));
+    return true;
+  }
+
+  async #recover(error: ResumableError) {
+    this.#hangUp();
+    if (this.#isOver || this.#isStopped) return;
+    const { status, code, retryAfter } = error;
+    // The application's own refusal of a start is final.
+    const isRefusal = this.#place.start && status && !retryAfter && (code || /50[01]/.test(`${status}`));
+    if (isRefusal || (status < 500 && ![408, 425, 429].includes(status))) return this.#finish("lost", error);
+    this.error = error;
+    const pause = this.#timers.pause(retryAfter);
+    this.#become("reconnecting");
+    await pause;
+  }
+
+  #hangUp() {
+    this.#timers.rest();
+    this.#body = undefined;
+    this.#connection.abort();
+  }
+
+  #watch(ms?: number) {
+    const connection = this.#connection;
+    this.#timers.watch(() => connection.abort(), ms);
+  }
+
+  // The stream and its page.
+
+  #listen() {
+    const { signal } = this.#options;
+    const life = { signal: this.#life.signal };
+    const abort = () => this.#finish("detached", signal?.reason);
+    if (signal?.aborted) abort();
+    signal?.addEventListener("abort", abort, life);
+    globalThis.addEventListener?.("online", () => this.#nudge(0), life);
+    const onVisible = () => document.hidden || this.#nudge(SUSPICIOUS_SILENCE);
+    globalThis.document?.addEventListener("visibilitychange", onVisible, life);
+  }
+
+  /** Connect anew at once: instead of waiting on, or if nothing has come for so long. A `Retry-After` is kept to. */
+  #nudge(silence: number) {
+    const timers = this.#timers;
+    if (timers.isPausing ? (this.error as ResumableError).retryAfter : !timers.isSilent(silence)) return;
+    timers.hurry();
+    this.#connection.abort();
+  }
+
+  #finish(state: StreamState, error: unknown = null) {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    this.error = error;
+    this.#hangUp();
+    this.#life.abort();
+    this.#timers.endPause();
+    if (state !== "detached") this.#keep(null);
+    this.#become(state);
+  }
+
+  #become(state: StreamState) {
+    if (this.state === state) return;
+    this.state = state;
+    this.dispatchEvent(new Event("statechange"));
+  }
+
+  #keep(place: Place | null = this.#place) {
+    // A request that cannot be repeated is of no use to another page.
+    if (this.#place.again !== false) keep(place, this.#options);
+  }
+}
