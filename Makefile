@@ -13,7 +13,7 @@ CORE := $(addprefix tests/,core stream stores run api contract client)
 .DELETE_ON_ERROR:
 # Some machines are told to keep no bytecode: then every process of a test would compile anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install demo demo-redis test lint format typecheck docs build js cov test-inside test-outside test-low test-matrix test-next bench bench-docs lock clean prepare system-tools
+.PHONY: help install demo demo-redis test lint format typecheck docs build js js-build cov test-inside test-outside test-low test-matrix test-next bench bench-docs lock clean prepare system-tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,10 +53,15 @@ build: $(VENV)/.installed ## build the wheel and use it in a clean environment
 	$(UV) pip install --quiet --python .venv-wheel/bin/python --constraint .venv-wheel/constraints.txt dist/*.whl
 	cd .venv-wheel && bin/python -I ../tools/smoke.py
 
-js: $(VENV)/.installed $(JS)/node_modules/.installed ## JavaScript: types and tests
+js: $(VENV)/.installed $(JS)/node_modules/.installed ## JavaScript: types and tests, and whether static/ is built from its sources
+	bash tools/node $(JS)/node_modules/.bin/tsc --project fastapi_resumable/static/src
 	bash tools/node $(JS)/node_modules/.bin/tsc --project $(JS)
+	bash tools/node node $(JS)/build.mjs --check
 	cd $(JS) && PYTHON=$(CURDIR)/$(BIN)/python bash ../../tools/node \
 		node --test --test-timeout=240000 --test-reporter=spec
+
+js-build: $(JS)/node_modules/.installed ## build the JavaScript modules that the router serves
+	bash tools/node node $(JS)/build.mjs
 
 cov: test-inside test-outside ## the whole suite, most of it with coverage
 

@@ -34,6 +34,6 @@ async function built() {
   });
   if (!process.argv.includes("--check")) stale.forEach(([path, text]) => writeFileSync(path, text));
   else if (stale.length) {
-    console.error(`${stale.map(([path]) => path).join(", ")}: older than the sources in src/. Run: bash tools/node node tests/javascript/build.mjs`);
+    console.error(`${stale.map(([path]) => path).join(", ")}: older than the sources in src/. Run: make js-build`);
     process.exit(1);
   }

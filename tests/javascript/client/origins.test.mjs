@@ -31,7 +31,8 @@ before(async () => {
   other = await startHost((request, response) => {
     response.setHeader("X-Stream-Epoch", "mfrggzdfmztwq2lk");
     response.setHeader("X-Stream-Status", "completed");
-    response.end(request.method === "GET" ? "data: 2\n\n" : "");
+    response.setHeader("Content-Location", "/v1/stream/x");
+    response.end(request.method === "HEAD" ? "" : "data: 2\n\n");
   });
   home = await startHost((request, response) => {
     response.setHeader("X-Stream-Epoch", "mfrggzdfmztwq2lk");
