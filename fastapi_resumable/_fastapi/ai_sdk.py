@@ -31,10 +31,9 @@ from ..exceptions import (
     StreamPending,
 )
 from ..models import ResumableChatStop, ResumableChatStopped, ResumableStatus
-from . import requests
+from . import request as requests
 from .errors import error_responses, http_error
-from .identity import IdDependency
-from .location import Locator
+from .request import IdDependency, Locator
 from .router import OTHER_RESPONSES, nobody
 
 MAX_STOP_BYTES = 16 * 1024 * 1024

@@ -28,11 +28,10 @@ from ..exceptions import (
     UnknownEventId,
 )
 from ..models import ResumableLookup, ResumableStreamItem
-from . import requests
+from . import request as requests
 from .assets import add_assets
 from .errors import error_responses, http_error
-from .identity import IdDependency
-from .location import Locator
+from .request import IdDependency, Locator
 from .watch import RESPONSES as WATCH_RESPONSES
 from .watch import WatchResponse
 
