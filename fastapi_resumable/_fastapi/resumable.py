@@ -18,12 +18,12 @@ from .._stream.stream import Limits
 from ..stores.base import OnConflict, Store
 from ..stores.opening import open_store
 from . import door, internals
-from . import request as requests
 from .admission import Admission, Service
 from .ai_sdk import build_ai_sdk_router
 from .decorator import decorate
+from .errors import http_errors
 from .handle import EndpointAdmission, ResumableStream
-from .request import IdDependency, Identifier, Locator, header
+from .request import IdDependency, Identifier, Locator, body_again, header
 from .route import route_class, serve
 from .router import Routes, build_router
 from .settings import load_settings
@@ -192,12 +192,14 @@ class Resumable:
         key = self._service.scope_key
         admission: Admission | None = request.scope.get(key)
         if admission is None:
-            receive = requests.body_again(request)
+            receive = body_again(request)
             identity = await self._service.identifier.identify(request, receive)
             body = RequestBody(request.receive, owed=False)
             send = internals.send_of(request)
             admission = EndpointAdmission(self._service, request, identity, body, send, end_delay=0.0)
             request.scope[key] = admission
+            # So that the request is freed when it is over: nothing leads from it back to itself.
+            internals.dependency_stack(request.scope).callback(request.scope.pop, key, None)
         return admission
 
     async def serve(
@@ -242,9 +244,10 @@ class Resumable:
             HTTPException: There is no such stream, or no such place in it.
         """
         query = request.query_params
-        return await self._routes.replay(
-            request, owner, stream_id, query.get("from"), query.get("starting_after"), query.get("epoch")
-        )
+        with http_errors():
+            return await self._routes.replay(
+                request, owner, stream_id, query.get("from"), query.get("starting_after"), query.get("epoch")
+            )
 
     async def stop(self, stream_id: str, *, owner: str | None = None, epoch: str | None = None) -> None:
         """Stop a stream, as the router's `DELETE` does: no-op if there is none.
@@ -252,7 +255,8 @@ class Resumable:
         Raises:
             HTTPException: It is no stream id.
         """
-        await self._routes.stop(owner, stream_id, epoch)
+        with http_errors():
+            await self._routes.stop(owner, stream_id, epoch)
 
     # Hooks and the end.
 
