@@ -12,9 +12,11 @@ except ImportError as exc:
         f"fastapi_resumable.client needs {exc.name}: pip install 'fastapi-resumable[client]'", name=exc.name
     ) from exc
 
-from .client import AsyncClientStream, AsyncResumableClient, ClientStream, ResumableClient
+from .client import AsyncResumableClient, ResumableClient
 from .errors import ClientError, ConnectionLost, RequestRefused, StreamCancelled, StreamFailed, StreamIncomplete
-from .machine import Backoff, StreamState
+from .machine import StreamState
+from .messages import Backoff
+from .streams import AsyncClientStream, ClientStream
 from .transport import AsyncResumableTransport, ResumableStream, ResumableTransport
 
 __all__ = [
