@@ -2,6 +2,9 @@
 
 Invariant: nothing is measured per event, and nothing at all unless the application has set a provider. OpenTelemetry is
 never imported here: an application that has set a provider has imported it.
+
+Private to FastAPI and used where it is there: `scope["fastapi.telemetry"]`, by which FastAPI counts how a request ends.
+Without it, a response that ends in order would count as a success although its stream has failed.
 """
 
 import functools
@@ -21,7 +24,6 @@ _SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800]
 _FIRST = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 _CALL = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
 _BYTES = [2**power for power in range(8, 25, 2)]
-_OPERATIONS = {"reserve", "begin", "release", "finish", "find", "lookup", "watch", "stop"}
 _RESULTS = {"stream_not_found": "not_found", "stream_replaced": "replaced", "stream_pending": "pending"}
 
 # OpenTelemetry keeps the callbacks of the first gauge of a name only, so all applications on a provider share one.
@@ -71,11 +73,19 @@ class _Instruments:
 class StreamTelemetry:
     """What is measured of one stream, from its request to its end."""
 
-    def __init__(self, instruments: _Instruments | None, request_span: "Span | None", span: "Span | None") -> None:
+    def __init__(
+        self,
+        scope: MutableMapping[str, Any],
+        started: float,
+        instruments: _Instruments | None,
+        request_span: "Span | None",
+        span: "Span | None",
+    ) -> None:
+        self._scope = scope
+        self._started = started
         self._instruments = instruments
         self._request_span = request_span
         self._span = span
-        self._started = perf_counter()
         self._route: dict[str, str] | None = None
         self._has_first = self._has_left = self._has_ended = False
 
@@ -96,10 +106,10 @@ class StreamTelemetry:
             span.add_event(f"{NAME}.{name}")
 
     @_harmless
-    def begun(self, scope: MutableMapping[str, Any]) -> None:
+    def begun(self) -> None:
         """Note that there is a stream now: the application has sent a 2xx."""
         if self._route is None:
-            self._route = {} if (route := _route(scope)) is None else {"http.route": route}
+            self._route = {} if (route := _route(self._scope)) is None else {"http.route": route}
             if self._span is not None:
                 self._span.set_attributes(self._route)
             if self._instruments is not None and not self._has_ended:
@@ -132,6 +142,8 @@ class StreamTelemetry:
             span.set_attribute(f"{NAME}.stream.outcome", outcome)
             if outcome == "failed":
                 _fail(span, error)
+        if outcome == "failed":
+            self._fail_request(error)
         if outcome in {"cancelled", "replaced"}:
             self._event("stopped")
         if self._instruments is not None and self._route is not None:
@@ -141,6 +153,16 @@ class StreamTelemetry:
             self._instruments.size.record(size, self._route)
         if self._span is not None:
             self._span.end()
+
+    def _fail_request(self, error: BaseException | None) -> None:
+        """Have FastAPI count the request as failed: by the type of the error, in place of the status that was sent."""
+        request: Any = self._scope.get("fastapi.telemetry")
+        if hasattr(request, "status_code") and isinstance(errors := getattr(request, "_exceptions", None), list):
+            if request.status_code is not None and self._request_span is not None:
+                self._request_span.set_attribute("http.response.status_code", request.status_code)
+            request.status_code = None
+            if error is not None:
+                errors.append(error)
 
 
 def _fail(span: "Span", error: BaseException | None) -> None:
@@ -156,32 +178,26 @@ def _route(scope: MutableMapping[str, Any]) -> str | None:
     return route if isinstance(route, str) else None
 
 
+def _version() -> str:
+    return str(getattr(sys.modules[__package__], "__version__", ""))
+
+
 class Telemetry:
     """What one `Resumable` measures.
 
     Args:
-        version: The library's version, for the scope of the meter and the tracer.
+        store: What holds the streams, for the gauge of the bytes of their logs.
         stream_ids: Whether spans carry the stream id.
-        store: The kind of store, for the gauge of the bytes it holds.
-        held_bytes: How many bytes of logs the store holds in this process.
     """
 
-    def __init__(
-        self,
-        version: str = "",
-        *,
-        stream_ids: bool = True,
-        store: str = "memory",
-        held_bytes: Callable[[], int] | None = None,
-    ) -> None:
-        self._version = version
-        self._stream_ids = stream_ids
+    def __init__(self, store: object = None, *, stream_ids: bool = True) -> None:
         self._store = store
-        self._held_bytes = held_bytes
+        self._stream_ids = stream_ids
         self._provider: Any = None
         self._instruments: _Instruments | None = None
 
-    def _current(self) -> _Instruments | None:
+    @_harmless
+    def instruments(self) -> _Instruments | None:
         """The instruments, or `None` while there is no provider."""
         metrics = sys.modules.get("opentelemetry.metrics")
         if metrics is None:
@@ -190,7 +206,7 @@ class Telemetry:
         if provider is not self._provider:
             self._provider, self._instruments = provider, None
             if type(provider).__name__ not in _UNSET:
-                meter = provider.get_meter(NAME, self._version)
+                meter = provider.get_meter(NAME, _version())
                 self._instruments = _Instruments(meter)
                 self._observe(provider, meter)
         return self._instruments
@@ -211,14 +227,18 @@ class Telemetry:
         meter.create_observable_gauge(f"{NAME}.log.bytes", [observe], "By", "Bytes of logs that are held.")
 
     def add_held_bytes(self, held: dict[str, int]) -> None:
-        """Add what this one's store holds to the sums by the kind of store."""
-        if self._held_bytes is not None:
-            held[self._store] = held.get(self._store, 0) + self._held_bytes()
+        """Add what the store holds in this process to the sums by the kind of store."""
+        size = getattr(self._store, "held_bytes", None)
+        if size is not None:
+            kind = type(self._store).__name__.removesuffix("Store").lower()
+            held[kind] = held.get(kind, 0) + size
 
     @_harmless
-    def stream(self, stream_id: str, epoch: str) -> StreamTelemetry | None:
-        """Begin to measure a stream when its request comes in; `None` where there is nobody to tell."""
-        instruments = self._current()
+    def stream(
+        self, stream_id: str, epoch: str, scope: MutableMapping[str, Any], started: float
+    ) -> StreamTelemetry | None:
+        """Begin to measure a stream, whose request came in at `started`; `None` where no provider is set."""
+        instruments = self.instruments()
         trace = sys.modules.get("opentelemetry.trace")
         request_span = span = None
         if trace is not None:
@@ -230,10 +250,10 @@ class Telemetry:
             if request_span is not None:
                 request_span.set_attributes(attributes)
             if type(trace.get_tracer_provider()).__name__ not in _UNSET:
-                span = trace.get_tracer(NAME, self._version).start_span(f"{NAME}.stream", attributes=attributes)
+                span = trace.get_tracer(NAME, _version()).start_span(f"{NAME}.stream", attributes=attributes)
         if instruments is None and request_span is None and span is None:
             return None
-        return StreamTelemetry(instruments, request_span, span)
+        return StreamTelemetry(scope, started, instruments, request_span, span)
 
     @_harmless
     def read(self, kind: str, result: str = "ok", *, traceparent: str | None = None) -> None:
@@ -244,7 +264,7 @@ class Telemetry:
             result: `ok`, `204`, or the code of the error.
             traceparent: The stream's own, see `StreamTelemetry.traceparent`.
         """
-        if (instruments := self._current()) is not None:
+        if (instruments := self.instruments()) is not None:
             instruments.reads.add(1, {"kind": kind, "result": _RESULTS.get(result, result)})
         trace = sys.modules.get("opentelemetry.trace")
         if traceparent is not None and trace is not None and (span := trace.get_current_span()).is_recording():
@@ -255,7 +275,8 @@ class Telemetry:
     @_harmless
     def reader_attached(self) -> Callable[[str | None], None] | None:
         """Count a reader; call what is returned when it leaves, with the reason if the server cut it off."""
-        if (instruments := self._current()) is None:
+        instruments = self.instruments()
+        if instruments is None:
             return None
         instruments.readers.add(1)
 
@@ -266,34 +287,3 @@ class Telemetry:
                 instruments.dropped.add(1, {"reason": reason})
 
         return left
-
-
-class MeasuredStore:
-    """Stands for a store, and measures how long its operations take."""
-
-    def __init__(self, store: Any, telemetry: Telemetry) -> None:
-        self._store = store
-        self._telemetry = telemetry
-
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._store, name)
-        if name not in _OPERATIONS:
-            return attribute
-
-        @functools.wraps(attribute)
-        async def measured(*args: Any, **kwargs: Any) -> Any:
-            instruments = self._telemetry._current()  # noqa: SLF001  # they belong together
-            if instruments is None:
-                return await attribute(*args, **kwargs)
-            started = perf_counter()
-            attributes = {"operation": name}
-            try:
-                return await attribute(*args, **kwargs)
-            except BaseException as exc:
-                attributes["error.type"] = type(exc).__qualname__
-                raise
-            finally:
-                instruments.operation.record(perf_counter() - started, attributes)
-
-        setattr(self, name, measured)
-        return measured

@@ -53,6 +53,7 @@ class ResumableSettings(BaseModel):
         description="must be 'sse', 'openai', 'ai-sdk', 'ag-ui', 'anthropic', or a function of status, code and "
         "message to bytes or None",
     )
+    trace_stream_ids: bool = Field(True, description="must be true or false")
     store: str = Field(
         "memory",
         pattern=r"^(memory|(redis|rediss|unix)://.+)$",

@@ -11,9 +11,9 @@ from .._core.sse import PING
 from .._run.manager import StreamManager
 from .._run.replay import StreamBroken
 from .._stream.reader import Reading
-from ..exceptions import InvalidRequest, ShuttingDown, StoreUnavailable
+from ..exceptions import InvalidRequest, ResumableError, ShuttingDown, StoreUnavailable
 from ..models import ResumableStatus, ResumableStreamItem
-from .errors import error_responses
+from .errors import error_responses, http_error
 
 
 def encode(item: ResumableStreamItem) -> bytes:
@@ -68,7 +68,7 @@ class WatchResponse(Response):
         """Watch.
 
         Raises:
-            ResumableError: The store has no answer, or the server is about to exit.
+            HTTPException: The store has no answer, or the server is about to exit.
             StreamBroken: The client took nothing for too long.
         """
 
@@ -83,13 +83,18 @@ class WatchResponse(Response):
             body = b"".join(map(encode, items)) or PING
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
-        watch = self._manager.watch(self._owner, self._ids)
+        try:
+            watch = self._manager.watch(self._owner, self._ids)
+        except ResumableError as exc:
+            raise http_error(exc) from exc
         departure = asyncio.ensure_future(disconnected())
         departure.add_done_callback(lambda _: watch.leave())
         try:
             if await watch.run(start, deliver) is Reading.STALLED:
                 raise StreamBroken("the client of a watch took nothing for too long")
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except ResumableError as exc:
+            raise http_error(exc) from exc
         except OSError:
             # What a server of ASGI 2.4 raises from `send` once the client has gone.
             return

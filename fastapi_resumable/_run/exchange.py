@@ -5,13 +5,16 @@ The request itself goes on until the application has ended, whatever happens to 
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import anyio
+from starlette.background import BackgroundTask
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .._stream.reader import Reader
+from .._stream.reader import Reader, Reading
 from .._stream.stream import Stream
 from ..exceptions import ResumableError, ShuttingDown, StreamCancelled, StreamReplaced
 from ..models import ResumableStreamItem
@@ -21,6 +24,8 @@ from .manager import StreamManager
 from .producer import Producer
 from .recorder import Recorder, inner_scope
 from .replay import serve
+
+logger = logging.getLogger("fastapi_resumable")
 
 Locate = Callable[[str], str | None]
 """Gives the replay URL of a stream id, if there is one."""
@@ -69,6 +74,8 @@ class Exchange:
         """A cancellation of the request while it ran, for the caller to raise when nothing hangs on it any more."""
         self.on_cancel: Callable[[], object] = _noop
         """Called at the first such cancellation, which the request outlives: to shield what is closed after it."""
+        self._has_left = False
+        """Whether the client has gone before the end of the stream."""
         self.answered = False
         """Whether a client that did not want to wait has its answer."""
         self._accepting = (
@@ -102,7 +109,11 @@ class Exchange:
         if producer.stop_code is not None:
             raise stopped_while_queued(producer.stop_code)
         self._send = send
-        producer.start(lambda: recorder.run(app, inner_scope(scope)))
+        inner = inner_scope(scope)
+        producer.telemetry = self._manager.telemetry.stream(
+            producer.key.id, producer.reservation.epoch, inner, producer.created
+        )
+        producer.start(lambda: recorder.run(app, inner))
         failure: Exception | None = None
         with anyio.CancelScope() as self._scope:
             try:
@@ -116,6 +127,8 @@ class Exchange:
                     await producer.done()
                 except asyncio.CancelledError as exc:
                     self._note_cancellation(exc)
+            if self._has_left:
+                await self._close_response()
             await self.release()
         # Nothing leads back here, so that what hangs on the request is freed with it, and not at some collection.
         recorder.release()
@@ -160,6 +173,7 @@ class Exchange:
         # At the very beginning, so that nothing is dropped before the client has had it.
         if self._accepting is None and self.cancelled is None:
             self._reader = self._manager.reader(stream, 0, goes_on=self._outlive_cancellation)
+            self._manager.telemetry.read("first")
 
     async def _answer(self) -> None:
         if self._accepting is not None:
@@ -169,7 +183,17 @@ class Exchange:
         if self._reader is not None:
             stream = self._reader.stream
             headers = identify(end_to_end(self.recorder.headers), stream, self._locate(stream.key.id))
-            await serve(self._reader, self._manager, headers, self._send, self._body.disconnected)
+            reading = await serve(self._reader, self._manager, headers, self._send, self._body.disconnected)
+            self._has_left = reading is Reading.LEFT
+            if self._has_left and self._producer.telemetry is not None:
+                self._producer.telemetry.client_left()
+
+    async def _close_response(self) -> None:
+        """Say that the response is complete, to those who watch it: they take a request without that for a failure."""
+        try:
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        except Exception:  # a server may refuse it; the client has gone, so it makes no difference
+            logger.debug("the server took no end of a response whose client had gone", exc_info=True)
 
     async def _pass_on(self, message: Message) -> None:
         if not self.answered:
@@ -188,6 +212,46 @@ class Exchange:
         item = self._producer.reservation.item if stream is None else stream.item
         response = accepted(item, self._locate(item.conversation_id))
         await response({"type": "http"}, self._body.receive, self._send)
+
+
+class ResumableResponse(Response):
+    """Stands for the user's response, which runs in the background; shares its status, headers and background tasks."""
+
+    def __init__(self, response: Response, exchange: Exchange) -> None:
+        self._response = response
+        self._exchange = exchange
+        self.status_code = response.status_code
+        self.raw_headers = response.raw_headers
+        self.media_type = response.media_type
+
+    # FastAPI sets the request's background tasks on the response that it gets; they belong to the one that runs.
+    @property
+    def background(self) -> BackgroundTask | None:
+        """The background tasks of the user's response."""
+        return self._response.background
+
+    @background.setter
+    def background(self, value: BackgroundTask | None) -> None:
+        self._response.background = value
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._response, name)
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """Run the user's response in the background, and answer from the log.
+
+        Raises:
+            Exception: What the user's response raised; after the stream has begun too, so that dependencies see it.
+        """
+        await self._exchange.run(self._run, scope, send)
+        if self._exchange.failure is not None:
+            raise self._exchange.failure
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._response(scope, receive, send)
+        finally:
+            await close_body(self._response)
 
 
 async def close_body(response: Response) -> None:

@@ -15,6 +15,7 @@ from .._stream.tasks import Tasks
 from ..exceptions import ShuttingDown
 from ..models import ResumableStatus
 from ..stores.base import OnConflict, Store
+from ..telemetry import Telemetry
 from .hooks import Hooks
 from .producer import Producer, Surroundings
 from .signals import TerminationWatch
@@ -40,20 +41,25 @@ class StreamManager:
         stall_timeout: float,
         stop_grace: float,
         shutdown_grace: float,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.store = store
+        self.telemetry = telemetry or Telemetry()
         self.ping = ping
         self._tasks = Tasks()
         self.spawn = self._tasks.spawn
         self.hooks = Hooks(self._tasks)
-        self.around = Surroundings(store, self._tasks, self.hooks, ping=ping, stop_grace=stop_grace)
+        self.around = Surroundings(
+            store, self._tasks, self.hooks, ping=ping, stop_grace=stop_grace, telemetry=self.telemetry
+        )
         """What the producers have in common."""
         self._on_conflict = on_conflict
         self._stall_timeout = stall_timeout
         self._stop_grace = stop_grace
         self._shutdown_grace = shutdown_grace
         self._producers: set[Producer] = set()
-        self._readers: set[Reader] = set()
+        self._readers: dict[Reader, Callable[[str | None], None] | None] = {}
+        """With what counts their leaving, where somebody has set a provider."""
         self._watches: set[Watch] = set()
         self._shutdown: asyncio.Task[None] | None = None
         self._left: asyncio.Future[None] | None = None
@@ -103,13 +109,14 @@ class StreamManager:
                 the end is near.
         """
         reader = Reader(stream, offset, stall_timeout=self._stall_timeout, drain_on_cancel=goes_on or self.hurry)
-        self._readers.add(reader)
+        self._readers[reader] = self.telemetry.reader_attached()
         return reader
 
-    def dismiss(self, reader: Reader) -> None:
-        """Let go of a reader."""
+    def dismiss(self, reader: Reader, dropped: str | None = None) -> None:
+        """Detach a reader; `dropped` says why, if the server has cut it off."""
         reader.close()
-        self._readers.discard(reader)
+        if (left := self._readers.pop(reader, None)) is not None:
+            left(dropped)
         self._note_departure()
 
     def watch(self, owner: str | None, ids: Sequence[str]) -> Watch:

@@ -10,7 +10,7 @@ import logging
 import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any
 
 import anyio
@@ -22,6 +22,7 @@ from .._stream.stream import Head, WritableStream
 from .._stream.tasks import Tasks
 from ..models import ResumableStatus
 from ..stores.base import Reservation, Store
+from ..telemetry import StreamTelemetry, Telemetry
 from .finished import FinishedStream
 from .hooks import Hooks
 
@@ -46,6 +47,7 @@ class Surroundings:
     hooks: Hooks
     ping: float
     stop_grace: float
+    telemetry: Telemetry
     closing: bool = False
     """Whether the server is about to exit."""
 
@@ -58,6 +60,9 @@ class Producer:
         self.key = key
         self.reservation = Reservation(key, epoch, idempotency_key=idempotency_key, on_stop=self.stop)
         self.stream: WritableStream | None = None
+        self.telemetry: StreamTelemetry | None = None
+        """What is measured of the stream, where a provider is set."""
+        self.created = perf_counter()
         self.stop_code: str | None = None
         """Why it was stopped: `cancelled`, `replaced` or `interrupted`."""
         self.error: BaseException | None = None
@@ -158,6 +163,8 @@ class Producer:
                 on_begin(stream)
                 self.stream = stream
                 self.last_write = monotonic()
+                if self.telemetry is not None:
+                    self.telemetry.begun()
                 if self._around.ping and head.is_event_stream:
                     self._idle = asyncio.get_running_loop().call_later(self._around.ping, self._on_idle)
 
@@ -180,8 +187,13 @@ class Producer:
     async def end(self, status: ResumableStatus, code: str = "", message: str = "") -> None:
         """End the stream, if it has begun and not ended yet."""
         if self.stream is not None and not self.stream.closed:
+            self._measure_end(status)
             await self._around.store.finish(self.stream, status, code, message)
             self._on_end()
+
+    def _measure_end(self, outcome: str) -> None:
+        if self.telemetry is not None:
+            self.telemetry.ended(outcome, self.error, 0 if self.stream is None else self.stream.tail)
 
     def _on_end(self) -> None:
         """Once, whoever has ended the stream."""
@@ -210,6 +222,7 @@ class Producer:
 
     def stop(self, code: str) -> None:
         """Make the application see what it would see if its client had left; safe to call at any time, once counts."""
+        self._measure_end(code)
         self._on_end()
         if self.stop_code is not None or self.is_over:
             return

@@ -137,6 +137,8 @@ class Recorder:
             if body := message.get("body"):
                 if producer.stream is None:
                     await self._begin()
+                if self._stream is None and producer.telemetry is not None:
+                    producer.telemetry.first_byte()
                 self._stream = producer.stream
                 try:
                     await producer.write(bytes(body))
@@ -178,7 +180,9 @@ class Recorder:
     async def _begin(self) -> None:
         assert self._start is not None
         self._cancel_timer()
-        head = Head(self._start["status"], recorded(self.headers))
+        telemetry = self.producer.telemetry
+        traceparent = None if telemetry is None else telemetry.traceparent
+        head = Head(self._start["status"], recorded(self.headers), traceparent)
         try:
             await self.producer.begin(head, self._on_begin)
         except (StreamCancelled, StreamReplaced) as exc:

@@ -14,7 +14,7 @@ from .._stream.reader import Reader, Reading
 from .._stream.stream import Stream
 from ..exceptions import OffsetLost
 from ..models import ResumableStatus
-from .headers import RawHeaders, guard, identify
+from .headers import RawHeaders, identify
 from .manager import StreamManager
 
 
@@ -28,8 +28,8 @@ async def serve(
     headers: RawHeaders,
     send: Send,
     disconnected: Callable[[], Awaitable[None]],
-) -> None:
-    """Send a stream from the reader's place to its end, or until the client has gone.
+) -> Reading:
+    """Send a stream from the reader's place to its end, or until the client has gone; return how it came out.
 
     Raises:
         StreamBroken: The response must not end cleanly: the client stalled, or the stream did not complete and its
@@ -47,17 +47,27 @@ async def serve(
     def deliver(data: bytes) -> Coroutine[Any, Any, None]:
         return send({"type": "http.response.body", "body": data, "more_body": True})  # type: ignore[return-value]  # see above
 
+    reading = Reading.LEFT
     try:
-        await _end(await reader.run(start, deliver), reader, send)
+        reading = await reader.run(start, deliver)
+        await _end(reading, reader, send)
         if reader.cancelled is not None:
             raise reader.cancelled
     except OSError:
         # What a server of ASGI 2.4 raises from `send` once the client has gone.
-        return
+        return Reading.LEFT
     finally:
-        manager.dismiss(reader)
+        manager.dismiss(reader, _dropped(reading, reader))
         watch.cancel()
         await asyncio.wait({watch})
+    return reading
+
+
+def _dropped(reading: Reading, reader: Reader) -> str | None:
+    """Why the server has cut a reader off, if it has."""
+    if reading is Reading.LOST and reader.failure is not None:
+        return reader.failure.code
+    return "stalled" if reading is Reading.STALLED else None
 
 
 def _as_coroutine(send: Send) -> Send:
@@ -88,14 +98,16 @@ async def _serve_rest(rest: bytes, reader: Reader, manager: StreamManager, heade
         await send({"type": "http.response.start", "status": reader.stream.head.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": rest, "more_body": False})
 
+    reading = Reading.LEFT
     try:
-        if await reader.hand_over(deliver()) is Reading.STALLED:
-            await _end(Reading.STALLED, reader, send)
+        reading = await reader.hand_over(deliver())
+        if reading is Reading.STALLED:
+            await _end(reading, reader, send)
     except OSError:
-        # As in `serve`.
+        # The client has gone, as in `serve`.
         return
     finally:
-        manager.dismiss(reader)
+        manager.dismiss(reader, _dropped(reading, reader))
 
 
 async def _end(reading: Reading, reader: Reader, send: Send) -> None:
@@ -118,12 +130,15 @@ async def _end(reading: Reading, reader: Reader, send: Send) -> None:
 class ReplayResponse(Response):
     """A response that replays a stream from an offset and follows it to its end."""
 
-    def __init__(self, manager: StreamManager, stream: Stream, offset: int, location: str | None) -> None:
+    def __init__(
+        self, manager: StreamManager, stream: Stream, offset: int, location: str | None, *, kind: str = ""
+    ) -> None:
         self._manager = manager
         self._stream = stream
         self._offset = offset
+        self._kind = kind or ("resume" if offset else "replay")
         super().__init__(status_code=stream.head.status_code)
-        self.raw_headers = guard(identify(stream.head.headers, stream, location))
+        self.raw_headers = identify(stream.head.headers, stream, location)
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the log."""
@@ -132,6 +147,7 @@ class ReplayResponse(Response):
             while (await receive())["type"] != "http.disconnect":
                 pass
 
+        self._manager.telemetry.read(self._kind, traceparent=self._stream.head.traceparent)
         reader = self._manager.reader(self._stream, self._offset)
         headers = list(self.raw_headers)
         rest = _rest(reader)
@@ -142,7 +158,13 @@ class ReplayResponse(Response):
 
 
 async def replay(
-    manager: StreamManager, stream: Stream, offset: int | None, last_event_id: str | None, location: str | None
+    manager: StreamManager,
+    stream: Stream,
+    offset: int | None,
+    last_event_id: str | None,
+    location: str | None,
+    *,
+    kind: str = "",
 ) -> Response:
     """Answer a request for a stream from where its client left off; 204 if it has had everything, and asks by event id.
 
@@ -151,7 +173,8 @@ async def replay(
     """
     position = await find_position(stream, offset, last_event_id)
     if last_event_id and await is_exhausted(stream, position):
+        manager.telemetry.read("resume", "204", traceparent=stream.head.traceparent)
         response = Response(status_code=204)
         response.raw_headers = identify((), stream, location)
         return response
-    return ReplayResponse(manager, stream, position, location)
+    return ReplayResponse(manager, stream, position, location, kind=kind)

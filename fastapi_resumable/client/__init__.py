@@ -12,11 +12,9 @@ except ImportError as exc:
         f"fastapi_resumable.client needs {exc.name}: pip install 'fastapi-resumable[client]'", name=exc.name
     ) from exc
 
-from .client import AsyncResumableClient, ResumableClient
+from .client import AsyncClientStream, AsyncResumableClient, ClientStream, ResumableClient
 from .errors import ClientError, ConnectionLost, RequestRefused, StreamCancelled, StreamFailed, StreamIncomplete
-from .machine import StreamState
-from .messages import Backoff
-from .streams import AsyncClientStream, ClientStream
+from .machine import Backoff, StreamState
 from .transport import AsyncResumableTransport, ResumableStream, ResumableTransport
 
 __all__ = [

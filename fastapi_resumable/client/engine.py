@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import httpx
 
 from .errors import ConnectionLost, RequestRefused
-from .machine import NOT_NOW, Resumption
-from .messages import Ask, Backoff, Head, origin, replay_headers, retry_after, without_credentials
+from .machine import NOT_NOW, Backoff, Resumption
+from .messages import Ask, Head, origin, replay_headers, retry_after, without_credentials
 
 ResultT = TypeVar("ResultT")
 Sleep = Callable[[float], Awaitable[None] | None]

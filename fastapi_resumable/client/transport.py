@@ -19,8 +19,8 @@ import httpx
 
 from .engine import Engine, Sleep, TransportWire, call, flavour, run
 from .errors import ClientError
-from .machine import Resumption, StreamState
-from .messages import Ask, Backoff, Head, first_offset, replay_url
+from .machine import Backoff, Resumption, StreamState
+from .messages import Ask, Head, first_offset, replay_url
 
 logger = logging.getLogger("fastapi_resumable")
 

@@ -67,6 +67,11 @@ class MemoryStore:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes all streams are counted for."""
+        return self._budget.used
+
     def configure(self, limits: Limits) -> None:
         """Take the limits."""
         self._limits = limits

@@ -7,14 +7,26 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.metrics import _internal as metrics_api
 
-from fastapi_resumable.telemetry import MeasuredStore, Telemetry
+from fastapi_resumable.stores.measured import MeasuredStore
+from fastapi_resumable.telemetry import Telemetry
 from tests.support.otel import recording
+
+
+class MemoryStore:
+    """A store that holds some bytes."""
+
+    def __init__(self, held_bytes):
+        self.held_bytes = held_bytes
+
+
+class RedisStore(MemoryStore):
+    """A store of another kind."""
 
 
 def test_nothing_is_measured_without_a_provider():
     """No object is made for a stream, and none for a reader."""
     telemetry = Telemetry()
-    assert telemetry.stream("chat", "epoch") is None
+    assert telemetry.stream("chat", "epoch", {}, 0.0) is None
     assert telemetry.reader_attached() is None
     assert telemetry.read("first") is None
 
@@ -26,7 +38,7 @@ def test_opentelemetry_is_not_imported_by_us():
     code = (
         "import sys, runpy; "
         f"Telemetry = runpy.run_path({path!r})['Telemetry']; "
-        "assert Telemetry().stream('chat', 'epoch') is None; "
+        "assert Telemetry().stream('chat', 'epoch', {}, 0.0) is None; "
         "sys.exit('opentelemetry' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-I", "-c", code], check=False).returncode == 0
@@ -39,9 +51,9 @@ def test_every_instrument_has_its_unit():
         return 1
 
     with recording() as recorded:
-        telemetry = Telemetry(held_bytes=lambda: 3)
-        stream = telemetry.stream("chat", "epoch")
-        stream.begun({})
+        telemetry = Telemetry(MemoryStore(3))
+        stream = telemetry.stream("chat", "epoch", {}, 0.0)
+        stream.begun()
         stream.first_byte()
         stream.client_left()
         stream.ended("completed", size=5)
@@ -72,9 +84,9 @@ def test_every_instrument_has_its_unit():
 def test_a_stream_is_counted_once_whatever_it_is_told():
     """The first end counts: a stop that comes at the same time as the end is no second one."""
     with recording() as recorded:
-        stream = Telemetry().stream("chat", "epoch")
+        stream = Telemetry().stream("chat", "epoch", {}, 0.0)
         for _ in range(2):
-            stream.begun({})
+            stream.begun()
         stream.ended("completed", size=5)
         stream.ended("cancelled", size=5)
         stream.client_left()
@@ -86,7 +98,7 @@ def test_a_stream_is_counted_once_whatever_it_is_told():
 def test_a_request_that_never_became_a_stream_is_not_counted():
     """A 401 is no stream."""
     with recording() as recorded:
-        Telemetry().stream("chat", "epoch").ended("failed")
+        Telemetry().stream("chat", "epoch", {}, 0.0).ended("failed")
         assert recorded.points("fastapi_resumable.streams.active") == []
         assert recorded.points("fastapi_resumable.stream.duration") == []
 
@@ -95,8 +107,8 @@ def test_a_request_that_never_became_a_stream_is_not_counted():
 def test_ids_are_on_spans_unless_switched_off(stream_ids):
     """And never on a metric."""
     with recording() as recorded:
-        stream = Telemetry(stream_ids=stream_ids).stream("chat-42", "epoch")
-        stream.begun({})
+        stream = Telemetry(stream_ids=stream_ids).stream("chat-42", "epoch", {}, 0.0)
+        stream.begun()
         stream.ended("completed")
         (span,) = recorded.spans()
         assert span.attributes.get("fastapi_resumable.stream.id") == ("chat-42" if stream_ids else None)
@@ -108,7 +120,7 @@ def test_a_replay_links_to_the_stream():
     """By the text that a store keeps, so from another process as well."""
     with recording() as recorded:
         telemetry = Telemetry()
-        stream = telemetry.stream("chat", "epoch")
+        stream = telemetry.stream("chat", "epoch", {}, 0.0)
         traceparent = stream.traceparent
         stream.ended("completed")
         with trace.get_tracer("server").start_as_current_span("GET"):
@@ -127,14 +139,17 @@ def test_what_the_provider_raises_does_no_harm():
 
     with recording():
         metrics_api._METER_PROVIDER = Broken()
-        assert Telemetry().stream("chat", "epoch") is None
+        telemetry = Telemetry()
+        telemetry.read("first")
+        stream = telemetry.stream("chat", "epoch", {}, 0.0)
+        stream.begun()
+        stream.ended("completed")
 
 
 def test_two_applications_share_the_gauge_of_held_bytes():
     """OpenTelemetry keeps only the first callback of a name; the sum of both is shown."""
     with recording() as recorded:
-        first, second = Telemetry(held_bytes=lambda: 3), Telemetry(held_bytes=lambda: 4)
-        third = Telemetry(store="redis", held_bytes=lambda: 5)
+        first, second, third = Telemetry(MemoryStore(3)), Telemetry(MemoryStore(4)), Telemetry(RedisStore(5))
         for telemetry in (first, second, third):
             telemetry.read("first")
         points = recorded.points("fastapi_resumable.log.bytes")

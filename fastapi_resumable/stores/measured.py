@@ -1,0 +1,44 @@
+"""A store whose operations are measured: what surrounds those beyond this process."""
+
+import functools
+from asyncio import CancelledError
+from time import perf_counter
+from typing import Any
+
+from ..exceptions import ResumableError, StoreUnavailable
+from ..telemetry import Telemetry
+
+_OPERATIONS = {"reserve", "begin", "release", "finish", "find", "lookup", "watch", "stop"}
+
+
+class MeasuredStore:
+    """Stands for a store, and measures how long its operations take, where a provider is set."""
+
+    def __init__(self, store: Any, telemetry: Telemetry) -> None:
+        self._store = store
+        self._telemetry = telemetry
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._store, name)
+        if name not in _OPERATIONS:
+            return attribute
+
+        @functools.wraps(attribute)
+        async def measured(*args: Any, **kwargs: Any) -> Any:
+            instruments = self._telemetry.instruments()
+            if instruments is None:
+                return await attribute(*args, **kwargs)
+            started = perf_counter()
+            attributes = {"operation": name}
+            try:
+                return await attribute(*args, **kwargs)
+            except BaseException as exc:
+                # Others are answers, like that there is no such stream.
+                if not isinstance(exc, (ResumableError, CancelledError)) or isinstance(exc, StoreUnavailable):
+                    attributes["error.type"] = type(exc).__qualname__
+                raise
+            finally:
+                instruments.operation.record(perf_counter() - started, attributes)
+
+        setattr(self, name, measured)
+        return measured
