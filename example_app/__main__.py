@@ -24,7 +24,11 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with listen_anywhere() if port is None else listen(port) as listener:
         port = listener.getsockname()[1]
-        print(f"\n  The chat is running on http://127.0.0.1:{port}/  (Ctrl-C stops it)\n", flush=True)
+        url = f"http://127.0.0.1:{port}/"
+        print(
+            f"\n  The chat is running on {url}  (Ctrl-C stops it)\n  Plots for its operator: {url}operations\n",
+            flush=True,
+        )
         uvicorn.Server(uvicorn.Config(app, headers=signature())).run(sockets=[listener])
 
 

@@ -12,7 +12,7 @@ import httpx
 from fastapi import Depends, FastAPI, Header, Response
 from fastapi.staticfiles import StaticFiles
 
-from example_app import llm, poem
+from example_app import llm, operations, poem
 from example_app.bad_line import BadLine
 from example_app.conversations import Conversations, Turn
 from fastapi_resumable import FinishedStream, Resumable
@@ -76,5 +76,7 @@ def forget_conversation(conversation: str) -> None:
 app.include_router(poem.router)
 app.include_router(poem.resumable.router)
 app.add_middleware(BadLine)
+
+app.include_router(operations.router)
 
 app.mount("/", StaticFiles(directory=Path(__file__).parent / "static", html=True))

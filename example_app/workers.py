@@ -95,7 +95,7 @@ class Program:
         for line in self.process.stdout:
             if match := re.search(r"The chat is running on (\S+)", line):
                 self.url.put(match[1])
-            elif line.strip():
+            elif line.strip() and "Plots for its operator" not in line:
                 sys.stdout.write(f"{self.name:>8} | {line}")
                 sys.stdout.flush()
         self.process.wait()
@@ -169,7 +169,8 @@ def serve(stack: ExitStack, port: int) -> None:
     nginx_to_be.callback(stop, nginx)
     nginx.wait_for_port(front)
 
-    print(f"\n  The chat is running on http://{HOST}:{front}/  (Ctrl-C stops all of it)\n")
+    print(f"\n  The chat is running on http://{HOST}:{front}/  (Ctrl-C stops all of it)")
+    print(f"  Plots for its operator: http://{HOST}:{front}/operations\n")
     for worker, url in zip(workers, urls, strict=True):
         print(f"    {worker.name}  {url}  kill -9 {worker.process.pid}")
     print(f"    Redis     redis-cli -p {redis_port}\n", flush=True)
