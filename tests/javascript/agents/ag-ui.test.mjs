@@ -6,9 +6,11 @@ import { after, before, mock, test } from "node:test";
 import { HttpAgent } from "@ag-ui/client";
 
 import { resumableAgent } from "../../../fastapi_resumable/static/ag-ui.js";
+import { fromDocs } from "../support.mjs";
 import { startProxy } from "../ai-sdk/backend.mjs";
 import { AT_ONCE, seeded, startAgents, WHOLE } from "./backend.mjs";
 
+const MODULE = "../../../fastapi_resumable/static/ag-ui.js";
 const timeout = 30_000;
 
 let backend;
@@ -123,4 +125,31 @@ test("what the server refuses fails the run", { timeout }, async () => {
   await open("x".repeat(600)).runAgent({}, listens).catch(() => {});
   assert.equal(listens.heard.errors[0].code, "invalid_stream_id");
   assert.equal(listens.heard.errors[0].status, 400);
+});
+
+test("the page of the documentation asks, joins and stops", { timeout }, async () => {
+  const change = (code) =>
+    code
+      .replace("'fastapi-resumable/ag-ui'", JSON.stringify(new URL(import.meta.resolve(MODULE)).href))
+      .replace("resumableAgent(HttpAgent)", `resumableAgent(HttpAgent, { prefix: "${backend.url}/v1" })`)
+      .replace("'/agent'", `'${backend.url}/agent'`);
+  const { openThread } = await fromDocs("how-to/ag-ui.md", "agent.mjs", change);
+  const id = unique();
+  let text = "";
+  let look;
+  const spoken = new Promise((resolve) => (look = () => text === AT_ONCE && resolve()));
+  const thread = openThread(id, (delta) => look((text += delta)));
+  const asked = thread.ask("hello");
+  await spoken;
+  await thread.leave();
+  await asked;
+  let joined = "";
+  const again = openThread(id, (delta) => (joined += delta));
+  const followed = again.join();
+  await backend.write(id);
+  await followed;
+  assert.equal(joined, WHOLE);
+  const third = openThread(id, () => third.stop());
+  await third.ask("again").catch(() => {});
+  assert.deepEqual(await backend.outcomes(id), ["whole", "abandoned"]);
 });
