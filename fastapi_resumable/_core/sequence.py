@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..exceptions import InvalidOffset
-from .sse import BOM, EventFramer, events, find_boundary
+from .sse import BOM, EventFramer, Search, events, find_boundary
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """What a filter waits for the end of. A larger event goes through it, whatever its number."""
@@ -19,6 +19,8 @@ _NAME = b'"sequence_number"'
 _DATA_VALUE = re.compile(rb"(?:\A|[\r\n])data(?:: ?([^\r\n]*))?(?=[\r\n])")
 _DIGITS = re.compile(r"[0-9]+")
 _MAX_NUMBER = 2**63 - 1
+_AT_ONCE = 256
+"""How many events are looked at before others run."""
 
 
 class Place(NamedTuple):
@@ -57,7 +59,7 @@ def sequence_number(event: bytes) -> int | None:
     return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 
-def find_sequence(blocks: Iterable[bytes], number: int) -> Place:
+def search_sequence(blocks: Iterable[bytes], number: int) -> Search[Place]:
     """Find the place of `number` in recorded bytes.
 
     Not every event is parsed: a block can be passed over if the next one begins with a number that is low enough.
@@ -66,7 +68,7 @@ def find_sequence(blocks: Iterable[bytes], number: int) -> Place:
     rest: list[bytes] = []
     for block in blocks:
         cut = find_boundary([block]) or 0
-        first = _first_number(block[cut:])
+        first = yield from _first_number(block[cut:])
         if first is not None and first <= number:
             start += sum(map(len, rest)) + cut
             rest = [block[cut:]]
@@ -75,7 +77,9 @@ def find_sequence(blocks: Iterable[bytes], number: int) -> Place:
             if first is not None:
                 break
     offset: int | None = None
-    for event in events(rest):
+    for count, event in enumerate(events(rest)):
+        if count % _AT_ONCE == 0:
+            yield
         start += len(event)
         if (found := sequence_number(event)) is not None:
             if found > number:
@@ -84,10 +88,15 @@ def find_sequence(blocks: Iterable[bytes], number: int) -> Place:
     return Place(offset, None)
 
 
-def _first_number(block: bytes) -> int | None:
+def _first_number(block: bytes) -> Search[int | None]:
     if _NAME not in block:
         return None
-    return next((number for number in map(sequence_number, events([block])) if number is not None), None)
+    for count, event in enumerate(events([block])):
+        if count % _AT_ONCE == 0:
+            yield
+        if (number := sequence_number(event)) is not None:
+            return number
+    return None
 
 
 class SequenceFilter:

@@ -5,7 +5,10 @@ The framer hands on whole events only, so that a log never ends in half an event
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 BOM = b"\xef\xbb\xbf"
 PING = b": ping\n"
@@ -14,10 +17,13 @@ CR = 13
 # Atomic groups, so that the two halves of one CR LF are never taken for two line ends.
 _LINE_END = rb"(?>\r\n|\n|\r)"
 _BLANK_LINE = re.compile(_LINE_END + _LINE_END)
+_LINE_ENDS = re.compile(rb"[\r\n]+")
 _DATA = re.compile(rb"(?:\A|[\r\n])data(?=[:\r\n]|\Z)")
 _ID = re.compile(rb"(?:\A|[\r\n])id(?=[:\r\n]|\Z)")
 _ID_VALUE = re.compile(rb"(?:\A|[\r\n])id(?:: ?([^\r\n]*))?(?=[\r\n])")
 _NOTHING_TO_DISPATCH = re.compile(rb"(?:(?::[^\r\n]*|retry(?::[^\r\n]*)?)" + _LINE_END + rb")*+")
+_STEP = 64 * 1024
+"""How many bytes a search looks at before it lets others run."""
 
 
 class EventFramer:
@@ -33,22 +39,29 @@ class EventFramer:
         "_epoch",
         "_flushed_data",
         "_flushed_id",
-        "_limit",
+        "_ids_first",
         "_more_digits",
         "_pending",
         "_prefix",
         "_skip_lf",
+        "limit",
         "oversize",
     )
 
-    def __init__(self, epoch: str | None, limit: int) -> None:
-        """Stamp ids of `epoch` (none: leave the bytes alone); hand on an event unfinished once it passes `limit`."""
+    def __init__(self, epoch: str | None, limit: int, *, ids_first: bool = False) -> None:
+        """Stamp ids of `epoch` (none: leave the bytes alone); hand on an event unfinished once it passes `limit`.
+
+        With `ids_first`, an id is the first line of its event rather than the last. It names the same place: the
+        position right after the event.
+        """
         self._epoch = epoch
+        self._ids_first = ids_first
         self._prefix = b"id: %s-" % (epoch or "").encode("ascii")
-        self._limit = limit
-        # Offsets below `_more_digits` are written in so many digits that an `id:` line has `_added` bytes.
+        self.limit = limit
+        """How large an event may be that is held back until it is whole."""
+        # Offsets below `_more_digits` are written in so many digits that an `id:` line has `_added` bytes, and its end.
         self._more_digits = 10
-        self._added = len(self._prefix) + 2
+        self._added = len(self._prefix) + 1
         self._pending = bytearray()
         self._begun = False
         self._skip_lf = False
@@ -57,54 +70,34 @@ class EventFramer:
         self.oversize = False
         """Whether the log ends within an event, because that one was too large to hold back."""
 
+    @property
+    def held_back(self) -> int:
+        """How many bytes of an unfinished event are held back."""
+        return len(self._pending)
+
     def feed(self, chunk: bytes, offset: int) -> bytes:
         """Take what the application sent; return the whole events that are ready to be appended at `offset`."""
-        if chunk.endswith(b"\n\n") and not (self._pending or self.oversize or self._skip_lf):
-            if self._epoch is None:
-                return chunk
-            # An integer here, and `find` for what is longer: `in` with bytes costs more than the search.
-            if CR not in chunk:
-                if chunk.startswith(b"data:") and chunk.find(b"\n", 0, -2) < 0:
-                    # What applications send most: one event of one line.
-                    return self._stamp_data(chunk, offset)
-                return self._feed_lf(chunk, offset)
+        # What applications send most: whole events, one in a chunk, in lines that end in LF. (`find` for what is longer
+        # than a byte: `in` costs more than the search.)
+        if (
+            chunk.endswith(b"\n\n")
+            and not (self._pending or self.oversize or self._skip_lf)
+            and CR not in chunk
+            and (self._epoch is None or chunk.find(b"\n\n") == len(chunk) - 2)
+        ):
+            return chunk if self._epoch is None else self._stamp(chunk, offset)
         return self._feed(chunk, offset, final=False)
 
-    def _feed_lf(self, chunk: bytes, offset: int) -> bytes:
-        """`feed`, short for whole events whose lines end in LF."""
-        if chunk.find(b"\n\n") == len(chunk) - 2:
-            return self._stamp_lf(chunk, offset)
-        if chunk.find(b"\n\n\n") >= 0:
-            return self._feed(chunk, offset, final=False)
-        parts = chunk[:-2].split(b"\n\n")
-        for index, event in enumerate(parts):
-            parts[index] = stamped = self._stamp_lf(event + b"\n\n", offset)
-            offset += len(stamped)
-        return b"".join(parts)
-
-    def _stamp_lf(self, event: bytes, offset: int) -> bytes:
-        """`_stamp`, short for an event whose lines end in LF and that plainly has data and no id."""
-        if (event.startswith(b"data:") or (event.startswith(b"event:") and event.find(b"\ndata:") >= 0)) and event.find(
-            b"\nid"
-        ) < 0:
-            return self._stamp_data(event, offset)
-        return self._stamp(event, offset)
-
-    def _stamp_data(self, event: bytes, offset: int) -> bytes:
-        """`_stamp`, for an event whose lines end in LF and that has data and no id."""
-        self._begun = True
-        end = offset + len(event) + self._added
+    def _add_id(self, event: bytes, offset: int, line_end: bytes, blank: int) -> bytes:
+        """Add an `id:` line to an event, whose blank line has `blank` bytes; the id counts the line itself in."""
+        end = offset + len(event) + self._added + len(line_end)
         while end >= self._more_digits:
             self._more_digits *= 10
             self._added += 1
             end += 1
-        return b"%b%b%d\n\n" % (event[:-1], self._prefix, end)
-
-    def _id_line(self, offset: int, line_end: bytes = b"\n") -> bytes:
-        """The `id:` line of an event that would end at `offset` without it; the id counts the line itself in."""
-        base = offset + len(self._prefix) + len(line_end)
-        digits = str(base + len(str(base)))
-        return b"%s%d%s" % (self._prefix, base + len(digits), line_end)
+        if self._ids_first and not self.oversize:
+            return b"%b%d%b%b" % (self._prefix, end, line_end, event)
+        return b"%b%b%d%b%b" % (event[:-blank], self._prefix, end, line_end, event[-blank:])
 
     def finish(self, offset: int) -> bytes:
         """Return what is left when the application has ended in order: recorded as it is."""
@@ -127,7 +120,12 @@ class EventFramer:
         pending += chunk
         ready: list[bytes] = []
         size = start = 0
-        while (end := _find_blank_line(pending, position)) >= 0:
+        has_cr = CR in pending
+        if self._epoch is None and not has_cr and (end := pending.rfind(b"\n\n", position)) >= 0:
+            # Nothing is changed, so that all whole events are one piece.
+            start = position = end + 2
+            ready.append(self._stamp(bytes(pending[:start]), offset))
+        while (end := _find_blank_line(pending, position, has_cr)) >= 0:
             if end == len(pending) and pending[-1:] == b"\r":
                 # A LF may follow. It must in a stream of CR LF; where CR is the rule, waiting would hold up the event.
                 if not final and pending[-2:] != b"\r\r":
@@ -137,8 +135,11 @@ class EventFramer:
             ready.append(event)
             size += len(event)
             start = position = end
+            if self._epoch is not None and (blank := _LINE_ENDS.match(pending, start)) and blank.end() < len(pending):
+                # Any number of blank lines more, of which nothing is recorded, in one go.
+                start = position = blank.end()
         del pending[:start]
-        if len(pending) > self._limit:
+        if len(pending) > self.limit:
             ready.append(self._flush_oversize())
         return b"".join(ready)
 
@@ -155,21 +156,27 @@ class EventFramer:
 
     def _stamp(self, event: bytes, offset: int) -> bytes:
         """Return a whole event as it is recorded at `offset`."""
+        is_plain = self._begun and self._epoch is not None and not self.oversize and CR not in event
+        if (
+            is_plain
+            and (event.startswith(b"data:") or (event.startswith(b"event:") and event.find(b"\ndata:") >= 0))
+            and event.find(b"\nid") < 0
+        ):
+            # Most events have data, and no id, at a glance.
+            return self._add_id(event, offset, b"\n", 1)
         bom = b""
         if not self._begun:
             self._begun = True
             if event.startswith(BOM):
                 bom, event = BOM, event[len(BOM) :]
+        was_oversize, has_data, has_id = self.oversize, self._flushed_data, self._flushed_id
         if self._epoch is None:
+            self.oversize = self._flushed_data = self._flushed_id = False
             return bom + event
         if offset:
             # A keep-alive has come first, so it would be no byte order mark any more, but part of a field's name.
             bom = b""
-        if self.oversize:
-            has_data, has_id = self._flushed_data, self._flushed_id
-            self.oversize = self._flushed_data = self._flushed_id = False
-        else:
-            has_data = has_id = False
+        if not was_oversize:
             event = event.lstrip(b"\r\n")
             if not event:
                 return bom
@@ -179,16 +186,16 @@ class EventFramer:
         blank = _last_line_end(event)
         lines = event[: len(event) - len(blank)]
         if (has_data or _DATA.search(event)) and not (has_id or (b"id" in event and _ID.search(event))):
-            line_end = _last_line_end(lines)
-            return bom + lines + self._id_line(offset + len(bom) + len(event), line_end) + blank
-        if not has_data and _NOTHING_TO_DISPATCH.fullmatch(lines):
-            return bom + lines
+            event = self._add_id(event, offset + len(bom), _last_line_end(lines), len(blank))
+        elif not has_data and _NOTHING_TO_DISPATCH.fullmatch(lines):
+            event = lines
+        self.oversize = self._flushed_data = self._flushed_id = False
         return bom + event
 
 
-def _find_blank_line(data: bytearray, position: int) -> int:
+def _find_blank_line(data: bytearray, position: int, has_cr: bool) -> int:
     """Where the first blank line from `position` on ends; negative if there is none."""
-    if data.find(b"\r", position) < 0:
+    if not has_cr:
         # Much faster than the pattern, where events are large.
         found = data.find(b"\n\n", position)
         return found if found < 0 else found + 2
@@ -206,12 +213,12 @@ def events(blocks: Iterable[bytes]) -> Iterator[bytes]:
     for block in blocks:
         position = max(0, len(pending) - 3)
         pending += block
-        start = 0
-        while match := _BLANK_LINE.search(pending, position):
-            if match.end() == len(pending) and match[0].endswith(b"\r"):
+        start, has_cr = 0, CR in pending
+        while (end := _find_blank_line(pending, position, has_cr)) >= 0:
+            if end == len(pending) and pending[-1:] == b"\r":
                 break
-            yield bytes(pending[start : match.end()])
-            start = position = match.end()
+            yield bytes(pending[start:end])
+            start = position = end
         del pending[:start]
     if pending:
         yield bytes(pending)
@@ -223,26 +230,59 @@ def find_boundary(blocks: Iterable[bytes]) -> int | None:
     tail = b""
     for block in blocks:
         data = tail + block
-        if match := _BLANK_LINE.search(data):
-            return seen - len(tail) + match.end()
+        if (end := _boundary_in(data, 0)) >= 0:
+            return seen - len(tail) + end
         seen += len(block)
         tail = data[-3:]
     return None
 
 
-def would_dispatch(blocks: Iterable[bytes]) -> bool:
+def _boundary_in(data: bytes, start: int) -> int:
+    """Where the first blank line from `start` on ends; negative if there is none."""
+    # Two line ends in a row, whatever they are, are one of these pairs; and a LF may belong to the second.
+    found, limit = -1, len(data)
+    for pair in (b"\n\n", b"\n\r", b"\r\r"):
+        if (at := data.find(pair, start, limit)) >= 0:
+            found, limit = at + 2, at + 1
+    return found + 1 if found > 0 and data[found - 1] == CR and data[found : found + 1] == b"\n" else found
+
+
+Search = Generator[None, None, T]
+"""A search through a log, in steps: whoever runs it lets others run between two of them."""
+
+
+def search_dispatch(blocks: Iterable[bytes]) -> Search[bool]:
     """Whether a client that reads `blocks` would dispatch an event."""
-    return any(_DATA.search(event) and _BLANK_LINE.search(event[-4:]) for event in events(blocks))
+    seen = 0
+    for event in events(blocks):
+        if _DATA.search(event) and _BLANK_LINE.search(event[-4:]):
+            return True
+        seen += len(event)
+        if seen > _STEP:
+            seen = 0
+            yield
+    return False
 
 
-def find_event_id(blocks: Iterable[bytes], event_id: str) -> int | None:
+def search_event_id(blocks: Iterable[bytes], event_id: str) -> Search[int | None]:
     """The position right after the first event whose id is `event_id`; `None` if no event has it."""
     wanted = event_id.encode("utf-8", "surrogateescape")
-    position = 0
-    for event in events(blocks):
-        position += len(event)
-        if wanted in event:
-            values = _ID_VALUE.findall(event.removeprefix(BOM))
-            if values and values[-1] == wanted:
-                return position
+    data = b"".join(blocks)
+    start = len(BOM) if data.startswith(BOM) else 0
+    # The line has to be whole; and a space after the colon is never a part of the value.
+    line_of = re.compile(rb"(?:\A|(?<=[\r\n])|(?<=\A\xef\xbb\xbf))id: ?+" + re.escape(wanted) + rb"(?=[\r\n])")
+    # An id that is not there seldom occurs in any other way, so that most of the search is this one.
+    position = data.find(wanted, start)
+    while position >= 0:
+        yield
+        line = line_of.search(data, max(start, position - 4), position + _STEP + len(wanted) + 8)
+        if line is None:
+            position = data.find(wanted, position + _STEP - 8)
+            continue
+        end = _boundary_in(data, line.end())
+        end = len(data) if end < 0 else end
+        if not _ID.search(data, line.end(), end):
+            return end
+        # The last id of an event is the one that counts.
+        position = data.find(wanted, line.end())
     return None

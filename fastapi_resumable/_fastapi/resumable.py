@@ -5,7 +5,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import anyio
 from fastapi import APIRouter, HTTPException, Request
@@ -98,7 +98,7 @@ class Resumable:
         stream_id: IdDependency | None = None,
         owner: IdDependency | None = None,
         on_conflict: OnConflict = UNSET,
-        event_ids: bool = UNSET,
+        event_ids: bool | Literal["first"] = UNSET,
         ping: float = UNSET,
         max_stream_bytes: int = UNSET,
         max_total_bytes: int = UNSET,

@@ -29,7 +29,7 @@ class ResumableSettings(BaseModel):
     on_conflict: Literal["replace", "attach", "reject"] = Field(
         "replace", description="must be 'replace', 'attach' or 'reject'"
     )
-    event_ids: bool = Field(True, description="must be true or false")
+    event_ids: bool | Literal["first"] = Field(True, description="must be true, false or 'first'")
     ping: float = Field(15.0, ge=0, description="must be a number of seconds, or 0 for no keep-alives")
     max_stream_bytes: int = Field(4 * MIB, gt=0, description="must be a positive number of bytes, like 4 * 1024 * 1024")
     max_total_bytes: int = Field(1024 * MIB, gt=0, description="must be a positive number of bytes, like 1024 ** 3")

@@ -3,8 +3,9 @@
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from .._core.sequence import SequenceFilter, find_sequence
+from .._core.sequence import SequenceFilter, search_sequence
 from .._core.sse import PING
+from .._stream.position import run_search
 from .._stream.stream import Stream
 from ..exceptions import InvalidOffset, OffsetLost
 from .manager import StreamManager
@@ -49,7 +50,7 @@ async def replay_after(manager: StreamManager, stream: Stream, number: int, loca
         raise InvalidOffset("`starting_after` counts events, and this stream is no event stream. Resume with from=.")
     # Asked first: what comes while the log is being searched has to be looked at, too.
     is_live, start = not stream.is_final, stream.earliest
-    place = find_sequence(await stream.blocks(start), number)
+    place = await run_search(search_sequence(list(await stream.blocks(start)), number))
     if start > 0 and place.offset is None and place.following != number + 1:
         raise OffsetLost(start)
     offset = start + (place.offset or 0)

@@ -1,9 +1,14 @@
 """Where a client goes on: from an offset, from an event id of ours, or from one of the application's own."""
 
+import asyncio
+from typing import TypeVar
+
 from .._core.ids import parse_event_id
-from .._core.sse import find_event_id, would_dispatch
+from .._core.sse import Search, search_dispatch, search_event_id
 from ..exceptions import OffsetLost, OffsetOutOfRange, StreamReplaced, UnknownEventId
 from .stream import Stream
+
+T = TypeVar("T")
 
 
 async def find_position(stream: Stream, offset: int | None, last_event_id: str | None) -> int:
@@ -32,7 +37,9 @@ async def find_position(stream: Stream, offset: int | None, last_event_id: str |
 
 async def _after_event(stream: Stream, event_id: str) -> int:
     start = stream.earliest
-    found = find_event_id(await stream.blocks(start), event_id) if stream.head.is_event_stream else None
+    found = None
+    if stream.head.is_event_stream:
+        found = await run_search(search_event_id(list(await stream.blocks(start)), event_id))
     if found is None:
         raise UnknownEventId(
             "No event in the log has that id; it was dropped, or never sent. Resume with from=, or start over."
@@ -44,4 +51,17 @@ async def is_exhausted(stream: Stream, offset: int) -> bool:
     """Whether the stream has ended and nothing from `offset` on would make a client dispatch an event."""
     if not stream.is_final:
         return False
-    return not would_dispatch(await stream.blocks(offset)) if stream.head.is_event_stream else offset == stream.tail
+    if not stream.head.is_event_stream:
+        return offset == stream.tail
+    return not await run_search(search_dispatch(list(await stream.blocks(offset))))
+
+
+async def run_search(search: Search[T]) -> T:
+    """Run a search through a log to its end, and let others run between two steps of it."""
+    while True:
+        try:
+            next(search)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        await asyncio.sleep(0)

@@ -21,7 +21,20 @@ class Recording:
     What it holds is counted in the budget until that is given back: by `release`, or when the recording is freed.
     """
 
-    __slots__ = ("_budget", "_counted", "_overhead", "bound", "closed", "epoch", "framer", "head", "limits", "log")
+    __slots__ = (
+        "_boundary",
+        "_budget",
+        "_counted",
+        "_overhead",
+        "_searched",
+        "bound",
+        "closed",
+        "epoch",
+        "framer",
+        "head",
+        "limits",
+        "log",
+    )
 
     def __init__(self, epoch: str, head: Head, limits: Limits, budget: Budget, overhead: int = 0) -> None:
         """Begin a log; `overhead` is what is counted beside its bytes."""
@@ -32,7 +45,9 @@ class Recording:
         self.log = ByteLog(max(1, min(BLOCK_SIZE, limits.max_stream_bytes // 8)))
         self.bound = limits.max_stream_bytes
         """How many of the newest bytes are kept for readers that come later."""
-        self.framer = new_framer(epoch, limits) if head.is_event_stream else None
+        self.framer = new_framer(epoch, limits, limits.max_stream_bytes) if head.is_event_stream else None
+        self._boundary = 0
+        self._searched = 0
         self.limits = limits
         self._budget = budget
         self._overhead = self._counted = overhead
@@ -105,15 +120,22 @@ class Recording:
         low = max(log.floor, log.tail - self.bound)
         if low == 0 or not self.head.is_event_stream:
             return low
-        start = max(log.floor, low - 3)
-        while (boundary := find_boundary(log.chunks(start))) is not None and start + boundary < low:
-            start += boundary
-        return low if boundary is None else start + boundary
+        if self._boundary >= low:
+            return self._boundary
+        # Where there was no boundary before, there is none now: what is searched once is not searched again.
+        start = max(log.floor, low - 3, min(self._searched, log.tail) - 3)
+        while (found := find_boundary(log.chunks(start))) is not None:
+            start += found
+            if start >= low:
+                self._boundary = start
+                return start
+        self._searched = log.tail
+        return low
 
 
-def new_framer(epoch: str, limits: Limits) -> EventFramer:
-    """A framer for the bytes of one epoch."""
-    return EventFramer(epoch if limits.event_ids else None, limits.max_stream_bytes)
+def new_framer(epoch: str, limits: Limits, limit: int) -> EventFramer:
+    """A framer for bytes of one epoch, that holds back no more than `limit` of them."""
+    return EventFramer(epoch if limits.event_ids else None, limit, ids_first=limits.event_ids == "first")
 
 
 def end_event(
@@ -130,6 +152,6 @@ def end_event(
         return b""
     # An event too large to hold back lies half in the log: a blank line ends it.
     gap = b"\n\n" if is_mid_event else b""
-    framer = EventFramer(epoch if limits.event_ids else None, len(event))
+    framer = new_framer(epoch, limits, len(event))
     stamped = framer.feed(event, tail + len(gap))
     return gap + stamped + framer.finish(tail + len(gap) + len(stamped))

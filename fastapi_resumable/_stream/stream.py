@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from .._core.ids import StreamKey
 from .._core.terminal import TerminalEvent
@@ -24,7 +24,7 @@ class Limits:
     max_streams: int = 10_000
     max_streams_per_owner: int | None = None
     retention: float = 300.0
-    event_ids: bool = True
+    event_ids: bool | Literal["first"] = True
     terminal_event: TerminalEvent = "sse"
 
 
@@ -39,13 +39,15 @@ class Head:
     content_type: str | None = field(init=False, compare=False)
     """The media type with its parameters."""
     is_event_stream: bool = field(init=False, compare=False)
-    """Whether the body is server-sent events."""
+    """Whether the body is server-sent events, as they are."""
 
     def __post_init__(self) -> None:
         content_type = next((value.decode("latin-1") for name, value in self.headers if name == b"content-type"), None)
         object.__setattr__(self, "content_type", content_type)
         media_type = (content_type or "").partition(";")[0].strip().lower()
-        object.__setattr__(self, "is_event_stream", media_type == "text/event-stream")
+        # Under an encoding of the application's own, bytes are no lines.
+        is_encoded = any(name == b"content-encoding" and value != b"identity" for name, value in self.headers)
+        object.__setattr__(self, "is_event_stream", media_type == "text/event-stream" and not is_encoded)
 
 
 @dataclass(slots=True)

@@ -11,12 +11,18 @@ from fastapi_resumable._core import sequence
 from fastapi_resumable._core.sequence import (
     Place,
     SequenceFilter,
-    find_sequence,
     parse_sequence_number,
+    search_sequence,
     sequence_number,
 )
 from fastapi_resumable._core.sse import BOM, EventFramer
 from fastapi_resumable.exceptions import InvalidOffset
+from tests.support.searches import result_of
+
+
+def find_sequence(blocks, number: int) -> Place:
+    """The result of the search."""
+    return result_of(search_sequence(blocks, number))
 
 
 def numbered(number: int, text: str = "", end: str = "\n") -> bytes:

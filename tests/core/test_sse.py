@@ -12,12 +12,23 @@ from fastapi_resumable._core.sse import (
     EventFramer,
     events,
     find_boundary,
-    find_event_id,
-    would_dispatch,
+    search_dispatch,
+    search_event_id,
 )
+from tests.support.searches import result_of
 
 EPOCH = "abcdefghijklmnop"
 LARGE = 1_000_000
+
+
+def would_dispatch(blocks: list[bytes]) -> bool:
+    """The result of the search."""
+    return result_of(search_dispatch(blocks))
+
+
+def find_event_id(blocks: list[bytes], event_id: str) -> int | None:
+    """The result of the search."""
+    return result_of(search_event_id(blocks, event_id))
 
 
 def decode(data: bytes) -> list[tuple[str, str, str]]:
@@ -226,3 +237,47 @@ def test_an_event_is_found_by_the_applications_own_id():
     assert find_event_id([data], "1") == 15
     assert find_event_id([data], "10") == 31
     assert find_event_id([data], "0") is None
+
+
+@pytest.mark.parametrize("data", [b"id:  x\n", b"data: id: x\n", b"id: xy\n", b"id: x\nid: y\n", b"id: x"])
+def test_what_only_looks_like_the_id_is_passed_over(data):
+    """Of another value, in the middle of a line, or not the last id of its event."""
+    assert find_event_id([data + b"\n"], "x") is None if data != b"id: x" else find_event_id([data], "x") is None
+
+
+@pytest.mark.parametrize("before", [b"", BOM, b"data: x\n\n", b"data: a\r\n\r\n", b"data: a\r\r"])
+@pytest.mark.parametrize("value", ["x", " x", "x ", "\u00e9"])
+def test_an_id_is_found_byte_for_byte_wherever_it_stands(before, value):
+    """Spaces at its ends included."""
+    event = b"id: %s\ndata: b\n\n" % value.encode()
+    assert find_event_id([before, event, b"data: c\n\n"], value) == len(before + event)
+
+
+@given(chunked())
+def test_an_id_that_comes_first_names_the_same_place(case):
+    """Same events, same length, same offsets: only the order of the lines differs."""
+    _, chunks = case
+    last, first = EventFramer(EPOCH, LARGE), EventFramer(EPOCH, LARGE, ids_first=True)
+    mine = other = b""
+    for chunk in chunks:
+        mine += last.feed(chunk, len(mine))
+        other += first.feed(chunk, len(other))
+        assert len(mine) == len(other)
+    assert decode(mine) == decode(other)
+    lines = [sorted(data.removeprefix(BOM).splitlines()) for data in (mine, other)]
+    assert lines[0] == lines[1]
+
+
+def test_an_id_comes_before_the_data_of_its_event():
+    """For readers that give an id to the data that follows it."""
+    framer = EventFramer(EPOCH, LARGE, ids_first=True)
+    assert framer.feed(b"event: e\ndata: x\n\n", 0) == b"id: %s-42\nevent: e\ndata: x\n\n" % EPOCH.encode()
+
+
+def test_after_a_giant_event_the_log_is_between_events_again_without_ids_too():
+    """So that keep-alives are recorded again."""
+    framer = EventFramer(None, 20)
+    framer.feed(b"data: " + b"x" * 50, 0)
+    assert framer.oversize
+    framer.feed(b"\n\n", 40)
+    assert not framer.oversize
