@@ -1,28 +1,29 @@
 """Agents that count, in the protocols of AG-UI (`/agent`) and TanStack AI (`/tanstack`); a test says how far.
 
 `POST /write?key=&words=` lets the last run of a key go on, `POST /fail?key=` lets it raise, and `GET /outcomes?key=`
-tells how its runs ended, once the last one has.
+tells how its runs ended, once the last one has. A key is a thread.
 """
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
-from fastapi_resumable import Resumable, body_field
+from fastapi_resumable import Resumable, body_field, header
 
 WORDS = 40
 AT_ONCE = 3
 
-OPTIONS: dict[str, Any] = json.loads(os.environ.get("RESUMABLE_TEST_OPTIONS", "{}"))
-
 app = FastAPI()
 ag_ui = Resumable(stream_id=body_field("threadId"), terminal_event="ag-ui", shutdown_grace=0.1)
 app.include_router(ag_ui.router)
+tanstack = Resumable(
+    prefix="/runs", stream_id=header("X-Run-Id"), event_ids="first", terminal_event="ag-ui", shutdown_grace=0.1
+)
+app.include_router(tanstack.router)
 
 
 class Run:
@@ -82,6 +83,20 @@ async def agent(request: Request) -> StreamingResponse:
     """What `HttpAgent` asks for."""
     asked = await request.json()
     return begin(asked["threadId"], asked["threadId"], asked["runId"])
+
+
+@app.post("/tanstack")
+@tanstack.stream
+async def chat(request: Request) -> StreamingResponse:
+    """What TanStack AI's `fetchServerSentEvents` asks for, and asks for again after a cut."""
+    asked = await request.json()
+    return begin(asked["threadId"], asked["threadId"], asked["runId"])
+
+
+@app.get("/tanstack")
+async def join(request: Request, runId: str) -> Response:  # noqa: N803  # the protocol's name
+    """What it asks for after a reload."""
+    return await tanstack.replay(request, runId)
 
 
 @app.post("/write")
