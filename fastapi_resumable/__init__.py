@@ -33,6 +33,7 @@ from .stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from .stores.redis.store import RedisStore
+    from .stores.sqlite.store import SqliteStore
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ __all__ = [
     "ResumableStatus",
     "ResumableStream",
     "ShuttingDown",
+    "SqliteStore",
     "StoreUnavailable",
     "StreamCancelled",
     "StreamExists",
@@ -66,9 +68,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`RedisStore` is imported when it is asked for: it needs an extra, and its time."""
+    """The shared stores are imported when they are asked for: one needs an extra, and both take time."""
     if name == "RedisStore":
         from .stores.redis.store import RedisStore  # noqa: PLC0415  # see above
 
         return RedisStore
+    if name == "SqliteStore":
+        from .stores.sqlite.store import SqliteStore  # noqa: PLC0415  # see above
+
+        return SqliteStore
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -56,8 +56,9 @@ class ResumableSettings(BaseModel):
     trace_stream_ids: bool = Field(True, description="must be true or false")
     store: str = Field(
         "memory",
-        pattern=r"^(memory|(redis|rediss|unix)://.+)$",
-        description="must be 'memory', or the URL of a Redis, like 'redis://localhost:6379/0'",
+        pattern=r"^(memory|sqlite:///.+|(redis|rediss|unix)://.+)$",
+        description="must be 'memory', a file like 'sqlite:///streams.db', or the URL of a Redis, like "
+        "'redis://localhost:6379/0'",
     )
 
     def __init__(self, **given: Any) -> None:

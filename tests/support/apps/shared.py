@@ -1,4 +1,4 @@
-"""The scripted application as one of several workers, on one Redis or as the environment says.
+"""The scripted application as one of several workers: on one Redis, on SQLite files, or as the environment says.
 
 It has several rooms, each a `Resumable` of its own with options of its own, under its own path and key prefix:
 `POST /attach/script`, `GET /attach/v1/stream`. What happens is also noted in a file, with the worker's pid: what a
@@ -72,6 +72,10 @@ def make_store(site: dict[str, Any], room: str) -> Any:
     """The store of a room; `None`: what the environment says."""
     if "url" not in site:
         return None
+    if site["url"].startswith("sqlite:"):
+        from fastapi_resumable import SqliteStore
+
+        return SqliteStore("-".join(filter(None, [site["url"], room])), **site.get("store", {}))
     from redis.asyncio import Redis, RedisCluster
 
     from fastapi_resumable import RedisStore

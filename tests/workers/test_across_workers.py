@@ -1,4 +1,4 @@
-"""§7: three workers that share a Redis are, to their clients, one."""
+"""Three workers that share a store are, to their clients, one: on Redis, and on a SQLite file."""
 
 import asyncio
 import json
@@ -9,8 +9,6 @@ from tests.support.apps.player import Player, fail, forever, numbered, send, sen
 from tests.support.rawhttp import Response
 from tests.support.site import Site, code_of, until, whole, without_pings
 from tests.support.ssemodel import boundaries, last_ids, our_ids, without_ids
-
-pytestmark = pytest.mark.redis
 
 DISPATCHED = [b"data: one\n\n", b"data: \xe2\x98\x83\n\n", b"event: x\ndata: two\ndata: lines\n\n", b"data: four\n\n"]
 

@@ -1,0 +1,7 @@
+"""Streams in one SQLite file, for all workers of one machine, and over restarts.
+
+A worker has two threads for the file, so that its event loop never waits for a disk: one writes, and puts everything
+that has come in meanwhile into one transaction; the other reads. Every state change is a transaction, so what a file
+holds is always true, and all workers see the same. Other workers are noticed by `PRAGMA data_version`, which is looked
+at only while there is something to notice.
+"""

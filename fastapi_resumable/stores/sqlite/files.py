@@ -1,0 +1,250 @@
+"""The file itself: where it is, what is in it, and what can be wrong with it."""
+
+import os
+import sqlite3
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote
+
+APPLICATION_ID = 0x46415253
+"""What marks a SQLite file as one of ours."""
+VERSION = 1
+"""The version of the tables below; a file of another version is refused."""
+SYNCHRONOUS = ("normal", "full")
+
+SCHEMA = """
+CREATE TABLE workers (
+    worker TEXT PRIMARY KEY,
+    pid INTEGER NOT NULL,
+    started_at REAL NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE streams (
+    stream INTEGER PRIMARY KEY AUTOINCREMENT,
+    epoch TEXT NOT NULL UNIQUE,
+    owner TEXT,
+    id TEXT NOT NULL,
+    worker TEXT NOT NULL,
+    idempotency_key TEXT,
+    status TEXT NOT NULL,
+    code TEXT NOT NULL DEFAULT '',
+    gone TEXT NOT NULL DEFAULT '',
+    requested_at REAL NOT NULL,
+    started_at REAL NOT NULL DEFAULT 0,
+    completed_at REAL NOT NULL DEFAULT 0,
+    expires_at REAL,
+    status_code INTEGER,
+    headers TEXT,
+    traceparent TEXT,
+    earliest INTEGER NOT NULL DEFAULT 0,
+    mid_event INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX streams_by_key ON streams (owner, id, stream);
+CREATE INDEX streams_by_expiry ON streams (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX live_streams ON streams (owner, worker) WHERE expires_at IS NULL;
+
+CREATE TABLE chunks (
+    stream INTEGER NOT NULL,
+    end INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (stream, end)
+) WITHOUT ROWID;
+
+CREATE TABLE readers (
+    stream INTEGER NOT NULL,
+    worker TEXT NOT NULL,
+    offset INTEGER NOT NULL,
+    until REAL NOT NULL,
+    PRIMARY KEY (stream, worker)
+) WITHOUT ROWID;
+
+CREATE TABLE changes (
+    change INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,
+    owner TEXT,
+    epoch TEXT NOT NULL,
+    worker TEXT NOT NULL,
+    status TEXT NOT NULL,
+    code TEXT NOT NULL,
+    item TEXT NOT NULL
+);
+"""
+
+# SQLite's write-ahead log needs memory that all workers share, and locks that hold; over a network there is neither.
+_NETWORK = {
+    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs",
+    "fuse.juicefs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs",
+}  # fmt: skip
+_MEANINGS = {
+    "SQLITE_FULL": "the disk is full",
+    "SQLITE_READONLY": "the file or its directory is read-only",
+    "SQLITE_BUSY": "another connection holds the lock of the file",
+    "SQLITE_LOCKED": "another connection holds the lock of the file",
+    "SQLITE_CORRUPT": "the file is damaged",
+    "SQLITE_NOTADB": "the file is no SQLite database",
+    "SQLITE_IOERR": "the disk fails",
+    "SQLITE_CANTOPEN": "the file cannot be opened",
+}
+
+
+class UnusableFileError(Exception):
+    """The file is none that a store may use; the message says why, and what to do."""
+
+
+class FileLostError(Exception):
+    """The file was deleted or replaced while it was in use."""
+
+
+def parse_path(path_or_url: object) -> tuple[Path, str]:
+    """The path, and how writes are synchronised, from a path or from `sqlite:///relative.db`, `sqlite:////abs.db`.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    example = "give a path, or a URL like sqlite:///streams.db (sqlite:////var/lib/app/streams.db for an absolute one)"
+    if isinstance(path_or_url, os.PathLike):
+        path_or_url = os.fspath(path_or_url)
+    if not isinstance(path_or_url, str) or not path_or_url:
+        raise ValueError(f"SqliteStore needs a file, not {path_or_url!r}: {example}.")
+    synchronous = "full"
+    path = path_or_url
+    if path.startswith("sqlite:"):
+        if not path.startswith("sqlite:///"):
+            raise ValueError(f"{path_or_url!r} has no path: {example}.")
+        path, _, query = path.removeprefix("sqlite:///").partition("?")
+        path = unquote(path)
+        for name, value in parse_qsl(query, keep_blank_values=True):
+            if name != "synchronous" or value not in SYNCHRONOUS:
+                raise ValueError(f"{path_or_url!r}: only ?synchronous=normal or ?synchronous=full may follow the path.")
+            synchronous = value
+    if not path or path == ":memory:" or "\0" in path:
+        raise ValueError(f"{path_or_url!r} names no file: {example}; or store='memory'.")
+    return Path(path).expanduser().absolute(), synchronous
+
+
+def check_place(path: Path) -> None:
+    """See to it that the file may be where it is to be.
+
+    Raises:
+        ValueError: It is on a network file system, or its directory does not exist.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"SqliteStore: the directory {path.parent} does not exist. Create it, or give another path.")
+    if path.is_dir():
+        raise ValueError(f"SqliteStore: {path} is a directory. Give the path of a file.")
+    if (kind := file_system(path.parent)) in _NETWORK:
+        raise ValueError(
+            f"SqliteStore: {path.parent} is on a network file system ({kind}), where SQLite cannot share a file "
+            "safely. Use a local disk; for several machines, use RedisStore."
+        )
+
+
+def file_system(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """The type of the file system that holds a directory; nothing where that cannot be found out."""
+    try:
+        lines = mounts.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return ""
+    best, kind = "", ""
+    target = os.path.realpath(directory)
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].encode("latin-1", "replace").decode("unicode_escape")
+        if (target == point or target.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+            best, kind = point, after.split()[0]
+    return kind
+
+
+def connect(path: Path, busy: float) -> sqlite3.Connection:
+    """Open the file, with its tables made if it is new.
+
+    Raises:
+        UnusableFileError: It belongs to something else, or to another version of this library.
+        sqlite3.Error: It cannot be used now.
+    """
+    connection = sqlite3.connect(path, timeout=busy, isolation_level=None, check_same_thread=False)
+    try:
+        check_version(connection, path)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise UnusableFileError(f"{path}: SQLite cannot keep a write-ahead log there. Use a local disk.")
+        connection.execute(f"PRAGMA journal_size_limit = {4 * 1024 * 1024}")
+        if not connection.execute("PRAGMA user_version").fetchone()[0]:
+            _create(connection)
+            check_version(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    # Another worker may have been faster.
+    if not connection.execute("PRAGMA user_version").fetchone()[0]:
+        for statement in SCHEMA.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("COMMIT")
+
+
+def check_version(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file of something else, or of another version; one without tables is fine.
+
+    Raises:
+        UnusableFileError: With a sentence that says what to do.
+        sqlite3.Error: It cannot be read.
+    """
+    # At one moment: another worker may be making the tables.
+    connection.execute("BEGIN")
+    try:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    finally:
+        connection.execute("ROLLBACK")
+    if (application, version) == (APPLICATION_ID, VERSION):
+        return
+    if application == APPLICATION_ID:
+        raise UnusableFileError(
+            f"{path} was made by another version of fastapi-resumable (its tables have version {version}, this one "
+            f"needs {VERSION}). Give the store a new file, or delete this one with its -wal and -shm files."
+        )
+    if application or version or tables:
+        raise UnusableFileError(f"{path} is a SQLite database of something else. Give the store a file of its own.")
+
+
+def check_file(path: Path) -> None:
+    """Complain of a file that can never be used, before the first request; what may pass is left for later.
+
+    Raises:
+        ValueError: It belongs to something else, or to another version of this library.
+    """
+    if not path.exists():
+        return
+    try:
+        connection = sqlite3.connect(path, timeout=0.1, isolation_level=None)
+        try:
+            check_version(connection, path)
+        finally:
+            connection.close()
+    except UnusableFileError as exc:
+        raise ValueError(f"SqliteStore: {exc}") from None
+    except sqlite3.Error:
+        return
+
+
+def explain(failure: BaseException, path: Path) -> str:
+    """Say what is wrong, for the log."""
+    name = str(getattr(failure, "sqlite_errorname", ""))
+    meaning = next((text for start, text in _MEANINGS.items() if name.startswith(start)), "")
+    return f"{path}: {meaning} ({failure})" if meaning else f"{path}: {failure}"
+
+
+def is_of_the_whole_file(failure: BaseException) -> bool:
+    """Whether nothing else can be done with the file either, as with a full disk; not so for one damaged page."""
+    name = str(getattr(failure, "sqlite_errorname", ""))
+    return isinstance(failure, FileLostError | UnusableFileError | OSError) or name.startswith(
+        ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_NOTADB", "SQLITE_CANTOPEN")
+    )

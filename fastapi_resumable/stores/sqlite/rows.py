@@ -1,0 +1,167 @@
+"""Rows of the table `streams`, and the values of the state machine that they stand for."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ..._core.ids import StreamKey
+from ..._core.lifecycle import REMEMBERED, Current, Gone, Queued, Slot, expire
+from ..._stream.stream import Head
+from ...models import ResumableStatus, ResumableStreamItem
+
+COLUMNS = (
+    "stream, epoch, worker, idempotency_key, status, code, gone, requested_at, started_at, completed_at, expires_at, "
+    "status_code, headers, traceparent, earliest, mid_event, coalesce((SELECT end FROM chunks "
+    "WHERE chunks.stream = streams.stream ORDER BY end DESC LIMIT 1), earliest)"
+)
+
+
+class Row(NamedTuple):
+    """One epoch: queued, current, or gone."""
+
+    stream: int
+    epoch: str
+    worker: str
+    idempotency_key: str | None
+    status: str
+    code: str
+    gone: str
+    """`cancelled` or `replaced`, once it is neither queued nor current any more."""
+    requested_at: float
+    started_at: float
+    completed_at: float
+    expires_at: float | None
+    status_code: int | None
+    headers: str | None
+    traceparent: str | None
+    earliest: int
+    mid_event: int
+    tail: int
+
+    @property
+    def head(self) -> Head:
+        """Status and headers."""
+        pairs = json.loads(self.headers or "[]")
+        return Head(
+            self.status_code or 200,
+            tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs),
+            self.traceparent,
+        )
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is queued, or its producer runs."""
+        return self.expires_at is None
+
+    def item(self, key: StreamKey) -> ResumableStreamItem:
+        """The epoch as a lookup shows it."""
+        is_queued = self.headers is None
+        return ResumableStreamItem(
+            conversation_id=key.id,
+            status=ResumableStatus(self.status),
+            is_done=not self.is_live,
+            epoch=self.epoch,
+            total_bytes=self.tail,
+            dropped_bytes=self.earliest,
+            content_type=None if is_queued else self.head.content_type,
+            started_at=int(self.requested_at if is_queued else self.started_at),
+            completed_at=int(self.completed_at),
+        )
+
+
+class KeyState:
+    """Everything under one key, as it was at `now`."""
+
+    def __init__(self, key: StreamKey, rows: Iterable[Row], now: float) -> None:
+        self.key = key
+        self.rows = {row.epoch: row for row in rows}
+        self.slot = expire(_slot(self.rows.values()), now)
+
+    @property
+    def current(self) -> Row | None:
+        """The current epoch."""
+        return self.rows[self.slot.current.epoch] if self.slot.current is not None else None
+
+    @property
+    def shown(self) -> Row | None:
+        """What a lookup shows."""
+        return self.rows[self.slot.shown.epoch] if self.slot.shown is not None else None
+
+    @property
+    def workers(self) -> set[str]:
+        """The workers that have to be alive for this to be true."""
+        return {row.worker for row in self.rows.values() if row.is_live}
+
+
+def _slot(rows: Iterable[Row]) -> Slot:
+    current: Current | None = None
+    queued, gone = [], []
+    for row in rows:
+        if row.gone:
+            gone.append(Gone(row.epoch, row.gone, (row.expires_at or 0.0) - REMEMBERED))
+        elif row.status == "queued":
+            queued.append(Queued(row.epoch, row.worker, row.idempotency_key, row.requested_at))
+        else:
+            current = Current(
+                row.epoch,
+                row.worker,
+                row.idempotency_key,
+                row.started_at,
+                ResumableStatus(row.status),
+                row.code,
+                row.tail,
+                row.completed_at,
+                row.expires_at or 0.0,
+            )
+    return Slot(current, tuple(queued), tuple(sorted(gone, key=lambda each: each.at)))
+
+
+STATE = ("status", "code", "gone", "started_at", "completed_at", "expires_at")
+"""The columns that say in which state an epoch is."""
+
+
+def wanted(slot: Slot, rows: dict[str, Row]) -> dict[str, tuple[Any, ...]]:
+    """What the columns of `STATE` have to hold, by epoch, for `slot` to be what the rows say."""
+    states: dict[str, tuple[Any, ...]] = {
+        request.epoch: (ResumableStatus.QUEUED.value, "", "", 0.0, 0.0, None) for request in slot.queued
+    }
+    if (current := slot.current) is not None:
+        states[current.epoch] = (
+            current.status.value,
+            current.code,
+            "",
+            current.started_at,
+            current.completed_at,
+            None if current.is_live else current.expires_at,
+        )
+    for gone in slot.gone:
+        if (row := rows.get(gone.epoch)) is not None:
+            ended = (row.status, row.code, row.completed_at)
+            status, code, completed_at = ("cancelled", gone.code, gone.at) if row.is_live else ended
+            states[gone.epoch] = (status, code, gone.code, row.started_at, completed_at, gone.at + REMEMBERED)
+    return states
+
+
+def dump_headers(head: Head) -> str:
+    """Write headers as text."""
+    return json.dumps([[name.decode("latin-1"), value.decode("latin-1")] for name, value in head.headers])
+
+
+def bindable(text: str | None) -> str | bytes | None:
+    """A text as SQLite takes it: as bytes, where it is no Unicode, because it has a lone surrogate."""
+    if text is not None and not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def text_of(value: str | bytes | None) -> str | None:
+    """What `bindable` was given."""
+    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
+
+
+def row_of(values: Sequence[Any]) -> Row:
+    """A row from the `COLUMNS`."""
+    return Row(*values)

@@ -1,0 +1,349 @@
+"""What a worker has to do with the file on one event loop: its streams, what it follows, and what it watches.
+
+Invariant: another worker may change the file at any time; what is held here is only ever a view of it.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from ..._core.ids import StreamKey
+from ..._core.lifecycle import Outcome
+from ..._core.terminal import write_terminal_event
+from ..._stream.stream import Budget, Limits
+from ..._stream.tasks import Tasks
+from ...exceptions import StoreUnavailable
+from ...models import ResumableStatus, ResumableStreamItem
+from ..base import Reservation
+from ..shared.local import LocalStream
+from ..shared.remote import RemoteStream
+from ..shared.writes import END_MESSAGES
+from ..watchers import Notify, Watchers
+from .access import Access, Appender
+from .files import FileLostError
+from .liveness import WorkerLock
+from .reading import FAST, SLOW, Found, News, ReaderThread, read_states, read_workers
+from .rows import KeyState
+from .threads import WriterThread
+from .transactions import UNREAD, LacksEventError, Terminal, Transactions, WorkerDiedError
+
+logger = logging.getLogger("fastapi_resumable")
+
+LOOK = 0.25
+"""Seconds between looks at whether the workers are alive whose streams are read or watched here."""
+CLEAN_UP = 5.0
+"""Seconds between clean-ups while there is something to clean up."""
+REPORT = 5.0
+"""Seconds between reports of where the readers here are."""
+
+
+class SqliteWorker:
+    """Everything of a `SqliteStore` that belongs to one event loop."""
+
+    def __init__(self, path: Path, synchronous: str, limits: Limits, *, timeout: float, degrade: bool) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.name = secrets.token_hex(8)
+        self.limits = limits
+        self.degrade = degrade
+        self.budget = Budget()
+        self.tasks = Tasks()
+        self.lock = WorkerLock(path, self.name)
+        busy = min(1.0, timeout / 4)
+        writer = WriterThread(path, synchronous, busy, on_open=self._on_open)
+        reader = ReaderThread(path, synchronous, busy, on_found=self._on_found, on_failure=self._on_look_failed)
+        self.reader = reader
+        self.access = Access(writer, reader, timeout, on_up=self._check_all)
+        self.appender = Appender(self.access)
+        self.reservations: dict[str, Reservation] = {}
+        self.streams: dict[str, LocalStream] = {}
+        """What is queued and what is recorded here, by epoch."""
+        self.views: WeakValueDictionary[str, RemoteStream] = WeakValueDictionary()
+        """Other streams, by epoch, while anything here has them in hand: one view for all."""
+        self.followed: dict[str, RemoteStream] = {}
+        """Those that have readers."""
+        self.waiting_for_room: set[LocalStream] = set()
+        """Streams whose producers wait for readers on other workers."""
+        self.waiting = 0
+        """How many requests wait for a change."""
+        self._watchers = Watchers()
+        self._started: asyncio.Task[None] | None = None
+        self._busy = asyncio.Event()
+        self._generation = 0
+        self._clean_up_at: float | None = None
+
+    # Starting and ending.
+
+    async def start(self) -> None:
+        """Register this worker, and end what dead ones have left; once, and all that ask meanwhile wait for it.
+
+        Raises:
+            StoreUnavailable: The file cannot be used.
+        """
+        if self._started is None:
+            self._started = self.loop.create_task(self._start(), name="resumable start")
+            self._started.add_done_callback(self._note_start)
+        await asyncio.shield(self._started)
+
+    async def _start(self) -> None:
+        await self.bury_dead()
+        await self.access.read(self.reader.catch_up)
+        self.tasks.keep_running(self.appender.run, "resumable appender", lambda _: None)
+        self.tasks.keep_running(self._look_out, "resumable look-out", lambda _: None)
+        self._plan_clean_up(time.time())
+
+    def _note_start(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            self._started = None
+
+    def _on_open(self, connection: sqlite3.Connection) -> Transactions:
+        """In the writer's thread: register with a file that has just been opened."""
+        self.lock.take()
+        transactions = Transactions(connection, self.name, self.limits, self.lock.is_dead)
+        connection.execute("BEGIN IMMEDIATE")
+        transactions.register(os.getpid())
+        connection.execute("COMMIT")
+        self._generation += 1
+        if self._generation > 1:
+            self.access.writer.call(self._check_all)
+        return transactions
+
+    async def aclose(self) -> None:
+        """Write what is left, give the lock back, and end the threads."""
+        if self._started is not None:
+            try:
+                async with asyncio.timeout(self.access.attempt):
+                    await asyncio.shield(self._started)
+                    await self.appender.flush()
+                    await self.access.write(Transactions.leave)
+            except (TimeoutError, StoreUnavailable):
+                logger.warning("the file of streams did not take everything before the end")
+        self.access.is_closed = True
+        for stream in list(self.streams.values()):
+            stream.on_outage(StoreUnavailable("The store is closed."))
+        await self.tasks.aclose()
+        await self.access.aclose()
+        self.lock.release()
+
+    # Transactions that end streams.
+
+    async def transact(self, job: Callable[[Transactions, Terminal], Any]) -> Any:
+        """Do a job in a transaction, given the terminal events that it needs, after the dead were buried.
+
+        Raises:
+            StoreUnavailable: The file cannot be used.
+        """
+        terminal: dict[str, bytes] = {}
+        while True:
+            try:
+                return await self.access.write(lambda transactions: job(transactions, terminal))
+            except LacksEventError as exc:
+                terminal[exc.code] = self.terminal_event(exc.status, exc.code)
+            except WorkerDiedError as exc:
+                await self.bury(exc.worker)
+
+    def terminal_event(self, status: ResumableStatus, code: str) -> bytes:
+        """The terminal event of a stream that its producer does not end itself."""
+        event, failure = write_terminal_event(self.limits.terminal_event, status.value, code, END_MESSAGES[code])
+        if failure is not None:
+            logger.error("terminal_event failed; the stream ends with the default one", exc_info=failure)
+        return event or b""
+
+    def abandon(self, key: StreamKey, epoch: str) -> None:
+        """See to it that what has no producer here stays neither queued nor live, as soon as the file can be used."""
+        terminal = {"producer_lost": self.terminal_event(ResumableStatus.INTERRUPTED, "producer_lost")}
+        self.appender.post(lambda transactions: transactions.release(key, epoch, terminal))
+
+    async def bury(self, worker: str) -> None:
+        """End what belongs to a worker that has died."""
+        ended = await self.transact(lambda transactions, terminal: transactions.bury(worker, terminal))
+        self.lock.remove(worker)
+        if ended:
+            logger.warning("worker %s has died: %d of its streams were ended", worker, len(ended))
+        self.reader.look_now()
+
+    async def bury_dead(self, workers: Iterable[str] | None = None) -> bool:
+        """Bury those workers that have died, of all there are by default; return whether there was one."""
+        if workers is None:
+            workers = await self.access.read(read_workers)
+        dead = [worker for worker in workers if worker != self.name and self.lock.is_dead(worker)]
+        for worker in dead:
+            await self.bury(worker)
+        return bool(dead)
+
+    def obey(self, outcome: Outcome) -> Outcome:
+        """Do here what follows from a transition at once, rather than when it is read; return the outcome."""
+        for change in outcome.changes:
+            if change.code:
+                self._end_here(change.stream.epoch, change.code)
+        if self._watchers:
+            self.reader.look_now()
+        self.note_interest()
+        return outcome
+
+    def _end_here(self, epoch: str, code: str) -> None:
+        if (reservation := self.reservations.pop(epoch, None)) is not None:
+            reservation.stop(code)
+        elif (stream := self.streams.get(epoch)) is not None:
+            self.end_elsewhere(stream, code)
+
+    # Streams that are recorded here.
+
+    def forget(self, stream: LocalStream) -> None:
+        """The file has all of a stream, or is to have no more."""
+        if self.streams.pop(stream.epoch, None) is not None:
+            self.waiting_for_room.discard(stream)
+            stream.leave_store()
+            self._plan_clean_up(time.time() + min(UNREAD, self.limits.retention))
+            self.note_interest()
+
+    def end_elsewhere(self, stream: LocalStream, code: str = "cancelled") -> None:
+        """Take over that another worker has ended a stream, and stop its producer."""
+        if stream.epoch in self.streams:
+            self.forget(stream)
+            self.tasks.spawn(self._end_elsewhere(stream, code), f"resumable end {stream.key.id}")
+
+    async def _end_elsewhere(self, stream: LocalStream, code: str) -> None:
+        code = await stream.adopt_end(code)
+        stream.stop_producer("interrupted" if code == "producer_lost" else code)
+
+    def _check_all(self) -> None:
+        """The file can be used again, or is another one: see what it has of the streams here."""
+        for stream in self.streams.values():
+            stream.check()
+        for followed in self.followed.values():
+            self.reader.follow(followed.epoch, followed.log.tail)
+        self.note_interest()
+
+    # Looking.
+
+    async def states(self, owner: str | None, ids: Sequence[str], *, with_variants: bool = False) -> list[KeyState]:
+        """What the file holds under some ids, after what belonged to dead workers was ended."""
+        while True:
+            states = await self.access.read(
+                lambda connection: read_states(connection, owner, ids, with_variants=with_variants)
+            )
+            if not await self.bury_dead({worker for state in states for worker in state.workers}):
+                return states
+
+    async def state(self, key: StreamKey) -> KeyState:
+        """The same for one key; it may be empty."""
+        states = await self.states(key.owner, [key.id])
+        return states[0] if states else KeyState(key, (), time.time())
+
+    # What others have changed.
+
+    def note_interest(self) -> None:
+        """Look at the file as often as anything here needs it."""
+        if self.followed or self.waiting_for_room or self.waiting:
+            interval: float | None = FAST
+        else:
+            interval = SLOW if self.streams or self.reservations or self._watchers else None
+        self.reader.set_interval(interval)
+        if interval is not None or self._clean_up_at is not None:
+            self._busy.set()
+
+    async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
+        """Call `notify` with each change from now on, until what is returned is called."""
+        await self.start()
+        # What was changed before is read before.
+        await self.access.read(self.reader.catch_up)
+        remove = self._watchers.add(owner, ids, notify)
+        self.note_interest()
+
+        def unsubscribe() -> None:
+            remove()
+            self.note_interest()
+
+        return unsubscribe
+
+    def _on_found(self, found: Found) -> None:
+        self.access.note_up(self.reader)
+        for news in found.news:
+            self._take_news(news)
+        for change in found.changes:
+            if change.code:
+                self._end_here(change.epoch, change.code)
+            if self._watchers:
+                try:
+                    self._watchers.tell(change.owner, ResumableStreamItem.model_validate_json(change.item))
+                except Exception:
+                    # One watcher, or a change that another version has written, must not hide what comes after it.
+                    logger.exception("a change of stream epoch %s could not be passed on", change.epoch)
+        if found.has_gap:
+            self._check_all()
+        for waiting in list(self.waiting_for_room):
+            self.waiting_for_room.discard(waiting)
+            waiting.note_room()
+
+    def _take_news(self, news: News) -> None:
+        stream = self.followed.get(news.epoch)
+        if stream is None:
+            return
+        if news.is_missing:
+            # Its worker puts it back, if it lives, as after a loss of the file.
+            stream.missing_since = stream.missing_since or self.loop.time()
+            return
+        stream.missing_since = None
+        if news.data:
+            stream.take(news.start, news.data)
+        if news.status is not None:
+            stream.finish(news.tail, news.status, news.completed_at)
+
+    def _on_look_failed(self, failure: Exception) -> None:
+        self.access.note_down(self.reader, failure)
+        if isinstance(failure, FileLostError):
+            self._check_all()
+        if self.access.is_gone(self.reader):
+            for stream in list(self.followed.values()):
+                stream.fail(StoreUnavailable("The store of streams cannot be used now. Resume in a moment."))
+
+    def _fail_missing(self) -> None:
+        for stream in list(self.followed.values()):
+            since = stream.missing_since
+            if since is not None and self.loop.time() - since > self.access.timeout:
+                stream.fail(StoreUnavailable("The store has lost the stream. Start it again."))
+
+    async def _look_out(self) -> None:
+        """See which workers have died, keep reports fresh, and clean up."""
+        looked = reported = 0.0
+        while True:
+            self._busy.clear()
+            try:
+                async with asyncio.timeout(self._pause()):
+                    await self._busy.wait()
+            except TimeoutError:
+                pass
+            now = time.time()
+            try:
+                if (self.followed or self.waiting or self._watchers) and now - looked >= LOOK:
+                    looked = now
+                    self._fail_missing()
+                    await self.bury_dead()
+                if self.followed and now - reported >= REPORT:
+                    reported = now
+                    for stream in list(self.followed.values()):
+                        stream.report()
+                if self._clean_up_at is not None and now >= self._clean_up_at:
+                    self._clean_up_at = None
+                    self._plan_clean_up(await self.access.write(Transactions.clean_up))
+            except StoreUnavailable:
+                await asyncio.sleep(LOOK)
+
+    def _pause(self) -> float | None:
+        """How long there is nothing to look out for."""
+        if self.followed or self.waiting or self._watchers:
+            return LOOK
+        return None if self._clean_up_at is None else max(LOOK, self._clean_up_at - time.time())
+
+    def _plan_clean_up(self, at: float | None) -> None:
+        if at is not None:
+            at = max(at, time.time() + CLEAN_UP)
+            self._clean_up_at = at if self._clean_up_at is None else min(at, self._clean_up_at)
+            self._busy.set()

@@ -1,0 +1,289 @@
+"""What can happen to a SQLite file while workers use it: each fault on real processes and real files."""
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Awaitable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.apps.player import numbered, unique, wait
+from tests.support.rawhttp import Response
+from tests.support.site import Site, code_of, environment, site_of, whole
+from tests.support.ssemodel import without_ids
+
+STORE_TIMEOUT = 1.0
+ANSWERED = STORE_TIMEOUT + 5
+"""Seconds within which every request is answered while the file cannot be used."""
+HEALTHY = 2.0
+"""Seconds within which a route that needs no store answers, also on a busy machine."""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(directory)], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("file systems can be mounted by root alone")
+    yield directory
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+@asynccontextmanager
+async def workers(directory: Path, notes: Path, count: int = 2, **store: Any) -> Any:
+    """Workers on the file in a directory, and a watch over how they feel."""
+    settings = {"store_timeout": STORE_TIMEOUT, **store}
+    about = environment(f"sqlite:///{directory}/streams.db", notes / "notes", store=settings)
+    async with site_of([about] * count) as site, staying_healthy(site, count):
+        yield site
+
+
+@asynccontextmanager
+async def staying_healthy(site: Site, count: int) -> Any:
+    """Ask all the time how the workers are: each answer comes soon."""
+    over = asyncio.Event()
+
+    async def ask(worker: int) -> None:
+        while not over.is_set():
+            async with asyncio.timeout(HEALTHY):
+                assert (await site.player(worker).fetch("GET", "/health")).status == 200
+            await asyncio.sleep(0.02)  # one question after the other
+
+    asking = [asyncio.create_task(ask(worker)) for worker in range(count)]
+    try:
+        yield
+    finally:
+        over.set()
+        await asyncio.gather(*asking)
+
+
+async def within(seconds: float, awaitable: Awaitable[Any]) -> Any:
+    """The result, in time."""
+    async with asyncio.timeout(seconds):
+        return await awaitable
+
+
+async def works_again(site: Site, deadline: float = 10.0) -> None:
+    """Wait until a new stream on the first worker can be replayed by the last."""
+    async with asyncio.timeout(deadline):
+        while True:
+            name = unique("afterwards")
+            live = await site.player(0).record(name, numbered(20, 60))
+            replay = await site.player(len(site.servers) - 1).replay(name)
+            if replay.status == 200 and replay.body == live.body:
+                assert without_ids(live.body) == whole(20, 60)
+                return
+
+
+async def begin(site: Site, name: str, gate: str) -> tuple[Response, Response]:
+    """A stream that waits in its middle, and its readers on two workers, up to there."""
+    live = await site.player(0).post(name, numbered(3, 60), wait(gate), numbered(3, 60), name=name)
+    reader = await site.player(1).follow(name)
+    for each in (live, reader):
+        await each.read_until(b"00000002")
+    return live, reader
+
+
+async def goes_unrecorded(site: Site) -> None:
+    """Wait until a new request is answered, as an ordinary one."""
+    name = unique("plain")
+    answer = await within(ANSWERED, site.player(0).record(name, numbered(3, 60)))
+    assert (answer.status, answer.body) == (200, whole(3, 60))
+
+
+def fill(directory: Path) -> Path:
+    """Leave no byte free."""
+    ballast = directory / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"x" * 4096):
+                pass
+        except OSError:
+            pass
+    return ballast
+
+
+async def test_a_full_disk_is_an_outage_and_no_loss(small_disk: Path, tmp_path: Path) -> None:
+    """The live stream goes on for its own reader, and is recorded in full as soon as there is room."""
+    name, gate = unique("id"), unique("gate")
+    async with workers(small_disk, tmp_path) as site:
+        live, reader = await begin(site, name, gate)
+        ballast = fill(small_disk)
+        big = await within(ANSWERED, site.player(0).record(unique("big"), numbered(2000, 1000)))
+        assert without_ids(big.body) == whole(2000, 1000)
+        await asyncio.to_thread(site.servers[0].wait_for_output, "the disk is full", 10)
+        await goes_unrecorded(site)
+        await site.player(0).open(gate)
+        await within(ANSWERED, live.read_all())
+        assert without_ids(live.body) == whole(3, 60) * 2
+        ballast.unlink()
+        await works_again(site)
+        await within(ANSWERED, reader.read_all())
+        assert reader.body == live.body or code_of(reader.body) == "store_unavailable" or not reader.clean
+        assert (await site.player(1).replay(name)).body == live.body
+
+
+async def test_under_fail_a_full_disk_refuses_new_streams_and_ends_live_ones(small_disk: Path, tmp_path: Path) -> None:
+    """503 `store_unavailable`, and `event: error` of that code."""
+    name, gate = unique("id"), unique("gate")
+    async with workers(small_disk, tmp_path, on_store_failure="fail") as site:
+        live, reader = await begin(site, name, gate)
+        ballast = fill(small_disk)
+        big = await within(2 * ANSWERED, site.player(0).record(unique("big"), numbered(2000, 1000)))
+        assert big.status == 503 or code_of(big.body) == "store_unavailable"
+        refused = await within(ANSWERED, site.player(0).record(unique("new"), numbered(3, 60)))
+        assert refused.status == 503
+        assert b"store_unavailable" in refused.body
+        assert str(small_disk).encode() not in refused.body
+        await site.player(0).open(gate)
+        await within(ANSWERED, live.read_all())
+        assert code_of(live.body) == "store_unavailable"
+        ballast.unlink()
+        await works_again(site)
+        await within(ANSWERED, reader.read_all())
+
+
+def take_away(path: Path, how: str) -> None:
+    """Delete a file and what belongs to it, or put an empty one in its place."""
+    if how == "deleted":
+        for each in path.parent.glob(path.name + "*"):
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+    else:
+        other = path.with_name("other.db")
+        other.touch()
+        for end in ("-wal", "-shm"):
+            path.with_name(path.name + end).unlink()
+        other.replace(path)
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+async def test_a_file_that_is_taken_away_is_made_again(tmp_path: Path, how: str) -> None:
+    """The live stream is written anew from what its worker holds, and its readers lose nothing."""
+    name, gate = unique("id"), unique("gate")
+    async with workers(tmp_path, tmp_path) as site:
+        live, reader = await begin(site, name, gate)
+        await asyncio.to_thread(take_away, tmp_path / "streams.db", how)
+        await works_again(site)
+        await site.player(0).open(gate)
+        await within(ANSWERED, live.read_all())
+        assert without_ids(live.body) == whole(3, 60) * 2
+        await within(ANSWERED, reader.read_all())
+        assert reader.body == live.body or not reader.clean
+        replay = await within(ANSWERED, site.player(1).replay(name))
+        assert replay.body == live.body
+
+
+def remount(directory: Path, how: str) -> None:
+    """Make a file system read-only, or writable."""
+    subprocess.run(["mount", "-o", f"remount,{how}", str(directory)], check=True)
+
+
+async def test_a_read_only_file_leaves_requests_unrecorded(small_disk: Path, tmp_path: Path) -> None:
+    """What was recorded before can be replayed all the same, and all is well once it can be written."""
+    name = unique("id")
+    async with workers(small_disk, tmp_path) as site:
+        before = await site.player(0).record(name, numbered(3, 60))
+    await asyncio.to_thread(remount, small_disk, "ro")
+    async with workers(small_disk, tmp_path) as site:
+        await goes_unrecorded(site)
+        await asyncio.to_thread(site.servers[0].wait_for_output, "read-only|cannot be opened", 10)
+        await asyncio.to_thread(remount, small_disk, "rw")
+        await works_again(site)
+        assert (await site.player(1).replay(name)).body == before.body
+
+
+async def test_a_lock_that_is_held_for_long_is_an_outage_and_a_short_one_is_not(tmp_path: Path) -> None:
+    """Somebody's shell has a transaction open: shorter than `store_timeout`, nobody notices; longer, they degrade."""
+    name, gate = unique("id"), unique("gate")
+    async with workers(tmp_path, tmp_path) as site:
+        live, reader = await begin(site, name, gate)
+        shell = sqlite3.connect(tmp_path / "streams.db", isolation_level=None, check_same_thread=False)
+        shell.execute("BEGIN IMMEDIATE")
+        short = unique("short")
+        recording = asyncio.create_task(site.player(1).record(short, numbered(3, 60)))
+        await asyncio.to_thread(site.servers[1].wait_for_output, "another connection holds the lock", 10)
+        shell.execute("ROLLBACK")
+        recorded = await within(ANSWERED, recording)
+        assert (await within(ANSWERED, site.player(0).replay(short))).body == recorded.body
+
+        shell.execute("BEGIN IMMEDIATE")
+        await goes_unrecorded(site)
+        await site.player(0).open(gate)
+        await within(ANSWERED, live.read_all())
+        assert without_ids(live.body) == whole(3, 60) * 2
+        await asyncio.to_thread(site.servers[0].wait_for_output, "another connection holds the lock", 10)
+        shell.execute("ROLLBACK")
+        shell.close()
+        await works_again(site)
+        await within(ANSWERED, reader.read_all())
+        assert reader.body == live.body
+        assert (await site.player(1).replay(name)).body == live.body
+
+
+async def test_a_damaged_page_harms_its_own_stream_alone(tmp_path: Path) -> None:
+    """The others go on; a request for the damaged one gets an error, and no wrong byte."""
+    damaged, well = unique("damaged"), unique("well")
+    async with workers(tmp_path, tmp_path, count=1) as site:
+        bad = await site.player(0).record(damaged, numbered(1500, 1000))
+        good = await site.player(0).record(well, numbered(1500, 1000))
+    path = tmp_path / "streams.db"
+    shell = sqlite3.connect(path)
+    shell.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    shell.close()
+    place = path.read_bytes().index(b"data: 00000700 ")
+    with path.open("r+b") as file:
+        file.seek(place // 4096 * 4096)
+        file.write(os.urandom(4096))
+    async with workers(tmp_path, tmp_path, count=1) as site:
+        broken = await within(ANSWERED, site.player(0).replay(damaged))
+        if broken.status == 200:
+            assert code_of(broken.body) == "store_unavailable" or not broken.clean
+            assert bad.body.startswith(broken.body.partition(b"event: error")[0])
+        else:
+            assert broken.status == 503
+        assert (await site.player(0).replay(well)).body == good.body
+        await works_again(site)
+
+
+async def test_two_applications_may_share_a_file(tmp_path: Path) -> None:
+    """Each sees what the other has recorded, whatever its own limits are."""
+    about = [
+        environment(f"sqlite:///{tmp_path}/streams.db", tmp_path / "notes", rooms={"": {"retention": retention}})
+        for retention in (60, 3600)
+    ]
+    async with site_of(about) as site:
+        name = unique("id")
+        live = await site.player(0).record(name, numbered(3, 60))
+        assert (await site.player(1).replay(name)).body == live.body
+
+
+async def test_shared_memory_need_not_be_mounted(tmp_path: Path) -> None:
+    """What workers share lies beside the file."""
+    program = (
+        "import asyncio\n"
+        "from fastapi_resumable import SqliteStore\n"
+        "from fastapi_resumable._stream.stream import Limits\n"
+        "from tests.conformance.tools import content, written\n"
+        "async def main():\n"
+        f"    store = SqliteStore({str(tmp_path / 'streams.db')!r})\n"
+        "    store.configure(Limits())\n"
+        "    print(await content(await written(store, b'data: x\\n\\n')))\n"
+        "    await store.aclose()\n"
+        "asyncio.run(main())\n"
+    )
+    command = ["unshare", "--mount", "sh", "-c", 'umount -l /dev/shm && exec "$@"', "sh"]
+    run = await asyncio.to_thread(
+        subprocess.run, [*command, shutil.which("python") or "python", "-c", program], capture_output=True, timeout=60
+    )
+    if b"unshare" in run.stderr or b"umount" in run.stderr:
+        pytest.skip("mounts can be undone by root alone")
+    assert b"data: x" in run.stdout, run.stderr.decode()

@@ -1,0 +1,269 @@
+"""The file of a `SqliteStore`: where it may be, what may be in it, and what can be read in it."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import pytest
+
+from fastapi_resumable import Resumable, SqliteStore
+from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._stream.stream import Limits
+from fastapi_resumable.exceptions import StreamNotFound, TooManyStreams
+from fastapi_resumable.models import ResumableStatus
+from fastapi_resumable.stores.sqlite import files
+from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write, written
+from tests.support.site import until
+
+KIB = 1024
+
+
+@pytest.mark.parametrize(
+    ("setting", "path", "synchronous"),
+    [
+        ("sqlite:///streams.db", Path.cwd() / "streams.db", "full"),
+        ("sqlite:////var/lib/app/streams.db", Path("/var/lib/app/streams.db"), "full"),
+        ("sqlite:///streams.db?synchronous=normal", Path.cwd() / "streams.db", "normal"),
+        ("sqlite:///my%20streams.db", Path.cwd() / "my streams.db", "full"),
+        ("data/streams.db", Path.cwd() / "data/streams.db", "full"),
+        (Path("/data/streams.db"), Path("/data/streams.db"), "full"),
+    ],
+)
+def test_a_path_or_a_url_names_the_file(setting: object, path: Path, synchronous: str) -> None:
+    assert files.parse_path(setting) == (path, synchronous)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["", "sqlite:", "sqlite://", "sqlite:///", "sqlite://host/x.db", ":memory:", "sqlite:///:memory:",
+     "sqlite:///x.db?synchronous=off", "sqlite:///x.db?mode=ro", 7, None],
+)  # fmt: skip
+def test_anything_else_is_refused_with_an_example(setting: Any) -> None:
+    with pytest.raises(ValueError, match=r"sqlite:///streams\.db|synchronous"):
+        SqliteStore(setting)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"store_timeout": 0}, "store_timeout must be a positive number"),
+        ({"on_store_failure": "ignore"}, "on_store_failure must be 'degrade' or 'fail'"),
+    ],
+)
+def test_wrong_arguments_are_refused(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SqliteStore(tmp_path / "streams.db", **wrong)
+
+
+def test_a_directory_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"does not exist\. Create it"):
+        SqliteStore(tmp_path / "missing" / "streams.db")
+    with pytest.raises(ValueError, match="is a directory"):
+        SqliteStore(tmp_path)
+
+
+def test_a_setting_is_enough(tmp_path: Path) -> None:
+    assert repr(Resumable(store=f"sqlite:///{tmp_path}/streams.db").store) == f"SqliteStore('{tmp_path}/streams.db')"
+
+
+def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel names it; the deepest mount counts."""
+    mounts = tmp_path / "mountinfo"
+    here = str(tmp_path).replace(" ", "\\040")
+    mounts.write_text(
+        "1 0 8:1 / / rw - ext4 /dev/root rw\n"
+        f"2 1 0:5 / {here} rw shared:1 - nfs4 server:/export rw\n"
+        f"3 2 0:6 / {here}/local rw - xfs /dev/sdb rw\n"
+    )
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "deeper").mkdir()
+    (tmp_path / "locality").mkdir()
+    assert files.file_system(tmp_path, mounts) == "nfs4"
+    assert files.file_system(tmp_path / "locality", mounts) == "nfs4"
+    assert files.file_system(tmp_path / "local" / "deeper", mounts) == "xfs"
+    assert files.file_system(Path("/"), mounts) == "ext4"
+    assert files.file_system(tmp_path, tmp_path / "missing") == ""
+    monkeypatch.setattr(files, "file_system", lambda _: "nfs4")
+    with pytest.raises(ValueError, match=r"network file system \(nfs4\).*use RedisStore"):
+        SqliteStore(tmp_path / "streams.db")
+
+
+def change(path: Path, *statements: str) -> None:
+    """Do something to a file with SQLite's own tools."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    for statement in statements:
+        connection.execute(statement)
+    connection.close()
+
+
+def test_a_file_of_another_version_or_of_something_else_is_refused(tmp_path: Path) -> None:
+    """Before the first request, with what to do; and it is left as it is."""
+    path = tmp_path / "streams.db"
+    asyncio.run(recorded(path))
+    SqliteStore(path)
+    change(path, "PRAGMA user_version = 99")
+    with pytest.raises(ValueError, match=r"another version of fastapi-resumable .*version 99.*new file"):
+        SqliteStore(path)
+    other = tmp_path / "other.db"
+    change(other, "CREATE TABLE users (name TEXT)")
+    with pytest.raises(ValueError, match="SQLite database of something else"):
+        SqliteStore(other)
+
+
+async def recorded(path: Path) -> None:
+    """Record one stream."""
+    store = SqliteStore(path)
+    store.configure(Limits())
+    await written(store, b"data: \xe2\x98\x83\n\n")
+    await store.aclose()
+
+
+def test_the_tables_can_be_read_with_any_tool(tmp_path: Path) -> None:
+    """As the documentation says: streams, and their bytes."""
+    path = tmp_path / "streams.db"
+    asyncio.run(recorded(path))
+    connection = sqlite3.connect(path)
+    [(owner, stream_id, status, size)] = connection.execute(
+        "SELECT owner, id, status, (SELECT sum(length(data)) FROM chunks WHERE chunks.stream = streams.stream) "
+        "FROM streams"
+    )
+    assert (owner, stream_id, status) == ("ann", "chat", "completed")
+    assert size > len(b"data: \xe2\x98\x83\n\n")
+    assert connection.execute("SELECT count(*) FROM workers").fetchone() == (0,)
+    assert not list((tmp_path / "streams.db-workers").iterdir())
+
+
+def in_store(path: Path, count: int, **limits: Any) -> list[SqliteStore]:
+    """Several workers on one file."""
+    stores = [SqliteStore(path) for _ in range(count)]
+    for store in stores:
+        store.configure(Limits(**limits))
+    return stores
+
+
+def used(path: Path) -> int:
+    """Bytes of the file and its log."""
+    return sum(each.stat().st_size for each in path.parent.glob(path.name + "*") if each.is_file())
+
+
+def test_all_workers_together_keep_within_max_total_bytes(tmp_path: Path) -> None:
+    """The oldest answers go first, whoever has written them; when live streams fill it, new ones are refused."""
+    path = tmp_path / "streams.db"
+
+    async def main() -> None:
+        here, there = in_store(path, 2, max_total_bytes=1024 * KIB, max_stream_bytes=512 * KIB)
+        for number in range(40):
+            store = (here, there)[number % 2]
+            await written(store, b"x" * 60 * KIB, key=StreamKey(None, str(number)), head=TEXT)
+        with pytest.raises(StreamNotFound):
+            await here.find(StreamKey(None, "0"), 0)
+        assert len(await content(await there.find(StreamKey(None, "39"), 0))) == 60 * KIB
+        found = await here.lookup(None, [str(number) for number in range(40)])
+        assert [int(item.conversation_id) for item in found] == list(range(40 - len(found), 40))
+        assert 8 <= len(found) <= 17
+        live = [
+            await begin(store, StreamKey(None, f"live {number}"), TEXT) for number, store in enumerate((here, there))
+        ]
+        for stream in live:
+            for _ in range(10):
+                await write(stream, b"y" * 60 * KIB)
+        with pytest.raises(TooManyStreams):
+            await Request(StreamKey(None, "new")).reserve(here)
+        for stream, store in zip(live, (here, there), strict=True):
+            await complete(store, stream)
+        await Request(StreamKey(None, "new")).reserve(there)
+        for store in (here, there):
+            await store.aclose()
+
+    asyncio.run(main())
+
+
+def test_room_is_given_back_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the retention, the file is about as small as it was."""
+    monkeypatch.setattr("fastapi_resumable.stores.sqlite.worker.CLEAN_UP", 0.1)
+    path = tmp_path / "streams.db"
+
+    async def main() -> None:
+        [store] = in_store(path, 1, retention=0.5)
+        for number in range(40):
+            await written(store, *[b"x" * 60 * KIB] * 4, key=StreamKey(None, str(number)), head=TEXT)
+        assert used(path) > 9 * 1024 * KIB
+        connection = sqlite3.connect(path)
+        await until(lambda: connection.execute("SELECT count(*) FROM streams").fetchone() == (0,), "the clean-up")
+        await until(lambda: connection.execute("PRAGMA page_count").fetchone()[0] < 512, "the room")
+        connection.close()
+        await store.aclose()
+        assert used(path) < 5 * 1024 * KIB
+
+    asyncio.run(main())
+
+
+def test_what_was_stopped_or_replaced_goes_when_it_is_read_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not its whole retention later; while it is read elsewhere, it stays."""
+    monkeypatch.setattr("fastapi_resumable.stores.sqlite.worker.CLEAN_UP", 0.05)
+    for module in ("transactions", "worker"):
+        monkeypatch.setattr(f"fastapi_resumable.stores.sqlite.{module}.UNREAD", 0.1)
+    path = tmp_path / "streams.db"
+
+    async def main() -> None:
+        here, there = in_store(path, 2)
+        stream = await begin(here, head=TEXT)
+        await write(stream, *[b"x" * 60 * KIB] * 8)
+        async with following(await there.find(stream.key, 0)) as far:
+            await far.reach(1)
+            await here.stop(stream.key, None)
+        connection = sqlite3.connect(path)
+        await until(lambda: connection.execute("SELECT count(*) FROM chunks").fetchone() == (0,), "the clean-up")
+        connection.close()
+        for store in (here, there):
+            await store.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("failure", [AttributeError, RuntimeError, OSError, sqlite3.OperationalError, MemoryError])
+@pytest.mark.parametrize(
+    "place",
+    ["transactions.Transactions.write", "transactions.Transactions.apply", "reading.ReaderThread._find",
+     "threads.WriterThread._commit", "threads.FileThread.open", "access.Access.write_all", "worker.read_workers"],
+)  # fmt: skip
+def test_no_thread_and_no_task_ends_with_what_it_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, failure: type[Exception]
+) -> None:
+    """It counts as an outage, and passes: nothing is lost."""
+    module, _, name = f"fastapi_resumable.stores.sqlite.{place}".rpartition(".")
+    path = f"{module}.{name}"
+    holder = resolve_name(module)
+    original = getattr(holder, name)
+    left = [3]
+
+    def fails(*given: Any, **named: Any) -> Any:
+        if left[0] > 0:
+            left[0] -= 1
+            raise failure("as the test says")
+        return original(*given, **named)
+
+    async def main() -> None:
+        here, there = in_store(tmp_path / "streams.db", 2)
+        stream = await begin(here)
+        async with following(await there.find(stream.key, 0)) as far:
+            await write(stream, b"data: 1\n\n")
+            await far.events(1)
+            monkeypatch.setattr(path, fails)
+            await write(stream, b"data: 2\n\n")
+            await far.events(2)
+            await here.lookup("ann", ["chat"])
+            await complete(here, stream)
+            seen = await far.end()
+        assert seen == await content(await here.find(stream.key, 0))
+        [item] = await there.lookup("ann", ["chat"])
+        assert item.status is ResumableStatus.COMPLETED
+        await written(there, b"data: 3\n\n")
+        for store in (here, there):
+            await store.aclose()
+
+    asyncio.run(main())

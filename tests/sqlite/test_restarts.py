@@ -1,0 +1,187 @@
+"""What a SQLite file keeps over a kill, a restart and a stopped worker."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.apps.player import forever, numbered, send, sends, unique, wait
+from tests.support.site import Site, code_of, environment, site_of, until, whole
+from tests.support.ssemodel import last_ids, without_ids
+
+DEAD = 2.0
+"""Seconds within which everything knows that a worker has died; on an idle machine it is a quarter of one."""
+
+
+def worker_environment(directory: Path, **more: object) -> dict[str, str]:
+    """A worker on the file in a directory."""
+    return environment(f"sqlite:///{directory}/streams.db", directory / "notes", **more)  # type: ignore[arg-type]
+
+
+async def test_a_worker_that_is_killed_is_known_to_be_dead_at_once(tmp_path: Path) -> None:
+    """Its readers elsewhere end with `producer_lost`, a lookup says `interrupted`, and the id is free."""
+    name, queued = unique("id"), unique("queued")
+    async with site_of([worker_environment(tmp_path)] * 3) as site:
+        live = await site.player(0).post(name, numbered(3, 60), forever(), name=name)
+        posting = asyncio.create_task(site.player(0).post(queued, before=[wait("never")]))
+        await site.player(0).waits_at("never")
+        readers = [await site.player(worker).follow(name) for worker in (1, 1, 2)]
+        for reader in (live, *readers):
+            await reader.read_until(b"00000002")
+        site.servers[0].kill()
+        begun = time.monotonic()
+        for reader in readers:
+            await reader.read_all()
+        assert time.monotonic() - begun < DEAD
+        assert [code_of(reader.body) for reader in readers] == ["producer_lost"] * 3
+        assert len({reader.body for reader in readers}) == 1
+        assert [item["status"] for item in await site.player(2).lookup(name, queued)] == ["interrupted"]
+        assert (await site.player(1).replay(name)).body == readers[0].body
+        again = await site.player(1).record(name, send(b"data: again\n\n"))
+        assert without_ids(again.body) == b"data: again\n\n"
+        posting.cancel()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["terminate", "kill"])
+async def test_a_restart_keeps_what_was_recorded(tmp_path: Path, how: signal.Signals) -> None:
+    """What had finished is replayed; what was live is interrupted, with what there is of it, and its id is free."""
+    finished, live_id, text_id = unique("finished"), unique("live"), unique("text")
+    async with site_of([worker_environment(tmp_path)] * 2) as site:
+        done = await site.player(0).record(finished, numbered(50, 60))
+        live = await site.player(0).post(live_id, numbered(3, 60), forever())
+        text = await site.player(1).post(text_id, send(b"some text"), forever(), media_type="text/plain")
+        shown = await live.read_until(b"00000002")
+        await text.read(9)
+        for server in site.servers:
+            os.kill(server.pid, how)
+        for server in site.servers:
+            await asyncio.to_thread(server.wait)
+    async with site_of([worker_environment(tmp_path)] * 2) as site:
+        assert (await site.player(0).replay(finished)).body == done.body
+        tail = await site.player(1).resume(finished, last_ids(done.body)[-1])
+        assert tail.status == 204
+        items = await site.player(1).lookup(finished, live_id, text_id)
+        assert [item["status"] for item in items] == ["completed", "interrupted", "interrupted"]
+        replay = await site.player(1).replay(live_id)
+        assert replay.body.startswith(shown)
+        assert code_of(replay.body) == ("interrupted" if how is signal.SIGTERM else "producer_lost")
+        plain = await site.player(0).replay(text_id)
+        assert (plain.body, plain.clean) == (b"some text", False)
+        again = await site.player(0).record(live_id, send(b"data: again\n\n"))
+        assert without_ids(again.body) == b"data: again\n\n"
+        assert (await site.player(1).replay(live_id)).body == again.body
+
+
+@pytest.mark.parametrize("attempt", range(3))
+async def test_what_was_shown_before_a_kill_can_be_replayed_after_it(tmp_path: Path, attempt: int) -> None:
+    """Many streams at any place of theirs: what each client has got is the beginning of what there is of its stream."""
+    names = [unique("id") for _ in range(20)]
+    async with site_of([worker_environment(tmp_path)] * 2) as site:
+        shown = [await site.player(0).post(name, ["paced", 100_000, 60, 0.001]) for name in names]
+        elsewhere = [await site.player(1).follow(name) for name in names]
+        for number, reader in enumerate((*shown, *elsewhere)):
+            await reader.read_until(b"%08d" % (5 + attempt * 7 + number % 5))
+        for server in site.servers:
+            os.kill(server.pid, signal.SIGKILL)
+        await asyncio.gather(*(reader.read_all() for reader in (*shown, *elsewhere)))
+    async with site_of([worker_environment(tmp_path)]) as site:
+        for name, here, there in zip(names, shown, elsewhere, strict=True):
+            replay = await site.player(0).replay(name)
+            assert replay.body.startswith(here.body)
+            assert replay.body.startswith(there.body)
+            assert code_of(replay.body) == "producer_lost"
+
+
+async def test_a_stopped_worker_is_not_dead_and_writes_nothing_once_another_has_its_id(tmp_path: Path) -> None:
+    """Its stream stays live while it stands still; replaced meanwhile, not a byte of it gets into the new epoch."""
+    kept, taken = unique("kept"), unique("taken")
+    async with site_of([worker_environment(tmp_path)] * 2) as site:
+        frozen, other = site.player(0), site.player(1)
+        live = [await frozen.post(name, ["paced", 100_000, 60, 0.001], name=name) for name in (kept, taken)]
+        for each in live:
+            await each.read_until(b"00000020")
+        reader = await other.follow(kept)
+        await reader.read_until(b"00000020")
+        os.kill(site.pid(0), signal.SIGSTOP)
+        # The other worker looks at its readers' workers four times a second.
+        begun = time.monotonic()
+        await until(lambda: time.monotonic() - begun > 1.5, "several looks")
+        assert [item["status"] for item in await other.lookup(kept, taken)] == ["in_progress", "in_progress"]
+        new = await other.record(taken, *sends(b"data: new\n\n"))
+        assert without_ids(new.body) == b"data: new\n\n"
+        os.kill(site.pid(0), signal.SIGCONT)
+        await site.until_noted(f"ended:{taken}", deadline=3)
+        await live[1].read_all()
+        assert code_of(live[1].body) == "replaced"
+        assert (await frozen.replay(taken)).body == new.body == (await other.replay(taken)).body
+        seen = len(reader.body)
+        await reader.read(seen + 200)
+        assert (await other.stop(kept)).status == 204
+        await site.until_noted(f"ended:{kept}", deadline=3)
+        await reader.read_all()
+        assert code_of(reader.body) == "cancelled"
+
+
+async def test_one_variable_in_the_environment_is_enough(tmp_path: Path) -> None:
+    """`FASTAPI_RESUMABLE_STORE=sqlite:///...`, and two workers are one."""
+    variable = {"FASTAPI_RESUMABLE_STORE": f"sqlite:///{tmp_path}/streams.db"}
+    name, gate = unique("id"), unique("gate")
+    async with site_of([{**environment(None, tmp_path / "notes"), **variable}] * 2) as site:
+        live = await site.player(0).post(name, numbered(3, 60), wait(gate), numbered(3, 60))
+        reader = await site.player(1).follow(name)
+        await reader.read_until(b"00000002")
+        await site.player(0).open(gate)
+        await live.read_all()
+        await reader.read_all()
+    assert reader.body == live.body
+    assert without_ids(reader.body) == whole(3, 60) * 2
+
+
+@pytest.mark.slow
+async def test_uvicorn_with_four_workers_is_one_server(tmp_path: Path) -> None:
+    """Streams are begun, followed, resumed and stopped by whichever worker the kernel picks."""
+    async with site_of([worker_environment(tmp_path)], workers=4) as site:
+        answered: set[str | None] = set()
+        async with asyncio.TaskGroup() as scenes:
+            for scene in [resumes_again_and_again] * 20 + [is_stopped] * 5:
+                scenes.create_task(scene(site, answered))
+        assert len(answered) > 1, "all requests went to one worker"
+        assert {entry for _, entry in site.noted() if site.count(entry) > 1} == set()
+
+
+async def resumes_again_and_again(site: Site, answered: set[str | None]) -> None:
+    """A client that hangs up every few events, and gets each of them once."""
+    name = unique("id")
+    live = await site.player(0).post(name, ["paced", 60, 60, 0.01], name=name)
+    answered.add(live.header("x-worker"))
+    got = await live.read_until(b"00000010")
+    got += await live.read_until(b"\n\n")
+    live.connection.reset()
+    while b"00000059" not in got:
+        reader = await site.player(0).follow(name, headers=[("last-event-id", last_ids(got)[-1])])
+        assert reader.status == 200, await reader.read_all()
+        answered.add(reader.header("x-worker"))
+        number = len(last_ids(got)) + 5
+        if number < 60:
+            got += await reader.read_until(b"%08d" % number)
+            got += await reader.read_until(b"\n\n")
+            reader.connection.reset()
+        else:
+            got += await reader.read_all()
+            assert reader.clean
+    assert without_ids(got) == whole(60, 60)
+
+
+async def is_stopped(site: Site, _answered: set[str | None]) -> None:
+    """A client whose stream is stopped."""
+    name = unique("stopped")
+    live = await site.player(0).post(name, send(b"data: 1\n\n"), forever(), name=name)
+    await live.read_until(b"\n\n")
+    assert (await site.player(0).stop(name)).status == 204
+    await site.until_noted(f"CancelledError:{name}", deadline=2)
+    assert (await site.player(0).replay(name)).status == 404
+    await live.read_all()
+    assert code_of(live.body) == "cancelled"
