@@ -4,19 +4,27 @@ import argparse
 import logging
 import os
 import socket
+from pathlib import Path
 
 import uvicorn
 
-from example_app.main import app
-
 USUAL_PORT = 8000
+FOLDER = Path(__file__).parents[1] / ".cache" / "example-app"
+"""Where streams and conversations are kept, so that they outlive a restart."""
 
 
 def main() -> None:
     """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m example_app", description="A chat whose answers survive a reload.")
     parser.add_argument("--port", type=int, help="0 for any free port; by default $PORT, else 8000 if it is free")
-    port = parser.parse_args().port
+    parser.add_argument("--memory", action="store_true", help="keep everything in memory, until the app ends")
+    arguments = parser.parse_args()
+    port = arguments.port
+    if not arguments.memory:
+        keep_on_disk()
+    # Now that its settings are made: it reads them when it is imported.
+    from example_app.main import app  # noqa: PLC0415  # see above
+
     if port is None and os.environ.get("PORT"):
         port = int(os.environ["PORT"])
 
@@ -30,6 +38,15 @@ def main() -> None:
             flush=True,
         )
         uvicorn.Server(uvicorn.Config(app, headers=signature())).run(sockets=[listener])
+
+
+def keep_on_disk() -> None:
+    """Choose SQLite for the streams and the conversations, where the environment does not say otherwise."""
+    folder = Path(os.environ.get("EXAMPLE_FOLDER", FOLDER))
+    if "FASTAPI_RESUMABLE_STORE" not in os.environ:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["FASTAPI_RESUMABLE_STORE"] = f"sqlite:///{folder / 'streams.db'}"
+        os.environ.setdefault("EXAMPLE_DATABASE", str(folder / "conversations.db"))
 
 
 def signature() -> list[tuple[str, str]]:

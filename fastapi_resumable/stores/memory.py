@@ -4,6 +4,7 @@ No method waits between looking and deciding, so on one event loop each call is 
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -21,7 +22,10 @@ from ..exceptions import (
 )
 from ..models import ResumableStatus, ResumableStreamItem
 from .base import OnConflict, Reservation
+from .several import ADVICE, count_workers
 from .watchers import Watchers
+
+logger = logging.getLogger("fastapi_resumable")
 
 STREAM_OVERHEAD = 1024
 """What a stream is counted for beside its bytes: without it, empty streams would be free."""
@@ -51,6 +55,7 @@ class MemoryStore:
         self, *, clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time
     ) -> None:
         self._clock = clock
+        self._has_warned = False
         self._wall_clock = wall_clock
         self._limits = Limits()
         self._budget = Budget(on_excess=self._shrink)
@@ -79,6 +84,11 @@ class MemoryStore:
 
     async def reserve(self, reservation: Reservation, on_conflict: OnConflict) -> Stream | None:
         """Queue a request, or return the stream it is to follow."""
+        if not self._has_warned:
+            # Not before there is a request, when all workers have been started.
+            self._has_warned = True
+            if (workers := count_workers()) > 1:
+                logger.warning(ADVICE, workers)
         while (rival := self._rival(reservation, on_conflict)) is not None:
             if not isinstance(rival, Reservation):
                 return rival

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
@@ -38,13 +39,15 @@ def example_app(env: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Run `python -m example_app` on a free port until the block ends."""
     quick = {"EXAMPLE_WORDS_PER_SECOND": WORDS_PER_SECOND, "FASTAPI_RESUMABLE_SHUTDOWN_GRACE": "0.1"}
     unset = {"OPENAI_BASE_URL": "", "OPENAI_API_KEY": "", "OPENAI_MODEL": ""}
-    server = Server([sys.executable, "-m", "example_app", "--port", "0"], {**unset, **quick, **(env or {})})
-    try:
-        server.wait_ready()
-        yield server
-        assert server.stop() in (0, -signal.SIGTERM), server.output
-    finally:
-        server.kill()
+    with TemporaryDirectory(prefix="example-app-") as folder:
+        environment = {**unset, **quick, "EXAMPLE_FOLDER": folder, **(env or {})}
+        server = Server([sys.executable, "-m", "example_app", "--port", "0"], environment)
+        try:
+            server.wait_ready()
+            yield server
+            assert server.stop() in (0, -signal.SIGTERM), server.output
+        finally:
+            server.kill()
 
 
 @pytest.fixture(scope="session")

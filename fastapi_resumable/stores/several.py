@@ -1,0 +1,46 @@
+"""Whether this process is one of several workers, so that what it keeps in memory is not there for the others."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+ADVICE = (
+    "MemoryStore keeps streams in this process, which is one of %s workers: a request that another worker gets finds "
+    "none of them. Share them:\n"
+    '    Resumable(store="sqlite:///streams.db")  # the workers of one machine; there is nothing to run\n'
+    '    Resumable(store="redis://localhost:6379/0")  # any number of machines'
+)
+"""What to do about it, given how many workers there are."""
+
+_SERVER = re.compile(r"\b(?:uvicorn|gunicorn|hypercorn|granian|fastapi)\b")
+_WORKERS = re.compile(r"\s(?:--workers[ =]|-w[ =]?)(\d+)(?=\s|$)")
+_PROC = Path("/proc")
+
+
+def count_workers() -> int:
+    """How many workers the server that runs this process has; 1 if nothing says that there are more."""
+    # A worker has the arguments of the process that has started it.
+    for command in (" ".join(sys.argv), "gunicorn " + os.environ.get("GUNICORN_CMD_ARGS", "")):
+        if _SERVER.search(command) and (found := _WORKERS.findall(command)):
+            return int(found[-1])
+    told = os.environ.get("WEB_CONCURRENCY", "")
+    return int(told) if told.isdecimal() else _count_siblings()
+
+
+def _count_siblings() -> int:
+    """This process, and those beside it that the same server has started by the same command (on Linux)."""
+    try:
+        parent, mine = os.getppid(), _command(os.getpid())
+        if not _SERVER.search(_command(parent)) and not ("multiprocessing" in mine and "uvicorn" in sys.modules):
+            return 1
+        children = (_PROC / f"{parent}/task/{parent}/children").read_text().split()
+        return sum(_command(int(child)) == mine for child in children)
+    except OSError:
+        return 1
+
+
+def _command(pid: int) -> str:
+    # Two workers differ in the numbers of their pipes alone.
+    text = (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ")
+    return re.sub(r"\d+", "", text.decode("utf-8", "replace"))
