@@ -9,10 +9,11 @@ import unicodedata
 from base64 import b32encode
 from typing import NamedTuple
 
-from ..exceptions import InvalidOffset, InvalidStreamId
+from ..exceptions import InvalidOffset, InvalidRequest, InvalidStreamId
 
 MAX_STREAM_ID_BYTES = 512
 EPOCH_BYTES = 10
+MAX_IDEMPOTENCY_KEY_BYTES = 512
 _EVENT_ID = re.compile(r"([a-z2-7]{16})-(0|[1-9][0-9]{0,18})")
 _DIGITS = re.compile(r"[0-9]+")
 _MAX_OFFSET = 2**63 - 1
@@ -79,6 +80,20 @@ def require_stream_id(value: str | None) -> str:
     if stream_id is None:
         raise InvalidStreamId("Name the stream, in the path or as ?conv_id=.")
     return stream_id
+
+
+def parse_idempotency_key(value: str | None) -> str | None:
+    """Check an `Idempotency-Key`; `None` for one that is absent or blank.
+
+    Raises:
+        InvalidRequest: It is longer than 512 bytes, which would have to be kept for as long as the stream.
+    """
+    if value is None or not value.strip():
+        return None
+    size = len(value.encode("utf-8", "surrogatepass"))
+    if size > MAX_IDEMPOTENCY_KEY_BYTES:
+        raise InvalidRequest(f"The Idempotency-Key has {size} bytes; use at most {MAX_IDEMPOTENCY_KEY_BYTES}.")
+    return value
 
 
 def parse_offset(text: str | None) -> int | None:

@@ -99,6 +99,9 @@ class MemoryStream:
             fanout = self._fanout
             if fanout is not None and not fanout.is_due:
                 fanout.announce(chunk, log.tail, now)
+        else:
+            # It is held back, as a part of an event that is not whole.
+            recording.settle(self._fanout)
         return True
 
     def _offer_with_check(self, chunk: bytes, now: float) -> bool:
@@ -112,10 +115,14 @@ class MemoryStream:
         return True
 
     def _keep(self, data: bytes, now: float) -> None:
-        if data:
-            self._recording.keep(data, self._fanout)
-            if self._fanout is not None:
-                self._fanout.announce(data, self.log.tail, now)
+        self._recording.keep(data, self._fanout)
+        if data and self._fanout is not None:
+            self._fanout.announce(data, self.log.tail, now)
+
+    def settle(self) -> None:
+        """Hold no more than the store has room for."""
+        self._recording.settle(self._fanout)
+        self._check_at = 0
 
     def ping(self) -> None:
         """Record a keep-alive, except in other media than events, in mid-event, or while readers leave no room."""

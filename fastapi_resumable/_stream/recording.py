@@ -25,6 +25,7 @@ class Recording:
         "_boundary",
         "_budget",
         "_counted",
+        "_most",
         "_overhead",
         "_searched",
         "bound",
@@ -43,8 +44,9 @@ class Recording:
         self.closed = False
         """Whether no more may be written."""
         self.log = ByteLog(max(1, min(BLOCK_SIZE, limits.max_stream_bytes // 8)))
-        self.bound = limits.max_stream_bytes
-        """How many of the newest bytes are kept for readers that come later."""
+        self.bound = self._most = limits.max_stream_bytes
+        """How many of the newest bytes are kept for readers that come later: `max_stream_bytes`, or less if the store
+        is full."""
         self.framer = new_framer(epoch, limits, limits.max_stream_bytes) if head.is_event_stream else None
         self._boundary = 0
         self._searched = 0
@@ -78,7 +80,24 @@ class Recording:
 
     def settle(self, fanout: Fanout | None) -> None:
         """Drop what is beyond the bound, except what an attached reader still needs, and count what is held."""
-        log, bound, budget = self.log, self.bound, self._budget
+        self._trim(fanout)
+        budget = self._budget
+        self._count()
+        if budget.is_exceeded:
+            budget.on_excess()
+        # While live streams alone fill the store, each is held to an equal share. One that has readers waits for them,
+        # and one that has none keeps less of its past: so the newest answers are told in full, and none is ended.
+        bound = int(min(self._most, budget.share)) if budget.is_exceeded else self._most
+        if bound != self.bound and not self.closed:
+            self.bound = bound
+            self.log.block_size = max(1, min(BLOCK_SIZE, bound // 8))
+            if self.framer is not None:
+                self.framer.limit = bound
+            self._trim(fanout)
+            self._count()
+
+    def _trim(self, fanout: Fanout | None) -> None:
+        log, bound = self.log, self.bound
         if log.tail > bound and log.size > bound + log.block_size:
             # Three bytes more, to see the blank line that the first event which is kept comes after.
             keep_from: float = log.tail - bound - 3
@@ -87,11 +106,11 @@ class Recording:
                     keep_from, fanout.slowest if log.tail - fanout.slowest <= bound else fanout.find_slowest()
                 )
             log.trim(int(keep_from))
-        size = self._overhead + log.size
-        budget.used += size - self._counted
+
+    def _count(self) -> None:
+        size = self._overhead + self.log.size + (0 if self.framer is None else self.framer.held_back)
+        self._budget.used += size - self._counted
         self._counted = size
-        if budget.used > budget.limit:
-            budget.on_excess()
 
     def end(self, status: ResumableStatus, code: str, message: str) -> bytes:
         """Take no more; return the last bytes to keep: what is left over if it `completed`, or the terminal event."""

@@ -28,7 +28,7 @@ class Limits:
     terminal_event: TerminalEvent = "sse"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Head:
     """Status and headers of the recorded response, as replays repeat them."""
 
@@ -57,6 +57,18 @@ class Budget:
     limit: float = math.inf
     on_excess: Callable[[], None] = lambda: None
     used: int = 0
+    live: int = 0
+    """How many streams are live."""
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether more is held than may be."""
+        return self.used > self.limit
+
+    @property
+    def share(self) -> float:
+        """What each live stream may hold while live streams alone exceed the limit."""
+        return self.limit // max(1, self.live)
 
 
 class Stream(Protocol):

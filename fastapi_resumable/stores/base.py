@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
-from .._core.ids import StreamKey
+from .._core.ids import StreamKey, parse_idempotency_key
 from .._stream.stream import Head, Limits, Stream, WritableStream
 from ..exceptions import StreamCancelled, StreamReplaced
 from ..models import ResumableStatus, ResumableStreamItem
@@ -39,10 +39,14 @@ class Reservation:
     def __init__(
         self, key: StreamKey, epoch: str, *, idempotency_key: str | None, on_stop: Callable[[str], None]
     ) -> None:
-        """`on_stop` is told `cancelled` or `replaced`, now or later in the stream's life, from the event loop."""
+        """`on_stop` is called with `cancelled` or `replaced`, now or later in the stream's life, from the event loop.
+
+        Raises:
+            InvalidRequest: The idempotency key is too long.
+        """
         self.key = key
         self.epoch = epoch
-        self.idempotency_key = idempotency_key
+        self.idempotency_key = parse_idempotency_key(idempotency_key)
         self.on_stop = on_stop
         self.requested_at = 0.0
         self.stop_code: str | None = None

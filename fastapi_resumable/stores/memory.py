@@ -5,10 +5,12 @@ No method waits between looking and deciding, so on one event loop each call is 
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
+from weakref import WeakValueDictionary
 
-from .._core.ids import StreamKey, variants
+from .._core.ids import StreamKey
 from .._stream.memory import MemoryStream
 from .._stream.stream import Budget, Head, Limits, Stream, WritableStream
 from ..exceptions import (
@@ -23,14 +25,19 @@ from ..exceptions import (
 from ..models import ResumableStatus, ResumableStreamItem
 from .base import OnConflict, Reservation
 from .several import ADVICE, count_workers
+from .variants import VariantIndex
 from .watchers import Watchers
 
 logger = logging.getLogger("fastapi_resumable")
 
 STREAM_OVERHEAD = 1024
-"""What a stream is counted for beside its bytes: without it, empty streams would be free."""
-MOST_HEADS = 64
-"""How many different heads are kept for others to share."""
+"""What a stream is counted for beside its bytes, its id and its keys: without it, empty streams would be free."""
+HEADER_OVERHEAD = 128
+"""What each header is counted for beside its bytes."""
+LOOKED_UP_AT_ONCE = 256
+"""How many streams a lookup finds before others run."""
+REQUEST_OVERHEAD = 1024
+"""What a request that waits is counted for."""
 
 
 class _Slot:
@@ -45,6 +52,10 @@ class _Slot:
 
 class MemoryStore:
     """Keeps streams in process memory, bounded by the limits it is given.
+
+    `max_total_bytes` bounds everything that is held, live streams included. When it is exceeded, finished streams
+    expire early, oldest first. Then new requests are refused, and each live stream is held to an equal share of the
+    total: one with readers waits for the slowest of them, and one without keeps less of its past. None is ended.
 
     Args:
         clock: Seconds that never go backwards, for the retention.
@@ -61,11 +72,11 @@ class MemoryStore:
         self._budget = Budget(on_excess=self._shrink)
         # By owner and id: a `StreamKey`, or a plain pair, which is made in less time.
         self._slots: dict[tuple[str | None, str], _Slot] = {}
-        self._variants: dict[tuple[str | None, str], dict[str, None]] = {}
-        # Equal heads are one object: most streams of an application have the same one.
-        self._heads: dict[Head, Head] = {}
-        self._watchers = Watchers()
-        self._live = 0
+        self._variants = VariantIndex()
+        # Equal heads are one object, by its hash: most streams of an application have the same one.
+        self._heads: WeakValueDictionary[int, Head] = WeakValueDictionary()
+        self._watchers = Watchers(self._budget)
+        self._swept_at = 0
         self._live_of_owner: dict[str, int] = {}
         # Retention is one constant, so streams expire in the order in which they ended.
         self._ended: dict[MemoryStream, float] = {}
@@ -105,8 +116,8 @@ class MemoryStore:
         self._check_limits(reservation.key.owner, allowed=1 if replaces else 0)
         if slot is None:
             slot = self._slots[reservation.key] = _Slot()
-            for shorter in variants(reservation.key.id):
-                self._variants.setdefault(StreamKey(reservation.key.owner, shorter), {})[reservation.key.id] = None
+            self._variants.add(*reservation.key)
+        self._budget.used += _size(reservation)
         reservation.requested_at = self._wall_clock()
         slot.queued += (reservation,)
         self._count(reservation.key.owner, 1)
@@ -138,7 +149,7 @@ class MemoryStore:
         most = limits.max_streams_per_owner
         if owner is not None and most is not None and self._live_of_owner.get(owner, 0) >= most + allowed:
             raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
-        if self._live >= limits.max_streams + allowed:
+        if self._budget.live >= limits.max_streams + allowed:
             raise TooManyStreams("The server has as many live streams as it takes. Try again in a moment.")
         self._shrink()
         if self._budget.used >= limits.max_total_bytes:
@@ -159,23 +170,30 @@ class MemoryStore:
             self._stop_live(slot.current, "replaced")
             self._drop(slot, "replaced")
         now = self._wall_clock()
-        if len(self._heads) > MOST_HEADS:
-            self._heads.clear()
+        head, head_size = self._share(head)
         slot.current = MemoryStream(
             reservation.key,
             reservation.epoch,
-            self._heads.setdefault(head, head),
+            head,
             limits=self._limits,
             budget=self._budget,
             started_at=now,
             idempotency_key=reservation.idempotency_key,
             on_stop=reservation.on_stop,
-            overhead=STREAM_OVERHEAD,
+            overhead=STREAM_OVERHEAD - REQUEST_OVERHEAD + _size(reservation) + head_size,
         )
         self._count(reservation.key.owner, 1)
         reservation.settle(slot.current)
         self._tell(slot.current)
         return slot.current
+
+    def _share(self, head: Head) -> tuple[Head, int]:
+        """An equal head that is held already, or this one and its size."""
+        shared = self._heads.get(hash(head))
+        if shared == head:
+            return shared, 0
+        self._heads[hash(head)] = head
+        return head, sum(len(name) + len(value) + HEADER_OVERHEAD for name, value in head.headers)
 
     async def release(self, reservation: Reservation) -> None:
         """Give a reservation back."""
@@ -190,6 +208,7 @@ class MemoryStore:
     def _dequeue(self, reservation: Reservation) -> None:
         slot = self._slots[reservation.key]
         slot.queued = tuple(queued for queued in slot.queued if queued is not reservation)
+        self._budget.used -= _size(reservation)
         self._count(reservation.key.owner, -1)
 
     async def finish(self, stream: WritableStream, status: ResumableStatus, code: str, message: str) -> None:
@@ -230,12 +249,12 @@ class MemoryStore:
         """Return what goes by `ids`, each once, in the order asked for."""
         self._expire()
         found: dict[str, ResumableStreamItem] = {}
-        for asked in ids:
-            if asked not in found and (slot := self._slots.get((owner, asked))) is not None:
-                found[asked] = (slot.current or slot.queued[-1]).item
-            for variant in self._variants.get((owner, asked), ()):
-                if variant not in found and (slot := self._slots.get((owner, variant))) is not None:
-                    found[variant] = (slot.current or slot.queued[-1]).item
+        for asked in dict.fromkeys(ids):
+            for stream_id in (asked, *self._variants.find(owner, asked)):
+                if stream_id not in found and (slot := self._slots.get((owner, stream_id))) is not None:
+                    found[stream_id] = (slot.current or slot.queued[-1]).item
+                    if len(found) % LOOKED_UP_AT_ONCE == 0:
+                        await asyncio.sleep(0)
         return list(found.values())
 
     async def watch(
@@ -297,14 +316,10 @@ class MemoryStore:
         if slot.current is not None or slot.queued:
             return
         del self._slots[key]
-        for shorter in variants(key.id):
-            longer = self._variants[StreamKey(key.owner, shorter)]
-            del longer[key.id]
-            if not longer:
-                del self._variants[StreamKey(key.owner, shorter)]
+        self._variants.discard(*key)
 
     def _count(self, owner: str | None, change: int) -> None:
-        self._live += change
+        self._budget.live += change
         if owner is not None:
             count = self._live_of_owner.get(owner, 0) + change
             if count:
@@ -318,9 +333,18 @@ class MemoryStore:
             self._retire(oldest[0])
 
     def _shrink(self) -> None:
-        """Make finished streams expire early, oldest first, while the total is over its bound; never a live one."""
-        while self._ended and self._budget.used > self._limits.max_total_bytes:
+        """Make finished streams expire early, oldest first, and then live ones keep less; none of these is ended."""
+        budget = self._budget
+        while self._ended and budget.is_exceeded:
             self._retire(next(iter(self._ended)))
+        if not budget.is_exceeded:
+            self._swept_at = 0
+        elif budget.used > self._swept_at:
+            # Seldom, as this looks at all of them. A stream that settles calls back here, so the mark comes first.
+            self._swept_at = budget.used + self._limits.max_total_bytes // 64
+            for slot in list(self._slots.values()):
+                if slot.current is not None and not slot.current.is_final:
+                    slot.current.settle()
 
     def _retire(self, stream: MemoryStream) -> None:
         slot = self._slots[stream.key]
@@ -347,3 +371,9 @@ class MemoryStore:
             self._timer = self._timer_loop = None
         while self._ended:
             self._retire(next(iter(self._ended)))
+
+
+def _size(reservation: Reservation) -> int:
+    """What a request is counted for while it waits; a stream keeps the same strings."""
+    strings = (reservation.key.id, reservation.key.owner, reservation.idempotency_key)
+    return REQUEST_OVERHEAD + sum(sys.getsizeof(text) for text in strings if text is not None)

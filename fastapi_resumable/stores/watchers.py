@@ -1,30 +1,48 @@
 """Who is told when a stream changes. It keeps nothing for a stream that nobody watches."""
 
+import sys
 from collections.abc import Callable, Sequence
 
 from .._core.ids import StreamKey, variants
+from .._stream.stream import Budget
+from ..exceptions import TooManyStreams
 from ..models import ResumableStreamItem
 
 Notify = Callable[[ResumableStreamItem], None]
+
+WATCH_OVERHEAD = 512
+"""What an id that is watched is counted for, beside its own bytes."""
 
 
 class Watchers:
     """Those who watch streams, by owner and id."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget | None = None) -> None:
+        """Count what is kept in the `budget`."""
+        self._budget = budget or Budget()
         self._by_key: dict[StreamKey, dict[object, Notify]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._by_key)
 
     def add(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
-        """Call `notify` with each change of the owner's streams, until the function that is returned is called."""
+        """Call `notify` with each change of the owner's streams, until the function that is returned is called.
+
+        Raises:
+            TooManyStreams: There is no room for so many ids.
+        """
         keys = {StreamKey(owner, stream_id) for stream_id in ids}
+        size = sum(WATCH_OVERHEAD + sys.getsizeof(key.id) for key in keys)
+        if self._budget.used + size > self._budget.limit:
+            raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")
+        self._budget.used += size
         watcher = object()
         for key in keys:
             self._by_key.setdefault(key, {})[watcher] = notify
 
         def remove() -> None:
+            if keys:
+                self._budget.used -= size
             while keys:
                 key = keys.pop()
                 watching = self._by_key[key]

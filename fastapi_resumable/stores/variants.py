@@ -1,0 +1,42 @@
+"""Which longer ids an id stands for: `a::b::c` is a variant of `a` and of `a::b`. One entry for each id."""
+
+from bisect import bisect_left, insort
+
+
+class VariantIndex:
+    """The ids of streams, sorted, by owner and by what comes before their first `::`."""
+
+    def __init__(self) -> None:
+        self._by_root: dict[tuple[str | None, str], list[str]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_root.values()))
+
+    def add(self, owner: str | None, stream_id: str) -> None:
+        """Note an id."""
+        if "::" in stream_id:
+            insort(self._by_root.setdefault((owner, _root(stream_id)), []), stream_id)
+
+    def discard(self, owner: str | None, stream_id: str) -> None:
+        """Forget an id that was noted."""
+        if "::" in stream_id:
+            root = (owner, _root(stream_id))
+            ids = self._by_root[root]
+            del ids[bisect_left(ids, stream_id)]
+            if not ids:
+                del self._by_root[root]
+
+    def find(self, owner: str | None, stream_id: str) -> list[str]:
+        """The ids that are variants of `stream_id`, sorted."""
+        ids = self._by_root.get((owner, _root(stream_id)))
+        if ids is None:
+            return []
+        prefix = stream_id + "::"
+        first = last = bisect_left(ids, prefix)
+        while last < len(ids) and ids[last].startswith(prefix):
+            last += 1
+        return ids[first:last]
+
+
+def _root(stream_id: str) -> str:
+    return stream_id.partition("::")[0]
