@@ -206,6 +206,7 @@ class StreamCancelled(StreamIncomplete):
     """
 
     status_code = 400
+    code = "cancelled"
 
     def __init__(self, code: str = "cancelled", message: str = "The stream was cancelled before it began.") -> None:
         super().__init__(code, message)

@@ -12,10 +12,12 @@ except ImportError as exc:
         f"fastapi_resumable.client needs {exc.name}: pip install 'fastapi-resumable[client]'", name=exc.name
     ) from exc
 
-from .client import AsyncClientStream, AsyncResumableClient, ClientStream, ResumableClient
+from .client import AsyncResumableClient, ResumableClient
 from .errors import ClientError, ConnectionLost, RequestRefused, StreamCancelled, StreamFailed, StreamIncomplete
-from .machine import Backoff, StreamState
-from .transport import AsyncResumableTransport, ResumableStream, ResumableTransport
+from .machine import StreamState
+from .messages import Backoff
+from .streams import AsyncClientStream, ClientStream, ResumableStream
+from .transport import AsyncResumableTransport, ResumableTransport
 
 __all__ = [
     "AsyncClientStream",

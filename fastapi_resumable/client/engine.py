@@ -1,22 +1,19 @@
 """The one loop: makes the requests that the machine asks for, and hands on the bytes that come.
 
 It is written with `await`, and drives synchronous transports too: those never wait, so `run` gets by without an event
-loop. A wire is what makes requests: `TransportWire` with a transport of httpx, `ClientWire` with a user's own client.
-httpx2 has the same interface as httpx, so that objects of either do.
+loop. httpx2 has the same interface as httpx, so that objects of either do.
 """
 
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from types import ModuleType
 from typing import Any, TypeVar
 
 import httpx
 
 from .errors import ConnectionLost, RequestRefused
-from .machine import NOT_NOW, Backoff, Resumption
-from .messages import Ask, Head, origin, replay_headers, retry_after, without_credentials
+from .machine import NOT_NOW, Resumption
+from .messages import Ask, Backoff, Head, replay_headers, retry_after
 
 ResultT = TypeVar("ResultT")
 Sleep = Callable[[float], Awaitable[None] | None]
@@ -56,47 +53,37 @@ class Reply:
         await settle(self._close())
 
 
-class Wire(ABC):
-    """Makes requests with httpx, or httpx2, synchronously or not."""
+class Wire:
+    """Makes the requests of one stream: the first as it was given, those that follow it with its headers.
 
-    def __init__(self, start: httpx.Request, sleep: Sleep, *, is_async: bool) -> None:
+    Args:
+        send: Makes a request, and returns a response whose body has not been read; or an awaitable of it.
+        start: The first request.
+        sleep: Waits for so many seconds.
+        is_async: Whether `send` is that of an asynchronous client.
+        decoded: Whether compressed bodies are to be decoded.
+    """
+
+    def __init__(
+        self, send: Callable[..., Any], start: httpx.Request, sleep: Sleep, *, is_async: bool, decoded: bool = False
+    ) -> None:
         self.module = module = flavour(start)
         self.lost = (module.TimeoutException, module.NetworkError, module.ProxyError, module.RemoteProtocolError)
         """What is raised when a connection is lost, or there is none."""
         # The last two are the socket's, for a port or a host that is none.
         self.errors = (module.HTTPError, module.InvalidURL, OverflowError, UnicodeError)
         """What else may be raised: another attempt would not mend it."""
-        self.is_async = is_async
-        self._sleep = sleep
-
-    @abstractmethod
-    async def send(self, ask: Ask) -> Reply:
-        """Make a request."""
-
-    async def sleep(self, delay: float) -> None:
-        """Wait."""
-        await settle(self._sleep(delay))
-
-    async def load(self, request: httpx.Request) -> None:
-        """Read the body of a request, so that it can be sent again."""
-        await settle(request.aread() if self.is_async else request.read())
-
-
-class TransportWire(Wire):
-    """Makes requests with a transport, in the place of the one that it was given."""
-
-    def __init__(
-        self, handle: Callable[[httpx.Request], Any], start: httpx.Request, sleep: Sleep, *, is_async: bool
-    ) -> None:
-        super().__init__(start, sleep, is_async=is_async)
-        self._handle = handle
-        self._start = start
-        self._headers = start.headers.copy()
         self.timeout: dict[str, Any] = dict(start.extensions.get("timeout", {}))
-        # The transport looks at it as it reads, so what is set when the stream has begun counts, too.
+        # A transport looks at it as it reads, so what is set when the stream has begun counts, too.
         start.extensions = {**start.extensions, "timeout": self.timeout}
         self.response: Any = None
         """The last answer."""
+        self._send = send
+        self._start = start
+        self._headers = start.headers.copy()
+        self._sleep = sleep
+        self._is_async = is_async
+        self._decoded = decoded
 
     async def send(self, ask: Ask) -> Reply:
         """Make a request."""
@@ -104,55 +91,21 @@ class TransportWire(Wire):
         if ask.method is not None:
             headers = replay_headers(self._headers, trusted=ask.trusted)
             request = type(request)(ask.method, ask.url, headers=headers, extensions=request.extensions)
-        self.response = response = await settle(self._handle(request))
+        self.response = response = await settle(self._send(request, ask.trusted))
         stream = response.stream
-        chunks, close = (aiter(stream), stream.aclose) if self.is_async else (iter(stream), stream.close)
-        return Reply(head_of(response, request.url), chunks, close)
+        if self._is_async:
+            chunks, close = (response.aiter_bytes() if self._decoded else aiter(stream)), stream.aclose
+        else:
+            chunks, close = (response.iter_bytes() if self._decoded else iter(stream)), stream.close
+        return Reply(head_of(response, response.url if self._decoded else request.url), chunks, close)
 
+    async def sleep(self, delay: float) -> None:
+        """Wait."""
+        await settle(self._sleep(delay))
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A request, and what those that follow it are to have of it."""
-
-    request: httpx.Request
-    headers: httpx.Headers
-    options: Mapping[str, Any]
-    sending: Mapping[str, Any]
-    follow_redirects: bool
-
-
-NO_AUTH: Mapping[str, Any] = {"auth": None}
-
-
-class ClientWire(Wire):
-    """Makes requests with a user's own client."""
-
-    def __init__(self, http: Any, prepared: Prepared, sleep: Sleep) -> None:
-        super().__init__(prepared.request, sleep, is_async=hasattr(http, "aclose"))
-        self._http = http
-        self.prepared = prepared
-
-    async def send(self, ask: Ask) -> Reply:
-        """Make a request, and follow redirects: not with httpx, which would take cookies and keys along."""
-        prepared, http = self.prepared, self._http
-        request, sending = prepared.request, prepared.sending
-        if ask.method is not None:
-            headers = replay_headers(prepared.headers)
-            request = http.build_request(ask.method, ask.url, headers=headers, **prepared.options)
-            if not ask.trusted:
-                request, sending = without_credentials(request), NO_AUTH
-        await self.load(request)
-        for _ in range(http.max_redirects + 1):
-            response = await settle(http.send(request, stream=True, follow_redirects=False, **sending))
-            close = response.aclose if self.is_async else response.close
-            if not prepared.follow_redirects or response.next_request is None:
-                chunks = response.aiter_bytes() if self.is_async else response.iter_bytes()
-                return Reply(head_of(response, response.url), chunks, close)
-            await settle(close())
-            before, request = request, response.next_request
-            if sending is NO_AUTH or origin(str(request.url)) != origin(str(before.url)):
-                request, sending = without_credentials(request), NO_AUTH
-        raise self.module.TooManyRedirects(f"More than {http.max_redirects} redirects.", request=request)
+    async def load(self) -> None:
+        """Read the body of the first request, so that it can be sent again."""
+        await settle(self._start.aread() if self._is_async else self._start.read())
 
 
 class Engine:

@@ -4,15 +4,13 @@ The engine asks for the next request (`ask`), and reports what became of it: `he
 or `cut` at once. Invariant: the next request goes on exactly after the last byte that was fed.
 """
 
-import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import urlencode
 
 from ..models import ResumableStatus
 from .errors import ConnectionLost, RequestRefused, StreamCancelled, StreamFailed, StreamIncomplete
-from .messages import Ask, Head, origin, replay_url, retry_after, whole_number
+from .messages import Ask, Backoff, Head, origin, replay_url, retry_after, whole_number
 
 NOT_NOW = frozenset({408, 425, 429, 502, 503, 504})
 """Answers to a request that has not begun yet, and may later."""
@@ -44,37 +42,6 @@ class StreamState(StrEnum):
     """The client could not get back, or was refused."""
     DETACHED = "detached"
     """The client has left; the stream goes on without it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backoff:
-    """Exponential back-off with full jitter: a random part of `initial`, `2 * initial`, `4 * initial` ... seconds.
-
-    What the server asks for (`Retry-After`, or `retry:` in the stream) comes on top, as the least.
-
-    Args:
-        initial: Upper bound of the first wait, in seconds.
-        maximum: Upper bound of every wait.
-        server_maximum: Upper bound of what the server may ask for on top.
-        retries: How many attempts in a row may fail before the client gives up; `None`: it never does. An attempt that
-            brings a byte begins a new row.
-        random: Returns a number from 0 to 1.
-    """
-
-    initial: float = 0.5
-    maximum: float = 30.0
-    server_maximum: float = 60.0
-    retries: int | None = 10
-    random: Callable[[], float] = random.random
-
-    def exhausted(self, failures: int) -> bool:
-        """Whether so many failures in a row are too many."""
-        return self.retries is not None and failures > self.retries
-
-    def delay(self, failures: int, asked: float = 0.0) -> float:
-        """Seconds to wait after so many failures in a row, if the server has `asked` for so many."""
-        own = self.random() * min(self.maximum, self.initial * 2.0 ** min(failures - 1, 64))
-        return min(max(asked, 0.0), self.server_maximum) + own
 
 
 class Resumption:

@@ -1,6 +1,7 @@
-"""What a request to be made and the head of an answer say, whatever a server may have written there: no I/O."""
+"""Requests to be made, when to make them, and what the head of an answer says, whatever it may say: no I/O."""
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import parse_qs, urlsplit
@@ -15,6 +16,37 @@ _OF_THE_START = {"host", "idempotency-key", "last-event-id", "prefer"}
 # Headers that any server may get. All others are for the one that they were meant for: a key may be in any of them.
 _OPEN = {"accept", "accept-encoding", "accept-language", "connection", "user-agent", "x-conversation-id"}
 _OPEN |= _OF_THE_BODY | _OF_THE_START
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """Exponential back-off with full jitter: a random part of `initial`, `2 * initial`, `4 * initial` ... seconds.
+
+    What the server asks for (`Retry-After`, or `retry:` in the stream) comes on top, as the least.
+
+    Args:
+        initial: Upper bound of the first wait, in seconds.
+        maximum: Upper bound of every wait.
+        server_maximum: Upper bound of what the server may ask for on top.
+        retries: How many attempts in a row may fail before the client gives up; `None`: it never does. An attempt that
+            brings a byte begins a new row.
+        random: Returns a number from 0 to 1.
+    """
+
+    initial: float = 0.5
+    maximum: float = 30.0
+    server_maximum: float = 60.0
+    retries: int | None = 10
+    random: Callable[[], float] = random.random
+
+    def exhausted(self, failures: int) -> bool:
+        """Whether so many failures in a row are too many."""
+        return self.retries is not None and failures > self.retries
+
+    def delay(self, failures: int, asked: float = 0.0) -> float:
+        """Seconds to wait after so many failures in a row, if the server has `asked` for so many."""
+        own = self.random() * min(self.maximum, self.initial * 2.0 ** min(failures - 1, 64))
+        return min(max(asked, 0.0), self.server_maximum) + own
 
 
 @dataclass(frozen=True, slots=True)

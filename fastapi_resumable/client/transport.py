@@ -17,10 +17,11 @@ from uuid import uuid4
 import anyio
 import httpx
 
-from .engine import Engine, Sleep, TransportWire, call, flavour, run
+from .engine import Engine, Sleep, Wire, call, flavour, run
 from .errors import ClientError
-from .machine import Backoff, Resumption, StreamState
-from .messages import Ask, Head, first_offset, replay_url
+from .machine import Resumption
+from .messages import Ask, Backoff, Head, first_offset, replay_url
+from .streams import ResumableStream
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -75,13 +76,13 @@ class _Transport(Generic[TransportT]):
         self._backoff = backoff or Backoff()
         self._sleep = sleep or self._sleep
 
-    async def _handle(self, request: httpx.Request, wire: TransportWire) -> httpx.Response:
+    async def _handle(self, request: httpx.Request, wire: Wire) -> httpx.Response:
         """Make the request; if the answer is a stream that can be resumed, put our body in the place of its own."""
         machine = Resumption(self._backoff, str(request.url), first_offset(str(request.url), request.headers))
         engine = Engine(wire, machine)
         accept = self._accept(request, wire)
         if self._name(request):
-            await wire.load(request)
+            await wire.load()
             try:
                 is_stream = await engine.open(accept)
             except ClientError as exc:
@@ -91,7 +92,7 @@ class _Transport(Generic[TransportT]):
             is_stream = accept(engine.reply.head) and machine.head(engine.reply.head)
         response: httpx.Response = wire.response
         if is_stream:
-            stream = ResumableStream(engine, wire, self._on_close, self._backoff)
+            stream = ResumableBody(engine, wire, self._on_close, self._backoff)
             response.stream = _body_of(wire.module)(stream)
             response.extensions = {**response.extensions, "resumable": stream}
         return response
@@ -110,7 +111,7 @@ class _Transport(Generic[TransportT]):
         request.headers["Accept-Encoding"] = "identity"
         return True
 
-    def _accept(self, request: httpx.Request, wire: TransportWire) -> Callable[[Head], bool]:
+    def _accept(self, request: httpx.Request, wire: Wire) -> Callable[[Head], bool]:
         """Whether an answer is a stream that can be resumed."""
 
         def accept(head: Head) -> bool:
@@ -154,7 +155,8 @@ class ResumableTransport(_Transport[httpx.BaseTransport], httpx.BaseTransport):
         """Make a request, and see to it that the answer's body comes to its end."""
         if self._transport is None:
             self._transport = flavour(request).HTTPTransport()
-        wire = TransportWire(self._transport.handle_request, request, self._sleep, is_async=False)
+        handle = self._transport.handle_request
+        wire = Wire(lambda request, _trusted: handle(request), request, self._sleep, is_async=False)
         return run(self._handle(request, wire))
 
     def close(self) -> None:
@@ -172,7 +174,8 @@ class AsyncResumableTransport(_Transport[httpx.AsyncBaseTransport], httpx.AsyncB
         """Make a request, and see to it that the answer's body comes to its end."""
         if self._transport is None:
             self._transport = flavour(request).AsyncHTTPTransport()
-        wire = TransportWire(self._transport.handle_async_request, request, self._sleep, is_async=True)
+        handle = self._transport.handle_async_request
+        wire = Wire(lambda request, _trusted: handle(request), request, self._sleep, is_async=True)
         return await self._handle(request, wire)
 
     async def aclose(self) -> None:
@@ -181,34 +184,14 @@ class AsyncResumableTransport(_Transport[httpx.AsyncBaseTransport], httpx.AsyncB
             await self._transport.aclose()
 
 
-class ResumableStream:
-    """The body of a stream, over as many connections as it takes."""
+class ResumableBody(ResumableStream):
+    """The body of a response, over as many connections as it takes."""
 
-    def __init__(self, engine: Engine, wire: TransportWire, on_close: OnClose, backoff: Backoff) -> None:
-        assert engine.reply is not None
-        self.id: str = engine.reply.head.headers.get("x-conversation-id", "")
-        """The stream id."""
-        self._engine = engine
-        self._wire = wire
+    def __init__(self, engine: Engine, wire: Wire, on_close: OnClose, backoff: Backoff) -> None:
+        super().__init__(engine, wire, backoff)
         self._on_close = on_close
-        self._backoff = replace(backoff, retries=2)
         self._tail = b""
         self._done = False
-
-    @property
-    def epoch(self) -> str:
-        """Which incarnation of the id this is."""
-        return self._engine.machine.epoch or ""
-
-    @property
-    def offset(self) -> int:
-        """The position right after the last byte that has come."""
-        return self._engine.machine.offset
-
-    @property
-    def state(self) -> StreamState:
-        """Where this client is with the stream."""
-        return self._engine.machine.state
 
     async def read(self) -> bytes:
         """The next bytes; none at the end. Errors are those that httpx has."""
@@ -223,19 +206,19 @@ class ResumableStream:
 
     async def close(self) -> None:
         """Detach from the stream, or stop it."""
-        machine = self._engine.machine
+        machine = self._machine
         left = not machine.is_over and not self._done
         machine.detach()
         await self._engine.close()
         if left and self._on_close == "stop":
             try:
-                await call(self._wire, machine.stop(), self._backoff)
+                await call(self._wire, machine.stop(), replace(self._backoff, retries=2))
             except ClientError as exc:
                 logger.warning("A stream was left, but could not be stopped: %s", exc)
 
 
 class _Body:
-    def __init__(self, stream: ResumableStream) -> None:
+    def __init__(self, stream: ResumableBody) -> None:
         self._stream = stream
 
     def __iter__(self) -> Iterator[bytes]:
