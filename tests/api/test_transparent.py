@@ -1,0 +1,417 @@
+"""A decorated endpoint is the user's own function; nothing is told of a stream before a request has passed."""
+
+import asyncio
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.testclient import TestClient
+from pydantic import AfterValidator
+
+from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream
+from tests.support.asgi import running, until
+
+ID = "X-Conversation-Id"
+
+
+async def words(text: str) -> AsyncIterator[str]:
+    yield f"data: {text}\n\n"
+
+
+def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator as people write it: it keeps a function's kind."""
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def asynchronous(*args: Any, **kwargs: Any) -> Any:
+            return await function(*args, **kwargs)
+
+        return asynchronous
+
+    @functools.wraps(function)
+    def synchronous(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return synchronous
+
+
+@pytest.mark.parametrize("order", ["alone", "above", "below"])
+async def test_a_decorated_endpoint_called_directly_is_the_function_that_it_was(order: str) -> None:
+    """By position, by keyword, bound with `partial`, `def` and `async def`, with other decorators around."""
+    resumable = Resumable()
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        match order:
+            case "above":
+                return logged(resumable.stream(function))
+            case "below":
+                return resumable.stream(logged(function))
+        return resumable.stream(function)
+
+    def chat(q: str, /, n: int = 1, *rest: str, flag: bool = False) -> Any:
+        return (q, n, rest, flag)
+
+    async def chat_async(q: str, n: int = 1) -> Any:
+        return StreamingResponse(words(f"{q}{n}"))
+
+    decorated, decorated_async = decorate(chat), decorate(chat_async)
+    assert decorated("x", 2, "y", flag=True) == ("x", 2, ("y",), True)
+    assert functools.partial(decorated, "x")(n=3) == ("x", 3, (), False)
+    assert isinstance(await decorated_async("x", n=2), StreamingResponse)
+    assert inspect.iscoroutinefunction(decorated_async)
+    assert not inspect.iscoroutinefunction(decorated)
+    kinds = [parameter.kind for parameter in inspect.signature(chat).parameters.values()]
+    assert [parameter.kind for parameter in inspect.signature(decorated).parameters.values()][: len(kinds)] == kinds
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+@pytest.mark.parametrize("order", ["above", "below"])
+def test_other_decorators_around_ours_leave_the_endpoint_resumable(order: str, kind: str) -> None:
+    """Above and below."""
+    resumable = Resumable()
+    app = FastAPI()
+    app.include_router(resumable.router)
+
+    async def chat_async(q: str) -> Any:
+        return StreamingResponse(words(q), media_type="text/event-stream")
+
+    def chat(q: str) -> Any:
+        return StreamingResponse(words(q), media_type="text/event-stream")
+
+    endpoint = chat if kind == "def" else chat_async
+    app.post("/chat")(logged(resumable.stream(endpoint)) if order == "above" else resumable.stream(logged(endpoint)))
+    with TestClient(app) as client:
+        first = client.post("/chat?q=x", headers={ID: "a"})
+        assert "id: " in first.text
+        assert client.get("/v1/stream/a").content == first.content
+        assert client.post("/chat?q=x").text == "data: x\n\n"
+
+
+async def test_a_def_endpoint_that_a_decorator_calls_in_the_event_loop_is_served_as_without_us(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It cannot wait for a store there: said once."""
+    resumable = Resumable()
+    app = FastAPI()
+
+    def in_the_loop(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    @app.post("/chat")
+    @in_the_loop
+    @resumable.stream
+    def chat() -> Any:
+        return PlainTextResponse("here")
+
+    async with running(app) as client:
+        for _ in range(2):
+            assert (await client.post("/chat", headers={ID: "a"})).body == b"here"
+    assert caplog.text.count("make it `async def`") == 1
+
+
+@pytest.mark.parametrize("face", ["decorator", "dependency", "route_class"])
+def test_class_based_views_work(face: str) -> None:
+    """fastapi-utils' `@cbv` takes the first parameter for `self`, and makes routes anew."""
+    cbv = pytest.importorskip("fastapi_utils.cbv").cbv
+    resumable = Resumable()
+    app = FastAPI()
+    app.include_router(resumable.router)
+    router = APIRouter(route_class=resumable.route_class) if face == "route_class" else APIRouter()
+    Stream = Annotated[ResumableStream, Depends(resumable)]  # noqa: N806  # a type
+
+    class Chat:
+        model: str = Depends(lambda: "model")
+
+        async def plain(self, q: str = "x") -> Any:
+            return StreamingResponse(words(f"{self.model} {q}"), media_type="text/event-stream")
+
+        async def handled(self, stream: Stream, q: str = "x") -> Any:
+            return stream(StreamingResponse(words(f"{self.model} {q}"), media_type="text/event-stream"))
+
+        plain = router.post("/chat")(resumable.stream(plain) if face == "decorator" else plain)
+        if face == "dependency":
+            router.routes.clear()
+            handled = router.post("/chat")(handled)
+
+    cbv(router)(Chat)
+    app.include_router(router)
+    with TestClient(app) as client:
+        parameters = client.get("/openapi.json").json()["paths"]["/chat"]["post"].get("parameters", [])
+        assert [parameter["name"] for parameter in parameters] == ["q"]
+        assert client.post("/chat").text == "data: model x\n\n"
+        first = client.post("/chat", headers={ID: "a"})
+        assert first.text.startswith("data: model x\nid: ")
+        assert client.get("/v1/stream/a").content == first.content
+
+
+async def test_dishkas_inject_works_above_and_below() -> None:
+    """A container's own injection, which changes the signature, too."""
+    dishka = pytest.importorskip("dishka")
+    integration = pytest.importorskip("dishka.integrations.fastapi")
+    resumable = Resumable()
+    app = FastAPI()
+    app.include_router(resumable.router)
+
+    class Model(dishka.Provider):
+        @dishka.provide(scope=dishka.Scope.REQUEST)
+        def name(self) -> str:
+            return "model"
+
+    async def chat(name: dishka.FromDishka[str], q: str = "x") -> Any:
+        return StreamingResponse(words(f"{name} {q}"), media_type="text/event-stream")
+
+    app.post("/above")(integration.inject(resumable.stream(chat)))
+    app.post("/below")(resumable.stream(integration.inject(chat)))
+    integration.setup_dishka(dishka.make_async_container(Model()), app)
+    async with running(app) as client:
+        for path in ("/above", "/below"):
+            first = await client.post(path, headers={ID: path})
+            assert first.body.startswith(b"data: model x\nid: ")
+            assert (await client.get(f"/v1/stream?conv_id={path}")).body == first.body
+
+
+def test_the_route_class_leaves_the_endpoint_as_it_is() -> None:
+    """`route.endpoint` is the user's own function, after requests too."""
+    resumable = Resumable()
+    router = APIRouter(route_class=resumable.route_class)
+
+    @router.post("/chat")
+    async def chat() -> Any:
+        return PlainTextResponse("here")
+
+    app = FastAPI()
+    app.include_router(router)
+    TestClient(app).post("/chat", headers={ID: "a"})
+    assert router.routes[0].endpoint is chat  # type: ignore[attr-defined]  # of an APIRoute
+
+
+# Nothing is told before.
+
+
+def refusing(authorization: Annotated[str | None, Header()] = None) -> None:
+    """Who asks is checked."""
+    if authorization != "good":
+        raise HTTPException(401)
+
+
+def valid(value: str) -> str:
+    """The same, in a parameter's validator."""
+    if value != "good":
+        raise ValueError("no")
+    return value
+
+
+def nothing() -> None:
+    """No check."""
+
+
+FACES = ("decorator", "dependency", "route_class")
+KINDS = ("async def", "def", "yield")
+AUTHS = ("shared", "route", "parameter", "app")
+
+
+def guarded(face: str, auth: str, kind: str, resumable: Resumable) -> tuple[FastAPI, list[str]]:
+    """An application whose endpoint is guarded in one way; what has run of it."""
+    runs: list[str] = []
+    guards = [Depends(refusing)]
+    app = FastAPI(dependencies=guards if auth == "app" else [])
+    app.include_router(resumable.router)
+    kinds: dict[str, Any] = {"route_class": resumable.route_class} if face == "route_class" else {}
+    router = APIRouter(**kinds)
+    Stream = Annotated[ResumableStream, Depends(resumable)]  # noqa: N806  # a type
+
+    def tracing(stream: Stream) -> str | None:
+        # The handle is used by another dependency, which comes before the one that checks.
+        return stream.id
+
+    Checked = Annotated[str, AfterValidator(valid)] if auth == "parameter" else str  # noqa: N806  # a type
+
+    def response() -> Any:
+        runs.append("ran")
+        return StreamingResponse(words("SECRET"), media_type="text/event-stream")
+
+    def endpoint_for(key: str) -> Any:
+        Guard = Annotated[None, Depends(refusing if auth == "shared" else nothing)]  # noqa: N806  # a type
+        Trace = Annotated[Any, Depends(tracing if auth == "shared" and face != "route_class" else nothing)]  # noqa: N806
+
+        async def chat(trace: Trace, guard: Guard, key: Annotated[Checked, Query()]) -> Any:
+            return response()
+
+        def chat_in_def(trace: Trace, guard: Guard, key: Annotated[Checked, Query()]) -> Any:
+            return response()
+
+        async def chat_yield(trace: Trace, guard: Guard, key: Annotated[Checked, Query()]) -> Any:
+            runs.append("ran")
+            yield b"SECRET\n"
+
+        async def handled(trace: Trace, guard: Guard, stream: Stream, key: Annotated[Checked, Query()]) -> Any:
+            return stream(response())
+
+        def handled_in_def(trace: Trace, guard: Guard, stream: Stream, key: Annotated[Checked, Query()]) -> Any:
+            return stream(response())
+
+        if face == "dependency":
+            return handled_in_def if kind == "def" else handled
+        return {"async def": chat, "def": chat_in_def, "yield": chat_yield}[kind]
+
+    endpoint = endpoint_for("good")
+    options: dict[str, Any] = {"response_class": StreamingResponse} if kind == "yield" else {}
+    router.post("/chat", dependencies=guards if auth == "route" else [], **options)(
+        resumable.stream(endpoint) if face == "decorator" else endpoint
+    )
+    app.include_router(router)
+    return app, runs
+
+
+@pytest.mark.parametrize(
+    ("face", "kind"), [(face, kind) for face in FACES for kind in KINDS if kind != "yield" or face == "route_class"]
+)
+@pytest.mark.parametrize("auth", AUTHS)
+async def test_a_stranger_is_told_nothing_of_a_stream(face: str, kind: str, auth: str) -> None:
+    """Neither recorded bytes, nor 404, 409, 416 or 400: only what the check answers; and no id is held."""
+    resumable = Resumable(on_conflict="reject")
+    app, runs = guarded(face, auth, kind, resumable)
+    known = {"authorization": "good", ID: "a", "idempotency-key": "k"}
+    async with running(app) as client:
+        first = await client.post("/chat?key=good", headers=known)
+        assert b"SECRET" in first.body
+        plain = await client.post("/chat")
+        for headers in (
+            {ID: "a"},
+            {ID: "a", "last-event-id": "aaaaaaaaaaaaaaaa-1"},
+            {ID: "b", "last-event-id": "x"},
+            {ID: "a", "idempotency-key": "k"},
+            {ID: "a" * 600},
+            {ID: "a", "prefer": "respond-async"},
+        ):
+            stranger = await client.post("/chat", headers=headers)
+            assert (stranger.status, stranger.body) == (plain.status, plain.body), headers
+        assert runs == ["ran"]
+        again = await client.post("/chat?key=good", headers=known)
+        assert again.body == first.body
+        resumed = await client.post("/chat?key=good", headers={"authorization": "good", ID: "b", "last-event-id": "x"})
+        assert resumed.status == 404
+        assert runs == ["ran"]
+
+
+@pytest.mark.parametrize("kind", ["async def", "def", "yield"])
+async def test_half_open_requests_hold_no_place_on_the_route_class(kind: str) -> None:
+    """A body that never comes reserves nothing: the one after them is served."""
+    resumable = Resumable(max_streams=1, shutdown_grace=0.1)
+    app = FastAPI()
+    router = APIRouter(route_class=resumable.route_class)
+
+    async def chat(item: dict[str, str]) -> Any:
+        return PlainTextResponse("here")
+
+    def chat_in_def(item: dict[str, str]) -> Any:
+        return PlainTextResponse("here")
+
+    async def chat_yield(item: dict[str, str]) -> AsyncIterator[str]:
+        yield "here"
+
+    router.post("/chat")({"async def": chat, "def": chat_in_def, "yield": chat_yield}[kind])
+    app.include_router(router)
+    async with running(app) as client:
+        half = [client.start("POST", "/chat", headers={ID: f"half-{n}"}, body=b'{"a"', more=True) for n in range(3)]
+        assert b"here" in (await client.post("/chat", headers={ID: "whole"}, json={"a": "b"})).body
+        for exchange in half:
+            exchange.disconnect()
+
+
+async def test_who_waits_to_attach_and_leaves_is_noticed() -> None:
+    """The wait ends with the client."""
+    resumable = Resumable(on_conflict="attach", pending_timeout=60, shutdown_grace=0.1)
+    app = FastAPI()
+    release = asyncio.Event()
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat() -> Any:
+        await release.wait()
+        return StreamingResponse(words("x"), media_type="text/event-stream")
+
+    async with running(app) as client:
+        first = client.start("POST", "/chat", headers={ID: "a"})
+        await until(lambda: bool(resumable.manager._producers), "the first request")
+        waiting = client.start("POST", "/chat", headers={ID: "a"})
+        waiting.disconnect()
+        await waiting.served()
+        release.set()
+        assert (await first.reply()).status == 200
+
+
+@pytest.mark.parametrize("face", ["decorator", "dependency", "route_class"])
+async def test_a_head_never_begins_a_stream(face: str) -> None:
+    """Nor replaces one."""
+    resumable = Resumable()
+    app = FastAPI()
+    app.include_router(resumable.router)
+    kinds: dict[str, Any] = {"route_class": resumable.route_class} if face == "route_class" else {}
+    router = APIRouter(**kinds)
+
+    async def chat() -> Any:
+        return StreamingResponse(words("x"), media_type="text/event-stream")
+
+    async def handled(stream: Annotated[ResumableStream, Depends(resumable)]) -> Any:
+        return stream(StreamingResponse(words("x"), media_type="text/event-stream"))
+
+    endpoint: Any = {"decorator": resumable.stream(chat), "dependency": handled, "route_class": chat}[face]
+    router.api_route("/chat", methods=["GET", "HEAD"])(endpoint)
+    app.include_router(router)
+    async with running(app) as client:
+        first = await client.get("/chat", headers={ID: "a"})
+        head = await client.request("HEAD", "/chat", headers={ID: "a"})
+        assert head.status == 200
+        assert "x-stream-epoch" not in head.headers
+        assert (await client.get("/v1/stream/a")).body == first.body
+
+
+@pytest.mark.parametrize("name", ["lastEventId", "last_event_id"])
+@pytest.mark.parametrize("path", ["/chat", "/v1/stream/a"])
+async def test_a_polyfill_resumes_by_the_query(path: str, name: str) -> None:
+    """At the endpoint and on the replay route; a header wins."""
+    resumable = Resumable()
+    app = FastAPI()
+    app.include_router(resumable.router)
+    runs: list[int] = []
+
+    @app.get("/chat")
+    @resumable.stream
+    async def chat() -> Any:
+        runs.append(1)
+
+        async def two() -> AsyncIterator[str]:
+            yield "data: one\n\n"
+            yield "data: two\n\n"
+
+        return StreamingResponse(two(), media_type="text/event-stream")
+
+    async with running(app) as client:
+        first = (await client.get("/chat", headers={ID: "a"})).body
+        ids = [line[4:].decode() for line in first.splitlines() if line.startswith(b"id: ")]
+        second = await client.get(f"{path}?{name}={ids[0]}", headers={ID: "a"})
+        assert first.endswith(second.body)
+        assert b"one" not in second.body
+        third = await client.get(f"{path}?{name}={ids[0]}", headers={ID: "a", "Last-Event-ID": ids[1]})
+        assert third.status == 204
+    assert len(runs) == 1
+
+
+def test_the_middleware_without_an_owner_says_what_it_cannot_check(caplog: pytest.LogCaptureFixture) -> None:
+    """Once."""
+    resumable = Resumable()
+    for _ in range(2):
+        ResumableMiddleware(FastAPI(), resumable=resumable, paths=["/chat"])
+    assert caplog.text.count("without `owner`") == 1
+    caplog.clear()
+    ResumableMiddleware(FastAPI(), resumable=Resumable(owner=lambda: "alice"), paths=["/chat"])
+    assert caplog.text == ""
