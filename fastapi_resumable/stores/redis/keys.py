@@ -2,6 +2,7 @@
 
 <prefix>:{@<owner>/<id>}                    hash: the current epoch, and the requests that are queued
 <prefix>:{@<owner>/<id>}:<epoch>            stream: the log of one epoch
+<prefix>:{@<owner>/<id>}:<epoch>:packed     list: the older part of a log of small pieces, in blocks
 <prefix>:{@<owner>/<id>}:<epoch>:readers    hash: how far each worker's slowest reader is
 <prefix>:{@<owner>/<id>}:variants           sorted set: the longer ids that this one stands for
 <prefix>:owner:<owner>                      hash: the live streams of an owner, where there is a limit

@@ -26,10 +26,10 @@ from ..shared.writes import END_MESSAGES, Page
 from ..watchers import Notify, Watchers
 from .appender import Appender
 from .follower import Entry, Follower
-from .keys import Keys, log_key
+from .keys import Keys, log_key, readers_key
 from .lease import Lease
 from .link import UNAVAILABLE, Call, Client, Link
-from .scripts import BURY, INDEX, PAGE, PEEK, POST, RELEASE, RESERVE, TOUCH
+from .scripts import BURY, INDEX, PAGE, PEEK, POST, RELEASE, REPORT, RESERVE, TOUCH
 from .state import UNUSED_EPOCH, State, cut_event, dump_head
 
 logger = logging.getLogger("fastapi_resumable")
@@ -91,11 +91,15 @@ class Site:
         Raises:
             StoreUnavailable: Redis cannot be used.
         """
-        if self._starting is None:
-            self._starting = self.spawn(self._start(), "resumable start")
-        failure = await asyncio.shield(self._starting)
+        failure = await asyncio.shield(self.start_soon())
         if failure is not None:
             raise failure
+
+    def start_soon(self) -> asyncio.Task[StoreUnavailable | None]:
+        """The same without waiting for it."""
+        if self._starting is None:
+            self._starting = self.spawn(self._start(), "resumable start")
+        return self._starting
 
     async def _start(self) -> StoreUnavailable | None:
         try:
@@ -377,8 +381,13 @@ class Site:
             self.spawn(self._end_elsewhere(stream, code), f"resumable end {stream.key.id}")
 
     async def _end_elsewhere(self, stream: LocalStream, code: str) -> None:
-        code = await stream.adopt_end(code)
-        stream.stop_producer("interrupted" if code == "producer_lost" else code)
+        try:
+            code = await stream.adopt_end(code)
+        finally:
+            stream.stop_producer("interrupted" if code == "producer_lost" else code)
+        # Nothing is left to be read of it here: if nobody else reads it, either, its log goes.
+        name = self.keys.stream(stream.key)
+        self.appender.post(Call(REPORT, [name, readers_key(name, stream.epoch)], [self.worker, "", self.patience]))
         await self.free(stream.key, stream.epoch)
 
     def abandon(self, name: str, epoch: str) -> None:
@@ -470,10 +479,10 @@ class Site:
             try:
                 if followed:
                     await self._look_at(followed)
-                    if self.loop.time() - reported > self._lease_seconds:
-                        reported = self.loop.time()
-                        for stream in followed:
-                            stream.report()
+                if self.loop.time() - reported > self._lease_seconds:
+                    reported = self.loop.time()
+                    for stream in list(self.views.values()):
+                        stream.report_again()
                 if time.monotonic() - self._touched > LIVE / 3:
                     self._touched = time.monotonic()
                     await self._touch()

@@ -201,7 +201,7 @@ class RedisStore:
         site, key, epoch = self._here(), reservation.key, reservation.epoch
         name = self._keys.stream(key)
         backend = RedisWriter(site, key, epoch)
-        stream = backend.stream = LocalStream(
+        stream = LocalStream(
             backend,
             key,
             epoch,
@@ -212,6 +212,7 @@ class RedisStore:
             idempotency_key=reservation.idempotency_key,
             on_stop=reservation.on_stop,
         )
+        backend.belongs_to(stream)
         dumped, sse, started, idem = site.describe(stream)
         call = Call(
             BEGIN,
@@ -300,7 +301,7 @@ class RedisStore:
         view = site.views.get(state.epoch)
         if view is None or view.failure is not None:
             backend = RedisReader(site, state.key, state.epoch)
-            view = backend.stream = RemoteStream(backend, state.remote, limits=site.limits, budget=site.budget)
+            view = backend.belongs_to(RemoteStream(backend, state.remote, limits=site.limits, budget=site.budget))
             site.views[state.epoch] = view
         else:
             view.update(state.remote)
@@ -368,7 +369,10 @@ class RedisStore:
             raise StreamPending
         if not state.epoch:
             raise StreamNotFound
-        if not state.is_final:
+        if state.is_final:
+            # Only so that others hear of its readers; it can be read without that.
+            site.start_soon()
+        else:
             await site.start()
         return self._open(site, state)
 

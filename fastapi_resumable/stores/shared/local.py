@@ -31,6 +31,7 @@ class LocalStream:
     """
 
     __slots__ = (
+        "__weakref__",
         "_ahead",
         "_fanout",
         "_now",

@@ -214,8 +214,12 @@ class RemoteStream:
                 self.report()
 
     def report(self) -> None:
-        """Have the producer's worker told how far the readers here are."""
-        if not self.is_final:
-            slowest = self._fanout.find_slowest()
-            self._reported = -1 if slowest == math.inf else slowest
-            self._backend.report()
+        """Say how far the readers here are: for the producer, and so that what they read is kept for them."""
+        slowest = self._fanout.find_slowest()
+        self._reported = -1 if slowest == math.inf else slowest
+        self._backend.report()
+
+    def report_again(self) -> None:
+        """Say it once more, as it is forgotten after a while; if there are readers."""
+        if self._fanout.cursors:
+            self.report()

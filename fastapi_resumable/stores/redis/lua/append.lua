@@ -1,15 +1,53 @@
 -- Write bytes, and the end if there is one. Refused unless the epoch is the live one, and goes on at `first`.
 --
--- For any number of streams: KEYS are their hashes, ARGV eleven words for each, and each gets a reply of its own. Unless
+-- For any number of streams: KEYS are their hashes, ARGV twelve words for each, and each gets a reply of its own. Unless
 -- the log is begun `anew`, it has to be there. With `look`, the reply says where the slowest reader elsewhere is. Other
 -- scripts run now and then; this one runs all the time, and calls no more than it must.
 
-local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, ending, retention)
+-- Pieces smaller than this many bytes cost more than they hold. After so many of them, the log is packed but for the last.
+local SMALL, MANY, LEFT = 64, 64, 16
+
+-- Moves what a log holds from `from` on, but for the last pieces, to blocks in the list beside it: its first element says
+-- at which offset the blocks begin, and how large each is. Returns the offset at which they end.
+local function pack(log, from, block, ttl)
+    local packed, pieces, parts = log .. ':packed', redis.call('XRANGE', log, '-', '+'), {}
+    for i = 1, #pieces - LEFT do parts[i] = pieces[i][2][2] end
+    if #parts == 0 then return from end
+    local start = tonumber(pieces[1][1]:match('^%d+')) - #parts[1]
+    if start > from then
+        -- All that was packed has been dropped, and more.
+        redis.call('UNLINK', packed)
+        from = start
+    end
+    local data = table.concat(parts):sub(from - start + 1)
+    local count = math.floor(#data / block)
+    if count == 0 then return from end
+    if redis.call('EXISTS', packed) == 0 then redis.call('RPUSH', packed, text(from) .. ' ' .. text(block)) end
+    for i = 0, count - 1 do redis.call('RPUSH', packed, data:sub(i * block + 1, (i + 1) * block)) end
+    redis.call('PEXPIRE', packed, ttl)
+    redis.call('XTRIM', log, 'MINID', '=', text(from + count * block + 1))
+    return from + count * block
+end
+
+-- Drops the blocks that end before `earliest`.
+local function shed(packed, earliest)
+    local from, block = (redis.call('LINDEX', packed, 0) or ''):match('^(%d+) (%d+)$')
+    local count = from and math.floor((earliest - from) / block) or 0
+    if count > 0 then
+        redis.call('LTRIM', packed, count, -1)
+        if redis.call('EXISTS', packed) == 1 then
+            redis.call('LSET', packed, 0, text(from + count * block) .. ' ' .. block)
+        end
+    end
+end
+
+local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, ending, retention, block)
     local log = H .. ':' .. epoch
-    local f = redis.call('HMGET', H, 'epoch', 'status', 'tail')
+    local f = redis.call('HMGET', H, 'epoch', 'status', 'tail', 'small', 'packed')
     local status, code, completed = ending:match('^(%S+) (%S*) (%S+)$')
     if f[1] ~= epoch then
-        return {not f[1] and redis.call('EXISTS', log) == 0 and 'missing' or 'ended'}
+        local is_lost = not f[1] and redis.call('EXISTS', log) == 0 and redis.call('HEXISTS', H, 'x:' .. epoch) == 0
+        return {is_lost and 'missing' or 'ended'}
     end
     if f[2] ~= 'in_progress' then
         return {f[2] == status and f[3] == last and 'ok' or 'ended'}
@@ -24,15 +62,24 @@ local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, 
         for _, word in ipairs({last .. '-0', 'd', data}) do add[#add + 1] = word end
         if not redis.call(unpack(add)) then return {'missing'} end
         if anew == '1' then redis.call('PEXPIRE', log, ttl) end
-        if earliest == '0' then
-            redis.call('HSET', H, 'tail', last, 'mid', mid)
-        else
-            redis.call('HSET', H, 'tail', last, 'mid', mid, 'earliest', earliest)
+        local set = {'HSET', H, 'tail', last, 'mid', mid}
+        if earliest ~= '0' then
+            set[#set + 1], set[#set + 2] = 'earliest', earliest
+            if f[5] then shed(log .. ':packed', earliest) end
         end
+        if #data < SMALL then
+            local small, packed = (f[4] or 0) + 1, tonumber(f[5] or 0)
+            if small >= MANY and last - packed >= block + SMALL then
+                set[#set + 1], set[#set + 2] = 'packed', text(pack(log, packed, tonumber(block), ttl))
+                small = 0
+            end
+            set[#set + 1], set[#set + 2] = 'small', small
+        end
+        redis.call(unpack(set))
     end
     if status then
         redis.call('XADD', log, last .. '-1', 's', status, 'c', code)
-        redis.call('PEXPIRE', log, math.max(retention, 60000))
+        expire(log, math.max(retention, REMAINS))
         redis.call('HSET', H, 'status', status, 'code', code, 'completed', completed,
             'expires', text(now() + retention))
         redis.call('HDEL', H, 'wait')
@@ -45,6 +92,6 @@ end
 local replies = {}
 for i, name in ipairs(KEYS) do
     H = name
-    replies[i] = append(unpack(ARGV, i * 11 - 10, i * 11))
+    replies[i] = append(unpack(ARGV, i * 12 - 11, i * 12))
 end
 return replies

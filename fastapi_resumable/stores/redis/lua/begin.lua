@@ -24,6 +24,7 @@ if h.epoch then
         table.insert(reply, h.worker)
         table.insert(reply, h.epoch)
     end
+    discard(h.epoch, h.status == 'in_progress')
     mark(h.epoch, 'replaced')
     forget()
 end

@@ -2,7 +2,13 @@
 
 local H = KEYS[1]
 local CURRENT = {'epoch', 'status', 'worker', 'tail', 'earliest', 'mid', 'head', 'sse', 'started', 'completed',
-    'expires', 'idem', 'code', 'wait', 'told'}
+    'expires', 'idem', 'code', 'wait', 'told', 'small', 'packed'}
+-- Milliseconds for which what is left of an epoch stays, for those who read it or wait for it.
+local REMAINS = 60000
+-- Milliseconds for which a log that nobody reads stays, for a reader that has found it just now.
+local PARTING = 300
+-- The most bytes of a live stream that its own worker does not know to be in its log.
+local UNACKNOWLEDGED = 262144
 
 local function text(number) return string.format('%.0f', number) end
 
@@ -43,10 +49,10 @@ end
 local function tidy(ttl)
     local h, left = load(), 0
     for field, value in pairs(h) do
-        if field:sub(1, 2) == 'x:' and value:match('%d+$') + 60000 <= now() then
+        if field:sub(1, 2) == 'x:' and value:match('%d+$') + REMAINS <= now() then
             redis.call('HDEL', H, field)
         elseif field == 'gone' or field:sub(1, 2) == 'x:' then
-            left = 60000
+            left = REMAINS
         end
     end
     if h.status == 'in_progress' or #queued(h) > 0 then
@@ -72,6 +78,29 @@ local function slowest_of(readers)
     return slowest and text(slowest)
 end
 
+-- The keys that hold the bytes of an epoch: its log, and what was packed.
+local function expire(log, milliseconds)
+    redis.call('PEXPIRE', log, milliseconds)
+    redis.call('PEXPIRE', log .. ':packed', milliseconds)
+end
+
+-- Gives back the bytes of an epoch that cannot be found any more. For readers elsewhere they stay until the last one has
+-- left; and the end of a log that was live, until its own worker has taken it over.
+local function discard(epoch, was_live)
+    local log = H .. ':' .. epoch
+    if slowest_of(log .. ':readers') then
+        expire(log, REMAINS)
+    elseif was_live then
+        redis.call('UNLINK', log .. ':packed')
+        local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+        local tail = last and tonumber(last[1]:match('^%d+')) or 0
+        redis.call('XTRIM', log, 'MINID', '=', text(math.max(0, tail - UNACKNOWLEDGED)))
+        expire(log, REMAINS)
+    else
+        expire(log, PARTING)
+    end
+end
+
 -- Whether the terminal event is needed, and was not given: it is the user's to make, so it is made only if it is sent.
 local function lacks_event(h, at) return h.status == 'in_progress' and h.sse == '1' and not ARGV[at] end
 
@@ -93,7 +122,7 @@ local function finish(h, status, code, completed, retention, at)
         redis.call('XADD', log, text(tail) .. '-0', 'd', event)
     end
     redis.call('XADD', log, text(tail) .. '-1', 's', status, 'c', code)
-    redis.call('PEXPIRE', log, math.max(retention, 60000))
+    expire(log, math.max(retention, REMAINS))
     redis.call('HSET', H, 'status', status, 'code', code, 'completed', completed, 'tail', text(tail),
         'expires', text(now() + retention))
     redis.call('HDEL', H, 'wait')

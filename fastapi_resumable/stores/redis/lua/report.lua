@@ -1,12 +1,21 @@
--- Say how far a worker's slowest reader is. Replies whom to tell, if the producer waits for that.
+-- Say how far a worker's slowest reader is. Replies whom to tell, if the producer waits for that; or `gone`, if there is
+-- nothing left to read. The last reader of an epoch that cannot be found any more takes its log along.
 
 local worker, offset, keep = unpack(ARGV)
-if offset == '' then
-    redis.call('HDEL', KEYS[2], worker)
-else
-    redis.call('HSET', KEYS[2], worker, offset .. ' ' .. text(now() + keep))
-    redis.call('PEXPIRE', KEYS[2], keep)
-end
+local readers = KEYS[2]
+local log = readers:sub(1, -#':readers' - 1)
 local f = redis.call('HMGET', H, 'wait', 'worker', 'epoch')
-if f[1] then redis.call('HDEL', H, 'wait') end
-return f[1] and {f[2], f[3]} or {}
+local is_current = f[3] == log:sub(#H + 2)
+if offset == '' then
+    redis.call('HDEL', readers, worker)
+    if not is_current and not slowest_of(readers) then redis.call('UNLINK', log, log .. ':packed', readers) end
+elseif not is_current and redis.call('EXISTS', log) == 0 then
+    return {'gone'}
+else
+    redis.call('HSET', readers, worker, offset .. ' ' .. text(now() + keep))
+    redis.call('PEXPIRE', readers, keep)
+    if not is_current then expire(log, REMAINS) end
+end
+if not f[1] or not is_current then return {} end
+redis.call('HDEL', H, 'wait')
+return {f[2], f[3]}

@@ -1,0 +1,137 @@
+"""One command that Redis refuses is not silence: those whom it concerns are told, and everything else goes on."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from time import monotonic
+from uuid import uuid4
+
+import pytest
+
+from fastapi_resumable import RedisStore
+from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._stream.stream import Limits
+from fastapi_resumable.stores.redis.keys import Keys, log_key
+from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write
+from tests.support.redis_server import RedisServer
+from tests.support.site import until
+
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(30)]
+
+STORE_TIMEOUT = 1.0
+ONE, OTHER = StreamKey(None, "one"), StreamKey(None, "other")
+OpenStore = Callable[..., RedisStore]
+
+
+@pytest.fixture
+def server(own_redis: Callable[..., RedisServer]) -> Iterator[RedisServer]:
+    """A Redis with a user whose rights a test may take away."""
+    with own_redis() as server:
+        server.control.execute_command("ACL SETUSER", "user", "on", ">secret", "~*", "&*", "+@all")
+        yield server
+
+
+@pytest.fixture
+def keys() -> Keys:
+    """The names under the prefix of one test."""
+    return Keys(f"refusals-{uuid4().hex}")
+
+
+@pytest.fixture
+async def open_store(server: RedisServer, keys: Keys) -> AsyncIterator[OpenStore]:
+    """Opens the store of a worker that is that user."""
+    stores: list[RedisStore] = []
+
+    def open_store(on_store_failure: str = "fail") -> RedisStore:
+        url = server.url_at(server.port, "user:secret@")
+        store = RedisStore(
+            url, key_prefix=keys.prefix, store_timeout=STORE_TIMEOUT, lease=5.0, on_store_failure=on_store_failure
+        )
+        store.configure(Limits())
+        stores.append(store)
+        return store
+
+    yield open_store
+    for store in stores:
+        await store.aclose()
+
+
+async def test_readers_elsewhere_are_sent_away_when_reading_alone_is_refused(
+    server: RedisServer, open_store: OpenStore
+) -> None:
+    """`XREAD` is refused by an access list while other commands work; with the right back, reading works again."""
+    here, there = open_store(), open_store()
+    stream = await begin(here, ONE, TEXT)
+    found = await there.find(ONE, 1)
+    async with following(found) as reader:
+        await write(stream, b"one")
+        await reader.reach(3)
+        server.control.execute_command("ACL SETUSER", "user", "-xread")
+        begun = monotonic()
+        await until(lambda: found.failure is not None, "the end for the reader", STORE_TIMEOUT + 3)
+        assert monotonic() - begun > STORE_TIMEOUT / 2, "a refusal may pass"
+        assert found.failure is not None
+        assert found.failure.code == "store_unavailable"
+    server.control.execute_command("ACL SETUSER", "user", "+xread")
+    async with following(await there.find(ONE, 1)) as reader:
+        await write(stream, b"two")
+        await complete(here, stream)
+        assert await reader.end() == b"onetwo"
+
+
+@pytest.mark.parametrize("rule", ["degrade", "fail"])
+async def test_a_log_that_is_no_log_is_dropped_alone(
+    server: RedisServer, open_store: OpenStore, keys: Keys, rule: str
+) -> None:
+    """Its reader elsewhere is sent away, its producer does as the rule says; the stream beside it goes on."""
+    here, there = open_store(rule), open_store(rule)
+    request = Request(ONE)
+    broken, intact = await request.begin(here, TEXT), await begin(here, OTHER, TEXT)
+    found = await there.find(ONE, 1)
+    async with following(found), following(await there.find(OTHER, 1)) as reader, following(broken) as local:
+        for stream in (broken, intact):
+            await write(stream, b"one")
+        await reader.reach(3)
+        await local.reach(3)
+        await until(lambda: found.tail == 3, "what was written")
+        log = log_key(keys.stream(ONE), broken.epoch)
+        server.control.delete(log)
+        server.control.set(log, "no log", ex=60)
+        for stream in (broken, intact):
+            await write(stream, b"two")
+        await until(lambda: found.failure is not None, "the end for the reader of the broken one", STORE_TIMEOUT)
+        if rule == "degrade":
+            assert await local.reach(6) == b"onetwo"
+        else:
+            assert await request.told() == "interrupted"
+        assert await reader.reach(6) == b"onetwo"
+        await complete(here, intact)
+        assert await reader.end() == b"onetwo"
+
+
+async def test_messages_arrive_although_something_else_lay_in_their_place(
+    server: RedisServer, open_store: OpenStore, keys: Keys
+) -> None:
+    """A worker whose inbox is no stream any more makes a new one, and a stop reaches its producer."""
+    here, there = open_store(), open_store()
+    request = Request(ONE)
+    await request.begin(here, TEXT)
+    [worker] = [key for key in server.list_keys(f"{keys.prefix}:worker:*") if not key.endswith("inbox")]
+    inbox = f"{worker}:inbox"
+    server.control.delete(inbox)
+    server.control.set(inbox, "no inbox", ex=60)
+    await until(lambda: server.control.type(inbox) != "string", "a new inbox")
+    await there.stop(ONE, None)
+    async with asyncio.timeout(5):
+        assert await request.told() == "cancelled"
+
+
+async def test_a_message_that_cannot_be_posted_holds_up_nothing(
+    server: RedisServer, open_store: OpenStore, keys: Keys
+) -> None:
+    """The key of the changes is taken by something else: streams are written all the same."""
+    server.control.set(keys.changes, "no changes", ex=60)
+    here, there = open_store(), open_store()
+    stream = await begin(here, ONE, TEXT)
+    await write(stream, b"one")
+    await complete(here, stream)
+    assert await content(await there.find(ONE, 1)) == b"one"
