@@ -9,7 +9,7 @@ from ..shared.local import LocalStream
 from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Begun, Ended, Page, Reply, Restore
 from .access import TransactionJob
-from .reading import read_page
+from .queries import read_page
 from .transactions import Append
 
 if TYPE_CHECKING:

@@ -13,16 +13,13 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from ..._core.ids import StreamKey
-from ...exceptions import OffsetLost
 from ...models import ResumableStatus
-from ..shared.writes import Page
-from .rows import COLUMNS, KeyState, bindable, row_of, text_of
+from .queries import NEWS, read_last_change
+from .rows import text_of
 from .threads import ANSWERS, FileThread, Job
 
 logger = logging.getLogger("fastapi_resumable")
 
-PAGE_SIZE = 256 * 1024
 FAST = 0.004
 """Seconds between looks at the file while readers here follow what another worker writes."""
 CALM = 0.02
@@ -196,7 +193,7 @@ class ReaderThread(FileThread):
         if not followed:
             return []
         try:
-            rows = connection.execute(_NEWS, (json.dumps(followed),)).fetchall()
+            rows = connection.execute(NEWS, (json.dumps(followed),)).fetchall()
         except sqlite3.DatabaseError:
             # One stream may be damaged: the others are not to suffer for it.
             rows = [row for epoch in followed for row in self._find_news_of(connection, epoch, followed[epoch])]
@@ -204,7 +201,7 @@ class ReaderThread(FileThread):
 
     def _find_news_of(self, connection: sqlite3.Connection, epoch: str, offset: int) -> list[tuple[Any, ...]]:
         try:
-            return connection.execute(_NEWS, (json.dumps({epoch: offset}),)).fetchall()
+            return connection.execute(NEWS, (json.dumps({epoch: offset}),)).fetchall()
         except sqlite3.DatabaseError as exc:
             logger.warning("stream of epoch %s cannot be read: %s", epoch, exc)
             return [(epoch, None, None, None, None, None, None)]
@@ -228,7 +225,7 @@ class ReaderThread(FileThread):
 
     def _find_changes(self, connection: sqlite3.Connection) -> tuple[list[Changed], bool]:
         if self._change is None:
-            self._change = _last_change(connection)
+            self._change = read_last_change(connection)
             return [], False
         rows = connection.execute(
             "SELECT change, owner, epoch, worker, status, code, item FROM changes WHERE change > ? ORDER BY change "
@@ -236,96 +233,10 @@ class ReaderThread(FileThread):
             (self._change,),
         ).fetchall()
         if not rows:
-            last = _last_change(connection)
+            last = read_last_change(connection)
             has_gap, self._change = last != self._change, last
             return [], has_gap
         has_gap = rows[0][0] != self._change + 1
         self._change = rows[-1][0]
         self._is_due = self._is_due or len(rows) == 1000
         return [Changed(change, text_of(owner), *about) for change, owner, *about in rows], has_gap
-
-
-def _last_change(connection: sqlite3.Connection) -> int:
-    (last,) = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'changes'").fetchone()
-    return int(last or 0)
-
-
-_TAIL = "coalesce((SELECT end FROM chunks WHERE stream = s.stream ORDER BY end DESC LIMIT 1), s.earliest)"
-_NEWS = f"""
-SELECT f.key,
-    (SELECT end - length(data) FROM chunks WHERE stream = s.stream AND end > f.value ORDER BY end LIMIT 1),
-    (SELECT group_concat(piece, '') FROM (
-        SELECT hex(data) AS piece FROM chunks WHERE stream = s.stream AND end > f.value ORDER BY end LIMIT 256
-    )),
-    {_TAIL}, s.status, s.expires_at IS NOT NULL, s.completed_at
-FROM json_each(?) AS f LEFT JOIN streams AS s ON s.epoch = f.key
-WHERE s.stream IS NULL OR s.expires_at IS NOT NULL
-    OR EXISTS (SELECT 1 FROM chunks WHERE stream = s.stream AND end > f.value)
-"""  # noqa: S608  # no input
-_PAGE = """
-SELECT min(end - size), group_concat(hex(data), '') FROM (
-    SELECT end, length(data) AS size, data, sum(length(data)) OVER (ORDER BY end) AS upto
-    FROM (SELECT end, data FROM chunks WHERE stream = ? AND end > ? ORDER BY end LIMIT 2048) ORDER BY end
-) WHERE upto - size < ?
-"""
-
-
-def read_page(connection: sqlite3.Connection, epoch: str, offset: int) -> Page:
-    """Bytes of a log from `offset` on, and how the log ended if nothing comes after them.
-
-    Raises:
-        OffsetLost: The bytes there were dropped.
-    """
-    connection.execute("BEGIN")
-    try:
-        row = connection.execute(
-            f"SELECT s.stream, s.status, s.code, s.expires_at, {_TAIL} FROM streams AS s WHERE epoch = ?",  # noqa: S608
-            (epoch,),
-        ).fetchone()
-        if row is None:
-            return Page(b"")
-        stream, status, code, expires_at, tail = row
-        start, text = connection.execute(_PAGE, (stream, offset, PAGE_SIZE)).fetchone()
-    finally:
-        connection.execute("ROLLBACK")
-    data = b""
-    if text:
-        if start > offset:
-            raise OffsetLost(start)
-        data = bytes.fromhex(text)[offset - start :]
-    is_over = expires_at is not None and offset + len(data) >= tail
-    return Page(data, (ResumableStatus(status), code) if is_over else None)
-
-
-def read_states(
-    connection: sqlite3.Connection, owner: str | None, ids: Sequence[str], *, with_variants: bool = False
-) -> list[KeyState]:
-    """What there is under some ids, in the order asked for; with the ids that are variants of one, if wanted."""
-    columns = COLUMNS.replace("streams.stream", "s.stream")
-    query = (
-        f"SELECT a.key, s.id, {columns} FROM json_each(?1) AS a JOIN streams AS s ON s.owner IS ?2 AND s.id = a.value"  # noqa: S608
-    )
-    if with_variants:
-        query += (
-            f" UNION ALL SELECT a.key, s.id, {columns} FROM json_each(?1) AS a JOIN streams AS s "  # noqa: S608
-            "ON s.owner IS ?2 AND s.id >= a.value || '::' AND s.id < a.value || ':;'"
-        )
-    asked = list(dict.fromkeys(ids))
-    rows = connection.execute(query, (json.dumps(asked), bindable(owner))).fetchall()
-    by_id: dict[str, dict[str, Any]] = {}
-    # An id that was asked for comes before its variants.
-    for _, stream_id, *values in sorted(rows, key=lambda row: (row[0], asked[row[0]] != row[1], row[1], row[2])):
-        row = row_of(values)
-        by_id.setdefault(stream_id, {})[row.epoch] = row
-    now = time.time()
-    return [KeyState(StreamKey(owner, stream_id), found.values(), now) for stream_id, found in by_id.items()]
-
-
-def read_workers(connection: sqlite3.Connection) -> list[str]:
-    """Every worker that there is, or that something belongs to."""
-    return [
-        worker
-        for (worker,) in connection.execute(
-            "SELECT worker FROM workers UNION SELECT worker FROM streams WHERE expires_at IS NULL"
-        )
-    ]

@@ -27,12 +27,10 @@ from ..watchers import Notify
 from .backend import SqliteReader, SqliteWriter
 from .files import check_file, check_place, parse_path
 from .rows import KeyState, Row
+from .waiting import wait_for_rival, wait_for_state
 from .worker import SqliteWorker
 
 OnStoreFailure = Literal["degrade", "fail"]
-
-RECHECK = 1.0
-"""Seconds after which a request that waits for another one looks again, should it have missed the change."""
 
 
 class SqliteStore:
@@ -123,7 +121,7 @@ class SqliteStore:
             worker.note_interest()
             if outcome.verdict is Verdict.EXISTS:
                 raise StreamExists
-            state = await self._wait_for(worker, key, outcome.rival)
+            state = await wait_for_rival(worker, key, outcome.rival)
             if state.current is not None and state.current.epoch == outcome.rival:
                 # It may be over by now: that is what was waited for, and it is followed.
                 return self._open(worker, state.key, state.current)
@@ -233,56 +231,6 @@ class SqliteStore:
             view.update(state)
         return view
 
-    async def _wait_for(self, worker: SqliteWorker, key: StreamKey, rival: str) -> KeyState:
-        """Wait until a request is queued no longer.
-
-        Raises:
-            StreamCancelled: It was stopped, before it began or after that.
-            StreamReplaced: A newer one has begun, likewise.
-        """
-
-        def is_over(state: KeyState) -> bool:
-            return all(queued.epoch != rival for queued in state.slot.queued)
-
-        while (state := await self._change(worker, key, RECHECK, is_over)) is None:
-            pass
-        for gone in state.slot.gone:
-            if gone.epoch == rival:
-                raise StreamReplaced if gone.code == "replaced" else StreamCancelled
-        return state
-
-    async def _change(
-        self, worker: SqliteWorker, key: StreamKey, timeout: float, is_over: Callable[[KeyState], bool]
-    ) -> KeyState | None:
-        """Wait until the state of `key` is as asked for; `None` if it was not in time."""
-        state = await worker.state(key)
-        if is_over(state):
-            return state
-        if timeout <= 0:
-            return None
-        changed = asyncio.Event()
-        unsubscribe = await worker.subscribe(key.owner, [key.id], lambda _: changed.set())
-        worker.waiting += 1
-        worker.note_interest()
-        deadline = worker.loop.time() + timeout
-        try:
-            while True:
-                state = await worker.state(key)
-                if is_over(state):
-                    return state
-                left = deadline - worker.loop.time()
-                if left <= 0:
-                    return None
-                try:
-                    async with asyncio.timeout(min(left, RECHECK)):
-                        await changed.wait()
-                except TimeoutError:
-                    pass
-                changed.clear()
-        finally:
-            worker.waiting -= 1
-            unsubscribe()
-
     async def find(self, key: StreamKey, timeout: float, *, live: bool = False) -> Stream:
         """Return the current epoch, after waiting for one that is queued."""
         worker = self._here()
@@ -293,7 +241,7 @@ class SqliteStore:
 
         try:
             await worker.start()
-            state = await self._change(worker, key, timeout, is_here)
+            state = await wait_for_state(worker, key, timeout, is_here)
         except StoreUnavailable:
             local = next((stream for stream in worker.streams.values() if stream.key == key), None)
             if local is None:

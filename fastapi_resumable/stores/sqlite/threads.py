@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from ...exceptions import ResumableError
 from ..shared.writes import Reply
 from .files import FileLostError, connect, is_of_the_whole_file
-from .transactions import Append, LacksEventError, Transactions, WorkerDiedError
+from .tables import LacksEventError
+from .transactions import Append, Transactions, WorkerDiedError
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -226,7 +227,7 @@ class WriterThread(FileThread):
             raise
         self.sync()
         if Transactions.clean_up in (job.work for job in jobs):
-            transactions.give_room_back()
+            transactions.tables.give_room_back()
         return results
 
 

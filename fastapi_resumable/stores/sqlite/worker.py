@@ -29,19 +29,15 @@ from ..watchers import Notify, Watchers
 from .access import Access, Appender
 from .files import FileLostError
 from .liveness import WorkerLock
-from .reading import FAST, SLOW, Found, News, ReaderThread, read_states, read_workers
+from .lookout import LookOut
+from .queries import read_states, read_workers
+from .reading import FAST, SLOW, Found, News, ReaderThread
 from .rows import KeyState
+from .tables import UNREAD, LacksEventError, Terminal
 from .threads import WriterThread
-from .transactions import UNREAD, LacksEventError, Terminal, Transactions, WorkerDiedError
+from .transactions import Transactions, WorkerDiedError
 
 logger = logging.getLogger("fastapi_resumable")
-
-LOOK = 0.25
-"""Seconds between looks at whether the workers are alive whose streams are read or watched here."""
-CLEAN_UP = 5.0
-"""Seconds between clean-ups while there is something to clean up."""
-REPORT = 5.0
-"""Seconds between reports of where the readers here are."""
 
 
 class SqliteWorker:
@@ -57,13 +53,12 @@ class SqliteWorker:
         self.lock = WorkerLock(path, self.name)
         busy = min(1.0, timeout / 4)
         writer = WriterThread(path, synchronous, busy, on_open=self._on_open)
-        reader = ReaderThread(path, synchronous, busy, on_found=self._on_found, on_failure=self._on_look_failed)
-        self.reader = reader
-        self.access = Access(writer, reader, timeout, on_up=self._check_all)
+        self.reader = ReaderThread(path, synchronous, busy, on_found=self._on_found, on_failure=self._on_look_failed)
+        self.access = Access(writer, self.reader, timeout, on_up=self._check_all)
         self.appender = Appender(self.access)
+        # What is queued and what is recorded here, by epoch.
         self.reservations: dict[str, Reservation] = {}
         self.streams: dict[str, LocalStream] = {}
-        """What is queued and what is recorded here, by epoch."""
         self.views: WeakValueDictionary[str, RemoteStream] = WeakValueDictionary()
         """Other streams, by epoch, while anything here has them in hand: one view for all."""
         self.followed: dict[str, RemoteStream] = {}
@@ -74,9 +69,8 @@ class SqliteWorker:
         """How many requests wait for a change."""
         self._watchers = Watchers()
         self._started: asyncio.Task[None] | None = None
-        self._busy = asyncio.Event()
         self._generation = 0
-        self._clean_up_at: float | None = None
+        self._look_out = LookOut(self.access, self.followed, is_watching=self._is_watching, bury_dead=self.bury_dead)
 
     # Starting and ending.
 
@@ -95,8 +89,8 @@ class SqliteWorker:
         await self.bury_dead()
         await self.access.read(self.reader.catch_up)
         self.tasks.keep_running(self.appender.run, "resumable appender", lambda _: None)
-        self.tasks.keep_running(self._look_out, "resumable look-out", lambda _: None)
-        self._plan_clean_up(time.time())
+        self.tasks.keep_running(self._look_out.run, "resumable look-out", lambda _: None)
+        self._look_out.plan_clean_up(time.time())
 
     def _note_start(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or task.exception() is not None:
@@ -156,7 +150,7 @@ class SqliteWorker:
         return event or b""
 
     def abandon(self, key: StreamKey, epoch: str) -> None:
-        """See to it that what has no producer here stays neither queued nor live, as soon as the file can be used."""
+        """See to it that what has no producer here stays neither queued nor live, once the file can be used."""
         terminal = {"producer_lost": self.terminal_event(ResumableStatus.INTERRUPTED, "producer_lost")}
         self.appender.post(lambda transactions: transactions.release(key, epoch, terminal))
 
@@ -188,7 +182,7 @@ class SqliteWorker:
         return outcome
 
     def _end_here(self, epoch: str, code: str) -> None:
-        if (reservation := self.reservations.pop(epoch, None)) is not None:
+        if reservation := self.reservations.pop(epoch, None):
             reservation.stop(code)
         elif (stream := self.streams.get(epoch)) is not None:
             self.end_elsewhere(stream, code)
@@ -200,7 +194,7 @@ class SqliteWorker:
         if self.streams.pop(stream.epoch, None) is not None:
             self.waiting_for_room.discard(stream)
             stream.leave_store()
-            self._plan_clean_up(time.time() + min(UNREAD, self.limits.retention))
+            self._look_out.plan_clean_up(time.time() + min(UNREAD, self.limits.retention))
             self.note_interest()
 
     def end_elsewhere(self, stream: LocalStream, code: str = "cancelled") -> None:
@@ -246,13 +240,17 @@ class SqliteWorker:
         else:
             interval = SLOW if self.streams or self.reservations or self._watchers else None
         self.reader.set_interval(interval)
-        if interval is not None or self._clean_up_at is not None:
-            self._busy.set()
+        if interval is not None:
+            self._look_out.wake()
+
+    def _is_watching(self) -> bool:
+        """Whether it matters here that another worker dies."""
+        return bool(self.followed or self.waiting or self._watchers)
 
     async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
         """Call `notify` with each change from now on, until what is returned is called."""
         await self.start()
-        # What was changed before is read before.
+        # Changes that came before are read before.
         await self.access.read(self.reader.catch_up)
         remove = self._watchers.add(owner, ids, notify)
         self.note_interest()
@@ -286,11 +284,8 @@ class SqliteWorker:
         stream = self.followed.get(news.epoch)
         if stream is None:
             return
-        if news.is_missing:
-            # Its worker puts it back, if it lives, as after a loss of the file.
-            stream.missing_since = stream.missing_since or self.loop.time()
-            return
-        stream.missing_since = None
+        # What a loss of the file has taken, its worker puts back, if it lives.
+        stream.missing_since = (stream.missing_since or self.loop.time()) if news.is_missing else None
         if news.data:
             stream.take(news.start, news.data)
         if news.status is not None:
@@ -303,47 +298,3 @@ class SqliteWorker:
         if self.access.is_gone(self.reader):
             for stream in list(self.followed.values()):
                 stream.fail(StoreUnavailable("The store of streams cannot be used now. Resume in a moment."))
-
-    def _fail_missing(self) -> None:
-        for stream in list(self.followed.values()):
-            since = stream.missing_since
-            if since is not None and self.loop.time() - since > self.access.timeout:
-                stream.fail(StoreUnavailable("The store has lost the stream. Start it again."))
-
-    async def _look_out(self) -> None:
-        """See which workers have died, keep reports fresh, and clean up."""
-        looked = reported = 0.0
-        while True:
-            self._busy.clear()
-            try:
-                async with asyncio.timeout(self._pause()):
-                    await self._busy.wait()
-            except TimeoutError:
-                pass
-            now = time.time()
-            try:
-                if (self.followed or self.waiting or self._watchers) and now - looked >= LOOK:
-                    looked = now
-                    self._fail_missing()
-                    await self.bury_dead()
-                if self.followed and now - reported >= REPORT:
-                    reported = now
-                    for stream in list(self.followed.values()):
-                        stream.report()
-                if self._clean_up_at is not None and now >= self._clean_up_at:
-                    self._clean_up_at = None
-                    self._plan_clean_up(await self.access.write(Transactions.clean_up))
-            except StoreUnavailable:
-                await asyncio.sleep(LOOK)
-
-    def _pause(self) -> float | None:
-        """How long there is nothing to look out for."""
-        if self.followed or self.waiting or self._watchers:
-            return LOOK
-        return None if self._clean_up_at is None else max(LOOK, self._clean_up_at - time.time())
-
-    def _plan_clean_up(self, at: float | None) -> None:
-        if at is not None:
-            at = max(at, time.time() + CLEAN_UP)
-            self._clean_up_at = at if self._clean_up_at is None else min(at, self._clean_up_at)
-            self._busy.set()
