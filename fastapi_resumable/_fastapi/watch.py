@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from .._core.sse import PING
 from .._run.manager import StreamManager
-from .._run.replay import StreamBroken
+from .._run.replay import END, break_off
 from .._stream.reader import Reading
 from ..exceptions import InvalidRequest, ResumableError, ShuttingDown, StoreUnavailable
 from ..models import ResumableStatus, ResumableStreamItem
@@ -64,7 +64,7 @@ class WatchResponse(Response):
             (b"x-accel-buffering", b"no"),
         ]
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Watch.
 
         Raises:
@@ -91,8 +91,10 @@ class WatchResponse(Response):
         departure.add_done_callback(lambda _: watch.leave())
         try:
             if await watch.run(start, deliver) is Reading.STALLED:
-                raise StreamBroken("the client of a watch took nothing for too long")
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                why = "the client of a watch took nothing for too long"
+                await break_off(why, self._manager, scope, send, at_once=True)
+            else:
+                await send(END)
         except ResumableError as exc:
             raise http_error(exc) from exc
         except OSError:

@@ -23,7 +23,7 @@ from .headers import end_to_end, identify
 from .manager import StreamManager
 from .producer import Producer
 from .recorder import Recorder, inner_scope
-from .replay import serve
+from .replay import END, QuietlyBroken, serve
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -59,6 +59,7 @@ class Exchange:
         self._locate = locate
         self._pending_timeout = pending_timeout
         self._reader: Reader | None = None
+        self._has_left = False
         self._interrupting: asyncio.Task[None] | None = None
         self._scope: anyio.CancelScope | None = None
         self.recorder = Recorder(
@@ -114,10 +115,12 @@ class Exchange:
             producer.key.id, producer.reservation.epoch, inner, producer.created
         )
         producer.start(lambda: recorder.run(app, inner))
-        failure: Exception | None = None
+        failure: BaseException | None = None
         with anyio.CancelScope() as self._scope:
             try:
-                await self._answer()
+                await self._answer(scope)
+            except QuietlyBroken as exc:
+                failure = exc
             except asyncio.CancelledError as exc:
                 self._note_cancellation(exc)
             except Exception as exc:  # noqa: BLE001  # raised again below, once nothing hangs on the request any more
@@ -175,7 +178,7 @@ class Exchange:
             self._reader = self._manager.reader(stream, 0, goes_on=self._outlive_cancellation)
             self._manager.telemetry.read("first")
 
-    async def _answer(self) -> None:
+    async def _answer(self, scope: Scope) -> None:
         if self._accepting is not None:
             await asyncio.wait({self._accepting})
             return
@@ -183,7 +186,7 @@ class Exchange:
         if self._reader is not None:
             stream = self._reader.stream
             headers = identify(end_to_end(self.recorder.headers), stream, self._locate(stream.key.id))
-            reading = await serve(self._reader, self._manager, headers, self._send, self._body.disconnected)
+            reading = await serve(self._reader, self._manager, headers, scope, self._send, self._body.disconnected)
             self._has_left = reading is Reading.LEFT
             if self._has_left and self._producer.telemetry is not None:
                 self._producer.telemetry.client_left()
@@ -191,7 +194,7 @@ class Exchange:
     async def _close_response(self) -> None:
         """Say that the response is complete, to those who watch it: they take a request without that for a failure."""
         try:
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send(END)
         except Exception:  # a server may refuse it; the client has gone, so it makes no difference
             logger.debug("the server took no end of a response whose client had gone", exc_info=True)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from starlette.responses import Response
@@ -16,18 +16,46 @@ from ..exceptions import OffsetLost
 from ..models import ResumableStatus
 from .headers import RawHeaders, identify
 from .manager import StreamManager
+from .servers import takes_cancellation, transport_of
+
+WATCH_DELAY = 0.01
+"""Seconds after which a client is watched for its leaving; most answers are over by then, and need no task for that."""
+END: Message = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 class StreamBroken(Exception):
     """Raised to make the server close the connection uncleanly, so that the client can tell that more was to come."""
 
 
+class QuietlyBroken(asyncio.CancelledError):
+    """The same where the server takes a cancellation for it, and reports no error."""
+
+
+async def break_off(why: str, manager: StreamManager, scope: Scope, send: Send, *, at_once: bool = False) -> None:
+    """Close a response's connection uncleanly; `at_once` if its client takes nothing.
+
+    Raises:
+        StreamBroken: The server has to do it.
+        QuietlyBroken: The same.
+    """
+    transport = transport_of(scope, manager.termination.servers)
+    if transport is None:
+        raise QuietlyBroken(why) if takes_cancellation() else StreamBroken(why)
+    if at_once:
+        transport.abort()
+    else:
+        transport.close()
+    # It does not reach the client any more, but all that is in between, telemetry say, learns that this is no failure.
+    await send(END)
+
+
 async def serve(
     reader: Reader,
     manager: StreamManager,
     headers: RawHeaders,
+    scope: Scope,
     send: Send,
-    disconnected: Callable[[], Awaitable[None]],
+    disconnected: Callable[[], Coroutine[Any, Any, None]],
 ) -> Reading:
     """Send a stream from the reader's place to its end, or until the client has gone; return how it came out.
 
@@ -35,8 +63,14 @@ async def serve(
         StreamBroken: The response must not end cleanly: the client stalled, or the stream did not complete and its
             media type has no event to say so.
     """
-    watch = asyncio.ensure_future(disconnected())
-    watch.add_done_callback(lambda _: reader.leave())
+    watch: asyncio.Task[None] | None = None
+
+    def begin_watch() -> None:
+        nonlocal watch
+        watch = manager.spawn(disconnected(), name="resumable disconnect")
+        watch.add_done_callback(lambda _: reader.leave())
+
+    timer = asyncio.get_running_loop().call_later(WATCH_DELAY, begin_watch)
 
     async def start() -> None:
         await send({"type": "http.response.start", "status": reader.stream.head.status_code, "headers": headers})
@@ -50,7 +84,7 @@ async def serve(
     reading = Reading.LEFT
     try:
         reading = await reader.run(start, deliver)
-        await _end(reading, reader, send)
+        await _end(reading, reader, manager, scope, send)
         if reader.cancelled is not None:
             raise reader.cancelled
     except OSError:
@@ -58,8 +92,10 @@ async def serve(
         return Reading.LEFT
     finally:
         manager.dismiss(reader, _dropped(reading, reader))
-        watch.cancel()
-        await asyncio.wait({watch})
+        timer.cancel()
+        if watch is not None:
+            watch.cancel()
+            await asyncio.wait({watch})
     return reading
 
 
@@ -91,7 +127,9 @@ def _rest(reader: Reader) -> bytes | None:
     return data if reader.offset + len(data) == stream.tail else None
 
 
-async def _serve_rest(rest: bytes, reader: Reader, manager: StreamManager, headers: RawHeaders, send: Send) -> None:
+async def _serve_rest(
+    rest: bytes, reader: Reader, manager: StreamManager, headers: RawHeaders, scope: Scope, send: Send
+) -> None:
     """`serve`, short for the replay of most answers: there is nothing to follow, so no need to watch the client."""
 
     async def deliver() -> None:
@@ -102,7 +140,7 @@ async def _serve_rest(rest: bytes, reader: Reader, manager: StreamManager, heade
     try:
         reading = await reader.hand_over(deliver())
         if reading is Reading.STALLED:
-            await _end(reading, reader, send)
+            await _end(reading, reader, manager, scope, send)
     except OSError:
         # The client has gone, as in `serve`.
         return
@@ -110,21 +148,24 @@ async def _serve_rest(rest: bytes, reader: Reader, manager: StreamManager, heade
         manager.dismiss(reader, _dropped(reading, reader))
 
 
-async def _end(reading: Reading, reader: Reader, send: Send) -> None:
+async def _end(reading: Reading, reader: Reader, manager: StreamManager, scope: Scope, send: Send) -> None:
     stream = reader.stream
     if reading is Reading.LEFT:
         return
     if reading is Reading.STALLED:
-        raise StreamBroken(f"the client of stream {stream.key.id!r} took nothing for too long")
-    if reading is Reading.LOST:
-        if not stream.head.is_event_stream:
-            raise StreamBroken(f"a client of stream {stream.key.id!r} lost its place")
+        why = f"the client of stream {stream.key.id!r} took nothing for too long"
+        await break_off(why, manager, scope, send, at_once=True)
+    elif reading is Reading.LOST and stream.head.is_event_stream:
         assert reader.failure is not None
         event = terminal_event("sse", "failed", reader.failure.code, reader.failure.message)
-        await send({"type": "http.response.body", "body": event or b"", "more_body": True})
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send(END)
+    elif reading is Reading.LOST:
+        await break_off(f"a client of stream {stream.key.id!r} lost its place", manager, scope, send)
     elif stream.status is not ResumableStatus.COMPLETED and not stream.head.is_event_stream:
-        raise StreamBroken(f"stream {stream.key.id!r} ended as {stream.status}")
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await break_off(f"stream {stream.key.id!r} ended as {stream.status}", manager, scope, send)
+    else:
+        await send(END)
 
 
 class ReplayResponse(Response):
@@ -140,7 +181,7 @@ class ReplayResponse(Response):
         super().__init__(status_code=stream.head.status_code)
         self.raw_headers = identify(stream.head.headers, stream, location)
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the log."""
 
         async def disconnected() -> None:
@@ -152,9 +193,9 @@ class ReplayResponse(Response):
         headers = list(self.raw_headers)
         rest = _rest(reader)
         if rest is None:
-            await serve(reader, self._manager, headers, send, disconnected)
+            await serve(reader, self._manager, headers, scope, send, disconnected)
         else:
-            await _serve_rest(rest, reader, self._manager, headers, send)
+            await _serve_rest(rest, reader, self._manager, headers, scope, send)
 
 
 async def replay(

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from uvicorn import Server, server
+from uvicorn import Server
+
+from .servers import is_exiting, running_servers
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _DEFAULTS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
@@ -49,13 +51,14 @@ class TerminationWatch:
         self._is_busy = is_busy
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handlers: dict[int, _Handler] = {}
-        self._servers: list[Server] = []
+        self.servers: list[Server] = []
+        """The uvicorns of this event loop."""
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def patience(self) -> float:
         """Seconds that the server waits for responses from its exit on, less what it takes to end them in order."""
-        timeouts = [found.config.timeout_graceful_shutdown for found in self._servers]
+        timeouts = [found.config.timeout_graceful_shutdown for found in self.servers]
         return min((timeout - min(0.5, timeout / 5) for timeout in timeouts if timeout), default=math.inf)
 
     def start(self) -> None:
@@ -64,11 +67,11 @@ class TerminationWatch:
         if self._loop is not loop:
             self.stop()
             self._loop = loop
-            self._servers = running_servers()
+            self.servers = running_servers()
             if threading.current_thread() is threading.main_thread():
                 # Off the main thread, Python allows no handlers.
                 self._chain(loop)
-        if self._servers and self._timer is None:
+        if self.servers and self._timer is None:
             self._timer = loop.call_later(POLL_INTERVAL, self._look, loop)
 
     def _chain(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -80,7 +83,7 @@ class TerminationWatch:
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
-        if all(map(is_exiting, self._servers)):
+        if all(map(is_exiting, self.servers)):
             self._callback()
         elif self._is_busy():
             self._timer = loop.call_later(POLL_INTERVAL, self._look, loop)
@@ -88,7 +91,7 @@ class TerminationWatch:
     def stop(self) -> None:
         """Put the former handlers back, unless somebody has come after us and will call ours."""
         self._loop = None
-        self._servers = []
+        self.servers = []
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -97,26 +100,3 @@ class TerminationWatch:
             if signal.getsignal(number) == handler:
                 signal.signal(number, previous)
         self._handlers.clear()
-
-
-def running_servers() -> list[Server]:
-    """The uvicorns that run on this event loop; those that are started in code, by gunicorn or in a thread, too.
-
-    Uvicorn hands itself to no application, so this looks for the coroutine that runs it.
-    """
-    found: list[Server] = []
-    for task in asyncio.all_tasks():
-        coroutine: Any = task.get_coro()
-        while coroutine is not None:
-            # Only of uvicorn's own frames: to ask a frame for its locals keeps them alive.
-            if getattr(getattr(coroutine, "cr_code", None), "co_filename", None) == server.__file__:
-                candidate = coroutine.cr_frame.f_locals.get("self") if coroutine.cr_frame is not None else None
-                if isinstance(candidate, Server) and candidate not in found:
-                    found.append(candidate)
-            coroutine = getattr(coroutine, "cr_await", None)
-    return found
-
-
-def is_exiting(found: Server) -> bool:
-    """Whether a uvicorn takes no more requests, for whatever reason."""
-    return found.should_exit or (found.started and not any(listener.is_serving() for listener in found.servers))

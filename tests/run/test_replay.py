@@ -45,7 +45,7 @@ async def served(media_type: bytes) -> list[dict]:
         await asyncio.Event().wait()
 
     try:
-        await serve(manager.reader(stream, 0), manager, [], send, never)
+        await serve(manager.reader(stream, 0), manager, [], {"headers": []}, send, never)
     finally:
         assert not manager._readers
     return sent

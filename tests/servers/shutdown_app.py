@@ -131,10 +131,10 @@ routed = APIRouter(route_class=resumable.route_class)
 
 
 @routed.post("/routed")
-async def chat_routed(request: Request) -> StreamingResponse:
+async def chat_routed(request: Request, media_type: str = "text/event-stream") -> StreamingResponse:
     """The same by the route class."""
     await request.body()
-    return StreamingResponse(events(), media_type="text/event-stream")
+    return StreamingResponse(events(), media_type=media_type)
 
 
 app.include_router(routed)

@@ -1,0 +1,42 @@
+"""How a server's log looks after responses that were broken off on purpose: nothing of ours is reported as an error."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.servers.test_shutdown import GRANIAN, HYPERCORN, UVICORNS, running
+
+every_server = pytest.mark.parametrize("how", [*UVICORNS[:2], GRANIAN, HYPERCORN])
+
+
+@every_server
+@pytest.mark.parametrize("base", [False, True], ids=["", "behind-base-http-middleware"])
+@pytest.mark.parametrize("path", ["/chat", "/routed"])
+async def test_a_stop_of_a_stream_without_events_breaks_off_quietly(
+    how: dict[str, object], path: str, base: bool, tmp_path: Path
+) -> None:
+    """The connection closes uncleanly, so that the client can tell; the log shows no traceback.
+
+    Granian, and hypercorn behind a middleware that runs the application in a task of its own, can only be made to do so
+    by an exception, which they log.
+    """
+    how = {**how, "env": {"RESUMABLE_TEST_BASE": "1"}} if base else how
+    async with running(tmp_path, how) as site:
+        stream = await site.post(f"{path}?media_type=application/x-ndjson", "chat-1")
+        await stream.read_until(b"begun")
+        reader = await site.connect()
+        await reader.request("GET", "/v1/stream/chat-1")
+        replay = await reader.response()
+        await replay.read_until(b"begun")
+        other = await site.connect()
+        await other.request("DELETE", "/v1/stream/chat-1")
+        assert (await other.response()).status == 204
+        await stream.read_all()
+        await replay.read_all()
+        site.server.terminate()
+        site.server.wait()
+    assert not stream.clean
+    assert not replay.clean
+    if how["server" if "server" in how else "http"] != "granian" and not (base and "server" in how):
+        assert not re.search(r"Traceback|ERROR|rror", site.server.output), site.server.output
