@@ -7,8 +7,8 @@ Nothing here is documented by those it belongs to; each has a test that fails wh
 - `RequestResponseCycle.transport` of uvicorn is closed to break a response off. ASGI has no message for that: the
   alternatives are an exception, which servers log with its traceback, and a clean end, which is not true
   (`tests/servers/test_quiet.py`).
-- A request of hypercorn's that ends as cancelled is broken off without an error in its log (the same test). Granian,
-  and hypercorn behind a `BaseHTTPMiddleware`, get an exception, and log it.
+- A request of hypercorn's that ends as cancelled is broken off without an error in its log (the same test). Granian
+  gets an exception, and logs it. Behind a `BaseHTTPMiddleware`, which ends every body cleanly, neither can be made to.
 """
 
 import asyncio
