@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from .._core.sse import PING
 from .._run.manager import StreamManager
-from .._run.replay import END, break_off
+from .._run.replay import break_off, end_of_body
 from .._stream.reader import Reading
 from ..exceptions import InvalidRequest, ResumableError, ShuttingDown, StoreUnavailable
 from ..models import ResumableStatus, ResumableStreamItem
@@ -94,7 +94,7 @@ class WatchResponse(Response):
                 why = "the client of a watch took nothing for too long"
                 await break_off(why, self._manager, scope, send, at_once=True)
             else:
-                await send(END)
+                await send(end_of_body())
         except ResumableError as exc:
             raise http_error(exc) from exc
         except OSError:

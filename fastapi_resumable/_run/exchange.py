@@ -23,7 +23,7 @@ from .headers import end_to_end, identify
 from .manager import StreamManager
 from .producer import Producer
 from .recorder import Recorder, inner_scope
-from .replay import END, QuietlyBroken, serve
+from .replay import QuietlyBroken, end_of_body, serve
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -194,7 +194,7 @@ class Exchange:
     async def _close_response(self) -> None:
         """Say that the response is complete, to those who watch it: they take a request without that for a failure."""
         try:
-            await self._send(END)
+            await self._send(end_of_body())
         except Exception:  # a server may refuse it; the client has gone, so it makes no difference
             logger.debug("the server took no end of a response whose client had gone", exc_info=True)
 

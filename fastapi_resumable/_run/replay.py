@@ -20,7 +20,6 @@ from .servers import takes_cancellation, transport_of
 
 WATCH_DELAY = 0.01
 """Seconds after which a client is watched for its leaving; most answers are over by then, and need no task for that."""
-END: Message = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 class StreamBroken(Exception):
@@ -29,6 +28,11 @@ class StreamBroken(Exception):
 
 class QuietlyBroken(asyncio.CancelledError):
     """The same where the server takes a cancellation for it, and reports no error."""
+
+
+def end_of_body() -> Message:
+    """The message that ends a response in order; a new one each time, because middleware changes what it passes on."""
+    return {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 async def break_off(why: str, manager: StreamManager, scope: Scope, send: Send, *, at_once: bool = False) -> None:
@@ -46,7 +50,7 @@ async def break_off(why: str, manager: StreamManager, scope: Scope, send: Send, 
     else:
         transport.close()
     # It does not reach the client any more, but all that is in between, telemetry say, learns that this is no failure.
-    await send(END)
+    await send(end_of_body())
 
 
 async def serve(
@@ -159,13 +163,13 @@ async def _end(reading: Reading, reader: Reader, manager: StreamManager, scope: 
         assert reader.failure is not None
         event = terminal_event("sse", "failed", reader.failure.code, reader.failure.message)
         await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send(END)
+        await send(end_of_body())
     elif reading is Reading.LOST:
         await break_off(f"a client of stream {stream.key.id!r} lost its place", manager, scope, send)
     elif stream.status is not ResumableStatus.COMPLETED and not stream.head.is_event_stream:
         await break_off(f"stream {stream.key.id!r} ended as {stream.status}", manager, scope, send)
     else:
-        await send(END)
+        await send(end_of_body())
 
 
 class ReplayResponse(Response):
