@@ -24,7 +24,7 @@ if h.epoch then
         table.insert(reply, h.worker)
         table.insert(reply, h.epoch)
     end
-    discard(h.epoch, h.status == 'in_progress')
+    discard(h, h.status == 'in_progress')
     mark(h.epoch, 'replaced')
     forget()
 end

@@ -86,9 +86,16 @@ end
 
 -- Gives back the bytes of an epoch that cannot be found any more. For readers elsewhere they stay until the last one has
 -- left; and the end of a log that was live, until its own worker has taken it over.
-local function discard(epoch, was_live)
-    local log = H .. ':' .. epoch
-    if slowest_of(log .. ':readers') then
+local function discard(h, was_live)
+    local log = H .. ':' .. h.epoch
+    local readers = log .. ':readers'
+    local is_read = slowest_of(readers)
+    if was_live then
+        -- Its own worker counts as a reader of the end, until it says that it has taken that over.
+        redis.call('HSET', readers, h.worker, '0 ' .. text(now() + REMAINS))
+        redis.call('PEXPIRE', readers, REMAINS)
+    end
+    if is_read then
         expire(log, REMAINS)
     elseif was_live then
         redis.call('UNLINK', log .. ':packed')
