@@ -6,9 +6,9 @@
 from typing import TYPE_CHECKING, Any
 
 from ._fastapi.handle import ResumableStream
-from ._fastapi.identity import body_field, header
-from ._fastapi.middleware import ResumableMiddleware
+from ._fastapi.request import body_field, header
 from ._fastapi.resumable import Resumable
+from ._fastapi.route import ResumableMiddleware
 from ._fastapi.settings import ResumableSettings
 from ._run.finished import FinishedStream
 from .exceptions import (

@@ -25,17 +25,14 @@ from ..exceptions import (
     InvalidRequest,
     InvalidStreamId,
     OffsetLost,
-    ResumableError,
     StoreUnavailable,
     StreamNotFound,
     StreamPending,
 )
 from ..models import ResumableChatStop, ResumableChatStopped, ResumableStatus
-from . import requests
-from .errors import error_responses, http_error
-from .identity import IdDependency
-from .location import Locator
-from .router import OTHER_RESPONSES, nobody
+from .errors import Answer, AnswerRoute, error_responses
+from .request import IdDependency, Locator, read_body
+from .router import OTHER_RESPONSES, no_owner
 
 MAX_STOP_BYTES = 16 * 1024 * 1024
 """Room for the message so far, which the AI SDK's guide sends along."""
@@ -85,8 +82,8 @@ def build_ai_sdk_router(
     manager: StreamManager, *, owner: IdDependency | None, pending_timeout: float, locator: Locator
 ) -> APIRouter:
     """Make the AI SDK's routes of one `Resumable`."""
-    router = APIRouter(tags=["AI SDK"])
-    OwnerId = Annotated[Any, Depends(owner or nobody)]  # noqa: N806  # a type, for the signatures below
+    router = APIRouter(tags=["AI SDK"], route_class=AnswerRoute)
+    OwnerId = Annotated[Any, Depends(owner or no_owner)]  # noqa: N806  # a type, for the signatures below
 
     @router.get(
         "/{chat_id:path}/stream",
@@ -103,13 +100,11 @@ def build_ai_sdk_router(
             stream = await manager.store.find(key, pending_timeout, live=index is None)
             location = locator.within(request.scope)(key.id)
             if index is not None:
-                return await _replay_from(manager, stream, index, location)
+                return Answer(await _replay_from(manager, stream, index, location))
             if stream.status is ResumableStatus.IN_PROGRESS:
-                return await replay(manager, stream, 0, None, location)
+                return Answer(await replay(manager, stream, 0, None, location))
         except StreamNotFound:
             pass
-        except ResumableError as exc:
-            raise http_error(exc) from exc
         return _nothing()
 
     @router.post(
@@ -126,11 +121,8 @@ def build_ai_sdk_router(
         },
     )
     async def stop_chat(request: Request, owner: OwnerId, chat_id: ChatId) -> ResumableChatStopped:
-        try:
-            key = StreamKey(owner, require_stream_id(chat_id))
-            await manager.store.stop(key, await _read_epoch(request))
-        except ResumableError as exc:
-            raise http_error(exc) from exc
+        key = StreamKey(owner, require_stream_id(chat_id))
+        await manager.store.stop(key, await _read_epoch(request))
         return ResumableChatStopped()
 
     return router
@@ -176,7 +168,7 @@ async def _find_parts(stream: Stream) -> list[int]:
 
 
 async def _read_epoch(request: Request) -> str | None:
-    body = await requests.read_body(request, MAX_STOP_BYTES, "Leave the message out: it is not read.")
+    body = await read_body(request, MAX_STOP_BYTES, "Leave the message out: it is not read.")
     try:
         return ResumableChatStop.model_validate_json(body, strict=True).activeStreamId or None if body else None
     except ValidationError as exc:

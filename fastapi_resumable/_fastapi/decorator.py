@@ -1,59 +1,90 @@
-"""`@resumable.stream`: an endpoint whose response is made resumable, with its signature otherwise as it was."""
+"""`@resumable.stream`: the user's own function, whose response FastAPI gets recorded.
 
+Called by FastAPI it gets an argument more, the admission of the request. Called by anybody else it is the function
+that it was.
+"""
+
+import asyncio
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
-from fastapi.datastructures import DefaultPlaceholder
-from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute, serialize_response
-from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
+from fastapi import Depends
 
-from .handle import ResumableStream
+from .handle import EndpointAdmission
 
-_STREAM = "fastapi_resumable_stream"
-DECORATED = "__fastapi_resumable__"
+logger = logging.getLogger("fastapi_resumable")
+
+_ADMISSION = "fastapi_resumable_admission"
 
 
 def decorate(endpoint: Callable[..., Any], dependency: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `endpoint` so that FastAPI also solves `dependency`, and the response goes through the stream it gives.
+    """Wrap `endpoint` so that FastAPI also solves `dependency`, and the response is recorded.
 
     Raises:
         TypeError: `endpoint` uses `yield`.
     """
-    if inspect.isgeneratorfunction(endpoint) or inspect.isasyncgenfunction(endpoint):
+    innermost = inspect.unwrap(endpoint)
+    if inspect.isgeneratorfunction(innermost) or inspect.isasyncgenfunction(innermost):
         raise TypeError(
             f"@resumable.stream cannot wrap {getattr(endpoint, '__name__', endpoint)!r}, because an endpoint that uses "
             "`yield` has its response built by FastAPI. Put it on a router made with "
             "APIRouter(route_class=resumable.route_class) instead."
         )
+    if _is_coroutine_function(endpoint):
 
-    @functools.wraps(endpoint)
-    async def wrapper(**values: Any) -> Any:
-        stream: ResumableStream = values.pop(_STREAM)
-        answer = stream.preempt()
-        if answer is not None:
-            return answer
-        if inspect.iscoroutinefunction(endpoint):
-            result = await endpoint(**values)
-        else:
-            result = await run_in_threadpool(endpoint, **values)
-            if inspect.isawaitable(result):
-                result = await result
-        if stream.request is None:
-            return result
-        return stream(result if isinstance(result, Response) else await _render(stream.request, result))
+        @functools.wraps(endpoint)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            admission: EndpointAdmission | None = kwargs.pop(_ADMISSION, None)
+            if admission is None:
+                return await endpoint(*args, **kwargs)
+            admission.records_result = True
+            return await admission.run(lambda: endpoint(*args, **kwargs))
+    else:
+
+        @functools.wraps(endpoint)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            admission: EndpointAdmission | None = kwargs.pop(_ADMISSION, None)
+            if admission is None or not admission.names_a_stream:
+                return endpoint(*args, **kwargs)
+            if _is_in_event_loop():
+                # A decorator above made it `async`, and cannot wait for a store.
+                admission.service.warn_once(
+                    f"{getattr(endpoint, '__name__', endpoint)!r} is a `def` endpoint that is called in the event "
+                    "loop, so it is not resumable: make it `async def`."
+                )
+                return endpoint(*args, **kwargs)
+            admission.records_result = True
+            return admission.run_in_thread(lambda: endpoint(*args, **kwargs))
 
     signature = _signature(endpoint)
-    ours = inspect.Parameter(_STREAM, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[Any, Depends(dependency)])
-    theirs = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in signature.parameters.values()]
-    # Ours first: the request is reserved when it comes in, and what depends on it is closed before ours is.
-    wrapper.__signature__ = signature.replace(parameters=[ours, *theirs])  # type: ignore[attr-defined]  # inspect's protocol
-    setattr(wrapper, DECORATED, True)
+    parameters = list(signature.parameters.values())
+    # Last, because class-based views take the first parameter for `self`; but nothing may come after `**kwargs`.
+    at = len(parameters) - (bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    parameters.insert(
+        at,
+        inspect.Parameter(
+            _ADMISSION, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Any, Depends(dependency)]
+        ),
+    )
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # inspect's protocol
     return wrapper
+
+
+def _is_coroutine_function(endpoint: Callable[..., Any]) -> bool:
+    while isinstance(endpoint, functools.partial):
+        endpoint = endpoint.func
+    return inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(getattr(endpoint, "__call__", None))  # noqa: B004  # its kind
+
+
+def _is_in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _signature(endpoint: Callable[..., Any]) -> inspect.Signature:
@@ -62,23 +93,3 @@ def _signature(endpoint: Callable[..., Any]) -> inspect.Signature:
     except NameError:
         # Annotations that name what is not defined yet are left to FastAPI.
         return inspect.signature(endpoint)
-
-
-async def _render(request: Request, value: Any) -> Response:
-    """Turn a value that is no response into one, by the route's response model, as FastAPI would."""
-    route = request.scope["route"]
-    assert isinstance(route, APIRoute)
-    content = await serialize_response(
-        field=route.response_field,
-        response_content=value,
-        include=route.response_model_include,
-        exclude=route.response_model_exclude,
-        by_alias=route.response_model_by_alias,
-        exclude_unset=route.response_model_exclude_unset,
-        exclude_defaults=route.response_model_exclude_defaults,
-        exclude_none=route.response_model_exclude_none,
-    )
-    response_class = route.response_class
-    if isinstance(response_class, DefaultPlaceholder):
-        response_class = JSONResponse
-    return response_class(content, status_code=route.status_code or 200)

@@ -1,66 +1,238 @@
-"""The handle that an endpoint gets: is this request resumable, was it stopped, and `stream(response)`."""
+"""The handle that an endpoint gets, `stream(response)`, and what it makes of a response: one that is recorded."""
 
-from fastapi import HTTPException, Request
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import anyio
+import anyio.from_thread
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from .._run.exchange import Exchange, ResumableResponse
-from .._run.producer import Producer
+from .._run.exchange import Exchange, close_body, stopped_while_queued
+from . import internals
+from .admission import Admission
+from .errors import http_error, http_errors
+
+if TYPE_CHECKING:
+    from starlette.responses import Response as _Base
+else:
+    _Base = object
+
+logger = logging.getLogger("fastapi_resumable")
+
+ResponseT = TypeVar("ResponseT", bound=Response)
 
 
 class ResumableStream:
     """A request's stream, as an endpoint sees it. Falsy if the request names no stream."""
 
-    def __init__(
-        self,
-        producer: Producer | None = None,
-        *,
-        exchange: Exchange | None = None,
-        request: Request | None = None,
-        answer: Response | HTTPException | None = None,
-    ) -> None:
-        self._producer = producer
-        self._exchange = exchange
-        self.request = request
-        """The request whose response has to go through this handle; `None` where the whole request is recorded."""
-        self._answer = answer
+    def __init__(self, admission: Admission | None = None) -> None:
+        self._admission = admission if admission is not None and admission.names_a_stream else None
 
     @property
     def id(self) -> str | None:
         """The stream id, or `None` if the request names none."""
-        return self._producer.key.id if self._producer else None
+        key = self._admission.identity.key if self._admission is not None else None
+        return None if key is None else key.id
 
     @property
     def epoch(self) -> str | None:
-        """The epoch that this request begins, or `None` if the request names no stream."""
-        return self._producer.reservation.epoch if self._producer else None
+        """The epoch that this request begins; `None` in dependencies, which are solved before it does."""
+        producer = self._admission.producer if self._admission is not None else None
+        return None if producer is None else producer.reservation.epoch
 
     @property
     def stopped(self) -> bool:
         """Whether somebody stopped the stream. Safe to ask from any thread; sync generators cannot be cancelled."""
-        return self._producer is not None and self._producer.stop_code is not None
+        producer = self._admission.producer if self._admission is not None else None
+        return producer is not None and producer.stop_code is not None
 
     def __bool__(self) -> bool:
-        return self._producer is not None
+        return self._admission is not None
 
-    def preempt(self) -> Response | None:
-        """The answer that stands in for the endpoint's: a replay, for a request that resumes or is to follow.
+    def __call__(self, response: ResponseT) -> ResponseT:
+        """Make `response` resumable; without a stream id it comes back as it is."""
+        return response if self._admission is None else cast("ResponseT", self._admission.record(response))
 
-        Raises:
-            HTTPException: The request is refused.
-        """
-        if isinstance(self._answer, HTTPException):
-            raise self._answer
-        return self._answer
 
-    def __call__(self, response: Response) -> Response:
-        """Make `response` resumable; without a stream id it comes back as it is.
+class EndpointAdmission(Admission):
+    """Admits one request to its endpoint, and has the response recorded that the endpoint returns."""
 
-        Raises:
-            HTTPException: The request is refused.
-        """
-        answer = self.preempt()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._holds = False
+
+    async def enter(self) -> Response | None:
+        """Decide, and hold the id until the request ends."""
+        answer = await super().enter()
+        if self.exchange is not None and not self._holds:
+            self._holds = True
+            internals.dependency_stack(self.request.scope).push_async_callback(self.exchange.release)
+            # So that `request.is_disconnected()` tells of a stop, and not of a client that has left.
+            internals.replace_receive(self.request, self.exchange.recorder.receive)
+        return answer
+
+    async def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Run an `async def` endpoint; a stop cancels it."""
+        answer = await self.enter()
         if answer is not None:
             return answer
-        if self._exchange is None or isinstance(response, ResumableResponse):
+        if self.producer is None:
+            return await call()
+        try:
+            with self._cancelled_by_stop():
+                result = await call()
+        except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
+            return self._too_late(exc)
+        if not self._is_recorded(result):
+            await self._give_up()
+        return self._finish(result)
+
+    def run_in_thread(self, call: Callable[[], Any]) -> Any:
+        """Run a `def` endpoint, which nothing can cancel."""
+        answer = anyio.from_thread.run(self.enter)
+        if answer is not None:
+            return answer
+        if self.producer is None:
+            return call()
+        try:
+            result = call()
+        except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
+            return self._too_late(exc)
+        if not self._is_recorded(result):
+            anyio.from_thread.run(self._give_up)
+        return self._finish(result)
+
+    @contextmanager
+    def _cancelled_by_stop(self) -> Iterator[None]:
+        assert self.producer is not None
+        with anyio.CancelScope() as scope:
+            self.producer.cancel_request = scope.cancel
+            yield
+        if scope.cancelled_caught:
+            raise http_error(stopped_while_queued(self.producer.stop_code or "cancelled"))
+
+    def _too_late(self, error: Exception) -> Response:
+        """What is left to do if the endpoint fails: nothing, if the client has been answered 202 already."""
+        if self.exchange is None or not self.exchange.answered:
+            raise error
+        key = self.producer.key if self.producer is not None else None
+        logger.error("stream %r failed before it began", key and key.id, exc_info=error)
+        return _Answered(error)
+
+    def _is_recorded(self, result: Any) -> bool:
+        return isinstance(result, RecordedResponse) or (self.records_result and isinstance(result, Response))
+
+    async def _give_up(self) -> None:
+        if self.exchange is not None:
+            await self.exchange.release()
+
+    def _finish(self, result: Any) -> Any:
+        if isinstance(result, RecordedResponse):
+            return result
+        if not self.records_result:
+            # It has not used its handle.
+            return result if self.exchange is None or not self.exchange.answered else _Answered(None)
+        if isinstance(result, Response):
+            return self.record(result)
+        self.service.warn_once(
+            f"the endpoint of {self.request.url.path} returned a {type(result).__name__}, which FastAPI has yet to "
+            "render: it is not recorded. Return a Response, or put the endpoint on a router made with "
+            "APIRouter(route_class=resumable.route_class)."
+        )
+        return _Answered(None) if self.exchange is not None and self.exchange.answered else result
+
+    def record(self, response: Response) -> Response:
+        """Return a response like this one that runs in the background and is answered from the log."""
+        if self.exchange is None or isinstance(response, RecordedResponse):
             return response
-        return ResumableResponse(response, self._exchange)
+        recorded = _copy(response, _recorded_class(type(response)))  # type: ignore[arg-type]  # a class has a hash
+        recorded.__dict__["_exchange"] = self.exchange
+        return recorded
+
+
+class RecordedResponse(_Base):
+    """Mixed into the class of a user's response: sent through a log."""
+
+    _exchange: Exchange
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """Run the user's response in the background, and answer from the log.
+
+        Raises:
+            Exception: What the user's response raised before the stream had begun.
+        """
+        exchange = self._exchange
+        try:
+            with http_errors():
+                await exchange.run(self._run, scope, send)
+        except Exception:
+            if not exchange.answered:
+                raise
+            logger.exception("a stream failed before it began")
+        finally:
+            _close_dependencies(scope, exchange.failure if exchange.has_begun else None, exchange.cancelled)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await close_body(self)
+
+
+class _Answered(Response):
+    """Sends nothing: the client has its answer. The request's dependencies see what went wrong afterwards."""
+
+    def __init__(self, failure: Exception | None) -> None:
+        super().__init__()
+        self._failure = failure
+
+    async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
+        """Send nothing."""
+        _close_dependencies(scope, self._failure, None)
+
+
+def _close_dependencies(scope: Scope, failure: BaseException | None, cancelled: BaseException | None) -> None:
+    """See to it that the request's dependencies close undisturbed, and see how the stream ended.
+
+    Args:
+        scope: The request.
+        failure: What the stream failed with, which its log says already: nobody but the dependencies is to see it.
+        cancelled: A cancellation of the request, put off until nothing hangs on the request any more.
+    """
+    if failure is None and cancelled is None:
+        return
+    stack = internals.dependency_stack(scope)
+    dependencies = stack.pop_all()
+
+    async def close(_type: Any, error: BaseException | None, _traceback: Any) -> bool:
+        seen = error or failure
+        is_handled = False
+        try:
+            with anyio.CancelScope(shield=True):
+                details = (type(seen), seen, seen.__traceback__) if seen is not None else (None, None, None)
+                is_handled = bool(await dependencies.__aexit__(*details))
+        except Exception as exc:
+            if exc is not failure:
+                raise
+        if cancelled is not None:
+            raise cancelled
+        return is_handled
+
+    stack.push_async_exit(close)
+
+
+@lru_cache(maxsize=256)
+def _recorded_class(cls: type[Response]) -> type[Response]:
+    """A subclass of a response's class that is recorded; so it is still an instance of what it was."""
+    return type(cls.__name__, (RecordedResponse, cls), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
+
+
+def _copy(response: Response, cls: type[Response]) -> Response:
+    # A copy, because the same object may be returned for several requests.
+    copied = cls.__new__(cls)
+    copied.__dict__.update(response.__dict__)
+    return copied

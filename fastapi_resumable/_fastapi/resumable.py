@@ -1,45 +1,35 @@
 """`Resumable`: what an application makes one of. It wires the store, the manager, the router and the faces together."""
 
-import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
-import anyio
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .._core.terminal import TerminalEvent
 from .._run.body import RequestBody
-from .._run.exchange import Exchange, stopped_while_queued
 from .._run.hooks import Hook
 from .._run.manager import StreamManager
-from .._run.producer import Producer
 from .._stream.stream import Limits
-from ..exceptions import ResumableError
 from ..stores.base import OnConflict, Store
 from ..stores.measured import MeasuredStore
 from ..stores.memory import MemoryStore
 from ..stores.opening import open_store
 from ..telemetry import Telemetry
-from . import requests
-from .admission import Admission
+from . import door, internals
+from .admission import Admission, Service
 from .ai_sdk import build_ai_sdk_router
-from .decorator import DECORATED, decorate
-from .ending import RequestEnded, outermost
-from .errors import http_error
-from .handle import ResumableStream
-from .identity import IdDependency
-from .location import Locator
-from .route import route_class
+from .decorator import decorate
+from .errors import http_errors
+from .handle import EndpointAdmission, ResumableStream
+from .request import IdDependency, Identifier, Locator, body_again, header
+from .route import route_class, serve
 from .router import Routes, build_router
 from .settings import load_settings
-
-logger = logging.getLogger("fastapi_resumable")
 
 _HookT = TypeVar("_HookT", bound=Hook)
 _EndpointT = TypeVar("_EndpointT", bound=Callable[..., Any])
@@ -47,13 +37,6 @@ _EndpointT = TypeVar("_EndpointT", bound=Callable[..., Any])
 
 UNSET: Any = object()
 """Not given: from the environment, or the default."""
-
-
-END_DELAY = 0.05
-"""Seconds for which the end of a body that an application sends waits for the application to return.
-
-FastAPI's own event streams end the body in order when their generator raises, and raise only then.
-"""
 
 
 class Resumable:
@@ -167,18 +150,16 @@ class Resumable:
             shutdown_grace=self.settings.shutdown_grace,
             telemetry=telemetry,
         )
-        self._termination = self.manager.termination
         # Two of them in one application must not be taken for each other.
         token = secrets.token_hex(8)
-        self._scope_key = f"fastapi_resumable.{token}"
         locator = Locator(f"resumable_replay_{token}")
-        self._admission = Admission(
+        self._owner = owner
+        self._service = Service(
             self.manager,
             self.settings,
-            stream_id=stream_id,
-            owner=owner,
-            locator=locator,
-            termination=self._termination,
+            Identifier(stream_id or header("X-Conversation-Id"), owner, auto_id=self.settings.auto_id),
+            locator,
+            scope_key=f"fastapi_resumable.{token}",
         )
         self._routes = Routes(self.manager, self.settings.pending_timeout, locator)
         self.router: APIRouter = build_router(
@@ -194,71 +175,41 @@ class Resumable:
             self.manager, owner=owner, pending_timeout=self.settings.pending_timeout, locator=locator
         )
         """What the AI SDK asks for: `app.include_router(resumable.ai_sdk_router, prefix="/api/chat")`."""
-        self.route_class: type[APIRoute] = route_class(self)
+        self.route_class: type[APIRoute] = route_class(self._service)
         """Makes every endpoint of a router resumable: `APIRouter(route_class=resumable.route_class)`."""
 
     # The faces.
 
     def stream(self, endpoint: _EndpointT) -> _EndpointT:
-        """Decorate an endpoint that returns a response, to make it resumable.
+        """Decorate an endpoint that returns a response, to make it resumable. Called directly it is as it was.
 
         Raises:
             TypeError: The endpoint uses `yield`; the message names the route class that serves those.
         """
-        return decorate(endpoint, self)  # type: ignore[return-value]  # the same to call, for FastAPI
+        return decorate(endpoint, self._admission)  # type: ignore[return-value]  # the same to call
 
-    async def __call__(self, request: Request) -> AsyncIterator[ResumableStream]:
-        """The dependency: `stream: Annotated[ResumableStream, Depends(resumable)]`.
+    async def __call__(self, request: Request) -> ResumableStream:
+        """The dependency: `stream: Annotated[ResumableStream, Depends(resumable)]`."""
+        admission = await self._admission(request)
+        if isinstance(admission, EndpointAdmission) and admission.names_a_stream:
+            # A resume is answered there, in place of the endpoint.
+            door.put_up(request.scope, self._service.scope_key)
+        return ResumableStream(admission)
 
-        Declare it after the dependencies that check who asks: it answers a resume as soon as they have passed.
-        """
-        running = request.scope.get(self._scope_key)
-        # A decorated endpoint is told what to answer once all its dependencies have passed.
-        decorated = getattr(request.scope.get("endpoint"), DECORATED, False)
-        if running is not None:
-            yield running
-        else:
-            admitted: Producer | Response | HTTPException | None
-            try:
-                admitted = await self._admission.admit(request, requests.body_again(request))
-            except ResumableError as exc:
-                admitted = http_error(exc)
-                if not decorated:
-                    raise admitted from exc
-            if isinstance(admitted, Producer):
-                async with self._host(request, admitted) as stream:
-                    yield stream
-            elif isinstance(admitted, Response) and not decorated and self._is_last_dependency(request):
-                raise RequestEnded(request, admitted)
-            else:
-                yield ResumableStream(answer=admitted)
-
-    @asynccontextmanager
-    async def _host(self, request: Request, producer: Producer) -> AsyncIterator[ResumableStream]:
-        """Carry a stream through the dependencies of the request that begins it."""
-        body = RequestBody(request.receive, owed=False)
-        exchange = self._admission.exchange(producer, body, request, request._send)  # noqa: SLF001  # it has no public name
-        # So that `request.is_disconnected()` tells of a stop, and not of a client that has left.
-        request._receive = exchange.recorder.receive  # noqa: SLF001  # as above
-        outermost(request).push(partial(_conclude, exchange))
-        with anyio.CancelScope() as scope:
-            producer.cancel_request = scope.cancel
-            # A request that is cancelled while it runs still closes its dependencies in order.
-            exchange.on_cancel = partial(setattr, scope, "shield", True)
-            try:
-                yield ResumableStream(producer, exchange=exchange, request=request)
-            except Exception as exc:
-                if exchange.answered:
-                    logger.exception("stream %r failed before it began", producer.key.id)
-                    raise RequestEnded(request) from exc
-                if isinstance(exc, ResumableError):
-                    raise http_error(exc) from exc
-                raise
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await exchange.release()
-        if scope.cancelled_caught and producer.stop_code is not None:
-            raise http_error(stopped_while_queued(producer.stop_code))
+    async def _admission(self, request: Request) -> Admission:
+        """The admission of a request, one for all that ask for it."""
+        key = self._service.scope_key
+        admission: Admission | None = request.scope.get(key)
+        if admission is None:
+            receive = body_again(request)
+            identity = await self._service.identifier.identify(request, receive)
+            body = RequestBody(request.receive, owed=False)
+            send = internals.send_of(request)
+            admission = EndpointAdmission(self._service, request, identity, body, send, end_delay=0.0)
+            request.scope[key] = admission
+            # So that the request is freed when it is over: nothing leads from it back to itself.
+            internals.dependency_stack(request.scope).callback(request.scope.pop, key, None)
+        return admission
 
     async def serve(
         self,
@@ -268,7 +219,6 @@ class Resumable:
         send: Send,
         *,
         headers: list[tuple[bytes, bytes]] | None = None,
-        check: Callable[[Scope, Receive, Send], Awaitable[bool]] | None = None,
     ) -> None:
         """Run any ASGI application resumable; as it is, if the request names no stream.
 
@@ -278,40 +228,21 @@ class Resumable:
             receive: The request's body and disconnect.
             send: The response.
             headers: Request headers for the application, if not those of the request.
-            check: Whether the caller may have a replay; answers by itself if not.
 
         Raises:
             HTTPException: The request is refused.
             Exception: What `app` raised before it began to answer.
         """
-        if scope["type"] != "http" or self._scope_key in scope:
-            await app(scope, receive, send)
-            return
-        body = RequestBody(receive, owed=True)
-        request = Request(scope, body.peek)
-        try:
-            admitted = await self._admission.admit(request, body.peek)
-            if admitted is None:
-                await app(scope, body.receive, send)
-                return
-            if isinstance(admitted, Response):
-                if check is None or await check(scope, body.receive, send):
-                    await admitted(scope, body.receive, send)
-                return
-            exchange = self._admission.exchange(admitted, body, request, send, end_delay=END_DELAY)
-            inner = {**scope, self._scope_key: ResumableStream(admitted)}
-            if headers is not None:
-                inner["headers"] = headers
-            try:
-                await exchange.run(app, inner, send)
-            except Exception:
-                if not exchange.answered:
-                    raise
-                logger.exception("stream %r failed before it began", admitted.key.id)
-        except ResumableError as exc:
-            raise http_error(exc) from exc
-        if exchange.cancelled is not None:
-            raise exchange.cancelled
+        await serve(self._service, app, scope, receive, send, headers)
+
+    def warn_without_owner(self) -> None:
+        """Say, once, what the middleware cannot check."""
+        if self._owner is None:
+            self._service.warn_once(
+                "ResumableMiddleware answers a resume before the application can check who asks: without `owner`, "
+                "anyone who knows a stream id can read that stream, and replace it. "
+                "Set Resumable(owner=...) to a dependency that returns who asks."
+            )
 
     # For routes of the application's own.
 
@@ -322,9 +253,10 @@ class Resumable:
             HTTPException: There is no such stream, or no such place in it.
         """
         query = request.query_params
-        return await self._routes.replay(
-            request, owner, stream_id, query.get("from"), query.get("starting_after"), query.get("epoch")
-        )
+        with http_errors():
+            return await self._routes.replay(
+                request, owner, stream_id, query.get("from"), query.get("starting_after"), query.get("epoch")
+            )
 
     async def stop(self, stream_id: str, *, owner: str | None = None, epoch: str | None = None) -> None:
         """Stop a stream, as the router's `DELETE` does: no-op if there is none.
@@ -332,7 +264,8 @@ class Resumable:
         Raises:
             HTTPException: It is no stream id.
         """
-        await self._routes.stop(owner, stream_id, epoch)
+        with http_errors():
+            await self._routes.stop(owner, stream_id, epoch)
 
     # Hooks and the end.
 
@@ -354,23 +287,11 @@ class Resumable:
     @asynccontextmanager
     async def _lifespan(self, _app: Any) -> AsyncIterator[None]:
         self.manager.reopen()
-        self._termination.start()
+        self.manager.termination.start()
         try:
             yield
         finally:
             await self.manager.shutdown()
-            self._termination.stop()
+            self.manager.termination.stop()
             # A server sends no request after this; a test client may, without another start.
             self.manager.reopen()
-
-    def _is_last_dependency(self, request: Request) -> bool:
-        """Whether no dependency of the endpoint is still to be solved: one that checks who asks, perhaps."""
-        route = request.scope.get("route")
-        return isinstance(route, APIRoute) and route.dependant.dependencies[-1].call is self
-
-
-def _conclude(exchange: Exchange, _type: Any, error: BaseException | None, _traceback: Any) -> bool:
-    """End the request after its dependencies: a cancellation was put off until here, a failure is in the log."""
-    if exchange.cancelled is not None:
-        raise exchange.cancelled
-    return isinstance(error, Exception) and exchange.has_begun and exchange.failure is not None

@@ -1,102 +1,251 @@
-"""The route class: every endpoint of a router resumable, those that use `yield` included."""
+"""The faces that record more than a response: the route class, and the middleware.
 
-import functools
-import inspect
-from collections.abc import Callable
-from contextvars import ContextVar
+A route of the class runs in a task of its own. It stops at the door of its endpoint until the request is admitted, and
+goes on from there as the application that is recorded. So all that hangs on the request is in that task, and endpoints
+that use `yield` are recorded like any other.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
+import anyio
+from fastapi import Request
+from fastapi.exception_handlers import http_exception_handler, request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.routing import compile_path
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .._run.body import RequestBody
+from .._run.exchange import Exchange
+from . import door
+from .admission import Admission, Service
+from .errors import http_errors
 
 if TYPE_CHECKING:
     from .resumable import Resumable
 
-_GUARDED = "__fastapi_resumable_guarded__"
+logger = logging.getLogger("fastapi_resumable")
 
-Check = ContextVar[list[bool] | None]
-"""Set while a request is only checked, not run: gets an entry when its dependencies have let it through."""
+END_DELAY = 0.05
+"""Seconds for which the end of a body that an application sends waits for the application to return.
 
-
-def _guard(endpoint: Callable[..., Any], check: Check) -> Callable[..., Any]:
-    """Wrap an endpoint so that it is not run while its request is only checked; FastAPI looks through the wrapper."""
-    # Older FastAPI makes a route anew, from the wrapped endpoint, for each router that it is included in.
-    if getattr(endpoint, _GUARDED, None) is check:
-        return endpoint
-    # What the endpoint gives instead: of a generator function, a generator that has nothing.
-    instead = (
-        _Nothing
-        if inspect.isasyncgenfunction(endpoint)
-        else tuple
-        if inspect.isgeneratorfunction(endpoint)
-        else Response
-    )
-
-    def admitted() -> bool:
-        passed = check.get()
-        if passed is None:
-            return False
-        passed.append(True)
-        return True
-
-    if inspect.iscoroutinefunction(endpoint):
-
-        @functools.wraps(endpoint)
-        async def guarded_async(*args: Any, **kwargs: Any) -> Any:
-            return instead() if admitted() else await endpoint(*args, **kwargs)
-
-        guarded: Callable[..., Any] = guarded_async
-    else:
-
-        @functools.wraps(endpoint)
-        def guarded_sync(*args: Any, **kwargs: Any) -> Any:
-            return instead() if admitted() else endpoint(*args, **kwargs)
-
-        guarded = guarded_sync
-    setattr(guarded, _GUARDED, check)
-    return guarded
+FastAPI's own event streams end the body in order when their generator raises, and raise only then.
+"""
 
 
-class _Nothing:
-    """An asynchronous generator that has nothing."""
+class RouteAdmission(Admission):
+    """Admits one request to a route: runs it up to its endpoint, decides, and has it go on."""
 
-    def __aiter__(self) -> "_Nothing":
-        return self
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        loop = asyncio.get_running_loop()
+        self._at_the_door: asyncio.Future[None] = loop.create_future()
+        self._decision: asyncio.Future[Response | None] = loop.create_future()
+        self._channel: tuple[Receive, Send] = self._body.receive, self._send
 
-    async def __anext__(self) -> Any:
-        raise StopAsyncIteration
+    async def enter(self) -> Response | None:
+        """Wait at the door for the decision."""
+        if not self._at_the_door.done():
+            self._at_the_door.set_result(None)
+        return await asyncio.shield(self._decision)
+
+    async def serve(self, route: ASGIApp, scope: Scope) -> None:
+        """Serve the request.
+
+        Raises:
+            HTTPException: The request is refused.
+            Exception: What the route raised.
+        """
+        task = asyncio.get_running_loop().create_task(self._run(route, scope), name="resumable route")
+        try:
+            await asyncio.wait({task, self._at_the_door}, return_when=asyncio.FIRST_COMPLETED)
+            if self._at_the_door.done():
+                await self._go_on(task, scope)
+            else:
+                await task
+        finally:
+            if not task.done():
+                # Nobody waits for the route any more; it may still have something to close.
+                task.cancel()
+                self._decision.cancel()
+
+    async def _run(self, route: ASGIApp, scope: Scope) -> None:
+        async def receive() -> Message:
+            return await self._channel[0]()
+
+        async def send(message: Message) -> None:
+            await self._channel[1](message)
+
+        await route(scope, receive, send)
+
+    async def _go_on(self, task: "asyncio.Task[None]", scope: Scope) -> None:
+        try:
+            answer = await self.decide()
+        except Exception as exc:  # noqa: BLE001  # raised in the route, where the application's handlers see it
+            self._decision.set_exception(exc)
+            self._decision.exception()
+            await task
+            return
+        if self.exchange is None:
+            self._decision.set_result(answer)
+            await task
+            return
+
+        async def go_on(_scope: Scope, receive: Receive, send: Send) -> None:
+            self._channel = receive, send
+            self._decision.set_result(None)
+            await _wait_for(task)
+
+        await run_recorded(self.exchange, go_on, scope, self._send)
 
 
-def route_class(resumable: "Resumable") -> type[APIRoute]:
+async def _wait_for(task: "asyncio.Task[None]") -> None:
+    """Wait for a task, and cancel it once when this is cancelled, however often that is."""
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({task})
+        task.cancelled() or task.exception()
+        raise
+    task.result()
+
+
+async def run_recorded(exchange: Exchange, app: ASGIApp, scope: Scope, send: Send) -> None:
+    """Run an application whose request was admitted.
+
+    Raises:
+        HTTPException: The stream was stopped before it began.
+        Exception: What the application raised before the stream had begun.
+    """
+    try:
+        with http_errors():
+            await exchange.run(app, scope, send)
+    except Exception:
+        if not exchange.answered:
+            raise
+        logger.exception("a stream failed before it began")
+    if exchange.cancelled is not None:
+        raise exchange.cancelled
+
+
+def route_class(service: Service) -> type[APIRoute]:
     """Make a route class whose routes run resumable."""
-    check: Check = ContextVar("fastapi_resumable_check", default=None)
 
     class ResumableRoute(APIRoute):
         """A route whose endpoint runs resumable."""
 
-        def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:
-            super().__init__(path, _guard(endpoint, check), **kwargs)
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            """FastAPI's handler; an answer takes the place of what it makes of an endpoint that uses `yield`."""
+            handler = super().get_route_handler()
+
+            async def handle(request: Request) -> Response:
+                response = await handler(request)
+                admission = request.scope.get(service.scope_key)
+                answer = await admission.enter() if isinstance(admission, RouteAdmission) else None
+                return response if answer is None else answer
+
+            return handle
 
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
             """Run the route in the background, if the request names a stream."""
-            await resumable.serve(super().handle, scope, receive, send, check=self._check)
-
-        async def _check(self, scope: Scope, receive: Receive, send: Send) -> bool:
-            """Solve the route's dependencies without running its endpoint; whether they let the request through."""
-            held: list[Message] = []
-
-            async def hold(message: Message) -> None:
-                held.append(message)
-
-            passed: list[bool] = []
-            token = check.set(passed)
-            try:
-                await super().handle(dict(scope), receive, hold)
-            finally:
-                check.reset(token)
-            for message in held if not passed else ():
-                await send(message)
-            return bool(passed)
+            if service.scope_key in scope:
+                await super().handle(scope, receive, send)
+                return
+            body = RequestBody(receive, owed=True)
+            request = Request(scope, body.peek)
+            identity = await service.identifier.identify(request, body.peek)
+            if not identity.names_a_stream:
+                await super().handle(scope, body.receive, send)
+                return
+            door.put_up(scope, service.scope_key)
+            admission = RouteAdmission(service, request, identity, body, send, end_delay=END_DELAY)
+            await admission.serve(super().handle, {**scope, service.scope_key: admission})
 
     return ResumableRoute
+
+
+class ResumableMiddleware:
+    """Makes the given paths of an application resumable, whatever serves them.
+
+    A resume is answered here, before the application: it cannot check who asks. Set `owner`, so that a stream can be
+    read only by whoever started it; without, anyone who knows an id can read its stream, and replace it.
+
+    Args:
+        app: The application.
+        resumable: What the streams are kept in; its router is to be included too.
+        paths: Paths as in a route, like `/v1/chat/completions` or `/runs/{run_id}/events`, below the root path.
+
+    Raises:
+        ValueError: A path does not start with a slash.
+    """
+
+    def __init__(self, app: ASGIApp, *, resumable: "Resumable", paths: Sequence[str]) -> None:
+        if isinstance(paths, str) or not all(path.startswith("/") for path in paths):
+            raise ValueError(f"paths must be a list of paths that start with '/', like ['/v1/chat'], not {paths!r}.")
+        self._app = app
+        self._resumable = resumable
+        self._paths = [compile_path(path)[0] for path in paths]
+        resumable.warn_without_owner()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application in the background, if the request is for one of the paths and names a stream."""
+        if scope["type"] != "http" or scope["method"] in ("HEAD", "OPTIONS") or not self._matches(scope):
+            await self._app(scope, receive, send)
+            return
+        handlers = {
+            HTTPException: http_exception_handler,
+            RequestValidationError: request_validation_exception_handler,
+            **getattr(scope.get("app"), "exception_handlers", {}),
+        }
+        # The application's own handlers are inside it, where they cannot see what is raised here.
+        handlers = {key: handler for key, handler in handlers.items() if key not in (500, Exception)}
+        await ExceptionMiddleware(self._serve, handlers=handlers)(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The log holds the application's own bytes; a compression inside it would be recorded.
+        headers = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
+        await self._resumable.serve(self._app, scope, receive, send, headers=headers)
+
+    def _matches(self, scope: Scope) -> bool:
+        path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        return any(pattern.fullmatch(path) for pattern in self._paths)
+
+
+async def serve(
+    service: Service,
+    app: ASGIApp,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    headers: list[tuple[bytes, bytes]] | None,
+) -> None:
+    """Run any ASGI application recorded, if the request names a stream. See `Resumable.serve`."""
+    if scope["type"] != "http" or service.scope_key in scope:
+        await app(scope, receive, send)
+        return
+    body = RequestBody(receive, owed=True)
+    request = Request(scope, body.peek)
+    identity = await service.identifier.identify(request, body.peek)
+    if not identity.names_a_stream:
+        await app(scope, body.receive, send)
+        return
+    admission = Admission(service, request, identity, body, send, end_delay=END_DELAY)
+    answer = await admission.decide()
+    if answer is not None:
+        with http_errors():
+            await answer(scope, body.receive, send)
+    elif admission.exchange is None:
+        await app(scope, body.receive, send)
+    else:
+        inner = {**scope, service.scope_key: admission}
+        if headers is not None:
+            inner["headers"] = headers
+        await run_recorded(admission.exchange, app, inner, send)

@@ -1,12 +1,12 @@
 """The routes: replay, stop, lookup and watch, documented in OpenAPI."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, WithJsonSchema
 
 from .._core.ids import StreamKey, parse_offset, require_stream_id
 from .._core.sequence import parse_sequence_number
@@ -20,7 +20,6 @@ from ..exceptions import (
     InvalidStreamId,
     OffsetLost,
     OffsetOutOfRange,
-    ResumableError,
     StoreUnavailable,
     StreamNotFound,
     StreamPending,
@@ -28,11 +27,9 @@ from ..exceptions import (
     UnknownEventId,
 )
 from ..models import ResumableLookup, ResumableStreamItem
-from . import requests
 from .assets import add_assets
-from .errors import error_responses, http_error
-from .identity import IdDependency
-from .location import Locator
+from .errors import Answer, AnswerRoute, error_responses
+from .request import IdDependency, Locator, last_event_id, read_body
 from .watch import RESPONSES as WATCH_RESPONSES
 from .watch import WatchResponse
 
@@ -93,73 +90,38 @@ _LOOKUP_BODY = {
     }
 }
 
-
-def _parameter(name: str, place: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """A parameter, as OpenAPI has it. FastAPI is not to read it: none can be wrong for it, and that takes its time."""
-    return {
-        "name": name,
-        "in": place,
-        "required": place == "path",
-        "schema": {**schema, "title": name.replace("_", " ").title()},
-        "description": schema["description"],
-    }
-
-
-_TEXT_OR_NONE = {"anyOf": [{"type": "string"}, {"type": "null"}]}
-_PATH_ID = _parameter(
-    "conversation_id",
-    "path",
-    {"type": "string", "description": "The stream id; it may contain slashes.", "examples": ["chat-42"]},
-)
-_QUERY_ID = _parameter(
-    "conv_id",
-    "query",
-    {**_TEXT_OR_NONE, "description": "The stream id; for ids that do not go well in a path."},
-)
-_EPOCH = _parameter(
-    "epoch",
-    "query",
-    {
-        **_TEXT_OR_NONE,
-        "description": "The epoch that is meant: any other is refused (replay) or left alone (stop).",
-    },
-)
-_REPLAY_PARAMETERS = [
-    _parameter(
-        "from",
-        "query",
-        {
-            "description": "Offset in bytes to replay from. Default: the start.",
-            "type": "integer",
-            "minimum": 0,
-        },
+# All are text for FastAPI, so that none can be wrong for it: what is wrong is refused by us, in our words.
+_Place = WithJsonSchema({"type": "integer", "minimum": 0})
+PathId = Annotated[str, Path(description="The stream id; it may contain slashes.", examples=["chat-42"])]
+QueryId = Annotated[str | None, Query(description="The stream id; for ids that are awkward in a path.")]
+Epoch = Annotated[
+    str | None, Query(description="The epoch that is meant: any other is refused (replay) or left alone (stop).")
+]
+From = Annotated[
+    str | None, _Place, Query(alias="from", description="Offset in bytes to replay from. Default: the start.")
+]
+StartingAfter = Annotated[
+    str | None,
+    _Place,
+    Query(
+        description="For streams whose events carry a `sequence_number` in their JSON data, as OpenAI's do: only "
+        "events with a higher number. Wins over `from`."
     ),
-    _parameter(
-        "starting_after",
-        "query",
-        {
-            "description": "For streams whose events carry a `sequence_number` in their JSON data, as OpenAI's do: "
-            "only events with a higher number. Wins over `from`.",
-            "type": "integer",
-            "minimum": 0,
-        },
-    ),
-    _EPOCH,
-    _parameter(
-        "Last-Event-ID",
-        "header",
-        {**_TEXT_OR_NONE, "description": "Replay from right after this event. Wins over all others."},
+]
+LastEventId = Annotated[
+    str | None,
+    Header(
+        alias="Last-Event-ID",
+        description="Replay from right after this event. Wins over all others. Polyfills may send it in the query, as "
+        "`lastEventId` or `last_event_id`.",
     ),
 ]
 
 _ITEMS = TypeAdapter(list[ResumableStreamItem])
 
-Endpoint = Callable[[Request, Any], Awaitable[Response]]
-"""Answers a request; gets the owner, too."""
-
 
 class Routes:
-    """The endpoints' common ground."""
+    """What the routes do."""
 
     def __init__(self, manager: StreamManager, pending_timeout: float, locator: Locator) -> None:
         self._manager = manager
@@ -175,64 +137,49 @@ class Routes:
         starting_after: str | None,
         epoch: str | None,
     ) -> Response:
-        """Answer with a stream, from the place that the client asks for."""
-        try:
-            key = StreamKey(owner, require_stream_id(stream_id))
-            last_event_id = requests.last_event_id(request)
-            # A client that reconnects by itself repeats its URL, and says in the header how far it has come since.
-            number = None if last_event_id else parse_sequence_number(starting_after)
-            offset = None if last_event_id or number is not None else parse_offset(start)
-            stream = await self._manager.store.find(key, self._pending_timeout)
-            if epoch and epoch != stream.epoch:
-                raise StreamReplaced
-            location = self._locator.within(request.scope)(key.id)
-            if number is None:
-                response = await replay(self._manager, stream, offset, last_event_id, location)
-            else:
-                response = await replay_after(self._manager, stream, number, location)
-            if request.method != "HEAD":
-                return response
-        except ResumableError as exc:
-            raise http_error(exc) from exc
+        """Answer with a stream, from the place that the client asks for.
+
+        Raises:
+            ResumableError: There is no such stream, or no such place in it.
+        """
+        key = StreamKey(owner, require_stream_id(stream_id))
+        event_id = last_event_id(request)
+        # A client that reconnects by itself repeats its URL, and says in the header how far it has come since.
+        number = None if event_id else parse_sequence_number(starting_after)
+        offset = None if event_id or number is not None else parse_offset(start)
+        stream = await self._manager.store.find(key, self._pending_timeout)
+        if epoch and epoch != stream.epoch:
+            raise StreamReplaced
+        location = self._locator.within(request.scope)(key.id)
+        if number is None:
+            response = await replay(self._manager, stream, offset, event_id, location)
+        else:
+            response = await replay_after(self._manager, stream, number, location)
+        if request.method != "HEAD":
+            return response
         head = Response(status_code=response.status_code)
         head.raw_headers = [*response.raw_headers, *describe(stream)]
         return head
 
     async def stop(self, owner: Any, stream_id: str | None, epoch: str | None) -> Response:
-        """Stop a stream."""
-        try:
-            await self._manager.store.stop(StreamKey(owner, require_stream_id(stream_id)), epoch or None)
-        except ResumableError as exc:
-            raise http_error(exc) from exc
+        """Stop a stream.
+
+        Raises:
+            ResumableError: It is no stream id.
+        """
+        await self._manager.store.stop(StreamKey(owner, require_stream_id(stream_id)), epoch or None)
         return Response(status_code=204)
-
-    async def replay_as_asked(self, request: Request, owner: Any) -> Response:
-        """Answer with the stream that the path or the query names."""
-        query = request.query_params
-        return await self.replay(
-            request, owner, _stream_id(request), query.get("from"), query.get("starting_after"), query.get("epoch")
-        )
-
-    async def stop_as_asked(self, request: Request, owner: Any) -> Response:
-        """Stop the stream that the path or the query names."""
-        return await self.stop(owner, _stream_id(request), request.query_params.get("epoch"))
 
     async def lookup(self, request: Request, owner: Any) -> Response:
         """Say which streams there are."""
-        try:
-            wanted = await _read_lookup(request)
-            items = await self._manager.store.lookup(owner, wanted.conversation_ids)
-        except ResumableError as exc:
-            raise http_error(exc) from exc
+        wanted = await _read_lookup(request)
+        items = await self._manager.store.lookup(owner, wanted.conversation_ids)
         return Response(_ITEMS.dump_json(items), media_type="application/json")
 
     async def watch(self, request: Request, owner: Any) -> Response:
-        """Tell what becomes of streams."""
-        try:
-            wanted = await _read_lookup(request)
-        except ResumableError as exc:
-            raise http_error(exc) from exc
-        return WatchResponse(self._manager, owner, wanted.conversation_ids)
+        """Send what becomes of streams."""
+        wanted = await _read_lookup(request)
+        return Answer(WatchResponse(self._manager, owner, wanted.conversation_ids))
 
 
 def build_router(
@@ -249,39 +196,65 @@ def build_router(
         prefix=prefix,
         tags=["resumable streams"],
         lifespan=lifespan,
+        route_class=AnswerRoute,
         # Routes are found by name, so the name is unique; what OpenAPI shows is not to change from run to run.
         generate_unique_id_function=_operation_id,
     )
     routes = Routes(manager, pending_timeout, locator)
+    _add_stream_routes(router, routes, owner or no_owner, locator.route_name)
+    _add_lookup_routes(router, routes, owner or no_owner)
+    add_assets(router)
+    return router
 
-    def endpoint(answer: Endpoint) -> Callable[..., Awaitable[Response]]:
-        async def answer_anybody(request: Request) -> Response:
-            return await answer(request, None)
 
-        async def answer_owner(request: Request, owner: Annotated[Any, Depends(owner)]) -> Response:
-            return await answer(request, owner)
+def _add_stream_routes(router: APIRouter, routes: Routes, dependency: IdDependency, route_name: str) -> None:
+    OwnerId = Annotated[Any, Depends(dependency)]  # noqa: N806  # a type, for the signatures below
 
-        return answer_anybody if owner is None else answer_owner
+    async def replay_by_query(
+        request: Request,
+        owner: OwnerId,
+        start: From = None,
+        starting_after: StartingAfter = None,
+        epoch: Epoch = None,
+        _last_event_id: LastEventId = None,
+        conv_id: QueryId = None,
+    ) -> Response:
+        return Answer(await routes.replay(request, owner, conv_id, start, starting_after, epoch))
 
-    replay_endpoint, stop_endpoint = endpoint(routes.replay_as_asked), endpoint(routes.stop_as_asked)
-    for path, id_parameter in (
-        ("/stream", _QUERY_ID),
-        ("/stream/{conversation_id:path}", _PATH_ID),
+    async def replay_by_path(
+        request: Request,
+        owner: OwnerId,
+        conversation_id: PathId,
+        start: From = None,
+        starting_after: StartingAfter = None,
+        epoch: Epoch = None,
+        _last_event_id: LastEventId = None,
+    ) -> Response:
+        return Answer(await routes.replay(request, owner, conversation_id, start, starting_after, epoch))
+
+    async def stop_by_query(owner: OwnerId, conv_id: QueryId = None, epoch: Epoch = None) -> Response:
+        return await routes.stop(owner, conv_id, epoch)
+
+    async def stop_by_path(owner: OwnerId, conversation_id: PathId, epoch: Epoch = None) -> Response:
+        return await routes.stop(owner, conversation_id, epoch)
+
+    for path, replay_endpoint, stop_endpoint in (
+        ("/stream", replay_by_query, stop_by_query),
+        ("/stream/{conversation_id:path}", replay_by_path, stop_by_path),
         # A path parameter of Starlette's takes no line feed, a plain one does: so that such an id is refused by us.
-        ("/stream/{conversation_id}", _PATH_ID),
+        ("/stream/{conversation_id}", replay_by_path, stop_by_path),
     ):
         documented = path != "/stream/{conversation_id}"
         router.add_api_route(
             path,
             replay_endpoint,
             methods=["GET"],
-            name=locator.route_name if path == "/stream" else "replay_by_path",
+            name=route_name if path == "/stream" else "replay_by_path",
             summary="Replay a stream, and follow it to its end",
             description="Every client gets the bytes of the log, in order, from its offset. Never starts work.",
             response_class=Response,
             include_in_schema=documented,
             responses=_REPLAY_RESPONSES,
-            openapi_extra={"parameters": [id_parameter, *_REPLAY_PARAMETERS]},
         )
         router.add_api_route(
             path,
@@ -292,7 +265,6 @@ def build_router(
             response_class=Response,
             include_in_schema=documented,
             responses=_HEAD_RESPONSES,
-            openapi_extra={"parameters": [id_parameter, *_REPLAY_PARAMETERS]},
         )
         router.add_api_route(
             path,
@@ -304,12 +276,14 @@ def build_router(
             response_class=Response,
             include_in_schema=documented,
             responses=_STOP_RESPONSES,
-            openapi_extra={"parameters": [id_parameter, _EPOCH]},
         )
-    router.add_api_route(
+
+
+def _add_lookup_routes(router: APIRouter, routes: Routes, dependency: IdDependency) -> None:
+    OwnerId = Annotated[Any, Depends(dependency)]  # noqa: N806  # as above
+
+    @router.post(
         "/streams/lookup",
-        endpoint(routes.lookup),
-        methods=["POST"],
         summary="Look up streams by id",
         description="Which of these streams there are, and what they are doing. Only ids that are asked for are shown.",
         response_model=list[ResumableStreamItem],
@@ -317,28 +291,24 @@ def build_router(
         responses={**error_responses(InvalidRequest, StoreUnavailable), **OTHER_RESPONSES},
         openapi_extra=_LOOKUP_BODY,
     )
-    router.add_api_route(
+    async def lookup(request: Request, owner: OwnerId) -> Response:
+        return await routes.lookup(request, owner)
+
+    @router.post(
         "/streams/watch",
-        endpoint(routes.watch),
-        methods=["POST"],
         summary="Watch streams by id",
         description="What a lookup of these ids shows, and then each change, as server-sent events. Streams that come "
-        "later are told of, too. Only ids that are asked for are shown.",
+        "later are shown, too. Only ids that are asked for are shown.",
         response_class=Response,
         responses={**WATCH_RESPONSES, **OTHER_RESPONSES},
         openapi_extra=_LOOKUP_BODY,
     )
-    add_assets(router)
-    return router
-
-
-def _stream_id(request: Request) -> str | None:
-    given = request.path_params
-    return given["conversation_id"] if "conversation_id" in given else request.query_params.get("conv_id")
+    async def watch(request: Request, owner: OwnerId) -> Response:
+        return await routes.watch(request, owner)
 
 
 async def _read_lookup(request: Request) -> ResumableLookup:
-    body = await requests.read_body(request, MAX_LOOKUP_BYTES, "Ask for fewer ids.")
+    body = await read_body(request, MAX_LOOKUP_BYTES, "Ask for fewer ids.")
     try:
         return ResumableLookup.model_validate(json.loads(body), strict=True)
     except (ValueError, RecursionError) as exc:
@@ -358,5 +328,5 @@ def _operation_id(route: APIRoute) -> str:
 
 
 # Not `def`: FastAPI runs those in threads.
-async def nobody() -> None:
-    """The owner of everybody's streams, where there is no `owner`."""
+async def no_owner() -> None:
+    """The owner of every stream, where there is no `owner`."""

@@ -11,9 +11,9 @@ from .._core.sse import PING
 from .._run.manager import StreamManager
 from .._run.replay import break_off, end_of_body
 from .._stream.reader import Reading
-from ..exceptions import InvalidRequest, ResumableError, ShuttingDown, StoreUnavailable
+from ..exceptions import InvalidRequest, ShuttingDown, StoreUnavailable
 from ..models import ResumableStatus, ResumableStreamItem
-from .errors import error_responses, http_error
+from .errors import error_responses
 
 
 def encode(item: ResumableStreamItem) -> bytes:
@@ -68,7 +68,7 @@ class WatchResponse(Response):
         """Watch.
 
         Raises:
-            HTTPException: The store has no answer, or the server is about to exit.
+            ResumableError: The store has no answer, or the server is about to exit.
             StreamBroken: The client took nothing for too long.
         """
 
@@ -83,10 +83,7 @@ class WatchResponse(Response):
             body = b"".join(map(encode, items)) or PING
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
-        try:
-            watch = self._manager.watch(self._owner, self._ids)
-        except ResumableError as exc:
-            raise http_error(exc) from exc
+        watch = self._manager.watch(self._owner, self._ids)
         departure = asyncio.ensure_future(disconnected())
         departure.add_done_callback(lambda _: watch.leave())
         try:
@@ -95,8 +92,6 @@ class WatchResponse(Response):
                 await break_off(why, self._manager, scope, send, at_once=True)
             else:
                 await send(end_of_body())
-        except ResumableError as exc:
-            raise http_error(exc) from exc
         except OSError:
             # What a server of ASGI 2.4 raises from `send` once the client has gone.
             return

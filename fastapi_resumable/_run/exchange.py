@@ -7,12 +7,10 @@ The request itself goes on until the application has ended, whatever happens to 
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import anyio
-from starlette.background import BackgroundTask
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Scope, Send
 
 from .._stream.reader import Reader, Reading
 from .._stream.stream import Stream
@@ -215,46 +213,6 @@ class Exchange:
         item = self._producer.reservation.item if stream is None else stream.item
         response = accepted(item, self._locate(item.conversation_id))
         await response({"type": "http"}, self._body.receive, self._send)
-
-
-class ResumableResponse(Response):
-    """Stands for the user's response, which runs in the background; shares its status, headers and background tasks."""
-
-    def __init__(self, response: Response, exchange: Exchange) -> None:
-        self._response = response
-        self._exchange = exchange
-        self.status_code = response.status_code
-        self.raw_headers = response.raw_headers
-        self.media_type = response.media_type
-
-    # FastAPI sets the request's background tasks on the response that it gets; they belong to the one that runs.
-    @property
-    def background(self) -> BackgroundTask | None:
-        """The background tasks of the user's response."""
-        return self._response.background
-
-    @background.setter
-    def background(self, value: BackgroundTask | None) -> None:
-        self._response.background = value
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._response, name)
-
-    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
-        """Run the user's response in the background, and answer from the log.
-
-        Raises:
-            Exception: What the user's response raised; after the stream has begun too, so that dependencies see it.
-        """
-        await self._exchange.run(self._run, scope, send)
-        if self._exchange.failure is not None:
-            raise self._exchange.failure
-
-    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._response(scope, receive, send)
-        finally:
-            await close_body(self._response)
 
 
 async def close_body(response: Response) -> None:

@@ -22,8 +22,23 @@ _HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-# What belongs to one exchange, so to one client, and not to the stream.
-_OF_ONE_RESPONSE = frozenset({b"date", b"server", b"set-cookie", b"vary"})
+# What belongs to one exchange, so to one client, and not to the stream: what a server, a cache, a browser's store of
+# credentials, a measurement of this request or the limit of this client's rate have to do with it.
+_OF_ONE_RESPONSE = frozenset(
+    {
+        *(b"date", b"server", b"set-cookie", b"vary", b"via", b"alt-svc", b"clear-site-data"),
+        *(b"accept-ranges", b"content-range"),
+        *(b"www-authenticate", b"authentication-info", b"proxy-authentication-info", b"authorization"),
+        *(b"age", b"expires", b"pragma", b"etag", b"last-modified", b"warning", b"cache-status", b"surrogate-control"),
+        *(b"surrogate-key", b"cache-tag", b"edge-control", b"x-cache", b"retry-after"),
+        *(b"x-request-id", b"x-correlation-id", b"request-id", b"x-trace-id", b"x-amzn-trace-id", b"x-b3-traceid"),
+        *(b"server-timing", b"traceparent", b"tracestate", b"traceresponse", b"x-process-time", b"x-runtime"),
+        b"x-response-time",
+        *(b"ratelimit", b"ratelimit-policy"),
+    }
+)
+_OF_ONE_RESPONSE_PREFIXES = (b"access-control-", b"x-ratelimit-", b"ratelimit-", b"x-rate-limit-")
+_CACHING_SUFFIX = b"cdn-cache-control"
 _OURS = frozenset(
     {b"cache-control", b"content-location", b"x-accel-buffering", b"x-conversation-id", b"x-stream-epoch"}
 )
@@ -42,7 +57,10 @@ def recorded(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes
     return tuple(
         (name, value)
         for name, value in end_to_end(headers)
-        if name not in _OF_ONE_RESPONSE and name not in _OURS and not name.startswith(b"access-control-")
+        if name not in _OF_ONE_RESPONSE
+        and name not in _OURS
+        and not name.startswith(_OF_ONE_RESPONSE_PREFIXES)
+        and not name.endswith(_CACHING_SUFFIX)
     )
 
 
@@ -61,6 +79,17 @@ def identify(headers: Iterable[tuple[bytes, bytes]], stream: Stream, location: s
         # What the AI SDK's `WorkflowChatTransport` takes for the id in `{api}/{id}/stream`.
         result = [(name, value) for name, value in result if name != b"x-workflow-run-id"]
         result.append((b"x-workflow-run-id", stream.key.id.encode("utf-8")))
+    return result
+
+
+def guard(headers: RawHeaders) -> RawHeaders:
+    """Keep a browser from taking a replay, which has a URL of its own, for more than its media type says."""
+    result = [(name, value) for name, value in headers if name != b"x-content-type-options"]
+    result.append((b"x-content-type-options", b"nosniff"))
+    media_type = next((value for name, value in headers if name == b"content-type"), b"").partition(b";")[0]
+    if media_type.strip().lower() in (b"text/html", b"application/xhtml+xml", b"image/svg+xml"):
+        result = [(name, value) for name, value in result if name != b"content-security-policy"]
+        result.append((b"content-security-policy", b"sandbox"))
     return result
 
 

@@ -14,7 +14,7 @@ from .._stream.reader import Reader, Reading
 from .._stream.stream import Stream
 from ..exceptions import OffsetLost
 from ..models import ResumableStatus
-from .headers import RawHeaders, identify
+from .headers import RawHeaders, guard, identify
 from .manager import StreamManager
 from .servers import takes_cancellation, transport_of
 
@@ -183,7 +183,7 @@ class ReplayResponse(Response):
         self._offset = offset
         self._kind = kind or ("resume" if offset else "replay")
         super().__init__(status_code=stream.head.status_code)
-        self.raw_headers = identify(stream.head.headers, stream, location)
+        self.raw_headers = guard(identify(stream.head.headers, stream, location))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the log."""

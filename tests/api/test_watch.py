@@ -3,11 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-import fastapi
 import pytest
 from fastapi import Depends, FastAPI
+from fastapi.responses import StreamingResponse
 
 from fastapi_resumable import MemoryStore, Resumable, StreamPending
 from fastapi_resumable._run import watch as watching
@@ -414,28 +414,45 @@ async def test_a_store_that_has_no_answer_is_an_error_before_the_watch_begins() 
         assert_nobody_watches(made.resumable)
 
 
-CLOSES_EARLY = not fastapi.__version__.startswith("0.121.")
-"""The first FastAPI with `scope` closes such a dependency only after a response that the endpoint itself makes."""
+@pytest.mark.parametrize("how", ["owner", "router"])
+@pytest.mark.parametrize("path", ["/v1/streams/watch", "/v1/stream/chat-1", "/ai/chat-1/stream"])
+async def test_what_a_dependency_holds_is_given_back_before_the_first_byte(path: str, how: str) -> None:
+    """A database session is not held for as long as a client follows a stream: by `owner`, nor by the router's own."""
+    held: list[str] = []
 
+    async def session() -> AsyncIterator[str]:
+        held.append("session")
+        yield "alice"
+        held.clear()
 
-@pytest.mark.parametrize("scope", ["function", "request"])
-async def test_a_dependency_stays_open_with_the_watch_unless_its_scope_is_the_function(scope: Any) -> None:
-    """sidebar.md: so that a database session is not held for hours."""
-    opened, closed = asyncio.Event(), asyncio.Event()
+    async def owner(name: Annotated[str, Depends(session)]) -> str:
+        return name
 
-    async def session() -> AsyncIterator[None]:
-        opened.set()
-        yield
-        closed.set()
-
+    resumable = make(ping=60, owner=owner) if how == "owner" else make(ping=60)
     app = FastAPI()
-    app.include_router(make(ping=60).router, dependencies=[Depends(session, scope=scope)])
+    guard = [Depends(session)] if how == "router" else []
+    app.include_router(resumable.router, dependencies=guard)
+    app.include_router(resumable.ai_sdk_router, prefix="/ai", dependencies=guard)
+    release = asyncio.Event()
+
+    async def words() -> AsyncIterator[str]:
+        yield "data: one\n\n"
+        await release.wait()
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat() -> StreamingResponse:
+        return StreamingResponse(words(), media_type="text/event-stream")
+
     async with running(app) as client:
-        exchange = begin_watch(client, "chat")
-        await exchange.read_until(b": ping\n")
-        assert opened.is_set()
-        assert closed.is_set() is (scope == "function" and CLOSES_EARLY)
-    assert closed.is_set()
+        first = client.start("POST", "/chat", headers={"X-Conversation-Id": "chat-1"})
+        await first.read_until(b"one")
+        assert held == []
+        method, options = ("POST", {"json": {"conversation_ids": ["chat-1"]}}) if "watch" in path else ("GET", {})
+        follower = client.start(method, path, **options)
+        await follower.read_until(b"data: ")
+        assert held == []
+        release.set()
 
 
 def test_a_watch_is_documented() -> None:

@@ -1,0 +1,54 @@
+"""What is used of FastAPI's and Starlette's private state: five things, all here, each with its reason.
+
+1. `Request._receive`: `request.is_disconnected()` in a generator must tell of a stop, not of a client that has left.
+2. `Request._send`: `Prefer: respond-async` is answered while the endpoint is still at work, and has returned nothing.
+3. `scope["fastapi_inner_astack"]`, the stack of the request's dependencies: they are to be closed in a shield when the
+   server has cancelled the request, and to see how the stream ended.
+4. `Dependant.call` and `.request_param_name`, of the route that runs: the door of the endpoint. Nothing public comes
+   after the last parameter was validated and before the endpoint runs, which is where a resume has to be answered.
+5. `scope["starlette.exception_handlers"]`: what a dependency raises that we have FastAPI solve must reach us.
+
+`tests/api/test_internals.py` has a test for each, which fails when it breaks.
+"""
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from fastapi.dependencies.models import Dependant
+
+
+def replace_receive(request: Request, receive: Receive) -> None:
+    """Let the request listen to another channel."""
+    request._receive = receive  # noqa: SLF001  # the first of the list above
+
+
+def send_of(request: Request) -> Send:
+    """The channel that the request is answered on."""
+    return request._send  # noqa: SLF001  # the second of the list above
+
+
+def dependency_stack(scope: Scope) -> AsyncExitStack:
+    """The stack that closes the request's dependencies, once the response was sent."""
+    stack: AsyncExitStack = scope["fastapi_inner_astack"]
+    return stack
+
+
+def running_dependant(scope: Scope) -> "Dependant | None":
+    """The dependencies and the endpoint of the route that serves the request; `None` if that is no route of FastAPI's.
+
+    Since 0.137 an included route has them once for each inclusion, in a context that stands beside `scope["route"]`.
+    """
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    if context is None or getattr(context, "original_route", None) is not scope.get("route"):
+        context = scope.get("route")
+    dependant: Any = getattr(context, "dependant", None)
+    return dependant if getattr(dependant, "call", None) is not None else None
+
+
+def without_exception_handlers(scope: Scope) -> Scope:
+    """A copy of the scope for a route whose exceptions are not to be made into responses."""
+    return {name: value for name, value in scope.items() if name != "starlette.exception_handlers"}
