@@ -684,7 +684,7 @@ async def test_a_worker_that_was_frozen_gives_up_its_requests(plant: Plant) -> N
     """Others have taken them out of the queue, and a newer request may have begun: it is not to be replaced."""
     one, two = plant.open(), plant.open()
     old = await Request().reserve(one)
-    await site_of(two).bury([(KEY, site_of(one).worker)])
+    await site_of(two).reap_dead([(KEY, site_of(one).worker)])
     new = Request()
     await new.begin(two)
     site_of(one)._on_lapse()

@@ -179,7 +179,7 @@ class RedisReader:
             if (stream := self._stream()) is not None:
                 stream.fail(StreamReplaced())
         elif reply:
-            self._site.tell(reply[0].decode(), "room", reply[1].decode())
+            self._site.send_message(reply[0].decode(), "room", reply[1].decode())
 
     def on_outage(self, _failure: StoreUnavailable) -> None:
         """Its worker is told as soon as it can be."""

@@ -55,7 +55,7 @@ RESTORE = Script("restore")
 STOP = Script("stop")
 """Stop what is queued or live, forget what has ended. Replies whom to tell."""
 
-BURY = Script("bury")
+REAP = Script("reap")
 """End what belongs to a worker that is gone. Replies the epochs that were ended, so that only one caller gets each."""
 
 TOUCH = Script("touch")

@@ -29,7 +29,7 @@ from .follower import Entry, Follower
 from .keys import Keys, log_key, readers_key
 from .lease import Lease
 from .link import UNAVAILABLE, Call, Client, Link
-from .scripts import BURY, INDEX, PAGE, PEEK, POST, RELEASE, REPORT, RESERVE, TOUCH
+from .scripts import INDEX, PAGE, PEEK, POST, REAP, RELEASE, REPORT, RESERVE, TOUCH
 from .state import UNUSED_EPOCH, State, cut_event, dump_head
 
 logger = logging.getLogger("fastapi_resumable")
@@ -67,7 +67,7 @@ class Site:
         self.reservations: dict[str, Reservation] = {}
         self.streams: dict[str, LocalStream] = {}
         """What is queued and what is recorded here, by epoch."""
-        self.asking: dict[str, Reservation] = {}
+        self.pending_reserves: dict[str, Reservation] = {}
         """Requests that may be queued already: news of them can be here before the reply is."""
         self.stopped: set[str] = set()
         """Requests that were stopped while they were queued here, and are not released yet."""
@@ -155,10 +155,10 @@ class Site:
         """Add a message to a stream of messages, soon."""
         self.appender.post(Call(POST, [key], [int(keep * 1000), CHANGES, *fields]))
 
-    def tell(self, worker: str, message: str, epoch: str, code: str = "") -> None:
+    def send_message(self, worker: str, message: str, epoch: str, code: str = "") -> None:
         """Tell the worker of an epoch something, this one included."""
         if worker == self.worker:
-            self.obey(message, epoch, code)
+            self.handle_message(message, epoch, code)
         else:
             self.post(self.keys.inbox(worker), LIVE, "m", message, "e", epoch, "c", code)
 
@@ -168,7 +168,7 @@ class Site:
 
     def check(self, stream: RemoteStream) -> None:
         """Have the worker of a stream end it, should it know nothing of it."""
-        self.tell(stream.worker, "check", stream.epoch, self.keys.stream(stream.key))
+        self.send_message(stream.worker, "check", stream.epoch, self.keys.stream(stream.key))
 
     def _wake_follower(self) -> None:
         self.post(self.keys.inbox(self.worker), LIVE, "m", "wake")
@@ -176,18 +176,20 @@ class Site:
     def _take_messages(self, entries: list[Entry]) -> None:
         for _, fields in entries:
             try:
-                self.obey(fields[b"m"].decode(), fields.get(b"e", b"").decode(), fields.get(b"c", b"").decode())
+                self.handle_message(
+                    fields[b"m"].decode(), fields.get(b"e", b"").decode(), fields.get(b"c", b"").decode()
+                )
             except Exception:
                 logger.exception("a message of another worker makes no sense")
 
-    def obey(self, message: str, epoch: str, code: str) -> None:
+    def handle_message(self, message: str, epoch: str, code: str) -> None:
         """Do what another worker has told this one."""
         if message == "room" and epoch in self.streams:
             self.streams[epoch].note_room()
         elif message == "check" and not self.has(epoch):
             self.abandon(code, epoch)
         elif message == "stop":
-            reservation = self.reservations.pop(epoch, None) or self.asking.pop(epoch, None)
+            reservation = self.reservations.pop(epoch, None) or self.pending_reserves.pop(epoch, None)
             if reservation is not None:
                 self.stopped.add(epoch)
                 reservation.stop(code)
@@ -274,22 +276,22 @@ class Site:
         lost = [state for state in ours if not self.has(state.epoch)]
         if not dead and not lost:
             return states
-        graves = [(state.key, worker) for state in states for worker in state.workers & dead]
-        await self.bury(graves)
+        dead_owners = [(state.key, worker) for state in states for worker in state.workers & dead]
+        await self.reap_dead(dead_owners)
         calls = [self.release(self.keys.stream(state.key), state.epoch) for state in lost]
         await self.end(calls, ResumableStatus.INTERRUPTED, "producer_lost")
         replies = await self.link.run(*(Call(PEEK, [self.keys.stream(key)]) for key in keys))
         return [State(key, reply) for key, reply in zip(keys, replies, strict=True)]
 
-    async def bury(self, graves: Iterable[tuple[StreamKey, str]]) -> None:
+    async def reap_dead(self, dead_owners: Iterable[tuple[StreamKey, str]]) -> None:
         """End what belongs to workers that are gone."""
-        graves = list(graves)
+        dead_owners = list(dead_owners)
         calls = [
-            Call(BURY, [self.keys.stream(key)], [worker, self.ttl, self.now(), self.retention])
-            for key, worker in graves
+            Call(REAP, [self.keys.stream(key)], [worker, self.ttl, self.now(), self.retention])
+            for key, worker in dead_owners
         ]
         replies = await self.end(calls, ResumableStatus.INTERRUPTED, "producer_lost")
-        for (key, worker), ended in zip(graves, replies, strict=True):
+        for (key, worker), ended in zip(dead_owners, replies, strict=True):
             if ended:
                 logger.warning("worker %s is gone: its stream %r was ended", worker, key.id)
                 await self.free(key, *ended)
@@ -338,7 +340,7 @@ class Site:
         """Tell the workers of what a script has ended; `told` are workers and epochs by turns."""
         await self.free(key, *told[1::2])
         for worker, epoch in zip(told[::2], told[1::2], strict=True):
-            self.tell(worker.decode(), "stop", epoch.decode(), code)
+            self.send_message(worker.decode(), "stop", epoch.decode(), code)
 
     def describe(self, stream: LocalStream) -> list[Any]:
         """What is written of a stream when it begins."""
@@ -394,7 +396,7 @@ class Site:
         """See to it that a stream that has no producer here does not stay live, once Redis can be reached."""
         self.appender.post(self.release(name, epoch, *self.terminal(ResumableStatus.INTERRUPTED, "producer_lost")))
 
-    def withdraw(self, key: StreamKey, epoch: str) -> None:
+    def cancel_reservation(self, key: StreamKey, epoch: str) -> None:
         """See to it that a request that is over does not stay queued, once Redis can be reached."""
         self.appender.post(self.release(self.keys.stream(key), epoch, b""), *self._free(key, epoch))
 
@@ -405,7 +407,7 @@ class Site:
     def _on_lapse(self) -> None:
         """This process stood still for so long that others have given up its streams."""
         for epoch in list(self.reservations):
-            self.obey("stop", epoch, "interrupted")
+            self.handle_message("stop", epoch, "interrupted")
         lapsed = list(self.streams.values())
         for stream in lapsed:
             # At once, or it would be written anew should Redis have forgotten it.
@@ -435,7 +437,7 @@ class Site:
             return
         for reservation in reservations:
             if not self.has(reservation.epoch):
-                self.withdraw(reservation.key, reservation.epoch)
+                self.cancel_reservation(reservation.key, reservation.epoch)
 
     def queue(self, reservation: Reservation, rule: str) -> Call:
         """The call that queues a request, unless it is queued or has begun."""
@@ -493,7 +495,7 @@ class Site:
         dead = await self.lease.dead(stream.worker for stream in followed)
         if dead:
             try:
-                await self.bury((stream.key, stream.worker) for stream in followed if stream.worker in dead)
+                await self.reap_dead((stream.key, stream.worker) for stream in followed if stream.worker in dead)
             except StoreUnavailable as exc:
                 for stream in followed:
                     if stream.worker in dead:

@@ -147,14 +147,14 @@ class RedisStore:
     async def _queue(self, site: Site, reservation: Reservation, on_conflict: OnConflict) -> Stream | None:
         key, epoch = reservation.key, reservation.epoch
         while True:
-            site.asking[epoch] = reservation
+            site.pending_reserves[epoch] = reservation
             word, *about = (await site.link.run(*site.index(key), site.queue(reservation, on_conflict)))[-1]
-            unstopped = site.asking.pop(epoch, None)
+            unstopped = site.pending_reserves.pop(epoch, None)
             if word == b"queued":
                 break
             rival, worker = about[0].decode(), about[1].decode()
             if worker and await site.lease.dead([worker]):
-                await site.bury([(key, worker)])
+                await site.reap_dead([(key, worker)])
             elif word == b"exists":
                 raise StreamExists
             else:
@@ -231,7 +231,7 @@ class RedisStore:
             about = []
         else:
             if word == b"stopped":
-                site.obey("stop", epoch, about.pop().decode())
+                site.handle_message("stop", epoch, about.pop().decode())
         await site.tell_ended(key, about, "replaced")
         if reservation.stop_code is not None:
             await site.free(key, epoch)
@@ -263,9 +263,9 @@ class RedisStore:
         if site.reservations.pop(epoch, None) is not None:
             # In a task of its own: nobody would do it again if the caller were cancelled.
             await asyncio.shield(site.spawn(self._release(site, reservation), "resumable release"))
-        elif epoch in site.stopped or site.asking.pop(epoch, None) is not None:
+        elif epoch in site.stopped or site.pending_reserves.pop(epoch, None) is not None:
             site.stopped.discard(epoch)
-            site.withdraw(key, epoch)
+            site.cancel_reservation(key, epoch)
 
     async def _release(self, site: Site, reservation: Reservation) -> None:
         key, epoch = reservation.key, reservation.epoch
@@ -273,7 +273,7 @@ class RedisStore:
             call = site.release(self._keys.stream(key), epoch)
             await site.end([call], ResumableStatus.INTERRUPTED, "producer_lost")
         except StoreUnavailable:
-            site.withdraw(key, epoch)
+            site.cancel_reservation(key, epoch)
         await site.free(key, epoch)
         await site.announce(key, reservation.ended(ResumableStatus.FAILED, site.now()))
         await site.announce_rest(key)
