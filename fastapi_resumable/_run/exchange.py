@@ -25,6 +25,9 @@ from .replay import QuietlyBroken, end_of_body, serve
 
 logger = logging.getLogger("fastapi_resumable")
 
+GONE_TIMEOUT = 0.5
+"""Seconds that a server has to say that a client has gone to whom nothing could be sent."""
+
 Locate = Callable[[str], str | None]
 """Gives the replay URL of a stream id, if there is one."""
 
@@ -57,7 +60,7 @@ class Exchange:
         self._locate = locate
         self._pending_timeout = pending_timeout
         self._reader: Reader | None = None
-        self._has_left = False
+        self._has_left = self._is_cut = False
         self._interrupting: asyncio.Task[None] | None = None
         self._scope: anyio.CancelScope | None = None
         self.recorder = Recorder(
@@ -75,6 +78,8 @@ class Exchange:
         """Called at the first such cancellation, which the request outlives: to shield what is closed after it."""
         self._has_left = False
         """Whether the client has gone before the end of the stream."""
+        self._is_cut = False
+        """Whether that is only known from a `send` that failed."""
         self.answered = False
         """Whether a client that did not want to wait has its answer."""
         self._accepting = (
@@ -185,12 +190,23 @@ class Exchange:
             stream = self._reader.stream
             headers = identify(end_to_end(self.recorder.headers), stream, self._locate(stream.key.id))
             reading = await serve(self._reader, self._manager, headers, scope, self._send, self._body.disconnected)
-            self._has_left = reading is Reading.LEFT
+            self._has_left = reading in (Reading.LEFT, Reading.CUT)
+            self._is_cut = reading is Reading.CUT
             if self._has_left and self._producer.telemetry is not None:
                 self._producer.telemetry.client_left()
 
     async def _close_response(self) -> None:
         """Say that the response is complete, to those who watch it: they take a request without that for a failure."""
+        if self._is_cut:
+            # A client that is still there would take it for the end of what it has not had.
+            try:
+                async with asyncio.timeout(GONE_TIMEOUT):
+                    await self._body.disconnected()
+            except TimeoutError:
+                return
+            except asyncio.CancelledError as exc:
+                self._note_cancellation(exc)
+                return
         try:
             await self._send(end_of_body())
         except Exception:  # a server may refuse it; the client has gone, so it makes no difference

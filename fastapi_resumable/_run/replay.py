@@ -93,7 +93,7 @@ async def serve(
             raise reader.cancelled
     except OSError:
         # What a server of ASGI 2.4 raises from `send` once the client has gone.
-        return Reading.LEFT
+        return Reading.CUT
     finally:
         manager.dismiss(reader, _dropped(reading, reader))
         timer.cancel()

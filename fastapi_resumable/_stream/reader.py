@@ -25,6 +25,8 @@ class Reading(Enum):
     """The log has ended and everything was delivered."""
     LEFT = "left"
     """The client went away."""
+    CUT = "cut"
+    """Sending to the client failed: it went away, or something between it and the application broke."""
     STALLED = "stalled"
     """The client took nothing for too long, or is asked to go because the server shuts down."""
     LOST = "lost"
