@@ -132,6 +132,7 @@ def test_the_tables_can_be_read_with_any_tool(tmp_path: Path) -> None:
     assert (owner, stream_id, status) == ("ann", "chat", "completed")
     assert size > len(b"data: \xe2\x98\x83\n\n")
     assert connection.execute("SELECT count(*) FROM workers").fetchone() == (0,)
+    connection.close()
     assert not list((tmp_path / "streams.db-workers").iterdir())
 
 

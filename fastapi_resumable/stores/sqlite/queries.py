@@ -67,16 +67,14 @@ def read_states(
 ) -> list[KeyState]:
     """What there is under some ids, in the order asked for; with the ids that are variants of one, if wanted."""
     columns = COLUMNS.replace("streams.stream", "s.stream")
-    query = (
-        f"SELECT a.key, s.id, {columns} FROM json_each(?1) AS a JOIN streams AS s ON s.owner IS ?2 AND s.id = a.value"  # noqa: S608
-    )
+    query = f"SELECT a.key, s.id, {columns} FROM json_each(:asked) AS a JOIN streams AS s ON s.owner IS :owner AND s.id = a.value"  # noqa: S608
     if with_variants:
         query += (
-            f" UNION ALL SELECT a.key, s.id, {columns} FROM json_each(?1) AS a JOIN streams AS s "  # noqa: S608
-            "ON s.owner IS ?2 AND s.id >= a.value || '::' AND s.id < a.value || ':;'"
+            f" UNION ALL SELECT a.key, s.id, {columns} FROM json_each(:asked) AS a JOIN streams AS s "  # noqa: S608
+            "ON s.owner IS :owner AND s.id >= a.value || '::' AND s.id < a.value || ':;'"
         )
     asked = list(dict.fromkeys(ids))
-    rows = connection.execute(query, (json.dumps(asked), bindable(owner))).fetchall()
+    rows = connection.execute(query, {"asked": json.dumps(asked), "owner": bindable(owner)}).fetchall()
     by_id: dict[str, dict[str, Any]] = {}
     # An id that was asked for comes before its variants.
     for _, stream_id, *values in sorted(rows, key=lambda row: (row[0], asked[row[0]] != row[1], row[1], row[2])):
