@@ -67,12 +67,11 @@ def read_states(
 ) -> list[KeyState]:
     """What there is under some ids, in the order asked for; with the ids that are variants of one, if wanted."""
     columns = COLUMNS.replace("streams.stream", "s.stream")
-    query = f"SELECT a.key, s.id, {columns} FROM json_each(:asked) AS a JOIN streams AS s ON s.owner IS :owner AND s.id = a.value"  # noqa: S608
+    select = f"SELECT a.key, s.id, {columns} FROM json_each(:asked) AS a JOIN streams AS s "  # noqa: S608
+    select += "ON s.owner IS :owner AND "
+    query = select + "s.id = a.value"
     if with_variants:
-        query += (
-            f" UNION ALL SELECT a.key, s.id, {columns} FROM json_each(:asked) AS a JOIN streams AS s "  # noqa: S608
-            "ON s.owner IS :owner AND s.id >= a.value || '::' AND s.id < a.value || ':;'"
-        )
+        query += f" UNION ALL {select} s.id >= a.value || '::' AND s.id < a.value || ':;'"
     asked = list(dict.fromkeys(ids))
     rows = connection.execute(query, {"asked": json.dumps(asked), "owner": bindable(owner)}).fetchall()
     by_id: dict[str, dict[str, Any]] = {}
