@@ -6,6 +6,7 @@ level-triggered (a reader looks again by itself after each delivery), so no wake
 
 import asyncio
 import math
+from collections.abc import Iterator
 from time import monotonic
 
 from .._core.log import BLOCK_SIZE, ByteLog
@@ -81,6 +82,25 @@ class Fanout:
         """Where the slowest reader is; infinity if there is none."""
         self.slowest = min((cursor.offset for cursor in self.cursors), default=math.inf)
         return self.slowest
+
+    # What they read.
+
+    def read(self, offset: int) -> bytes:
+        """Return the next bytes that may be read; none at the tail.
+
+        Raises:
+            LookupError: They were dropped.
+        """
+        left = self.tail - offset
+        return self._log.read(offset)[:left] if left > 0 else b""
+
+    def chunks(self, offset: int) -> Iterator[bytes]:
+        """All bytes from `offset` on that may be read now."""
+        tail = self.tail
+        while offset < tail:
+            chunk = self._log.read(offset)[: tail - offset]
+            offset += len(chunk)
+            yield chunk
 
     # What they are woken for.
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Iterable
 
 from ..._core.ids import StreamKey
@@ -13,14 +12,10 @@ from ..._stream.stream import Budget, Head, Limits, stream_item
 from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
 from .outbox import Outbox, Sync
-from .writes import END_MESSAGES, Begin, Ending, Reply, Restore, Write, WriterBackend, Written
+from .room import Room
+from .writes import END_MESSAGES, Ending, Reply, WriterBackend, Written
 
 logger = logging.getLogger("fastapi_resumable")
-
-AHEAD = 256 * 1024
-"""The most bytes a producer may be ahead of what the backend has acknowledged."""
-RECHECK = 1.0
-"""Seconds after which a producer that waits for readers elsewhere looks again, should no message have told it."""
 
 
 class LocalStream:
@@ -29,28 +24,6 @@ class LocalStream:
     The log holds what was written; readers do not pass what the backend has acknowledged, except while the stream is
     detached: it goes on, in an outage, for the readers that it has here.
     """
-
-    __slots__ = (
-        "__weakref__",
-        "_ahead",
-        "_fanout",
-        "_now",
-        "_outbox",
-        "_recording",
-        "_settled",
-        "_slowest_elsewhere",
-        "_stop_producer",
-        "backend",
-        "completed_at",
-        "failure",
-        "idempotency_key",
-        "is_detached",
-        "is_final",
-        "key",
-        "log",
-        "started_at",
-        "status",
-    )
 
     def __init__(
         self,
@@ -67,6 +40,8 @@ class LocalStream:
     ) -> None:
         """`on_stop` is called with the reason if the stream is ended by anything else than its producer."""
         self.key = key
+        self.epoch = epoch
+        self.head = head
         self.idempotency_key = idempotency_key
         self.started_at = now()
         self.completed_at = 0.0
@@ -82,20 +57,13 @@ class LocalStream:
         self.log = self._recording.log
         self._fanout = Fanout(self.log)
         self._fanout.visible = 0
-        self._slowest_elsewhere: float = math.inf
-        self._ahead = max(1, min(AHEAD, limits.max_stream_bytes // 4))
-        self._outbox = Outbox(self._recording, self._ahead)
+        self._outbox = Outbox(self._recording)
+        self._room = Room(self._recording, self._fanout, backend, self._outbox.ahead)
+        # What others ask of the stream is done by its parts.
+        self.attach, self.detach, self.advance = self._fanout.attach, self._fanout.detach, self._fanout.advance
+        self.has_room, self.wait_for_room, self.note_room = self._room.has, self._room.wait, self._fanout.make_room
+        self.next_write = self._outbox.next_write
         self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    @property
-    def epoch(self) -> str:
-        """Which incarnation of the id this is."""
-        return self._recording.epoch
-
-    @property
-    def head(self) -> Head:
-        """Status and headers."""
-        return self._recording.head
 
     # The producer's side.
 
@@ -106,10 +74,13 @@ class LocalStream:
 
     def offer(self, chunk: bytes, _now: float) -> bool:
         """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room."""
-        if self.closed or len(chunk) > PIECE or not self.has_room(len(chunk)):
+        if self.closed or len(chunk) > PIECE or not self._room.has(len(chunk)):
             return False
         if data := self._recording.frame(chunk):
             self._keep(data)
+        else:
+            # It is held back, as a part of an event that is not whole.
+            self._recording.settle(self._fanout)
         return True
 
     def _keep(self, data: bytes) -> None:
@@ -125,47 +96,6 @@ class LocalStream:
         recording = self._recording
         if recording.framer is not None and not recording.is_mid_event and not self._fanout.is_waiting:
             self._keep(PING)
-
-    def has_room(self, size: int) -> bool:
-        """Whether `size` more bytes leave in place what readers need, here and elsewhere, and what is to be written."""
-        tail, bound = self.log.tail, self._recording.bound
-        ahead = tail + size - self.visible
-        if ahead > self._ahead // 2 and tail > self.visible:
-            # Enough to be written at once, so that the producer need not wait for that.
-            self.backend.mark()
-            if ahead > self._ahead:
-                return False
-        if self._is_held_elsewhere(size):
-            return False
-        if tail + size - self._fanout.slowest <= bound:
-            return True
-        slowest = self._fanout.find_slowest()
-        return tail + size - slowest <= bound or slowest >= tail
-
-    def _is_held_elsewhere(self, size: int) -> bool:
-        slowest = self._slowest_elsewhere
-        return slowest < self.log.tail and self.log.tail + size - slowest > self._recording.bound
-
-    async def wait_for_room(self, size: int) -> None:
-        """Wait until there is room, or the stream ends."""
-        while not self.closed and not self.has_room(size):
-            timeout = None
-            if self._is_held_elsewhere(size):
-                timeout = RECHECK
-                try:
-                    self._note_slowest(await self.backend.slowest_reader())
-                except StoreUnavailable:
-                    pass
-                if self.closed or self.has_room(size):
-                    return
-            await self._fanout.wait_for_room(timeout)
-
-    def _note_slowest(self, slowest: int | None) -> None:
-        self._slowest_elsewhere = math.inf if slowest is None else slowest
-
-    def note_room(self) -> None:
-        """A reader elsewhere has got on."""
-        self._fanout.make_room()
 
     def end(self, status: ResumableStatus, code: str, message: str, now: float) -> None:
         """End the log, once; readers see it when the backend has it."""
@@ -196,10 +126,6 @@ class LocalStream:
 
     # What the backend has.
 
-    def next_write(self) -> Begin | Restore | Write | None:
-        """What to do in the backend now; give its reply to `take_reply`."""
-        return self._outbox.next_write()
-
     def take_reply(self, reply: Reply) -> None:
         """Note what came of the last write."""
         if self._outbox.sync is Sync.LEFT:
@@ -215,7 +141,7 @@ class LocalStream:
     def _take_written(self, slowest: int | None) -> None:
         outbox, ending = self._outbox, self._outbox.ending
         assert outbox.sent is not None
-        self._note_slowest(slowest)
+        self._room.note_slowest(slowest)
         if self.is_detached and outbox.recorded == self.log.tail:
             self.is_detached = False
             logger.warning("stream %r is recorded again", self.key.id)
@@ -349,32 +275,16 @@ class LocalStream:
         """The stream as a lookup shows it."""
         return stream_item(self)
 
-    def attach(self, cursor: Cursor) -> None:
-        """Keep what `cursor` has yet to read, and wake it for what comes."""
-        self._fanout.attach(cursor)
-
-    def detach(self, cursor: Cursor) -> None:
-        """Forget `cursor`; the producer waits for it no longer."""
-        self._fanout.detach(cursor)
-
-    def advance(self, cursor: Cursor, size: int) -> None:
-        """Note that the reader has sent `size` bytes on."""
-        self._fanout.advance(cursor, size)
-
     def read(self, cursor: Cursor) -> bytes:
         """Return the next bytes that are visible; none at the tail.
 
         Raises:
             OffsetLost: The bytes there were dropped.
         """
-        left = self.visible - cursor.offset
-        if left <= 0:
-            return b""
         try:
-            data = self.log.read(cursor.offset)
+            return self._fanout.read(cursor.offset)
         except LookupError:
             raise OffsetLost(self.earliest) from None
-        return data if len(data) <= left else data[:left]
 
     async def fetch_evicted(self, _cursor: Cursor) -> bytes:
         """Return what was dropped here: the backend has dropped it as well.
@@ -386,15 +296,7 @@ class LocalStream:
 
     async def blocks(self, offset: int) -> Iterable[bytes]:
         """Everything from `offset`, which is retained, to what readers may read."""
-        return self._visible_chunks(offset)
-
-    def _visible_chunks(self, offset: int) -> Iterable[bytes]:
-        tail = self.visible
-        for chunk in self.log.chunks(offset):
-            if offset >= tail:
-                return
-            yield chunk[: tail - offset]
-            offset += len(chunk)
+        return self._fanout.chunks(offset)
 
     def held_blocks(self) -> list[bytes]:
         """All bytes from the earliest offset on."""

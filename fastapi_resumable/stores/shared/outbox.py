@@ -10,6 +10,8 @@ from ..._core.log import BLOCK_SIZE
 from ..._stream.recording import Recording
 from .writes import Begin, Begun, Ended, Ending, Gap, Missing, Reply, Restore, Write, Written
 
+AHEAD = 256 * 1024
+"""The most bytes a producer may be ahead of what the backend has acknowledged."""
 FAST = 250.0
 """Events a second of a stream that need not be written one by one."""
 SILENCE = 0.01
@@ -33,12 +35,12 @@ class Outbox:
     """How far a backend is behind a recording."""
 
     __slots__ = (
-        "_ahead",
         "_begin",
         "_called_at",
         "_is_fast",
         "_recording",
         "_writes",
+        "ahead",
         "ending",
         "recorded",
         "renew",
@@ -46,10 +48,10 @@ class Outbox:
         "sync",
     )
 
-    def __init__(self, recording: Recording, ahead: int) -> None:
-        """`ahead` is the most bytes that may be written before the backend has acknowledged them."""
+    def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._ahead = ahead
+        self.ahead = max(1, min(AHEAD, recording.limits.max_stream_bytes // 4))
+        """The most bytes that may be written before the backend has acknowledged them."""
         self._begin: object = None
         self.sync = Sync.WRITE
         self.recorded = 0
@@ -98,7 +100,7 @@ class Outbox:
             is_mid_event=recording.is_mid_event,
             renew=self.renew or not first,
             # As long as the log cannot fill up before the next reply, no reader has to be waited for.
-            may_fill=last + 2 * max(self._ahead, BLOCK_SIZE) > recording.bound,
+            may_fill=last + 2 * max(self.ahead, BLOCK_SIZE) > recording.bound,
             ending=self.ending,
         )
         self.renew = False
