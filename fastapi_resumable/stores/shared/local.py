@@ -287,11 +287,7 @@ class LocalStream:
             raise OffsetLost(self.earliest) from None
 
     async def fetch_evicted(self, _cursor: Cursor) -> bytes:
-        """Return what was dropped here: the backend has dropped it as well.
-
-        Raises:
-            OffsetLost: Always.
-        """
+        """Raise `OffsetLost`: what was dropped here was dropped by the backend as well."""
         raise OffsetLost(self.earliest)
 
     async def blocks(self, offset: int) -> Iterable[bytes]:
