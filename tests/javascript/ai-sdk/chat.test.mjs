@@ -257,6 +257,11 @@ test("an answer whose start was dropped is an error, not an empty page", { timeo
     await until(first.chat, partial(AT_ONCE));
     await first.chat.stop();
     await small.write(id, 53); // all but the last
+    const dropped = async () => {
+      const url = `${small.url}/v1/stream?conv_id=${encodeURIComponent(id)}`;
+      return Number((await fetch(url, { method: "HEAD" })).headers.get("x-stream-dropped-bytes"));
+    };
+    while (!(await dropped()));
     const second = open(id, { url: small.url });
     await second.chat.resumeStream();
     assert.equal(second.chat.status, "error");
