@@ -20,7 +20,7 @@ from .body import RequestBody
 from .headers import end_to_end, identify
 from .manager import StreamManager
 from .producer import Producer
-from .recorder import Recorder, inner_scope
+from .recorder import Recorder, inner_scope, unwrap
 from .replay import QuietlyBroken, end_of_body, serve
 
 logger = logging.getLogger("fastapi_resumable")
@@ -237,25 +237,6 @@ async def close_body(response: Response) -> None:
     if aclose is not None:
         with anyio.CancelScope(shield=True):
             await aclose()
-
-
-def unwrap(error: BaseException) -> BaseException:
-    """The exception that the user's code raised, out of what frameworks wrap around it.
-
-    Starlette and anyio wrap what is raised after a response has started, or in a task group. While we hold the head
-    back the response has not started, so the original can still be handled.
-    """
-    while True:
-        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        elif (
-            type(error) is RuntimeError
-            and error.__cause__ is not None
-            and str(error).startswith("Caught handled exception")
-        ):
-            error = error.__cause__
-        else:
-            return error
 
 
 def stopped_while_queued(code: str) -> ResumableError:

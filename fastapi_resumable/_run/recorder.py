@@ -238,3 +238,22 @@ def inner_scope(scope: Scope) -> Scope:
     the disconnect, and a stop is a cancellation.
     """
     return {**scope, "extensions": {}, "asgi": {**scope.get("asgi", {}), "spec_version": "2.4"}}
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The exception that the user's code raised, out of what frameworks wrap around it.
+
+    Starlette and anyio wrap what is raised after a response has started, or in a task group. While we hold the head
+    back the response has not started, so the original can still be handled.
+    """
+    while True:
+        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        elif (
+            type(error) is RuntimeError
+            and error.__cause__ is not None
+            and str(error).startswith("Caught handled exception")
+        ):
+            error = error.__cause__
+        else:
+            return error
