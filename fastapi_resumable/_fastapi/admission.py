@@ -110,7 +110,7 @@ class Admission:
             stream = await self._unless_client_leaves(find)
             return await replay(service.manager, stream, None, last, locate(key.id))
         idempotency_key = request.headers.get("idempotency-key")
-        start = service.manager.start(key, idempotency_key)
+        start = service.manager.start(key, idempotency_key, service.settings.pending_timeout)
         try:
             if idempotency_key is not None or service.settings.on_conflict == "attach":
                 started = await self._unless_client_leaves(start)

@@ -73,7 +73,9 @@ class StreamManager:
 
     # Starting and following.
 
-    async def start(self, key: StreamKey, idempotency_key: str | None) -> Producer | Stream:
+    async def start(
+        self, key: StreamKey, idempotency_key: str | None, pending_timeout: float | None = None
+    ) -> Producer | Stream:
         """Reserve an id for a new stream; or return the stream that the request is to follow instead.
 
         Raises:
@@ -82,6 +84,7 @@ class StreamManager:
             ShuttingDown: No new streams are taken.
         """
         producer = Producer(self.around, key, format_epoch(secrets.token_bytes(EPOCH_BYTES)), idempotency_key)
+        producer.reservation.pending_timeout = pending_timeout
         stream = await self.store.reserve(producer.reservation, self._on_conflict)
         if stream is not None:
             return stream

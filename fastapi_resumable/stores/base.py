@@ -1,13 +1,15 @@
 """What a store does: it decides who may begin under an id, holds the current epoch of each, and tells of both."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from .._core.ids import StreamKey, parse_idempotency_key
 from .._stream.stream import Head, Limits, Stream, WritableStream
-from ..exceptions import StreamCancelled, StreamReplaced
+from ..exceptions import StreamCancelled, StreamPending, StreamReplaced
 from ..models import ResumableStatus, ResumableStreamItem
+
+_T = TypeVar("_T")
 
 OnConflict = Literal["replace", "attach", "reject"]
 
@@ -34,7 +36,16 @@ def queued_item(key: StreamKey, epoch: str, requested_at: float) -> ResumableStr
 class Reservation:
     """A request that waits for its endpoint to begin: a stream that is `queued`."""
 
-    __slots__ = ("_settled", "epoch", "idempotency_key", "key", "on_stop", "requested_at", "stop_code")
+    __slots__ = (
+        "_settled",
+        "epoch",
+        "idempotency_key",
+        "key",
+        "on_stop",
+        "pending_timeout",
+        "requested_at",
+        "stop_code",
+    )
 
     def __init__(
         self, key: StreamKey, epoch: str, *, idempotency_key: str | None, on_stop: Callable[[str], None]
@@ -49,9 +60,23 @@ class Reservation:
         self.idempotency_key = parse_idempotency_key(idempotency_key)
         self.on_stop = on_stop
         self.requested_at = 0.0
+        self.pending_timeout: float | None = None
+        """Seconds for which to wait for another request's stream, where this one is to follow it; `None`: no limit."""
         self.stop_code: str | None = None
         """Why it was stopped before it began."""
         self._settled: dict[asyncio.Future[Stream | None], None] = {}
+
+    async def wait(self, beginning: Awaitable[_T]) -> _T:
+        """Wait for another request's stream to begin.
+
+        Raises:
+            StreamPending: It takes longer than `pending_timeout`.
+        """
+        try:
+            async with asyncio.timeout(self.pending_timeout):
+                return await beginning
+        except TimeoutError:
+            raise StreamPending from None
 
     async def settled(self) -> Stream | None:
         """Wait until the stream has begun, and return it, whatever has become of it since; or until it never will.

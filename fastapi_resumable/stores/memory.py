@@ -103,7 +103,7 @@ class MemoryStore:
         while (rival := self._rival(reservation, on_conflict)) is not None:
             if not isinstance(rival, Reservation):
                 return rival
-            stream = await rival.settled()
+            stream = await reservation.wait(rival.settled())
             if stream is not None:
                 assert isinstance(stream, MemoryStream)
                 if stream.gone in ("cancelled", "replaced"):

@@ -350,6 +350,28 @@ async def test_who_waits_to_attach_and_leaves_is_noticed() -> None:
         assert (await first.reply()).status == 200
 
 
+async def test_who_waits_to_attach_waits_no_longer_than_pending_timeout() -> None:
+    """It is answered 503; the first request is left alone."""
+    resumable = Resumable(on_conflict="attach", pending_timeout=0.05, shutdown_grace=0.1)
+    app = FastAPI()
+    release = asyncio.Event()
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat() -> Any:
+        await release.wait()
+        return StreamingResponse(words("x"), media_type="text/event-stream")
+
+    async with running(app) as client:
+        first = client.start("POST", "/chat", headers={ID: "a"})
+        await until(lambda: bool(resumable.manager._producers), "the first request")
+        waiting = await client.post("/chat", headers={ID: "a"})
+        assert (waiting.status, waiting.code) == (503, "stream_pending")
+        assert "retry-after" in waiting.headers
+        release.set()
+        assert (await first.reply()).status == 200
+
+
 @pytest.mark.parametrize("face", ["decorator", "dependency", "route_class"])
 async def test_a_head_never_begins_a_stream(face: str) -> None:
     """Nor replaces one."""

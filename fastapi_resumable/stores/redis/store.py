@@ -158,7 +158,7 @@ class RedisStore:
             elif word == b"exists":
                 raise StreamExists
             else:
-                state = await self._wait_for(site, key, rival)
+                state = await reservation.wait(self._wait_for(site, key, rival))
                 if state.epoch == rival:
                     # It may have ended already: that is what was waited for all the same.
                     return self._open(site, state)
