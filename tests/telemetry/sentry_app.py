@@ -1,0 +1,38 @@
+"""Run by test_sentry.py in a process of its own, since Sentry's SDK patches Starlette: prints what was reported."""
+
+import asyncio
+import sys
+
+import sentry_sdk
+from sentry_sdk.transport import Transport
+
+from tests.support.asgi import running
+from tests.support.life_apps import stage
+from tests.telemetry import test_fates
+
+reported: list[str] = []
+
+
+class Kept(Transport):
+    """Keeps what would be sent."""
+
+    def capture_envelope(self, envelope):
+        for item in envelope.items:
+            if (event := item.get_event()) is not None:
+                values = event.get("exception", {}).get("values", [])
+                reported.append(values[-1]["type"] if values else str(event.get("logentry")))
+
+
+async def main(face: str, fate: str) -> None:
+    made = stage(face, "async generator")
+    async with running(made.app) as client:
+        await getattr(test_fates, fate)(client, made)
+
+
+sentry_sdk.init(dsn="http://key@localhost/1", transport=Kept, traces_sample_rate=0)
+for face in ("decorator", "route_class", "middleware"):
+    for fate in test_fates.FATES:
+        asyncio.run(main(face, fate.__name__))
+        sentry_sdk.flush()
+        sys.stdout.write(" ".join([face, fate.__name__, *reported]) + "\n")
+        reported.clear()
