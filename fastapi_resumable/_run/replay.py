@@ -12,7 +12,7 @@ from .._core.terminal import terminal_event
 from .._stream.position import find_position, is_exhausted
 from .._stream.reader import Reader, Reading
 from .._stream.stream import Stream
-from ..exceptions import OffsetLost
+from ..exceptions import OffsetLost, ResumableError
 from ..models import ResumableStatus
 from .headers import RawHeaders, guard, identify
 from .manager import StreamManager
@@ -216,7 +216,11 @@ async def replay(
     Raises:
         ResumableError: The position is not to be had; see `find_position`.
     """
-    position = await find_position(stream, offset, last_event_id)
+    try:
+        position = await find_position(stream, offset, last_event_id)
+    except ResumableError as exc:
+        manager.telemetry.read(kind or "resume", exc.code)
+        raise
     if last_event_id and await is_exhausted(stream, position):
         manager.telemetry.read("resume", "204", traceparent=stream.head.traceparent)
         response = Response(status_code=204)
