@@ -258,8 +258,9 @@ test("an answer whose start was dropped is an error, not an empty page", { timeo
     await first.chat.stop();
     await small.write(id, 53); // all but the last
     const dropped = async () => {
-      const url = `${small.url}/v1/stream?conv_id=${encodeURIComponent(id)}`;
-      return Number((await fetch(url, { method: "HEAD" })).headers.get("x-stream-dropped-bytes"));
+      const body = JSON.stringify({ conversation_ids: [id] });
+      const response = await fetch(`${small.url}/v1/streams/lookup`, { method: "POST", body });
+      return (await response.json())[0].dropped_bytes;
     };
     while (!(await dropped()));
     const second = open(id, { url: small.url });
