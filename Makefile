@@ -110,7 +110,7 @@ clean: ## remove all that the other targets made
 prepare: $(VENV)/.installed .venv-low/.installed $(JS)/node_modules/.installed system-tools
 
 system-tools:
-	@bash tools/system-tools chromium redis-server nginx:nginx-light
+	@bash tools/system-tools chromium redis-server nginx:nginx-light prometheus
 
 $(JS)/node_modules/.installed: $(JS)/package-lock.json tools/node
 	@echo 'Preparing $(JS)/node_modules ...'
