@@ -119,8 +119,9 @@ class EndpointAdmission(Admission):
         """What is left to do if the endpoint fails: nothing, if the client has been answered 202 already."""
         if self.exchange is None or not self.exchange.answered:
             raise error
-        key = self.producer.key if self.producer is not None else None
-        logger.error("stream %r failed before it began", key and key.id, exc_info=error)
+        producer = self.exchange.producer
+        fields = producer.key.fields(producer.reservation.epoch)
+        logger.error("stream %r failed before it began", producer.key.id, exc_info=error, extra=fields)
         return _Answered(error)
 
     def _is_recorded(self, result: Any) -> bool:
@@ -172,7 +173,9 @@ class RecordedResponse(_Base):
         except Exception:
             if not exchange.answered:
                 raise
-            logger.exception("a stream failed before it began")
+            producer = exchange.producer
+            fields = producer.key.fields(producer.reservation.epoch)
+            logger.exception("stream %r failed before it began", producer.key.id, extra=fields)
         finally:
             _close_dependencies(scope, exchange.failure if exchange.has_begun else None, exchange.cancelled)
 

@@ -131,7 +131,9 @@ async def run_recorded(exchange: Exchange, app: ASGIApp, scope: Scope, send: Sen
     except Exception:
         if not exchange.answered:
             raise
-        logger.exception("a stream failed before it began")
+        producer = exchange.producer
+        fields = producer.key.fields(producer.reservation.epoch)
+        logger.exception("stream %r failed before it began", producer.key.id, extra=fields)
     if exchange.cancelled is not None:
         raise exchange.cancelled
 

@@ -54,7 +54,7 @@ class Exchange:
         the body waits `end_delay` seconds for its application to return, in case it raises instead.
         """
         self._manager = manager
-        self._producer = producer
+        self.producer = producer
         self._body = body
         self._send = send
         self._locate = locate
@@ -89,7 +89,7 @@ class Exchange:
     @property
     def failure(self) -> Exception | None:
         """What the application raised, unless it was being stopped."""
-        error = self._producer.error
+        error = self.producer.error
         if error is None or isinstance(error, Exception):
             return error
         # Raised in the request as it is, a cancellation of the generator's own would pass for one of the request.
@@ -100,7 +100,7 @@ class Exchange:
     @property
     def has_begun(self) -> bool:
         """Whether there is a stream; what comes after that is in its log."""
-        return self._producer.stream is not None
+        return self.producer.stream is not None
 
     async def run(self, app: ASGIApp, scope: Scope, send: Send) -> None:
         """Answer the request with what `app` sends; return when both the client and `app` are done.
@@ -109,7 +109,7 @@ class Exchange:
             Exception: What `app` raised before the stream had begun; later failures are in the log.
             ResumableError: The stream was stopped before it began.
         """
-        producer, recorder = self._producer, self.recorder
+        producer, recorder = self.producer, self.recorder
         if producer.stop_code is not None:
             raise stopped_while_queued(producer.stop_code)
         self._send = send
@@ -153,7 +153,7 @@ class Exchange:
             self._manager.dismiss(self._reader)
         if self._accepting is not None:
             self._accepting.cancel()
-        await self._manager.release(self._producer)
+        await self._manager.release(self.producer)
 
     def _note_cancellation(self, exc: asyncio.CancelledError) -> None:
         self.cancelled = exc
@@ -168,8 +168,8 @@ class Exchange:
         if not self._manager.hurry() and self._interrupting is None:
             # Some servers do so without a word to the application, and wait for the request then.
             self._interrupting = self._manager.spawn(
-                self._manager.interrupt_late(self._producer, self._reader),
-                name=f"resumable interrupt {self._producer.key.id}",
+                self._manager.interrupt_late(self.producer, self._reader),
+                name=f"resumable interrupt {self.producer.key.id}",
             )
         return True
 
@@ -192,8 +192,8 @@ class Exchange:
             reading = await serve(self._reader, self._manager, headers, scope, self._send, self._body.disconnected)
             self._has_left = reading in (Reading.LEFT, Reading.CUT)
             self._is_cut = reading is Reading.CUT
-            if self._has_left and self._producer.telemetry is not None:
-                self._producer.telemetry.client_left()
+            if self._has_left and self.producer.telemetry is not None:
+                self.producer.telemetry.client_left()
 
     async def _close_response(self) -> None:
         """Say that the response is complete, to those who watch it: they take a request without that for a failure."""
@@ -210,7 +210,8 @@ class Exchange:
         try:
             await self._send(end_of_body())
         except Exception:  # a server may refuse it; the client has gone, so it makes no difference
-            logger.debug("the server took no end of a response whose client had gone", exc_info=True)
+            fields = self.producer.key.fields(self.producer.reservation.epoch)
+            logger.debug("the server refused the end of a response whose client has left", exc_info=True, extra=fields)
 
     async def _pass_on(self, message: Message) -> None:
         if not self.answered:
@@ -222,11 +223,11 @@ class Exchange:
                 await self.recorder.settled()
         except TimeoutError:
             pass
-        stream = self._producer.stream
+        stream = self.producer.stream
         if stream is None and self.recorder.is_settled:
             return
         self.answered = True
-        item = self._producer.reservation.item if stream is None else stream.item
+        item = self.producer.reservation.item if stream is None else stream.item
         response = accepted(item, self._locate(item.conversation_id))
         await response({"type": "http"}, self._body.receive, self._send)
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
+from .._core.ids import StreamKey
 from .._stream.tasks import Tasks
 from .finished import FinishedStream
 
@@ -49,7 +50,12 @@ class Hooks:
     def run(self, finished: FinishedStream) -> asyncio.Task[None] | None:
         """Hand a finished stream to the hooks, in a task of their own."""
         if len(self._running) >= MAX_PENDING:
-            logger.error("%d on_finish hooks hang; none was called for stream %r", MAX_PENDING, finished.id)
+            logger.error(
+                "%d on_finish hooks hang; none was called for stream %r",
+                MAX_PENDING,
+                finished.id,
+                extra=_fields(finished),
+            )
             return None
         task = self._tasks.spawn(self._run(finished), name=f"resumable on_finish {finished.id}")
         self._running.add(task)
@@ -76,7 +82,9 @@ class Hooks:
                 if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
                     raise
                 # The stream has ended well; what the user makes of it is not a reason to fail.
-                logger.exception("the on_finish hook %r failed for stream %r", hook, finished.id)
+                logger.exception(
+                    "the on_finish hook %r failed for stream %r", hook, finished.id, extra=_fields(finished)
+                )
 
     async def _run_in_thread(self, hook: Hook, finished: FinishedStream) -> Any:
         while not self._threads.acquire(blocking=False):  # noqa: ASYNC110  # see POLL_INTERVAL
@@ -105,3 +113,7 @@ class Hooks:
         if error is not None:
             raise error
         return result
+
+
+def _fields(finished: FinishedStream) -> dict[str, str | None]:
+    return StreamKey(finished.owner, finished.id).fields(finished.epoch)

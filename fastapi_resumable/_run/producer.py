@@ -107,6 +107,7 @@ class Producer:
     async def _conclude(self, error: BaseException | None) -> None:
         """End the stream, however the application has ended."""
         task = asyncio.current_task()
+        about: Any = {"exc_info": error, "extra": self.key.fields(self.reservation.epoch)}
         is_torn_down = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
         try:
             if self.stop_code is None and isinstance(error, StreamStopped):
@@ -114,7 +115,7 @@ class Producer:
                 self.stop_code = "cancelled"
             if self.stop_code is not None:
                 if error is not None and not is_disconnect(error):
-                    logger.warning("stream %r raised while it was being stopped", self.key.id, exc_info=error)
+                    logger.warning("stream %r raised while it was being stopped", self.key.id, **about)
             elif is_torn_down or (error is None and self._around.closing):
                 # The event loop is being closed; or the response is one that ends by itself when the server exits.
                 await self.end(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
@@ -123,7 +124,7 @@ class Producer:
             else:
                 self.error = error
                 if self.stream is not None:
-                    logger.error("stream %r failed", self.key.id, exc_info=error)
+                    logger.error("stream %r failed", self.key.id, **about)
                 await self.end(ResumableStatus.FAILED, "producer_failed", "The answer could not be completed.")
         finally:
             if self.stop_code is not None and error is not None:
@@ -254,6 +255,7 @@ class Producer:
                 "let CancelledError through, or check stream.stopped",
                 self.key.id,
                 self._around.stop_grace,
+                extra=self.key.fields(self.reservation.epoch),
             )
             self._settle()
 

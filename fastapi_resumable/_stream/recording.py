@@ -166,7 +166,9 @@ def end_event(
     """
     event, failure = write_terminal_event(limits.terminal_event, status.value, code, message)
     if failure is not None:
-        logger.error("terminal_event failed; the stream ends with the default one", exc_info=failure)
+        logger.error(
+            "terminal_event failed; the stream ends with the default one", exc_info=failure, extra={"epoch": epoch}
+        )
     if not event:
         return b""
     # An event too large to hold back lies half in the log: a blank line ends it.

@@ -293,7 +293,7 @@ class Site:
         replies = await self.end(calls, ResumableStatus.INTERRUPTED, "producer_lost")
         for (key, worker), ended in zip(dead_owners, replies, strict=True):
             if ended:
-                logger.warning("worker %s is gone: its stream %r was ended", worker, key.id)
+                logger.warning("worker %s is gone: its stream %r was ended", worker, key.id, extra=key.fields())
                 await self.free(key, *ended)
                 await self.announce_rest(key)
 

@@ -144,7 +144,7 @@ class LocalStream:
         self._room.note_slowest(slowest)
         if self.is_detached and outbox.recorded == self.log.tail:
             self.is_detached = False
-            logger.warning("stream %r is recorded again", self.key.id)
+            self._warn("stream %r is recorded again")
         self._fanout.show(outbox.recorded)
         if outbox.sent.ending is not None and ending is not None:
             self._finalize(ending.status, ending.completed_at)
@@ -194,7 +194,7 @@ class LocalStream:
                 self.backend.forget()
 
     def _give_up(self, failure: StoreUnavailable) -> None:
-        logger.warning("stream %r is ended: %s", self.key.id, failure.message)
+        self._warn("stream %r is ended: %s", failure.message)
         self.backend.forget()
         self.backend.abandon()
         # If it had ended, no reader has seen that.
@@ -202,8 +202,11 @@ class LocalStream:
         self._end_here(ResumableStatus.FAILED, failure.code, failure.message)
         self.stop_producer("interrupted")
 
+    def _warn(self, message: str, *about: str) -> None:
+        logger.warning(message, self.key.id, *about, extra=self.key.fields(self.epoch))
+
     def _detach_from_store(self, failure: StoreUnavailable) -> None:
-        logger.warning("stream %r goes on unrecorded: %s", self.key.id, failure.message)
+        self._warn("stream %r goes on unrecorded: %s", failure.message)
         self.is_detached = True
         self._fanout.show(self.log.tail)
 
@@ -220,8 +223,6 @@ class LocalStream:
             self._fanout.show(self.log.tail)
             self.end(ResumableStatus.CANCELLED, "cancelled", END_MESSAGES["cancelled"], self._now())
             self.stop_producer("cancelled")
-
-    # Ended by another worker.
 
     async def adopt_end(self, code: str) -> str:
         """Take over how another worker has ended the log, `code` if that cannot be told; return the code."""
@@ -244,7 +245,7 @@ class LocalStream:
                     elif not page.data:
                         break
             except (StoreUnavailable, OffsetLost) as exc:
-                logger.warning("how stream %r was ended cannot be told: %s", self.key.id, exc.message)
+                self._warn("how stream %r was ended cannot be told: %s", exc.message)
         if not self.is_final:
             self._recording.closed = False
             self._end_here(status, code, END_MESSAGES.get(code, END_MESSAGES["producer_lost"]))

@@ -203,7 +203,7 @@ class ReaderThread(FileThread):
         try:
             return connection.execute(NEWS, (json.dumps({epoch: offset}),)).fetchall()
         except sqlite3.DatabaseError as exc:
-            logger.warning("stream of epoch %s cannot be read: %s", epoch, exc)
+            logger.warning("stream of epoch %s cannot be read: %s", epoch, exc, extra={"epoch": epoch})
             return [(epoch, None, None, None, None, None, None)]
 
     def _take_news(
