@@ -5,49 +5,26 @@ No method waits between looking and deciding, so on one event loop each call is 
 
 import asyncio
 import logging
-import sys
 import time
 from collections.abc import Callable, Sequence
-from weakref import WeakValueDictionary
 
 from .._core.ids import StreamKey
 from .._stream.memory import MemoryStream
 from .._stream.stream import Budget, Head, Limits, Stream, WritableStream
-from ..exceptions import (
-    StreamCancelled,
-    StreamExists,
-    StreamNotFound,
-    StreamPending,
-    StreamReplaced,
-    TooManyStreams,
-    TooManyStreamsOfOwner,
-)
+from ..exceptions import StreamCancelled, StreamNotFound, StreamPending, StreamReplaced
 from ..models import ResumableStatus, ResumableStreamItem
 from .base import OnConflict, Reservation
+from .capacity import Capacity, request_size, stream_size
+from .ended import EndedStreams
 from .several import ADVICE, count_workers
+from .slot import Slot
 from .variants import VariantIndex
 from .watchers import Watchers
 
 logger = logging.getLogger("fastapi_resumable")
 
-STREAM_OVERHEAD = 1024
-"""What a stream is counted for beside its bytes, its id and its keys: without it, empty streams would be free."""
-HEADER_OVERHEAD = 128
-"""What each header is counted for beside its bytes."""
 LOOKED_UP_AT_ONCE = 256
 """How many streams a lookup finds before others run."""
-REQUEST_OVERHEAD = 1024
-"""What a request that waits is counted for."""
-
-
-class _Slot:
-    """All that goes by one key: the current epoch, and the requests that wait, oldest first."""
-
-    __slots__ = ("current", "queued")
-
-    def __init__(self) -> None:
-        self.current: MemoryStream | None = None
-        self.queued: tuple[Reservation, ...] = ()
 
 
 class MemoryStore:
@@ -65,28 +42,27 @@ class MemoryStore:
     def __init__(
         self, *, clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time
     ) -> None:
-        self._clock = clock
         self._has_warned = False
         self._wall_clock = wall_clock
         self._limits = Limits()
         self._budget = Budget(on_excess=self._shrink)
         # By owner and id: a `StreamKey`, or a plain pair, which is made in less time.
-        self._slots: dict[tuple[str | None, str], _Slot] = {}
+        self._slots: dict[tuple[str | None, str], Slot] = {}
         self._variants = VariantIndex()
-        # Equal heads are one object, by its hash: most streams of an application have the same one.
-        self._heads: WeakValueDictionary[int, Head] = WeakValueDictionary()
         self._watchers = Watchers(self._budget)
         self._swept_at = 0
-        self._live_of_owner: dict[str, int] = {}
-        # Retention is one constant, so streams expire in the order in which they ended.
-        self._ended: dict[MemoryStream, float] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_loop: asyncio.AbstractEventLoop | None = None
+        self._capacity = Capacity(self._budget)
+        self._ended = EndedStreams(clock, self._retire)
 
     @property
     def held_bytes(self) -> int:
         """How many bytes all streams are counted for."""
         return self._budget.used
+
+    @property
+    def _live(self) -> int:
+        """How many streams are queued or live."""
+        return self._budget.live
 
     def configure(self, limits: Limits) -> None:
         """Take the limits."""
@@ -112,15 +88,15 @@ class MemoryStore:
                     return stream
         slot = self._slots.get(reservation.key)
         # The stream that this one replaces gives up its place to it.
-        replaces = slot is not None and slot.current is not None and not slot.current.is_final and not slot.queued
-        self._check_limits(reservation.key.owner, allowed=1 if replaces else 0)
+        replaces = slot is not None and slot.live is not None and not slot.queued
+        self._capacity.check(self._limits, reservation.key.owner, allowed=1 if replaces else 0)
         if slot is None:
-            slot = self._slots[reservation.key] = _Slot()
+            slot = self._slots[reservation.key] = Slot()
             self._variants.add(*reservation.key)
-        self._budget.used += _size(reservation)
+        self._budget.used += request_size(reservation)
         reservation.requested_at = self._wall_clock()
         slot.queued += (reservation,)
-        self._count(reservation.key.owner, 1)
+        self._capacity.count(reservation.key.owner, 1)
         self._tell(reservation)
         return None
 
@@ -128,32 +104,7 @@ class MemoryStore:
         """What a request has to follow, or to wait for before it can tell."""
         self._expire()
         slot = self._slots.get(reservation.key)
-        if slot is None:
-            return None
-        key = reservation.idempotency_key
-        if key is not None:
-            if slot.current is not None and slot.current.idempotency_key == key:
-                return slot.current
-            for queued in slot.queued:
-                if queued.idempotency_key == key:
-                    return queued
-        live = slot.current if slot.current is not None and not slot.current.is_final else None
-        if on_conflict == "replace" or (live is None and not slot.queued):
-            return None
-        if on_conflict == "reject":
-            raise StreamExists
-        return live or slot.queued[0]
-
-    def _check_limits(self, owner: str | None, allowed: int) -> None:
-        limits = self._limits
-        most = limits.max_streams_per_owner
-        if owner is not None and most is not None and self._live_of_owner.get(owner, 0) >= most + allowed:
-            raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
-        if self._budget.live >= limits.max_streams + allowed:
-            raise TooManyStreams("The server has as many live streams as it takes. Try again in a moment.")
-        self._shrink()
-        if self._budget.used >= limits.max_total_bytes:
-            raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")
+        return None if slot is None else slot.find_rival(reservation.idempotency_key, on_conflict)
 
     async def begin(self, reservation: Reservation, head: Head) -> MemoryStream:
         """Make the reservation the current epoch."""
@@ -170,7 +121,7 @@ class MemoryStore:
             self._stop_live(slot.current, "replaced")
             self._drop(slot, "replaced")
         now = self._wall_clock()
-        head, head_size = self._share(head)
+        head, head_size = self._capacity.share_head(head)
         slot.current = MemoryStream(
             reservation.key,
             reservation.epoch,
@@ -180,20 +131,12 @@ class MemoryStore:
             started_at=now,
             idempotency_key=reservation.idempotency_key,
             on_stop=reservation.on_stop,
-            overhead=STREAM_OVERHEAD - REQUEST_OVERHEAD + _size(reservation) + head_size,
+            overhead=stream_size(reservation) + head_size,
         )
-        self._count(reservation.key.owner, 1)
+        self._capacity.count(reservation.key.owner, 1)
         reservation.settle(slot.current)
         self._tell(slot.current)
         return slot.current
-
-    def _share(self, head: Head) -> tuple[Head, int]:
-        """An equal head that is held already, or this one and its size."""
-        shared = self._heads.get(hash(head))
-        if shared == head:
-            return shared, 0
-        self._heads[hash(head)] = head
-        return head, sum(len(name) + len(value) + HEADER_OVERHEAD for name, value in head.headers)
 
     async def release(self, reservation: Reservation) -> None:
         """Give a reservation back."""
@@ -208,8 +151,8 @@ class MemoryStore:
     def _dequeue(self, reservation: Reservation) -> None:
         slot = self._slots[reservation.key]
         slot.queued = tuple(queued for queued in slot.queued if queued is not reservation)
-        self._budget.used -= _size(reservation)
-        self._count(reservation.key.owner, -1)
+        self._budget.used -= request_size(reservation)
+        self._capacity.count(reservation.key.owner, -1)
 
     async def finish(self, stream: WritableStream, status: ResumableStatus, code: str, message: str) -> None:
         """End a stream; it expires after the retention."""
@@ -217,12 +160,11 @@ class MemoryStore:
         if stream.is_final:
             return
         self._end(stream, status, code, message)
-        self._ended[stream] = self._clock() + self._limits.retention
-        self._arm()
+        self._ended.add(stream, self._limits.retention)
 
     def _end(self, stream: MemoryStream, status: ResumableStatus, code: str, message: str) -> None:
         stream.end(status, code, message, self._wall_clock())
-        self._count(stream.key.owner, -1)
+        self._capacity.count(stream.key.owner, -1)
         self._tell(stream)
 
     async def find(self, key: StreamKey, timeout: float, *, live: bool = False) -> Stream:
@@ -252,7 +194,7 @@ class MemoryStore:
         for asked in dict.fromkeys(ids):
             for stream_id in (asked, *self._variants.find(owner, asked)):
                 if stream_id not in found and (slot := self._slots.get((owner, stream_id))) is not None:
-                    found[stream_id] = (slot.current or slot.queued[-1]).item
+                    found[stream_id] = slot.shown.item
                     if len(found) % LOOKED_UP_AT_ONCE == 0:
                         await asyncio.sleep(0)
         return list(found.values())
@@ -271,10 +213,10 @@ class MemoryStore:
         if self._watchers:
             self._watchers.tell(reservation.key.owner, reservation.ended(status, self._wall_clock()))
 
-    def _tell_rest(self, slot: _Slot) -> None:
+    def _tell_rest(self, slot: Slot) -> None:
         """Tell of what a lookup shows, now that a request has gone."""
-        if slot.current is not None or slot.queued:
-            self._tell(slot.current or slot.queued[-1])
+        if not slot.is_empty:
+            self._tell(slot.shown)
 
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live, forget what has ended."""
@@ -305,75 +247,40 @@ class MemoryStore:
         if on_stop is not None:
             on_stop(code)
 
-    def _drop(self, slot: _Slot, why: str) -> None:
+    def _drop(self, slot: Slot, why: str) -> None:
         """Forget the current epoch. Readers that are attached read it to its end."""
         assert slot.current is not None
-        self._ended.pop(slot.current, None)
+        self._ended.discard(slot.current)
         slot.current.discard(why)
         slot.current = None
 
-    def _forget_if_empty(self, key: StreamKey, slot: _Slot) -> None:
-        if slot.current is not None or slot.queued:
-            return
-        del self._slots[key]
-        self._variants.discard(*key)
-
-    def _count(self, owner: str | None, change: int) -> None:
-        self._budget.live += change
-        if owner is not None:
-            count = self._live_of_owner.get(owner, 0) + change
-            if count:
-                self._live_of_owner[owner] = count
-            else:
-                del self._live_of_owner[owner]
+    def _forget_if_empty(self, key: StreamKey, slot: Slot) -> None:
+        if slot.is_empty:
+            del self._slots[key]
+            self._variants.discard(*key)
 
     def _expire(self) -> None:
-        now = self._clock()
-        while self._ended and (oldest := next(iter(self._ended.items())))[1] <= now:
-            self._retire(oldest[0])
+        self._ended.expire()
 
     def _shrink(self) -> None:
         """Make finished streams expire early, oldest first, and then live ones keep less; none of these is ended."""
         budget = self._budget
         while self._ended and budget.is_exceeded:
-            self._retire(next(iter(self._ended)))
+            self._ended.retire_oldest()
         if not budget.is_exceeded:
             self._swept_at = 0
         elif budget.used > self._swept_at:
             # Seldom, as this looks at all of them. A stream that settles calls back here, so the mark comes first.
             self._swept_at = budget.used + self._limits.max_total_bytes // 64
             for slot in list(self._slots.values()):
-                if slot.current is not None and not slot.current.is_final:
-                    slot.current.settle()
+                if slot.live is not None:
+                    slot.live.settle()
 
     def _retire(self, stream: MemoryStream) -> None:
         slot = self._slots[stream.key]
         self._drop(slot, "expired")
         self._forget_if_empty(stream.key, slot)
 
-    def _arm(self) -> None:
-        """See to it that memory is given back also when nobody asks any more."""
-        loop = asyncio.get_running_loop()
-        if self._ended and (self._timer is None or self._timer_loop is not loop):
-            left = next(iter(self._ended.values())) - self._clock()
-            self._timer = loop.call_later(max(0.0, left) + 0.01, self._on_timer)
-            self._timer_loop = loop
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._expire()
-        self._arm()
-
     async def aclose(self) -> None:
-        """Stop the timer and forget every stream that has ended."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = self._timer_loop = None
-        while self._ended:
-            self._retire(next(iter(self._ended)))
-
-
-def _size(reservation: Reservation) -> int:
-    """What a request is counted for while it waits; a stream keeps the same strings."""
-    strings = (reservation.key.id, reservation.key.owner, reservation.idempotency_key)
-    return REQUEST_OVERHEAD + sum(sys.getsizeof(text) for text in strings if text is not None)
+        """Forget every stream that has ended."""
+        self._ended.close()

@@ -164,7 +164,7 @@ class NeverExpires(MemoryStore):
 class ExpiresWhatIsLive(MemoryStore):
     async def begin(self, reservation, head):
         stream = await super().begin(reservation, head)
-        self._ended[stream] = self._clock() + self._limits.retention
+        self._ended.add(stream, self._limits.retention)
         return stream
 
 

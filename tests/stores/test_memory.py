@@ -133,11 +133,11 @@ async def test_a_finished_stream_expires_by_the_timer_too(store, clock):
     await store.finish(stream, ResumableStatus.COMPLETED, "", "")
     await store.finish(stream, ResumableStatus.FAILED, "", "")
     assert stream.status is ResumableStatus.COMPLETED
-    store._on_timer()
+    store._ended._on_timer()
     assert await store.lookup("ann", ["chat"])
 
     clock.now += 11
-    store._on_timer()
+    store._ended._on_timer()
 
     assert not store._slots
     assert not store._variants
@@ -233,7 +233,7 @@ async def test_heads_that_nobody_shares_do_not_pile_up(store):
         await store.reserve(told.reservation, "replace")
         await store.begin(told.reservation, Head(200, ((b"x-request-id", b"%d" % number),)))
 
-    assert len(store._heads) < 100
+    assert len(store._capacity._heads) < 100
 
 
 async def test_a_lookup_shows_what_a_validated_item_would():
