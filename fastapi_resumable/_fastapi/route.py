@@ -23,6 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._run.body import RequestBody
 from .._run.exchange import Exchange
+from .._run.producer import release_frames
+from .._run.recorder import inner_scope
 from . import door
 from .admission import Admission, Service
 from .errors import http_errors
@@ -82,7 +84,11 @@ class RouteAdmission(Admission):
         async def send(message: Message) -> None:
             await self._channel[1](message)
 
-        await route(scope, receive, send)
+        try:
+            await route(scope, receive, send)
+        except (KeyboardInterrupt, SystemExit) as exc:
+            # A task hands these to its event loop, which would end.
+            raise RuntimeError(f"The application raised {type(exc).__name__}.") from exc
 
     async def _go_on(self, task: "asyncio.Task[None]", scope: Scope) -> None:
         try:
@@ -113,7 +119,11 @@ async def _wait_for(task: "asyncio.Task[None]") -> None:
         task.cancel()
         with anyio.CancelScope(shield=True):
             await asyncio.wait({task})
-        task.cancelled() or task.exception()
+        try:
+            task.result()
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # the cancellation is what is raised
+            # Its frames hold the generator that was cut short.
+            release_frames(exc)
         raise
     task.result()
 
@@ -169,7 +179,7 @@ def route_class(service: Service) -> type[APIRoute]:
                 return
             door.put_up(scope, service.scope_key)
             admission = RouteAdmission(service, request, identity, body, send, end_delay=END_DELAY)
-            await admission.serve(super().handle, {**scope, service.scope_key: admission})
+            await admission.serve(super().handle, inner_scope({**scope, service.scope_key: admission}))
 
     return ResumableRoute
 

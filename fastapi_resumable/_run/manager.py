@@ -181,7 +181,7 @@ class StreamManager:
     async def interrupt_late(self, producer: Producer, reader: Reader | None) -> None:
         """Give a live stream its grace, all of it, and interrupt it then."""
         try:
-            async with asyncio.timeout(self._shutdown_grace):
+            async with asyncio.timeout(self._shutdown_grace + self._stop_grace):
                 await producer.done()
         except TimeoutError:
             await self.interrupt(producer)

@@ -51,9 +51,11 @@ def takes_cancellation() -> bool:
 
 def transport_of(scope: Scope, servers: Sequence[Server]) -> asyncio.Transport | None:
     """The connection of a request that a uvicorn serves."""
+    # The scope and its list of headers may be copies by now, because Starlette's `Request` makes one; a header stays
+    # the object that it was.
+    headers = {id(header) for header in scope["headers"]}
     for cycle in _cycles(servers):
-        # The scope may be a copy by now; the list of the request's headers is handed on.
-        if cycle.scope["headers"] is scope["headers"]:
+        if any(id(header) in headers for header in cycle.scope["headers"]):
             transport: asyncio.Transport = cycle.transport
             return transport
     return None

@@ -16,6 +16,7 @@ SHUTDOWN = "test_life_shutdown.py::test_"
 LEAKS = "test_life_leaks.py::test_"
 MACHINE = "test_life_machine.py::test_"
 SERVERS = "test_shutdown.py::test_"
+QUIET = "test_quiet.py::test_"
 DEPARTURE = "test_departure.py::test_"
 
 PROMISES: list[tuple[str, str, list[str]]] = [
@@ -587,6 +588,9 @@ PROMISES: list[tuple[str, str, list[str]]] = [
         [
             FAILURE + "other_media_types_end_by_an_unclean_close",
             DRAIN + "a_stop_ends_other_media_types_uncleanly",
+            QUIET + "a_stop_of_a_stream_without_events_breaks_off_quietly",
+            SERVERS + "behind_a_base_http_middleware_readers_are_told_in_time",
+            SERVERS + "a_worker_that_recycles_itself_interrupts_what_is_live",
             SERVERS + "other_media_types_break_off_at_the_end_of_the_grace",
         ],
     ),

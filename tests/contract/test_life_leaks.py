@@ -116,7 +116,8 @@ async def test_readers_that_come_and_go_leave_nothing_behind() -> None:
     async with running(made.app) as client:
         exchange, run = await made.begin(client, "chat-1", "one")
         await exchange.read_until(b"one")
-        await settle()
+        # The first client is watched for its leaving from a moment after its response has begun.
+        await until(lambda: any(task.get_name() == "resumable disconnect" for task in tasks()), "the watch")
         before = len(tasks())
         for number in range(1000):
             reader = client.start("GET", "/v1/stream/chat-1")

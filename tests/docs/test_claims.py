@@ -27,8 +27,8 @@ def last_event_id(client: TestClient, headers: dict[str, str]) -> dict[str, str]
 
 
 @pytest.mark.parametrize("last", [True, False], ids=["declared last", "declared first"])
-def test_a_resume_runs_the_endpoint_only_if_the_stream_is_not_declared_last(last: bool) -> None:
-    """faces.md: every dependency runs on a resume; the endpoint's body does if one of them comes after the stream."""
+def test_a_resume_runs_every_dependency_and_never_the_endpoint(last: bool) -> None:
+    """faces.md: wherever the stream is declared."""
     ran: list[str] = []
     resumable = Resumable()
     app = FastAPI()
@@ -45,7 +45,8 @@ def test_a_resume_runs_the_endpoint_only_if_the_stream_is_not_declared_last(last
         return stream(StreamingResponse(events(), media_type="text/event-stream"))
 
     async def stream_first(stream: Stream, _checked: Checked):
-        return await stream_last(_checked, stream)
+        ran.append("endpoint")
+        return stream(StreamingResponse(events(), media_type="text/event-stream"))
 
     app.post("/chat", response_model=None)(stream_last if last else stream_first)
     with TestClient(app) as client:
@@ -53,7 +54,7 @@ def test_a_resume_runs_the_endpoint_only_if_the_stream_is_not_declared_last(last
         ran.clear()
         resumed = client.post("/chat", headers=headers)
     assert resumed.text.startswith("data: 1\n")
-    assert ran == (["check"] if last else ["check", "endpoint"])
+    assert ran == ["check"]
 
 
 @pytest.mark.parametrize("outside", [True, False], ids=["added later", "added earlier"])

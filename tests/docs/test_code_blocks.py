@@ -10,7 +10,7 @@ from .player import PAGES, ROOT, blocks, play
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUN = {"python", "console"}
-SHOWN = {"caddy", "html", "ini", "javascript", "jsx", "nginx", "text", "yaml"}
+SHOWN = {"caddy", "html", "ini", "javascript", "jsx", "nginx", "sql", "text", "yaml"}
 """Languages whose blocks are not run here; tests/browser runs those that have a title."""
 
 

@@ -32,8 +32,9 @@ RIGHTS = [
     *("+hset", "+hget", "+hmget", "+hgetall", "+hdel", "+hexists", "+hincrby", "+hlen", "+hvals"),
     *("+zadd", "+zrem", "+zcard", "+zcount", "+zrange", "+zrangebyscore", "+zremrangebyscore", "+zscore"),
     *("+sadd", "+srem", "+smembers", "+scard", "+sscan", "+lpush", "+rpush", "+lrange", "+lrem"),
+    *("+lindex", "+lset", "+ltrim"),
     *("+expire", "+pexpire", "+persist", "+ttl", "+pttl", "+time"),
-    *("+eval", "+evalsha", "+script|load", "+multi", "+exec", "+watch", "+unwatch"),
+    *("+evalsha", "+script|load", "+script|exists", "+multi", "+exec", "+watch", "+unwatch"),
 ]
 """What the documentation lists."""
 

@@ -13,6 +13,7 @@ from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.redis import scripts
 from fastapi_resumable.stores.redis.backend import block_size
 from fastapi_resumable.stores.redis.keys import Keys, log_key
+from fastapi_resumable.stores.shared.remote import RemoteStream
 from tests.conformance.tools import KEY, TEXT, begin, complete, content, following, write
 from tests.support.redis_server import RedisServer
 from tests.support.site import until
@@ -198,3 +199,25 @@ async def test_what_a_dead_workers_readers_left_is_given_back(
     await begin(other, stream.key, TEXT)
     assert 0 < redis_server.control.ttl(log) <= 60
     assert (await store.lookup(None, ["long"]))[0].status is ResumableStatus.IN_PROGRESS
+
+
+async def test_readers_of_a_stream_that_redis_lost_are_not_told_of_a_replacement(
+    redis_server: RedisServer, open_store: OpenStore, keys: Keys
+) -> None:
+    """Redis is back empty, and a worker reports its reader before the producer's has written the stream again."""
+    store, other = open_store(), open_store()
+    stream = await begin(store, KEY, TEXT)
+    found = await other.find(KEY, 1)
+    assert isinstance(found, RemoteStream)
+    async with following(found) as reader:
+        await write(stream, b"one ")
+        await reader.reach(4)
+        log = log_key(keys.stream(KEY), stream.epoch)
+        await until(lambda: redis_server.control.exists(f"{log}:readers"), "the first report")
+        redis_server.control.delete(*redis_server.list_keys(f"{keys.prefix}:*{KEY.id}*"))
+        found.report()
+        await until(lambda: redis_server.control.exists(f"{log}:readers") or found.failure, "the second report")
+        assert found.failure is None
+        await write(stream, b"two")
+        await complete(store, stream)
+        assert await reader.end() == b"one two"

@@ -5,11 +5,13 @@ local worker, offset, keep = unpack(ARGV)
 local readers = KEYS[2]
 local log = readers:sub(1, -#':readers' - 1)
 local f = redis.call('HMGET', H, 'wait', 'worker', 'epoch')
-local is_current = f[3] == log:sub(#H + 2)
+local epoch = log:sub(#H + 2)
+local is_current = f[3] == epoch
 if offset == '' then
     redis.call('HDEL', readers, worker)
     if not is_current and not slowest_of(readers) then redis.call('UNLINK', log, log .. ':packed', readers) end
-elseif not is_current and redis.call('EXISTS', log) == 0 then
+elseif not is_current and (f[3] or redis.call('HEXISTS', H, 'x:' .. epoch) == 1) and redis.call('EXISTS', log) == 0 then
+    -- Not if Redis knows nothing of it: then it was lost, and its producer may be about to write it again.
     return {'gone'}
 else
     redis.call('HSET', readers, worker, offset .. ' ' .. text(now() + keep))
