@@ -15,7 +15,7 @@ from .._stream.stream import Stream
 from ..exceptions import OffsetLost, ResumableError
 from ..models import ResumableStatus
 from .headers import RawHeaders, guard, identify
-from .manager import StreamManager
+from .manager import LAST_DELIVERY, StreamManager
 from .servers import takes_cancellation, transport_of
 
 WATCH_DELAY = 0.01
@@ -88,7 +88,11 @@ async def serve(
     reading = Reading.LEFT
     try:
         reading = await reader.run(start, deliver)
-        await _end(reading, reader, manager, scope, send)
+        # A middleware that has cancelled the request takes no more of it, and does not say so.
+        patience = None if reader.cancelled is None else LAST_DELIVERY
+        ending = await reader.hand_over(_end(reading, reader, manager, scope, send), patience)
+        if ending is Reading.STALLED and reader.cancelled is None:
+            await _end(ending, reader, manager, scope, send)
         if reader.cancelled is not None:
             raise reader.cancelled
     except OSError:

@@ -158,9 +158,9 @@ class Reader(Cursor):
             self.close()
         return Reading.LEFT if self._left else Reading.FINISHED
 
-    async def hand_over(self, delivery: Awaitable[None]) -> Reading:
-        """Await the `delivery` of everything, of a log that has ended."""
-        deadline = self._deadline = asyncio.timeout(self._stall_timeout)
+    async def hand_over(self, delivery: Awaitable[None], timeout: float | None = None) -> Reading:
+        """Await a `delivery` that is the last one, for `timeout` seconds, or else for as long as a client may stall."""
+        deadline = self._deadline = asyncio.timeout(self._stall_timeout if timeout is None else timeout)
         try:
             async with deadline:
                 await delivery

@@ -198,8 +198,6 @@ async def test_a_background_task_of_the_response_runs_after_the_stream(face: str
 @every_face
 async def test_a_base_http_middleware_is_no_obstacle(face: str, spec: str) -> None:
     """`BaseHTTPMiddleware` around everything: the stream flows, survives its client, stops, and replays."""
-    if spec == "2.4":
-        pytest.xfail("a request that a middleware's task group cancels may outlive the shutdown of the application")
     made = stage(face)
 
     async def stamp(request: Request, call_next: Any) -> Any:
