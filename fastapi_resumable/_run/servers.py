@@ -53,7 +53,7 @@ def transport_of(scope: Scope, servers: Sequence[Server]) -> asyncio.Transport |
     """The connection of a request that a uvicorn serves."""
     # The scope and its list of headers may be copies by now, because Starlette's `Request` makes one; a header stays
     # the object that it was.
-    headers = {id(header) for header in scope["headers"]}
+    headers = {id(header) for header in scope.get("headers", ())}
     for cycle in _cycles(servers):
         if any(id(header) in headers for header in cycle.scope["headers"]):
             transport: asyncio.Transport = cycle.transport
