@@ -60,7 +60,6 @@ class Exchange:
         self._locate = locate
         self._pending_timeout = pending_timeout
         self._reader: Reader | None = None
-        self._has_left = self._is_cut = False
         self._interrupting: asyncio.Task[None] | None = None
         self._scope: anyio.CancelScope | None = None
         self.recorder = Recorder(

@@ -74,8 +74,13 @@ class Life(RuleBasedStateMachine):
         return self.loop.run_until_complete(coroutine)
 
     async def _open(self) -> None:
+        # A request that is cancelled has a grace, which counts real time: never to be over here.
         self.made: Stage = stage(
-            "decorator", store=memory_store(self.clock), retention=RETENTION, on_conflict=self.on_conflict
+            "decorator",
+            store=memory_store(self.clock),
+            retention=RETENTION,
+            on_conflict=self.on_conflict,
+            stop_grace=60.0,
         )
         self.client = Client(self.made.app)
         self.life = Lifespan(self.made.app, {})
