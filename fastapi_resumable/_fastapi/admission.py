@@ -5,7 +5,7 @@ It is decided when everything that may refuse the request has let it pass, and n
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -65,6 +65,8 @@ class Admission:
         self.exchange: Exchange | None = None
         """The exchange of a request that is to run and be recorded."""
         self.producer: Producer | None = None
+        self.generator: AsyncIterator[Any] | None = None
+        """That of an endpoint that uses `yield`, once it has begun."""
         self.records_result = False
         """Whether what the endpoint returns is recorded, rather than only what it hands to its handle."""
         self._body = body

@@ -76,7 +76,7 @@ class _AfterTheDoor:
         if self._generator is None:
             if not await _is_to_run(self._admission):
                 raise StopAsyncIteration
-            self._generator = self._call()
+            self._generator = self._admission.generator = self._call()
         return await anext(self._generator)
 
     async def aclose(self) -> None:

@@ -23,7 +23,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._run.body import RequestBody
 from .._run.exchange import Exchange
-from .._run.producer import release_frames
 from .._run.recorder import inner_scope
 from . import door
 from .admission import Admission, Service
@@ -89,6 +88,12 @@ class RouteAdmission(Admission):
         except (KeyboardInterrupt, SystemExit) as exc:
             # A task hands these to its event loop, which would end.
             raise RuntimeError(f"The application raised {type(exc).__name__}.") from exc
+        finally:
+            # FastAPI leaves an endpoint's generator that was cut short to the garbage collector.
+            aclose = getattr(self.generator, "aclose", None)
+            if aclose is not None:
+                with anyio.CancelScope(shield=True):
+                    await aclose()
 
     async def _go_on(self, task: "asyncio.Task[None]", scope: Scope) -> None:
         try:
@@ -113,19 +118,24 @@ class RouteAdmission(Admission):
 
 async def _wait_for(task: "asyncio.Task[None]") -> None:
     """Wait for a task, and cancel it once when this is cancelled, however often that is."""
+    cancellation: asyncio.CancelledError | None = None
     try:
         await asyncio.wait({task})
-    except asyncio.CancelledError:
-        task.cancel()
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait({task})
-        try:
-            task.result()
-        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # the cancellation is what is raised
-            # Its frames hold the generator that was cut short.
-            release_frames(exc)
-        raise
-    task.result()
+    except asyncio.CancelledError as exc:
+        cancellation = exc
+    if cancellation is None:
+        task.result()
+        return
+    task.cancel()
+    with anyio.CancelScope(shield=True):
+        await asyncio.wait({task})
+    # Linked, so that the producer frees what the frames of both hold, a generator that was cut short among it. And not
+    # within the handler above, where the context of what the task has raised would be lost.
+    try:
+        task.result()
+    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # the cancellation is what is raised
+        cancellation.__cause__ = exc
+    raise cancellation
 
 
 async def run_recorded(exchange: Exchange, app: ASGIApp, scope: Scope, send: Send) -> None:

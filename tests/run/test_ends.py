@@ -97,8 +97,6 @@ async def test_a_stop_closes_the_generator_at_once(
     """Wherever it was, with no garbage collection; and no traceback is logged."""
     if kind in IN_THREADS and where != "in send":
         pytest.skip("a generator in a thread cannot be cancelled")
-    if (face, kind, where) == ("route_class", "yield sse", "in send"):
-        pytest.xfail("FastAPI's own event stream, stopped in send, is closed only by the garbage collector")
     made = stage(face, kind, max_stream_bytes=4_000)
     caplog.set_level(logging.WARNING)
     async with running(made.app) as client:
