@@ -6,7 +6,7 @@ import fastapi
 import pytest
 from packaging.version import Version
 
-from tests.support.asgi import running, settle
+from tests.support.asgi import running, until
 from tests.support.life_apps import FACES, ID, stage
 from tests.support.otel import recording
 
@@ -17,6 +17,12 @@ pytestmark = [
 NAMED = {ID: "chat"}
 
 
+async def leave(exchange, made):
+    """The client goes away, and the library notices."""
+    exchange.disconnect()
+    await until(lambda: not made.resumable.manager._readers, "the reader to leave")
+
+
 async def stayed(client, made):
     exchange, run = await made.begin(client, "chat", "one")
     run.finish()
@@ -25,8 +31,7 @@ async def stayed(client, made):
 
 async def left(client, made):
     exchange, run = await made.begin(client, "chat", "one")
-    exchange.disconnect()
-    await settle()  # the library notices
+    await leave(exchange, made)
     run.put("two")
     run.finish()
     await exchange.served()
@@ -40,8 +45,7 @@ async def stopped(client, made):
 
 async def left_then_stopped(client, made):
     exchange, _ = await made.begin(client, "chat", "one")
-    exchange.disconnect()
-    await settle()  # the library notices
+    await leave(exchange, made)
     await client.delete("/v1/stream/chat")
     await exchange.served()
 
@@ -62,8 +66,7 @@ async def failed(client, made):
 
 async def left_then_failed(client, made):
     exchange, run = await made.begin(client, "chat", "one")
-    exchange.disconnect()
-    await settle()  # the library notices
+    await leave(exchange, made)
     run.fail(RuntimeError("boom"))
     await exchange.served()
 
