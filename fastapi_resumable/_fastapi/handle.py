@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -209,13 +209,16 @@ def _close_dependencies(scope: Scope, failure: BaseException | None, cancelled: 
     if failure is None and cancelled is None:
         return
     stack = internals.dependency_stack(scope)
+    shield = internals.cleanup_scope(scope)
+    if shield is not None:
+        shield.shield = True
     dependencies = stack.pop_all()
 
     async def close(_type: Any, error: BaseException | None, _traceback: Any) -> bool:
         seen = error or failure
         is_handled = False
         try:
-            with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True) if shield is None else nullcontext():
                 details = (type(seen), seen, seen.__traceback__) if seen is not None else (None, None, None)
                 is_handled = bool(await dependencies.__aexit__(*details))
         except Exception as exc:

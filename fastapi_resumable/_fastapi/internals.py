@@ -1,4 +1,4 @@
-"""What is used of FastAPI's and Starlette's private state: five things, all here, each with its reason.
+"""What is used of FastAPI's and Starlette's private state: six things, all here, each with its reason.
 
 1. `Request._receive`: `request.is_disconnected()` in a generator must tell of a stop, not of a client that has left.
 2. `Request._send`: `Prefer: respond-async` is answered while the endpoint is still at work, and has returned nothing.
@@ -7,13 +7,16 @@
 4. `Dependant.call` and `.request_param_name`, of the route that runs: the door of the endpoint. Nothing public comes
    after the last parameter was validated and before the endpoint runs, which is where a resume has to be answered.
 5. `scope["starlette.exception_handlers"]`: what a dependency raises that we have FastAPI solve must reach us.
+6. `scope["fastapi_async_cleanup_scopes"]`: the cancel scope that newer FastAPI keeps open until the dependencies are
+   closed. No scope of ours may be open when that one closes, so it is the one that shields them.
 
-`tests/api/test_internals.py` has a test for each, which fails when it breaks.
+`tests/api/test_transparent.py` and `tests/contract` fail when one of them breaks.
 """
 
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from anyio import CancelScope
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
@@ -35,6 +38,12 @@ def dependency_stack(scope: Scope) -> AsyncExitStack:
     """The stack that closes the request's dependencies, once the response was sent."""
     stack: AsyncExitStack = scope["fastapi_inner_astack"]
     return stack
+
+
+def cleanup_scope(scope: Scope) -> CancelScope | None:
+    """The cancel scope in which FastAPI closes the request's dependencies, if it has opened one."""
+    found: CancelScope | None = scope.get("fastapi_async_cleanup_scopes", {}).get(dependency_stack(scope))
+    return found
 
 
 def running_dependant(scope: Scope) -> "Dependant | None":
