@@ -63,13 +63,14 @@ js: $(VENV)/.installed $(JS)/node_modules/.installed ## JavaScript: types and te
 js-build: $(JS)/node_modules/.installed ## build the JavaScript modules that the router serves
 	bash tools/node node $(JS)/build.mjs
 
-cov: test-inside test-outside ## the whole suite, most of it with coverage
-
-test-inside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## most of the suite, with coverage
+cov: $(VENV)/.installed $(JS)/node_modules/.installed system-tools test-outside ## the whole suite, most of it with coverage
 	$(BIN)/coverage erase
 	RESUMABLE_REQUIRE_ALL=1 $(BIN)/coverage run $(PYTEST) -m "not outside and not slow"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+test-inside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## most of the suite
+	RESUMABLE_REQUIRE_ALL=1 $(BIN)/python $(PYTEST) -m "not outside and not slow"
 
 test-outside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## the rest of it: browsers, pages, servers, faults
 	RESUMABLE_REQUIRE_ALL=1 $(BIN)/python $(PYTEST) --numprocesses 3 -m "outside or slow" # they often wait

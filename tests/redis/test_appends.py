@@ -101,7 +101,7 @@ async def test_many_fast_streams_cost_a_fraction_of_a_command_for_each_event(wor
 
     On a machine too busy for fast streams they are written in their pauses all the same, not for each event.
     """
-    store, turns = workers.open(), 1000
+    store, turns = workers.open(), 400
     streams = [await begin(store, StreamKey(None, f"id-{number}"), TEXT) for number in range(64)]
     before, begun = workers.calls(), monotonic()
     for _ in range(turns):

@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Awaitable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -282,7 +283,7 @@ async def test_shared_memory_need_not_be_mounted(tmp_path: Path) -> None:
     )
     command = ["unshare", "--mount", "sh", "-c", 'umount -l /dev/shm && exec "$@"', "sh"]
     run = await asyncio.to_thread(
-        subprocess.run, [*command, shutil.which("python") or "python", "-c", program], capture_output=True, timeout=60
+        subprocess.run, [*command, sys.executable, "-c", program], capture_output=True, timeout=60
     )
     if b"unshare" in run.stderr or b"umount" in run.stderr:
         pytest.skip("mounts can be undone by root alone")

@@ -239,6 +239,7 @@ async def play(store: MemoryStore, steps: list[tuple[str, int]]) -> list[object]
     return held
 
 
+@pytest.mark.slow  # each look at what is held walks through all objects there are
 @given(STEPS)
 @settings(deadline=None, max_examples=60)
 def test_the_books_say_what_memory_holds(steps: list[tuple[str, int]]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from fastapi_resumable import MemoryStore, ResumableStatus
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.memory import MemoryStream
-from fastapi_resumable._stream.stream import Head
+from fastapi_resumable._stream.stream import Head, Limits
 from fastapi_resumable.stores.base import Reservation
 from tests.conformance import SharedStoreConformance, StoreConformance
 
@@ -275,8 +275,8 @@ class WaitsForNoBeginning(MemoryStore):
 
 
 class KnowsNoLimits(MemoryStore):
-    def _check_limits(self, owner, allowed):
-        pass
+    def configure(self, limits):
+        super().configure(Limits())
 
 
 class CountsWhatHasEnded(MemoryStore):
