@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .stores.redis.store import RedisStore
     from .stores.sqlite.store import SqliteStore
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "FinishedStream",
