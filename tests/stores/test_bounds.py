@@ -241,7 +241,7 @@ async def play(store: MemoryStore, steps: list[tuple[str, int]]) -> list[object]
 
 @pytest.mark.slow  # each look at what is held walks through all objects there are
 @given(STEPS)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 def test_the_books_say_what_memory_holds(steps: list[tuple[str, int]]) -> None:
     """To a tenth and a mebibyte, after any history; and nothing is left when everything has gone."""
 
