@@ -164,6 +164,8 @@ async def test_idle_streams_cost_no_cpu(readers: int, monkeypatch: pytest.Monkey
                 exchange.disconnect()
             for _ in range(readers - 1):
                 await client.start("GET", f"/v1/stream/chat-{number}").read_until(b"one")
+        # A client is watched for its leaving from a moment after its response has begun.
+        await until(lambda: not any(timer.when() < loop.time() + 60 for timer in pending_timers(loop)), "the watches")
         await settle(200)
         called: list[Any] = []
         call_soon = loop.call_soon

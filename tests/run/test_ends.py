@@ -5,6 +5,8 @@ import gc
 import logging
 
 import pytest
+import starlette
+from packaging.version import Version
 
 from fastapi_resumable import ResumableMiddleware
 from tests.support.asgi import running, settle, terminal_of, until
@@ -14,6 +16,7 @@ every_face = pytest.mark.parametrize("face", FACES)
 KINDS = {"decorator": RESPONSES, "dependency": RESPONSES, "both": RESPONSES}
 COMBINATIONS = [(face, kind) for face in FACES if face != "mounted" for kind in (*RESPONSES, *YIELDS)]
 COMBINATIONS = [(face, kind) for face, kind in COMBINATIONS if kind in KINDS.get(face, (*RESPONSES, *YIELDS))]
+IS_OLD = Version(starlette.__version__) < Version("1.0")
 IN_THREADS = ("sync generator", "yield sse in def")
 
 
@@ -97,6 +100,8 @@ async def test_a_stop_closes_the_generator_at_once(
     """Wherever it was, with no garbage collection; and no traceback is logged."""
     if kind in IN_THREADS and where != "in send":
         pytest.skip("a generator in a thread cannot be cancelled")
+    if (kind, where) == ("sse-starlette", "in send") and face in {"route_class", "middleware"} and IS_OLD:
+        pytest.xfail("before Starlette 1.0, such a response is kept until the garbage collector comes")
     made = stage(face, kind, max_stream_bytes=4_000)
     caplog.set_level(logging.WARNING)
     async with running(made.app) as client:
