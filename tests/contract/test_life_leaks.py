@@ -165,7 +165,10 @@ async def test_idle_streams_cost_no_cpu(readers: int, monkeypatch: pytest.Monkey
             for _ in range(readers - 1):
                 await client.start("GET", f"/v1/stream/chat-{number}").read_until(b"one")
         # A client is watched for its leaving from a moment after its response has begun.
-        await until(lambda: not any(timer.when() < loop.time() + 60 for timer in pending_timers(loop)), "the watches")
+        watches = 100 * readers
+        await until(
+            lambda: [task.get_name() for task in tasks()].count("resumable disconnect") == watches, "the watches"
+        )
         await settle(200)
         called: list[Any] = []
         call_soon = loop.call_soon
