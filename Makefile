@@ -7,7 +7,7 @@ UV := .venv-uv/bin/uv
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 JS := tests/javascript
 MATRIX := $(addprefix tests/,core stream stores run)
-CORE := $(addprefix tests/,core stream stores run api contract client)
+CORE := $(addprefix tests/,core stream stores run fastapi contract client)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

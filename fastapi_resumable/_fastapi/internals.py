@@ -10,7 +10,7 @@
 6. `scope["fastapi_async_cleanup_scopes"]`: the cancel scope that newer FastAPI keeps open until the dependencies are
    closed. No scope of ours may be open when that one closes, so it is the one that shields them.
 
-`tests/api/test_transparent.py` and `tests/contract` fail when one of them breaks.
+`tests/fastapi/test_transparent.py` and `tests/contract` fail when one of them breaks.
 """
 
 from contextlib import AsyncExitStack

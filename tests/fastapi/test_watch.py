@@ -1,4 +1,4 @@
-"""§6: POST /streams/watch, the push twin of the lookup."""
+"""POST /streams/watch, the push twin of the lookup."""
 
 import asyncio
 import json

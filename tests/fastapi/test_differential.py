@@ -24,7 +24,7 @@ from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream
 
 FACES = ("decorator", "dependency", "route_class", "middleware")
 ADDED = {"x-conversation-id", "x-stream-epoch", "content-location", "x-accel-buffering", "cache-control"}
-"""What §6 adds to a recorded answer; `Content-Length` becomes chunks."""
+"""What the library adds to a recorded answer; `Content-Length` becomes chunks."""
 
 
 class Item(BaseModel):

@@ -1,4 +1,4 @@
-"""§6: `?starting_after=`, by which OpenAI's clients resume: only events with a higher `sequence_number`."""
+"""`?starting_after=`, by which OpenAI's clients resume: only events with a higher `sequence_number`."""
 
 import json
 import random
