@@ -1,4 +1,4 @@
-"""§8: the two routes that the AI SDK asks for: the live stream from its start, and stop."""
+"""The two routes that the AI SDK asks for: the live stream from its start, and stop."""
 
 import json
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""§2: every face of the library carries every kind of streaming endpoint, unchanged by the user."""
+"""Every face of the library carries every kind of streaming endpoint, unchanged by the user."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

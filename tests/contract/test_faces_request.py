@@ -1,4 +1,4 @@
-"""§2: the request stays alive, from its own point of view, until its producer is done; and what else must just work."""
+"""The request stays alive, from its own point of view, until its producer is done; and what else must just work."""
 
 import asyncio
 import contextvars

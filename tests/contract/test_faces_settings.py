@@ -1,4 +1,4 @@
-"""§2: what `Resumable(...)` takes, from code and from the environment, and how a request names its stream and owner."""
+"""What `Resumable(...)` takes, from code and from the environment, and how a request names its stream and owner."""
 
 import inspect
 from typing import Annotated, Any

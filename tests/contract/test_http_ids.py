@@ -1,4 +1,4 @@
-"""§6: what a stream id may be, how it is written, and that the way back to its stream is right."""
+"""What a stream id may be, how it is written, and that the way back to its stream is right."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

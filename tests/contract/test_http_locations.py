@@ -1,4 +1,4 @@
-"""§6: where the routes are, and that `Content-Location` leads there whatever lies in front."""
+"""Where the routes are, and that `Content-Location` leads there whatever lies in front."""
 
 from collections.abc import Sequence
 from urllib.parse import quote

@@ -1,4 +1,4 @@
-"""§6: POST /streams/lookup."""
+"""POST /streams/lookup."""
 
 import json
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""§6 and §2: what OpenAPI says of our routes, and that it says the same of the user's as without us."""
+"""What OpenAPI says of our routes, and that it says the same of the user's as without us."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any

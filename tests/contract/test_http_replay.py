@@ -1,4 +1,4 @@
-"""§6: GET and HEAD of a stream: offsets, event ids, the ends of it, and what is refused."""
+"""GET and HEAD of a stream: offsets, event ids, the ends of it, and what is refused."""
 
 import asyncio
 import json

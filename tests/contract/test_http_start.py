@@ -1,4 +1,4 @@
-"""§6: the answer to the POST that starts a stream, its variants, and the reasons not to start one."""
+"""The answer to the POST that starts a stream, its variants, and the reasons not to start one."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""§6: DELETE of a stream: 204, always, and it tells nothing."""
+"""DELETE of a stream: 204, always, and it tells nothing."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""§5, Backpressure: a reader is waited for while it reads, never for ever, and never at the cost of memory."""
+"""Backpressure: a reader is waited for while it reads, never for ever, and never at the cost of memory."""
 
 import asyncio
 import hashlib

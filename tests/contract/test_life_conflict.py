@@ -1,4 +1,4 @@
-"""§5, Conflict: what a second POST on a live id does, under each rule, and with an Idempotency-Key."""
+"""Conflict: what a second POST on a live id does, under each rule, and with an Idempotency-Key."""
 
 import asyncio
 from typing import Any

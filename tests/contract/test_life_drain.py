@@ -1,4 +1,4 @@
-"""§5, Drain and Stop: leaving is not stopping, and stopping is what leaving used to be."""
+"""Drain and Stop: leaving is not stopping, and stopping is what leaving used to be."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""§5, Retention and End; and the limits of §2: how long a stream stays, who hears of its end, how many there may be."""
+"""Retention, end and limits: how long a stream stays, who hears of its end, how many there may be."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""§5, Failure mid-stream: how a stream that did not complete ends, in each form that a client may want."""
+"""Failure mid-stream: how a stream that did not complete ends, in each form that a client may want."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""§5 and §9: when streams are over nothing is left of them, and while they are silent they cost nothing."""
+"""When streams are over nothing is left of them, and while they are silent they cost nothing."""
 
 import asyncio
 import gc

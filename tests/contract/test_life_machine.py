@@ -1,4 +1,4 @@
-"""§5 as a state machine: any order of starts, reads, stops, ends, expiries and shutdowns, against a naive model."""
+"""A state machine: any order of starts, reads, stops, ends, expiries and shutdowns, against a naive model."""
 
 import asyncio
 from collections.abc import Coroutine

@@ -1,4 +1,4 @@
-"""§5, Shutdown, in process: new streams are refused, live ones finish or are interrupted, and nobody hangs."""
+"""Shutdown, in process: new streams are refused, live ones finish or are interrupted, and nobody hangs."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""§5, Opt-in, Start, Resume at the endpoint itself."""
+"""Opt-in, Start, Resume at the endpoint itself."""
 
 import asyncio
 from collections.abc import AsyncIterator

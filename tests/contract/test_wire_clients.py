@@ -1,4 +1,4 @@
-"""§4, with clients of other people's making: what they decode is what the application sent."""
+"""The wire with clients of other people's making: what they decode is what the application sent."""
 
 import asyncio
 import json

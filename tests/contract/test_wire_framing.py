@@ -1,4 +1,4 @@
-"""§4: the log of an event stream grows by whole events, however the application cuts and ends them."""
+"""The log of an event stream grows by whole events, however the application cuts and ends them."""
 
 import itertools
 import re

@@ -1,4 +1,4 @@
-"""§4: the id that each event gets, the ids that the application sets, and bytes that are left untouched."""
+"""The id that each event gets, the ids that the application sets, and bytes that are left untouched."""
 
 import re
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""§4: a keep-alive is a line of the log like any other."""
+"""A keep-alive is a line of the log like any other."""
 
 import asyncio
 import json

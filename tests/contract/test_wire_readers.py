@@ -1,4 +1,4 @@
-"""§4: every client sees exactly the bytes of the log, in order, from its offset."""
+"""Every client sees exactly the bytes of the log, in order, from its offset."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""§4: what else the record holds: any media type, the status, the end-to-end headers."""
+"""What else the record holds: any media type, the status, the end-to-end headers."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""§4 under every server: uvicorn with both of its HTTP parsers and loops, hypercorn, granian."""
+"""The wire under every server: uvicorn with both of its HTTP parsers and loops, hypercorn, granian."""
 
 import asyncio
 from collections.abc import Iterator

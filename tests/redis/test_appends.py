@@ -1,4 +1,4 @@
-"""What is written costs few commands, and is written at once where somebody could tell. §7: appends are batched."""
+"""What is written costs few commands, and is written at once where somebody could tell: appends are batched."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""§5 and §7, Bounds: backpressure across workers, memory, connections and keys in Redis."""
+"""Bounds: backpressure across workers, memory, connections and keys in Redis."""
 
 import asyncio
 import re

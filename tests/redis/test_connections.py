@@ -1,4 +1,4 @@
-"""§7: the ways to reach a Redis: TLS, a user with few rights, a client of the application's own, a Cluster.
+"""The ways to reach a Redis: TLS, a user with few rights, a client of the application's own, a Cluster.
 
 Two applications in this process, each with a store of its own, take the place of two workers.
 """

@@ -1,4 +1,4 @@
-"""§7, Faults and Bounds: what goes wrong with workers, with Redis and between them, done to real processes.
+"""Faults and bounds: what goes wrong with workers, with Redis and between them, done to real processes.
 
 In each case a reader gets all bytes once, or is told within the bound; the generator runs once; the workers recover.
 """

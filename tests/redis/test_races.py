@@ -1,4 +1,4 @@
-"""§5 and §7 between two awaits: lost replies, calls given up half-way, news that come early, things that go missing.
+"""Between two awaits: lost replies, calls given up half-way, news that come early, things that go missing.
 
 Two stores stand for two workers. Their clients do what a test tells them to, at the one command that matters.
 """

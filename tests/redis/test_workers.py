@@ -1,4 +1,4 @@
-"""§7 with other sets of workers: `uvicorn --workers 4`, a worker that is shut down, and no code but a setting."""
+"""Other sets of workers: `uvicorn --workers 4`, a worker that is shut down, and no code but a setting."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""§5, Drain, under real servers: whatever a server does when a client leaves, it is no end of the stream."""
+"""Drain, under real servers: whatever a server does when a client leaves, it is no end of the stream."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""§5, Shutdown, under real servers: on SIGTERM nobody hangs, nobody is cut off silently, and the process goes."""
+"""Shutdown, under real servers: on SIGTERM nobody hangs, nobody is cut off silently, and the process goes."""
 
 import json
 import re
