@@ -51,11 +51,11 @@ def takes_cancellation() -> bool:
 
 def transport_of(scope: Scope, servers: Sequence[Server]) -> asyncio.Transport | None:
     """The connection of a request that a uvicorn serves."""
-    # The scope and its list of headers may be copies by now, because Starlette's `Request` makes one; a header stays
-    # the object that it was.
-    headers = {id(header) for header in scope.get("headers", ())}
+    # The scope and its headers may be copies by now, made by Starlette's `Request` or by a middleware. The state, which
+    # uvicorn makes for each request, stays the object that it was; a request made in process has none of uvicorn's.
+    state = scope.get("state")
     for cycle in _cycles(servers):
-        if any(id(header) in headers for header in cycle.scope["headers"]):
+        if state is not None and cycle.scope["state"] is state:
             transport: asyncio.Transport = cycle.transport
             return transport
     return None

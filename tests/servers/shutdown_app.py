@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from sse_starlette import EventSourceResponse
 
-from fastapi_resumable import FinishedStream, Resumable, ResumableStream
+from fastapi_resumable import FinishedStream, Resumable, ResumableMiddleware, ResumableStream
 
 options = json.loads(os.environ.get("RESUMABLE_TEST_OPTIONS", "{}"))
 notes = Path(os.environ["RESUMABLE_TEST_NOTES"])
@@ -138,6 +138,25 @@ async def chat_routed(request: Request, media_type: str = "text/event-stream") -
 
 
 app.include_router(routed)
+
+
+@app.post("/depended")
+async def chat_depended(
+    request: Request, stream: Annotated[ResumableStream, Depends(resumable)], media_type: str = "text/event-stream"
+) -> StreamingResponse:
+    """The same by the dependency."""
+    await request.body()
+    return stream(StreamingResponse(events(), media_type=media_type))
+
+
+@app.post("/behind")
+async def chat_behind(request: Request, media_type: str = "text/event-stream") -> StreamingResponse:
+    """The same behind the middleware."""
+    await request.body()
+    return StreamingResponse(events(), media_type=media_type)
+
+
+app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/behind"])
 
 if "RESUMABLE_TEST_BASE" in os.environ:
 

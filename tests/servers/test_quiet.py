@@ -15,7 +15,7 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.parametrize("path", ["/chat", "/routed"])
+@pytest.mark.parametrize("path", ["/chat", "/depended", "/routed", "/behind"])
 @pytest.mark.parametrize(("how", "base"), COMBINATIONS)
 async def test_a_stop_of_a_stream_without_events_breaks_off_quietly(
     how: dict[str, object], path: str, base: bool, tmp_path: Path
