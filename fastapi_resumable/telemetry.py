@@ -10,7 +10,7 @@ Without it, a response that ends in order would count as a success although its 
 import functools
 import sys
 from collections.abc import Callable, MutableMapping
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -79,19 +79,26 @@ class StreamTelemetry:
         started: float,
         instruments: _Instruments | None,
         request_span: "Span | None",
-        span: "Span | None",
+        start_span: "Callable[[], Span] | None",
     ) -> None:
         self._scope = scope
         self._started = started
         self._instruments = instruments
         self._request_span = request_span
-        self._span = span
+        self._start_span = start_span
+        self._span: Span | None = None
         self._route: dict[str, str] | None = None
         self._has_first = self._has_left = self._has_ended = False
 
-    @property
-    def traceparent(self) -> str | None:
-        """The context that a replay links to, as in the header of that name."""
+    @_harmless
+    def open_span(self) -> str | None:
+        """Start the span of the stream, which is about to begin; return what the spans of replays link to.
+
+        It is the text of a `traceparent` header, so that a store can keep it for other processes. A request that is
+        refused gets no span: one that never ends would be shown as running by tools that show spans as they start.
+        """
+        if self._span is None and self._start_span is not None and not self._has_ended:
+            self._span = self._start_span()
         span = self._span or self._request_span
         if span is None or not (context := span.get_span_context()).is_valid:
             return None
@@ -240,7 +247,7 @@ class Telemetry:
         """Begin to measure a stream, whose request came in at `started`; `None` where no provider is set."""
         instruments = self.instruments()
         trace = sys.modules.get("opentelemetry.trace")
-        request_span = span = None
+        request_span = start_span = None
         if trace is not None:
             if not (request_span := trace.get_current_span()).is_recording():
                 request_span = None
@@ -250,10 +257,16 @@ class Telemetry:
             if request_span is not None:
                 request_span.set_attributes(attributes)
             if type(trace.get_tracer_provider()).__name__ not in _UNSET:
-                span = trace.get_tracer(NAME, _version()).start_span(f"{NAME}.stream", attributes=attributes)
-        if instruments is None and request_span is None and span is None:
+                start_span = functools.partial(
+                    trace.get_tracer(NAME, _version()).start_span,
+                    f"{NAME}.stream",
+                    context=sys.modules["opentelemetry.context"].get_current(),
+                    attributes=attributes,
+                    start_time=time_ns(),
+                )
+        if instruments is None and request_span is None and start_span is None:
             return None
-        return StreamTelemetry(scope, started, instruments, request_span, span)
+        return StreamTelemetry(scope, started, instruments, request_span, start_span)
 
     @_harmless
     def read(self, kind: str, result: str = "ok", *, traceparent: str | None = None) -> None:
@@ -262,7 +275,7 @@ class Telemetry:
         Args:
             kind: `first`, `resume`, `replay` or `attach`.
             result: `ok`, `204`, or the code of the error.
-            traceparent: The stream's own, see `StreamTelemetry.traceparent`.
+            traceparent: The stream's own, see `StreamTelemetry.open_span`.
         """
         if (instruments := self.instruments()) is not None:
             instruments.reads.add(1, {"kind": kind, "result": _RESULTS.get(result, result)})

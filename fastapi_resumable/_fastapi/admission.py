@@ -19,7 +19,7 @@ from .._run.body import RequestBody
 from .._run.exchange import Exchange, accepted
 from .._run.manager import StreamManager
 from .._run.producer import Producer
-from .._run.replay import replay
+from .._run.replay import counting_refusals, replay
 from ..exceptions import StoreUnavailable
 from .errors import http_errors
 from .request import Identifier, Identity, Locator, last_event_id, prefers_async
@@ -108,9 +108,10 @@ class Admission:
         locate = service.locator.within(request.scope)
         last = None if self.identity.is_chosen else last_event_id(request)
         if last:
-            find = service.manager.store.find(key, service.settings.pending_timeout)
-            stream = await self._unless_client_leaves(find)
-            return await replay(service.manager, stream, None, last, locate(key.id))
+            with counting_refusals(service.manager, "resume"):
+                find = service.manager.store.find(key, service.settings.pending_timeout)
+                stream = await self._unless_client_leaves(find)
+                return await replay(service.manager, stream, None, last, locate(key.id))
         idempotency_key = request.headers.get("idempotency-key")
         start = service.manager.start(key, idempotency_key, service.settings.pending_timeout)
         try:
@@ -127,7 +128,8 @@ class Admission:
         if not isinstance(started, Producer):
             if prefers_async(request):
                 return accepted(started.item, locate(key.id))
-            return await replay(service.manager, started, None, None, locate(key.id))
+            kind = "replay" if started.is_final else "attach"
+            return await replay(service.manager, started, None, None, locate(key.id), kind=kind)
         self.producer = started
         self.exchange = Exchange(
             service.manager,

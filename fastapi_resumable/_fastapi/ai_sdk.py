@@ -105,6 +105,7 @@ def build_ai_sdk_router(
                 return Answer(await replay(manager, stream, 0, None, location))
         except StreamNotFound:
             pass
+        manager.telemetry.read("replay", "204")
         return _nothing()
 
     @router.post(
@@ -146,6 +147,7 @@ async def _replay_from(manager: StreamManager, stream: Stream, index: int, locat
     starts = await _find_parts(stream)
     count = len(starts) - 1
     if is_final and index >= count:
+        manager.telemetry.read("resume", "204", traceparent=stream.head.traceparent)
         return _nothing()
     place = starts[max(0, count + index) if index < 0 else min(index, count)]
     response = await replay(manager, stream, place, None, location)

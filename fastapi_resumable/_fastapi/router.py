@@ -12,7 +12,7 @@ from .._core.ids import StreamKey, parse_offset, require_stream_id
 from .._core.sequence import parse_sequence_number
 from .._run.headers import describe
 from .._run.manager import StreamManager
-from .._run.replay import replay
+from .._run.replay import counting_refusals, read_kind, replay
 from .._run.sequence import replay_after
 from ..exceptions import (
     InvalidOffset,
@@ -147,14 +147,15 @@ class Routes:
         # A client that reconnects by itself repeats its URL, and says in the header how far it has come since.
         number = None if event_id else parse_sequence_number(starting_after)
         offset = None if event_id or number is not None else parse_offset(start)
-        stream = await self._manager.store.find(key, self._pending_timeout)
-        if epoch and epoch != stream.epoch:
-            raise StreamReplaced
-        location = self._locator.within(request.scope)(key.id)
-        if number is None:
-            response = await replay(self._manager, stream, offset, event_id, location)
-        else:
-            response = await replay_after(self._manager, stream, number, location)
+        with counting_refusals(self._manager, read_kind(event_id, number is not None, offset)):
+            stream = await self._manager.store.find(key, self._pending_timeout)
+            if epoch and epoch != stream.epoch:
+                raise StreamReplaced
+            location = self._locator.within(request.scope)(key.id)
+            if number is None:
+                response = await replay(self._manager, stream, offset, event_id, location)
+            else:
+                response = await replay_after(self._manager, stream, number, location)
         if request.method != "HEAD":
             return response
         head = Response(status_code=response.status_code)

@@ -181,7 +181,7 @@ class Recorder:
         assert self._start is not None
         self._cancel_timer()
         telemetry = self.producer.telemetry
-        traceparent = None if telemetry is None else telemetry.traceparent
+        traceparent = None if telemetry is None else telemetry.open_span()
         head = Head(self._start["status"], recorded(self.headers), traceparent)
         try:
             await self.producer.begin(head, self._on_begin)

@@ -2,7 +2,8 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.responses import Response
@@ -176,6 +177,21 @@ async def _end(reading: Reading, reader: Reader, manager: StreamManager, scope: 
         await send(end_of_body())
 
 
+def read_kind(*place: object) -> str:
+    """What a read is counted as: `resume` if its client names a place in the stream, else `replay`."""
+    return "resume" if any(place) else "replay"
+
+
+@contextmanager
+def counting_refusals(manager: StreamManager, kind: str) -> Iterator[None]:
+    """Count a read that is refused: there is no such stream, or no such place in it."""
+    try:
+        yield
+    except ResumableError as exc:
+        manager.telemetry.read(kind, exc.code)
+        raise
+
+
 class ReplayResponse(Response):
     """A response that replays a stream from an offset and follows it to its end."""
 
@@ -185,7 +201,7 @@ class ReplayResponse(Response):
         self._manager = manager
         self._stream = stream
         self._offset = offset
-        self._kind = kind or ("resume" if offset else "replay")
+        self._kind = kind or read_kind(offset)
         super().__init__(status_code=stream.head.status_code)
         self.raw_headers = guard(identify(stream.head.headers, stream, location))
 
@@ -220,11 +236,7 @@ async def replay(
     Raises:
         ResumableError: The position is not to be had; see `find_position`.
     """
-    try:
-        position = await find_position(stream, offset, last_event_id)
-    except ResumableError as exc:
-        manager.telemetry.read(kind or "resume", exc.code)
-        raise
+    position = await find_position(stream, offset, last_event_id)
     if last_event_id and await is_exhausted(stream, position):
         manager.telemetry.read("resume", "204", traceparent=stream.head.traceparent)
         response = Response(status_code=204)

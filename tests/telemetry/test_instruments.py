@@ -99,6 +99,7 @@ def test_a_request_that_never_became_a_stream_is_not_counted():
     """A 401 is no stream."""
     with recording() as recorded:
         Telemetry().stream("chat", "epoch", {}, 0.0).ended("failed")
+        assert recorded.spans() == []
         assert recorded.points("fastapi_resumable.streams.active") == []
         assert recorded.points("fastapi_resumable.stream.duration") == []
 
@@ -108,6 +109,7 @@ def test_ids_are_on_spans_unless_switched_off(stream_ids):
     """And never on a metric."""
     with recording() as recorded:
         stream = Telemetry(stream_ids=stream_ids).stream("chat-42", "epoch", {}, 0.0)
+        stream.open_span()
         stream.begun()
         stream.ended("completed")
         (span,) = recorded.spans()
@@ -121,7 +123,7 @@ def test_a_replay_links_to_the_stream():
     with recording() as recorded:
         telemetry = Telemetry()
         stream = telemetry.stream("chat", "epoch", {}, 0.0)
-        traceparent = stream.traceparent
+        traceparent = stream.open_span()
         stream.ended("completed")
         with trace.get_tracer("server").start_as_current_span("GET"):
             telemetry.read("replay", traceparent=traceparent)

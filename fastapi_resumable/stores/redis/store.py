@@ -109,6 +109,11 @@ class RedisStore:
                 f" redis-py takes; the one given begins with {self._client.partition(':')[0][:10]!r}."
             ) from None
 
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes this process holds: the logs of the streams that it writes or follows."""
+        return 0 if self._site is None else self._site.budget.used
+
     def configure(self, limits: Limits) -> None:
         """Take the limits."""
         self._limits = limits

@@ -73,6 +73,11 @@ class SqliteStore:
     def __repr__(self) -> str:
         return f"SqliteStore({str(self._path)!r})"
 
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes this process holds: the logs of the streams that it writes or follows."""
+        return 0 if self._worker is None else self._worker.budget.used
+
     def configure(self, limits: Limits) -> None:
         """Take the limits."""
         self._limits = limits
