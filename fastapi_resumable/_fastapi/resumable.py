@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import Any, Literal, TypeVar, cast
 
 from fastapi import APIRouter, Request
@@ -152,7 +153,7 @@ class Resumable:
         )
         # Two of them in one application must not be taken for each other.
         token = secrets.token_hex(8)
-        locator = Locator(f"resumable_replay_{token}")
+        self._locator = locator = Locator(f"resumable_replay_{token}")
         self._owner = owner
         self._service = Service(
             self.manager,
@@ -162,21 +163,32 @@ class Resumable:
             scope_key=f"fastapi_resumable.{token}",
         )
         self._routes = Routes(self.manager, self.settings.pending_timeout, locator)
-        self.router: APIRouter = build_router(
-            self.manager,
-            prefix=self.settings.prefix,
-            owner=owner,
-            pending_timeout=self.settings.pending_timeout,
-            locator=locator,
-            lifespan=self._lifespan,
-        )
-        """Replay, stop, lookup and watch: `app.include_router(resumable.router)`."""
-        self.ai_sdk_router: APIRouter = build_ai_sdk_router(
-            self.manager, owner=owner, pending_timeout=self.settings.pending_timeout, locator=locator
-        )
-        """What the AI SDK asks for: `app.include_router(resumable.ai_sdk_router, prefix="/api/chat")`."""
         self.route_class: type[APIRoute] = route_class(self._service)
         """Makes every endpoint of a router resumable: `APIRouter(route_class=resumable.route_class)`."""
+
+    # FastAPI takes tens of milliseconds to examine the routes of a router, so that one is made when it is asked for.
+
+    @cached_property
+    def router(self) -> APIRouter:
+        """Replay, stop, lookup and watch: `app.include_router(resumable.router)`."""
+        return build_router(
+            self.manager,
+            prefix=self.settings.prefix,
+            owner=self._owner,
+            pending_timeout=self.settings.pending_timeout,
+            locator=self._locator,
+            lifespan=self._lifespan,
+        )
+
+    @cached_property
+    def ai_sdk_router(self) -> APIRouter:
+        """What the AI SDK asks for: `app.include_router(resumable.ai_sdk_router, prefix="/api/chat")`."""
+        return build_ai_sdk_router(
+            self.manager,
+            owner=self._owner,
+            pending_timeout=self.settings.pending_timeout,
+            locator=self._locator,
+        )
 
     # The faces.
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import BaseModel, TypeAdapter, ValidationError, WithJsonSchema
 
 from .._core.ids import StreamKey, parse_offset, require_stream_id
 from .._core.sequence import parse_sequence_number
@@ -120,6 +120,20 @@ LastEventId = Annotated[
 _ITEMS = TypeAdapter(list[ResumableStreamItem])
 
 
+class ReplayQuery(BaseModel):
+    """The place to replay from. One model for all routes: FastAPI examines it once."""
+
+    start: From = None
+    starting_after: StartingAfter = None
+    epoch: Epoch = None
+
+
+class ReplayQueryWithId(ReplayQuery):
+    """The same where the query has the id as well."""
+
+    conv_id: QueryId = None
+
+
 class Routes:
     """What the routes do."""
 
@@ -214,24 +228,23 @@ def _add_stream_routes(router: APIRouter, routes: Routes, dependency: IdDependen
     async def replay_by_query(
         request: Request,
         owner: OwnerId,
-        start: From = None,
-        starting_after: StartingAfter = None,
-        epoch: Epoch = None,
+        query: Annotated[ReplayQueryWithId, Query()],
         _last_event_id: LastEventId = None,
-        conv_id: QueryId = None,
     ) -> Response:
-        return Answer(await routes.replay(request, owner, conv_id, start, starting_after, epoch))
+        return Answer(
+            await routes.replay(request, owner, query.conv_id, query.start, query.starting_after, query.epoch)
+        )
 
     async def replay_by_path(
         request: Request,
         owner: OwnerId,
         conversation_id: PathId,
-        start: From = None,
-        starting_after: StartingAfter = None,
-        epoch: Epoch = None,
+        query: Annotated[ReplayQuery, Query()],
         _last_event_id: LastEventId = None,
     ) -> Response:
-        return Answer(await routes.replay(request, owner, conversation_id, start, starting_after, epoch))
+        return Answer(
+            await routes.replay(request, owner, conversation_id, query.start, query.starting_after, query.epoch)
+        )
 
     async def stop_by_query(owner: OwnerId, conv_id: QueryId = None, epoch: Epoch = None) -> Response:
         return await routes.stop(owner, conv_id, epoch)
@@ -255,7 +268,7 @@ def _add_stream_routes(router: APIRouter, routes: Routes, dependency: IdDependen
             description="Every client gets the bytes of the log, in order, from its offset. Never starts work.",
             response_class=Response,
             include_in_schema=documented,
-            responses=_REPLAY_RESPONSES,
+            responses=_REPLAY_RESPONSES if documented else None,
         )
         router.add_api_route(
             path,
@@ -265,7 +278,7 @@ def _add_stream_routes(router: APIRouter, routes: Routes, dependency: IdDependen
             description="Status and headers of the replay, and `X-Stream-*` headers.",
             response_class=Response,
             include_in_schema=documented,
-            responses=_HEAD_RESPONSES,
+            responses=_HEAD_RESPONSES if documented else None,
         )
         router.add_api_route(
             path,
@@ -276,7 +289,7 @@ def _add_stream_routes(router: APIRouter, routes: Routes, dependency: IdDependen
             description="The endpoint is cancelled, readers get the terminal event, and the stream is gone.",
             response_class=Response,
             include_in_schema=documented,
-            responses=_STOP_RESPONSES,
+            responses=_STOP_RESPONSES if documented else None,
         )
 
 
