@@ -206,7 +206,7 @@ def test_what_was_stopped_or_replaced_goes_when_it_is_read_no_longer(
 ) -> None:
     """Not its whole retention later; while it is read elsewhere, it stays."""
     monkeypatch.setattr("fastapi_resumable.stores.sqlite.lookout.CLEAN_UP", 0.05)
-    for module in ("tables", "worker"):
+    for module in ("log", "worker"):
         monkeypatch.setattr(f"fastapi_resumable.stores.sqlite.{module}.UNREAD", 0.1)
     path = tmp_path / "streams.db"
 
@@ -229,7 +229,7 @@ def test_what_was_stopped_or_replaced_goes_when_it_is_read_no_longer(
 @pytest.mark.parametrize("failure", [AttributeError, RuntimeError, OSError, sqlite3.OperationalError, MemoryError])
 @pytest.mark.parametrize(
     "place",
-    ["transactions.Transactions.write", "tables.Tables.apply", "reading.ReaderThread._find",
+    ["transactions.Transactions.write", "transactions.Transactions._apply", "reading.ReaderThread._find",
      "threads.WriterThread._commit", "threads.FileThread.open", "access.Access.write_all", "worker.read_workers"],
 )  # fmt: skip
 def test_no_thread_and_no_task_ends_with_what_it_raises(

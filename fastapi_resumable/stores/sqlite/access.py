@@ -14,9 +14,10 @@ from typing import Any, Protocol, TypeVar
 
 from ...exceptions import StoreUnavailable
 from .files import UnusableFileError, explain
+from .log import Append
 from .reading import ReaderThread
 from .threads import ANSWERS, FileThread, WriterThread
-from .transactions import Append, Transactions
+from .transactions import Transactions
 
 logger = logging.getLogger("fastapi_resumable")
 

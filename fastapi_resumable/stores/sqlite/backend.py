@@ -9,8 +9,7 @@ from ..shared.local import LocalStream
 from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Begun, Ended, Page, Reply, Restore
 from .access import TransactionJob
-from .queries import read_page
-from .transactions import Append
+from .log import Append, read_page
 
 if TYPE_CHECKING:
     from .worker import SqliteWorker
@@ -42,7 +41,7 @@ class SqliteWriter:
         self._worker.waiting_for_room.add(self.stream)
         self._worker.note_interest()
         slowest: int | None = await self._worker.access.write(
-            lambda transactions: transactions.slowest_reader(self._epoch)
+            lambda transactions: transactions.logs.slowest_reader(self._epoch)
         )
         return slowest
 
@@ -127,7 +126,7 @@ class SqliteReader:
     def next_job(self) -> TransactionJob:
         """What to do now."""
         epoch, slowest = self._epoch, self.stream.slowest
-        return lambda transactions: transactions.report(epoch, slowest)
+        return lambda transactions: transactions.logs.report(epoch, slowest)
 
     def take_result(self, _result: Any) -> None:
         """The producer's worker finds it in the file."""

@@ -1,73 +1,20 @@
 """The file itself: where it is, what is in it, and what can be wrong with it."""
 
+import fcntl
 import os
 import sqlite3
+import weakref
+from collections.abc import Iterable
+from functools import partial
+from importlib import resources
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
 APPLICATION_ID = 0x46415253
 """What marks a SQLite file as one of ours."""
 VERSION = 1
-"""The version of the tables below; a file of another version is refused."""
+"""The version of the tables in `schema.sql`; a file of another version is refused."""
 SYNCHRONOUS = ("normal", "full")
-
-SCHEMA = """
-CREATE TABLE workers (
-    worker TEXT PRIMARY KEY,
-    pid INTEGER NOT NULL,
-    started_at REAL NOT NULL
-) WITHOUT ROWID;
-
-CREATE TABLE streams (
-    stream INTEGER PRIMARY KEY AUTOINCREMENT,
-    epoch TEXT NOT NULL UNIQUE,
-    owner TEXT,
-    id TEXT NOT NULL,
-    worker TEXT NOT NULL,
-    idempotency_key TEXT,
-    status TEXT NOT NULL,
-    code TEXT NOT NULL DEFAULT '',
-    gone TEXT NOT NULL DEFAULT '',
-    requested_at REAL NOT NULL,
-    started_at REAL NOT NULL DEFAULT 0,
-    completed_at REAL NOT NULL DEFAULT 0,
-    expires_at REAL,
-    status_code INTEGER,
-    headers TEXT,
-    traceparent TEXT,
-    earliest INTEGER NOT NULL DEFAULT 0,
-    mid_event INTEGER NOT NULL DEFAULT 0
-);
-CREATE INDEX streams_by_key ON streams (owner, id, stream);
-CREATE INDEX streams_by_expiry ON streams (expires_at) WHERE expires_at IS NOT NULL;
-CREATE INDEX live_streams ON streams (owner, worker) WHERE expires_at IS NULL;
-
-CREATE TABLE chunks (
-    stream INTEGER NOT NULL,
-    end INTEGER NOT NULL,
-    data BLOB NOT NULL,
-    PRIMARY KEY (stream, end)
-) WITHOUT ROWID;
-
-CREATE TABLE readers (
-    stream INTEGER NOT NULL,
-    worker TEXT NOT NULL,
-    offset INTEGER NOT NULL,
-    until REAL NOT NULL,
-    PRIMARY KEY (stream, worker)
-) WITHOUT ROWID;
-
-CREATE TABLE changes (
-    change INTEGER PRIMARY KEY AUTOINCREMENT,
-    at REAL NOT NULL,
-    owner TEXT,
-    epoch TEXT NOT NULL,
-    worker TEXT NOT NULL,
-    status TEXT NOT NULL,
-    code TEXT NOT NULL,
-    item TEXT NOT NULL
-);
-"""
 
 # SQLite's write-ahead log needs memory that all workers share, and locks that hold; over a network there is neither.
 _NETWORK = {
@@ -182,7 +129,7 @@ def _create(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     # Another worker may have been faster.
     if not connection.execute("PRAGMA user_version").fetchone()[0]:
-        for statement in SCHEMA.split(";"):
+        for statement in resources.files(__package__).joinpath("schema.sql").read_text("utf-8").split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {VERSION}")
@@ -248,3 +195,83 @@ def is_of_the_whole_file(failure: BaseException) -> bool:
     return isinstance(failure, FileLostError | UnusableFileError | OSError) or name.startswith(
         ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_NOTADB", "SQLITE_CANTOPEN")
     )
+
+
+class WorkerLock:
+    """The lock of this worker, on a file of its own in a directory beside the database.
+
+    A process that is stopped keeps its lock, so it is not taken for dead. The lock belongs to the open file, so two
+    stores in one process are two workers.
+    """
+
+    def __init__(self, path: Path, worker: str) -> None:
+        self._directory = path.with_name(path.name + "-workers")
+        self._worker = worker
+        self._fd: int | None = None
+
+    def take(self) -> None:
+        """Take the lock; again, if somebody has deleted the file.
+
+        Raises:
+            OSError: The file cannot be made.
+        """
+        path = self._directory / self._worker
+        if self._fd is not None:
+            try:
+                if path.stat().st_ino == os.fstat(self._fd).st_ino:
+                    return
+            except FileNotFoundError:
+                pass
+            self.release()
+        self._directory.mkdir(exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+        # A child that this process forks would keep the lock for it.
+        os.register_at_fork(after_in_child=partial(_close_in_child, weakref.ref(self)))
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._fd is not None:
+            self.remove(self._worker)
+            self.close()
+
+    def close(self) -> None:
+        """Give this process' hold of the lock back; a process that it was forked from keeps its own."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def is_dead(self, worker: str) -> bool:
+        """Whether a worker's process has ended."""
+        if worker == self._worker:
+            return False
+        try:
+            fd = os.open(self._directory / worker, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            # Shared, so that two workers that ask at the same time do not take each other for the one they ask about.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def find_dead(self, workers: Iterable[str]) -> list[str]:
+        """Those of some workers that are dead."""
+        return [worker for worker in workers if self.is_dead(worker)]
+
+    def remove(self, worker: str) -> None:
+        """Delete the file of a worker that is dead."""
+        (self._directory / worker).unlink(missing_ok=True)
+
+
+def _close_in_child(reference: "weakref.ref[WorkerLock]") -> None:
+    if (lock := reference()) is not None:
+        lock.close()

@@ -4,7 +4,6 @@ A statement gives the interpreter away with each row that it returns, and a busy
 what can be many rows is put together by SQLite, and comes as one.
 """
 
-import json
 import logging
 import sqlite3
 import time
@@ -13,8 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from ...models import ResumableStatus
-from .queries import NEWS, read_last_change
+from .log import Piece, read_pieces
 from .rows import text_of
 from .threads import ANSWERS, FileThread, Job
 
@@ -27,19 +25,6 @@ CALM = 0.02
 CALM_AFTER = 1.0
 SLOW = 0.1
 """Seconds between looks while there are only streams here that another worker could stop."""
-
-
-class News(NamedTuple):
-    """What a look has found of one stream that is followed: bytes from `start` on, and how it ended."""
-
-    epoch: str
-    start: int
-    data: bytes
-    is_missing: bool = False
-    tail: int = 0
-    status: ResumableStatus | None = None
-    """Set once the stream is over, and `data` reaches its end."""
-    completed_at: float = 0.0
 
 
 class Changed(NamedTuple):
@@ -57,7 +42,7 @@ class Changed(NamedTuple):
 class Found(NamedTuple):
     """What a look has found."""
 
-    news: list[News]
+    news: list[Piece]
     changes: list[Changed]
     has_gap: bool
     """Whether changes were missed, because this process stood still for so long, or the file is another."""
@@ -187,56 +172,49 @@ class ReaderThread(FileThread):
             connection.execute("ROLLBACK")
         return Found(news, changes, has_gap)
 
-    def _find_news(self, connection: sqlite3.Connection) -> list[News]:
+    def _find_news(self, connection: sqlite3.Connection) -> list[Piece]:
         with self._wake:
             followed = dict(self._followed)
         if not followed:
             return []
         try:
-            rows = connection.execute(NEWS, (json.dumps(followed),)).fetchall()
+            news = read_pieces(connection, followed)
         except sqlite3.DatabaseError:
             # One stream may be damaged: the others are not to suffer for it.
-            rows = [row for epoch in followed for row in self._find_news_of(connection, epoch, followed[epoch])]
-        return [self._take_news(*row) for row in rows]
+            news = [piece for one in followed.items() for piece in self._find_news_of(connection, *one)]
+        with self._wake:
+            for piece in news:
+                self._note_read(piece)
+        return news
 
-    def _find_news_of(self, connection: sqlite3.Connection, epoch: str, offset: int) -> list[tuple[Any, ...]]:
+    def _find_news_of(self, connection: sqlite3.Connection, epoch: str, offset: int) -> list[Piece]:
         try:
-            return connection.execute(NEWS, (json.dumps({epoch: offset}),)).fetchall()
+            return read_pieces(connection, {epoch: offset})
         except sqlite3.DatabaseError as exc:
             logger.warning("stream of epoch %s cannot be read: %s", epoch, exc, extra={"epoch": epoch})
-            return [(epoch, None, None, None, None, None, None)]
+            return [Piece(epoch, is_missing=True)]
 
-    def _take_news(
-        self, epoch: str, start: int | None, text: str | None, tail: int | None, status: str, over: int, at: float
-    ) -> News:
-        if tail is None:
-            return News(epoch, 0, b"", is_missing=True)
-        data = bytes.fromhex(text) if text else b""
-        reached = (start or 0) + len(data) if data else tail
-        is_over = bool(over) and reached >= tail
-        with self._wake:
-            if epoch in self._followed:
-                if is_over:
-                    del self._followed[epoch]
-                else:
-                    self._followed[epoch] = max(self._followed[epoch], reached)
-                    self._is_due = self._is_due or reached < tail
-        return News(epoch, start or 0, data, False, tail, ResumableStatus(status) if is_over else None, at)
+    def _note_read(self, piece: Piece) -> None:
+        """Look for what comes after a piece."""
+        if piece.is_missing or piece.epoch not in self._followed:
+            return
+        if piece.status is not None:
+            del self._followed[piece.epoch]
+        else:
+            self._followed[piece.epoch] = max(self._followed[piece.epoch], piece.end)
+            self._is_due = self._is_due or piece.end < piece.tail
 
     def _find_changes(self, connection: sqlite3.Connection) -> tuple[list[Changed], bool]:
+        query = "SELECT max(seq) FROM sqlite_sequence WHERE name = 'changes'"
+        last = connection.execute(query).fetchone()[0] or 0
         if self._change is None:
-            self._change = read_last_change(connection)
-            return [], False
+            self._change = last
         rows = connection.execute(
             "SELECT change, owner, epoch, worker, status, code, item FROM changes WHERE change > ? ORDER BY change "
             "LIMIT 1000",
             (self._change,),
         ).fetchall()
-        if not rows:
-            last = read_last_change(connection)
-            has_gap, self._change = last != self._change, last
-            return [], has_gap
-        has_gap = rows[0][0] != self._change + 1
-        self._change = rows[-1][0]
-        self._is_due = self._is_due or len(rows) == 1000
+        has_gap = (rows[0][0] if rows else last + 1) != self._change + 1
+        self._change = rows[-1][0] if rows else last
+        self._is_due = self._is_due or self._change < last
         return [Changed(change, text_of(owner), *about) for change, owner, *about in rows], has_gap

@@ -1,6 +1,8 @@
 """Rows of the table `streams`, and the values of the state machine that they stand for."""
 
 import json
+import sqlite3
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -53,6 +55,16 @@ class Row(NamedTuple):
         """Whether it is queued, or its producer runs."""
         return self.expires_at is None
 
+    @property
+    def is_live_event_stream(self) -> bool:
+        """Whether it has readers who need a terminal event, if it is ended now."""
+        return self.is_live and self.headers is not None and self.head.is_event_stream
+
+    @property
+    def state(self) -> tuple[Any, ...]:
+        """The columns of `STATE`."""
+        return self.status, self.code, self.gone, self.started_at, self.completed_at, self.expires_at
+
     def item(self, key: StreamKey) -> ResumableStreamItem:
         """The epoch as a lookup shows it."""
         is_queued = self.headers is None
@@ -74,6 +86,7 @@ class KeyState:
 
     def __init__(self, key: StreamKey, rows: Iterable[Row], now: float) -> None:
         self.key = key
+        self.now = now
         self.rows = {row.epoch: row for row in rows}
         self.slot = expire(_slot(self.rows.values()), now)
 
@@ -162,6 +175,28 @@ def text_of(value: str | bytes | None) -> str | None:
     return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
 
 
-def row_of(values: Sequence[Any]) -> Row:
-    """A row from the `COLUMNS`."""
-    return Row(*values)
+def read_states(
+    connection: sqlite3.Connection, owner: str | None, ids: Sequence[str], *, with_variants: bool = False
+) -> list[KeyState]:
+    """What there is under some ids, in the order asked for; with the ids that are variants of one, if wanted."""
+    columns = COLUMNS.replace("streams.stream", "s.stream")
+    select = f"SELECT a.key, s.id, {columns} FROM json_each(:asked) AS a JOIN streams AS s "  # noqa: S608
+    select += "ON s.owner IS :owner AND "
+    query = select + "s.id = a.value"
+    if with_variants:
+        query += f" UNION ALL {select} s.id >= a.value || '::' AND s.id < a.value || ':;'"
+    asked = list(dict.fromkeys(ids))
+    rows = connection.execute(query, {"asked": json.dumps(asked), "owner": bindable(owner)}).fetchall()
+    by_id: dict[str, dict[str, Any]] = {}
+    # An id that was asked for comes before its variants.
+    for _, stream_id, *values in sorted(rows, key=lambda row: (row[0], asked[row[0]] != row[1], row[1], row[2])):
+        row = Row(*values)
+        by_id.setdefault(stream_id, {})[row.epoch] = row
+    now = time.time()
+    return [KeyState(StreamKey(owner, stream_id), found.values(), now) for stream_id, found in by_id.items()]
+
+
+def read_workers(connection: sqlite3.Connection) -> list[str]:
+    """Every worker that there is, or that something belongs to."""
+    query = "SELECT worker FROM workers UNION SELECT worker FROM streams WHERE expires_at IS NULL"
+    return [worker for (worker,) in connection.execute(query)]

@@ -112,7 +112,7 @@ class SqliteStore:
             worker.reservations[epoch] = reservation
             try:
                 outcome: Outcome = await worker.transact(
-                    lambda transactions, _: transactions.reserve(key, request, on_conflict)
+                    lambda transactions, terminal: transactions.reserve(key, request, on_conflict, terminal)
                 )
                 if outcome.verdict is Verdict.QUEUED:
                     self._check_limit(worker, outcome)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from ...exceptions import ResumableError
 from ..shared.writes import Reply
 from .files import FileLostError, connect, is_of_the_whole_file
-from .tables import LacksEventError
-from .transactions import Append, Transactions, WorkerDiedError
+from .log import Append, give_room_back
+from .transactions import LacksEventError, Transactions
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -24,7 +24,7 @@ BATCH = 256
 CLOSING = 2.0
 """The most seconds for which a thread is waited for at the end."""
 
-ANSWERS = (ResumableError, LacksEventError, WorkerDiedError)
+ANSWERS = (ResumableError, LacksEventError)
 """What a job raises to answer; it is no failure of the file, and nothing is undone for it."""
 
 
@@ -227,7 +227,7 @@ class WriterThread(FileThread):
             raise
         self.sync()
         if Transactions.clean_up in (job.work for job in jobs):
-            transactions.tables.give_room_back()
+            give_room_back(connection)
         return results
 
 

@@ -1,91 +1,81 @@
 """What changes the file: everything here runs in the writer's thread, within a transaction that is begun already.
 
-What is raised here was raised before anything was written, and leaves the transaction as it is.
+An answer that is raised leaves the transaction as it is: nothing has been written for it, or what may be written again.
 """
 
-import json
+import logging
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from ..._core import lifecycle
 from ..._core.ids import StreamKey
-from ..._core.lifecycle import Current, OnConflict, Outcome, Queued, Slot, Verdict
+from ..._core.lifecycle import Change, Current, OnConflict, Outcome, Queued, Slot, Verdict
+from ..._stream.recording import end_event
 from ..._stream.stream import Head, Limits
 from ...exceptions import TooManyStreams, TooManyStreamsOfOwner
 from ...models import ResumableStatus
-from ..shared.writes import Ended, Gap, Missing, Reply, Restore, Write, Written
-from .rows import bindable, dump_headers, text_of
-from .tables import Tables, Terminal
+from ..shared.writes import Ended, Gap, Reply, Restore, Written
+from .files import WorkerLock
+from .log import Append, Log, Logs, check
+from .rows import COLUMNS, STATE, KeyState, Row, bindable, dump_headers, text_of, wanted
 
-READER = 20.0
-"""Seconds for which a reader on another worker holds a producer without being heard of again."""
+logger = logging.getLogger("fastapi_resumable")
+
 TOGETHER = 64
 """How many rows one statement adds."""
 
-
-class WorkerDiedError(Exception):
-    """What a transaction looks at belongs to a worker that has died, and has to be ended first."""
-
-    def __init__(self, worker: str) -> None:
-        super().__init__(worker)
-        self.worker = worker
+Terminal = Mapping[str, bytes]
+"""The terminal events that were made, by code: the application makes them, so that is done outside of a transaction."""
 
 
-class Append(NamedTuple):
-    """What one stream has to write."""
+class LacksEventError(Exception):
+    """The transaction ends a stream whose readers need a terminal event, and was not given it."""
 
-    key: StreamKey
-    epoch: str
-    write: Write
+    def __init__(self, status: ResumableStatus, code: str) -> None:
+        super().__init__(code)
+        self.status = status
+        self.code = code
 
 
 class Transactions:
     """The writing side of the file."""
 
-    def __init__(
-        self, connection: sqlite3.Connection, worker: str, limits: Limits, is_dead: Callable[[str], bool]
-    ) -> None:
-        self.tables = Tables(connection, limits)
+    def __init__(self, connection: sqlite3.Connection, worker: str, limits: Limits, lock: WorkerLock) -> None:
+        self.logs = Logs(connection, worker, limits)
         self._execute = connection.execute
         self._worker = worker
         self._limits = limits
-        self._is_dead = is_dead
+        self._lock = lock
 
     # Requests.
 
-    def reserve(self, key: StreamKey, request: Queued, on_conflict: OnConflict) -> Outcome:
+    def reserve(self, key: StreamKey, request: Queued, on_conflict: OnConflict, terminal: Terminal) -> Outcome:
         """Queue a request, or say what it has to follow.
 
         Raises:
             TooManyStreams: A limit is reached.
-            WorkerDiedError: Its rival's worker has died.
         """
-        state = self.tables.load(key, time.time())
-        self._check_workers(state.workers)
+        state = self._load(key)
+        if self.bury(state.workers, terminal):
+            state = self._load(key)
         outcome = lifecycle.reserve(state.slot, request, on_conflict)
         if outcome.changes:
-            self._check_limits(key.owner, allowed=1 if outcome.replaces else 0)
-        self.tables.apply(state, outcome, {}, request.requested_at)
-        return outcome
+            self._check_limits(key.owner, 1 if outcome.replaces else 0, terminal)
+        return self._apply(state, outcome, terminal)
 
-    def _check_workers(self, workers: set[str]) -> None:
-        for worker in workers:
-            if self._is_dead(worker):
-                raise WorkerDiedError(worker)
-
-    def _check_limits(self, owner: str | None, allowed: int) -> None:
+    def _check_limits(self, owner: str | None, allowed: int, terminal: Terminal) -> None:
         most = self._limits.max_streams_per_owner
-        if owner is not None and most is not None:
-            live = self._execute(
-                "SELECT worker FROM streams WHERE owner = ? AND expires_at IS NULL", (bindable(owner),)
-            ).fetchall()
-            if len(live) >= most + allowed:
-                self._check_workers({worker for (worker,) in live})
-                raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
-        if self.tables.shrink():
+        if owner is not None and most is not None and self._count_live(owner, terminal) >= most + allowed:
+            raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
+        if not self.logs.shrink():
             raise TooManyStreams("The server's room for streams is full. Try again in a moment.")
+
+    def _count_live(self, owner: str, terminal: Terminal) -> int:
+        query = "SELECT worker FROM streams WHERE owner = ? AND expires_at IS NULL"
+        live = [worker for (worker,) in self._execute(query, (bindable(owner),)).fetchall()]
+        return self._count_live(owner, terminal) if self.bury(set(live), terminal) else len(live)
 
     def begin(self, key: StreamKey, request: Queued, head: Head, terminal: Terminal, *, queue: bool = False) -> Outcome:
         """Make a request the current epoch; if it is to `queue`, it is queued before, should the file not know it."""
@@ -97,124 +87,164 @@ class Transactions:
                 outcome = lifecycle.begin(queued.slot, request.epoch, now)
             return outcome
 
-        return self.tables.transition(key, terminal, transition, head)
+        return self._transition(key, terminal, transition, head)
 
     def release(self, key: StreamKey, epoch: str, terminal: Terminal) -> Outcome:
         """Give a request back; should it have begun, end it."""
         retention = self._limits.retention
-        return self.tables.transition(key, terminal, lambda slot, now: lifecycle.abandon(slot, epoch, now, retention))
+        return self._transition(key, terminal, lambda slot, now: lifecycle.abandon(slot, epoch, now, retention))
 
     def stop(self, key: StreamKey, epoch: str | None, terminal: Terminal) -> Outcome:
         """Stop what is queued or live, forget what has ended."""
-        return self.tables.transition(key, terminal, lambda slot, now: lifecycle.stop(slot, epoch, now))
+        return self._transition(key, terminal, lambda slot, now: lifecycle.stop(slot, epoch, now))
+
+    def restore(self, key: StreamKey, lost: Current, head: Head, how: Restore) -> Reply:
+        """Begin a stream anew that the file has lost, or that has gone on without it."""
+        outcome = self._transition(key, {}, lambda slot, _: lifecycle.restore(slot, lost._replace(tail=how.earliest)))
+        if outcome.verdict is not Verdict.OK:
+            return Ended()
+        self._execute("DELETE FROM chunks WHERE stream = (SELECT stream FROM streams WHERE epoch = ?)", (lost.epoch,))
+        self._set_head(lost.epoch, head)
+        self._execute("UPDATE streams SET earliest = ?, mid_event = 0 WHERE epoch = ?", (how.earliest, lost.epoch))
+        return Gap(how.earliest)
+
+    # The state of a key.
+
+    def _load(self, key: StreamKey) -> KeyState:
+        rows = self._rows("owner IS ? AND id = ? ORDER BY stream", bindable(key.owner), key.id)
+        return KeyState(key, rows, time.time())
+
+    def _rows(self, where: str, *values: object) -> Iterable[Row]:
+        query = f"SELECT {COLUMNS} FROM streams WHERE {where}"  # noqa: S608  # no input
+        return map(Row._make, self._execute(query, values).fetchall())
+
+    def _transition(
+        self, key: StreamKey, terminal: Terminal, change: Callable[[Slot, float], Outcome], head: Head | None = None
+    ) -> Outcome:
+        state = self._load(key)
+        return self._apply(state, change(state.slot, state.now), terminal, head)
+
+    def _apply(self, state: KeyState, outcome: Outcome, terminal: Terminal, head: Head | None = None) -> Outcome:
+        """Make the file say what a transition came to; `head` is that of a stream that has begun.
+
+        Raises:
+            LacksEventError: It ends a stream that needs a terminal event, and there is none in `terminal`.
+        """
+        self._end_logs(state, outcome, terminal)
+        states = wanted(outcome.slot, state.rows)
+        for stream in (*outcome.slot.queued, outcome.slot.current):
+            if stream is not None and stream.epoch not in state.rows:
+                self._insert(state.key, stream, states[stream.epoch][0])
+        for epoch, columns in states.items():
+            if (row := state.rows.get(epoch)) is not None and columns != row.state:
+                assignments = ", ".join(f"{name} = ?" for name in STATE)
+                query = f"UPDATE streams SET {assignments} WHERE stream = ?"  # noqa: S608  # no input
+                self._execute(query, (*columns, row.stream))
+        if head is not None and outcome.verdict is Verdict.BEGUN and outcome.slot.current is not None:
+            self._set_head(outcome.slot.current.epoch, head)
+        for change in outcome.changes:
+            self._announce(state, change)
+        for epoch in state.rows.keys() - states.keys():
+            self.logs.delete(state.rows[epoch].stream)
+        return outcome
+
+    def _end_logs(self, state: KeyState, outcome: Outcome, terminal: Terminal) -> None:
+        ended = [
+            (change, row)
+            for change in outcome.changes
+            if change.code and (row := state.rows.get(change.stream.epoch)) is not None and row.is_live_event_stream
+        ]
+        for change, _ in ended:
+            if change.code not in terminal:
+                raise LacksEventError(change.status, change.code)
+        for change, row in ended:
+            if event := terminal[change.code]:
+                limits = replace(self._limits, terminal_event=lambda *_, event=event: event)
+                data = end_event(row.epoch, limits, row.tail, bool(row.mid_event), change.status, "", "")
+                self._execute("INSERT INTO chunks VALUES (?, ?, ?)", (row.stream, row.tail + len(data), data))
+
+    def _insert(self, key: StreamKey, stream: Queued | Current, status: str) -> None:
+        at = stream.requested_at if isinstance(stream, Queued) else stream.started_at
+        self._execute(
+            "INSERT INTO streams (epoch, owner, id, worker, idempotency_key, status, requested_at, started_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                stream.epoch,
+                bindable(key.owner),
+                key.id,
+                stream.worker,
+                bindable(stream.idempotency_key),
+                status,
+                at,
+                at,
+            ),
+        )
+
+    def _set_head(self, epoch: str, head: Head) -> None:
+        self._execute(
+            "UPDATE streams SET status_code = ?, headers = ?, traceparent = ? WHERE epoch = ?",
+            (head.status_code, dump_headers(head), head.traceparent, epoch),
+        )
+
+    def _announce(self, state: KeyState, change: Change) -> None:
+        stream, status = change.stream, change.status
+        (row,) = self._rows("epoch = ?", stream.epoch)
+        item = row.item(state.key)
+        if item.status is not status:
+            # A request that was given back is still in the file, as queued.
+            item = item.model_copy(update={"status": status, "is_done": True, "completed_at": int(state.now)})
+        self._execute(
+            "INSERT INTO changes (at, owner, epoch, worker, status, code, item) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                state.now, bindable(state.key.owner), stream.epoch, stream.worker, status.value, change.code,
+                item.model_dump_json(),
+            ),
+        )  # fmt: skip
 
     # Bytes.
 
     def write(self, appends: Sequence[Append]) -> list[Reply]:
         """Write what streams have recorded, those that are still live: the others learn that they are not."""
-        (found,) = self._execute(
-            "SELECT json_group_array(json_array(epoch, stream, status, gone, earliest, mid_event, "
-            "coalesce((SELECT end FROM chunks WHERE chunks.stream = streams.stream ORDER BY end DESC LIMIT 1), "
-            "earliest))) FROM streams WHERE epoch IN (SELECT value FROM json_each(?))",
-            (json.dumps([append.epoch for append in appends]),),
-        ).fetchone()
-        rows = {epoch: about for epoch, *about in json.loads(found)}
-        replies: list[Reply] = []
+        if not appends:
+            return []
+        logs = self.logs.find([append.epoch for append in appends])
+        replies = [check(append, logs.get(append.epoch)) for append in appends]
+        written = [append for append, reply in zip(appends, replies, strict=True) if isinstance(reply, Written)]
         chunks: list[object] = []
-        for append in appends:
-            reply = self._check_write(append, rows.get(append.epoch))
-            if isinstance(reply, Written) and append.write.last > rows[append.epoch][5]:
-                chunks += (rows[append.epoch][0], append.write.last, append.write.data)
-            replies.append(reply)
-        self.tables.make_room(sum(len(append.write.data) for append in appends))
+        for append in written:
+            if append.write.last > logs[append.epoch].tail:
+                chunks += (logs[append.epoch].stream, append.write.last, append.write.data)
+        self.logs.take(sum(len(append.write.data) for append in written))
         for start in range(0, len(chunks), 3 * TOGETHER):
             some = chunks[start : start + 3 * TOGETHER]
             values = ", ".join(["(?, ?, ?)"] * (len(some) // 3))
             self._execute(f"INSERT INTO chunks VALUES {values}", some)  # noqa: S608  # no input
         for index, append in enumerate(appends):
             if isinstance(replies[index], Written):
-                replies[index] = self._follow_up(append, *rows[append.epoch])
+                replies[index] = self._follow_up(append, logs[append.epoch])
         return replies
 
-    def _check_write(self, append: Append, row: list[Any] | None) -> Reply:
-        if row is None:
-            return Missing()
-        _, status, gone, _, _, tail = row
+    def _follow_up(self, append: Append, log: Log) -> Written:
         write, ending = append.write, append.write.ending
-        if gone or (ending is not None and status == ending.status and tail == write.last):
-            return Ended() if gone else Written(None)
-        if status == "queued":
-            return Missing()
-        current = Current(append.epoch, status=ResumableStatus(status), tail=int(tail))
-        verdict = lifecycle.append(Slot(current), append.epoch, write.first, write.last).verdict
-        if verdict is Verdict.GAP:
-            return Gap(int(tail))
-        return Written(None) if verdict is Verdict.OK else Ended()
-
-    def _follow_up(
-        self, append: Append, stream: int, status: str, _gone: str, earliest: int, mid_event: int, _tail: int
-    ) -> Reply:
-        write = append.write
-        if write.is_mid_event != bool(mid_event) or write.earliest > earliest:
-            earliest = max(write.earliest, earliest)
+        if write.is_mid_event != bool(log.mid_event) or write.earliest > log.earliest:
+            earliest = max(write.earliest, log.earliest)
             self._execute(
                 "UPDATE streams SET mid_event = ?, earliest = ? WHERE stream = ?",
-                (int(write.is_mid_event), earliest, stream),
+                (int(write.is_mid_event), earliest, log.stream),
             )
-            self._execute("DELETE FROM chunks WHERE stream = ? AND end <= ?", (stream, earliest))
-        if write.ending is not None and status == ResumableStatus.IN_PROGRESS:
-            ending, retention = write.ending, self._limits.retention
-            at = ending.completed_at
-            self.tables.transition(
-                append.key,
-                {},
-                lambda slot, _: lifecycle.end(slot, append.epoch, ending.status, ending.code, at, retention),
-            )
-        return Written(self.slowest_reader(append.epoch) if write.may_fill else None)
+            self._execute("DELETE FROM chunks WHERE stream = ? AND end <= ?", (log.stream, earliest))
+        if ending is not None and log.status == ResumableStatus.IN_PROGRESS:
+            at, retention = ending.completed_at, self._limits.retention
 
-    def restore(self, key: StreamKey, lost: Current, head: Head, how: Restore) -> Reply:
-        """Begin a stream anew that the file has lost, or that has gone on without it."""
-        outcome = self.tables.transition(
-            key, {}, lambda slot, _: lifecycle.restore(slot, lost._replace(tail=how.earliest))
-        )
-        if outcome.verdict is not Verdict.OK:
-            return Ended()
-        (stream,) = self._execute("SELECT stream FROM streams WHERE epoch = ?", (lost.epoch,)).fetchone()
-        self._execute("DELETE FROM chunks WHERE stream = ?", (stream,))
-        self._execute(
-            "UPDATE streams SET status_code = ?, headers = ?, traceparent = ?, earliest = ?, mid_event = 0 "
-            "WHERE stream = ?",
-            (head.status_code, dump_headers(head), head.traceparent, how.earliest, stream),
-        )
-        return Gap(how.earliest)
+            def end(slot: Slot, _: float) -> Outcome:
+                return lifecycle.end(slot, append.epoch, ending.status, ending.code, at, retention)
 
-    # Readers on other workers.
-
-    def report(self, epoch: str, offset: int | None) -> None:
-        """Note how far the slowest reader here of a stream is."""
-        if offset is None:
-            self._execute(
-                "DELETE FROM readers WHERE worker = ? AND stream = (SELECT stream FROM streams WHERE epoch = ?)",
-                (self._worker, epoch),
-            )
-        else:
-            self._execute(
-                "INSERT OR REPLACE INTO readers SELECT stream, ?, ?, ? FROM streams WHERE epoch = ?",
-                (self._worker, offset, time.time() + READER, epoch),
-            )
-
-    def slowest_reader(self, epoch: str) -> int | None:
-        """How far the slowest reader on another worker is."""
-        (slowest,) = self._execute(
-            "SELECT min(offset) FROM readers WHERE stream = (SELECT stream FROM streams WHERE epoch = ?) "
-            "AND worker <> ? AND until > ?",
-            (epoch, self._worker, time.time()),
-        ).fetchone()
-        return None if slowest is None else int(slowest)
+            self._transition(append.key, {}, end)
+        return Written(self.logs.slowest_reader(append.epoch) if write.may_fill else None)
 
     def clean_up(self) -> float | None:
-        """Delete what is past its time; say when there is more to delete."""
-        return self.tables.clean_up()
+        """Delete what is past its time; return when there is more to delete."""
+        return self.logs.clean_up()
 
     # Workers.
 
@@ -224,23 +254,28 @@ class Transactions:
 
     def leave(self) -> None:
         """Note that this worker goes."""
-        self._execute("DELETE FROM readers WHERE worker = ?", (self._worker,))
-        self._execute("DELETE FROM workers WHERE worker = ?", (self._worker,))
+        self._forget_worker(self._worker)
 
-    def bury(self, worker: str, terminal: Terminal) -> list[str]:
-        """End everything that belongs to a worker that has died; return the epochs."""
-        keys = self._execute(
-            "SELECT DISTINCT owner, id FROM streams WHERE worker = ? AND expires_at IS NULL", (worker,)
-        ).fetchall()
-        ended: list[str] = []
-        retention = self._limits.retention
-        for owner, stream_id in keys:
-            now = time.time()
-            key = StreamKey(text_of(owner), stream_id)
-            state = self.tables.load(key, now)
-            outcome = lifecycle.lose(state.slot, worker, now, retention)
-            self.tables.apply(state, outcome, terminal, now)
-            ended += (change.stream.epoch for change in outcome.changes if change.stream.worker == worker)
+    def _forget_worker(self, worker: str) -> None:
         self._execute("DELETE FROM readers WHERE worker = ?", (worker,))
         self._execute("DELETE FROM workers WHERE worker = ?", (worker,))
-        return ended
+
+    def bury(self, workers: Iterable[str], terminal: Terminal) -> bool:
+        """End everything that belongs to those workers that have died; return whether one has."""
+        dead = self._lock.find_dead(workers)
+        for worker in dead:
+            self._bury(worker, terminal)
+        return bool(dead)
+
+    def _bury(self, worker: str, terminal: Terminal) -> None:
+        query = "SELECT DISTINCT owner, id FROM streams WHERE worker = ? AND expires_at IS NULL"
+        keys = [StreamKey(text_of(owner), stream_id) for owner, stream_id in self._execute(query, (worker,))]
+        retention = self._limits.retention
+        for key in keys:
+            outcome = self._transition(key, terminal, lambda slot, now: lifecycle.lose(slot, worker, now, retention))
+            for change in outcome.changes:
+                if change.code:
+                    extra = key.fields(change.stream.epoch)
+                    logger.warning("stream %r is interrupted: worker %s has died", key.id, worker, extra=extra)
+        self._forget_worker(worker)
+        self._lock.remove(worker)

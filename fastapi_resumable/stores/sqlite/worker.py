@@ -27,15 +27,13 @@ from ..shared.remote import RemoteStream
 from ..shared.writes import END_MESSAGES
 from ..watchers import Notify, Watchers
 from .access import Access, Appender
-from .files import FileLostError
-from .liveness import WorkerLock
+from .files import FileLostError, WorkerLock
+from .log import UNREAD, Piece
 from .lookout import LookOut
-from .queries import read_states, read_workers
-from .reading import FAST, SLOW, Found, News, ReaderThread
-from .rows import KeyState
-from .tables import UNREAD, LacksEventError, Terminal
+from .reading import FAST, SLOW, Found, ReaderThread
+from .rows import KeyState, read_states, read_workers
 from .threads import WriterThread
-from .transactions import Transactions, WorkerDiedError
+from .transactions import LacksEventError, Terminal, Transactions
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -99,7 +97,7 @@ class SqliteWorker:
     def _on_open(self, connection: sqlite3.Connection) -> Transactions:
         """In the writer's thread: register with a file that has just been opened."""
         self.lock.take()
-        transactions = Transactions(connection, self.name, self.limits, self.lock.is_dead)
+        transactions = Transactions(connection, self.name, self.limits, self.lock)
         connection.execute("BEGIN IMMEDIATE")
         transactions.register(os.getpid())
         connection.execute("COMMIT")
@@ -128,7 +126,7 @@ class SqliteWorker:
     # Transactions that end streams.
 
     async def transact(self, job: Callable[[Transactions, Terminal], Any]) -> Any:
-        """Do a job in a transaction, given the terminal events that it needs, after the dead were buried.
+        """Do a job in a transaction, given the terminal events that it needs.
 
         Raises:
             StoreUnavailable: The file cannot be used.
@@ -139,8 +137,6 @@ class SqliteWorker:
                 return await self.access.write(lambda transactions: job(transactions, terminal))
             except LacksEventError as exc:
                 terminal[exc.code] = self.terminal_event(exc.status, exc.code)
-            except WorkerDiedError as exc:
-                await self.bury(exc.worker)
 
     def terminal_event(self, status: ResumableStatus, code: str) -> bytes:
         """The terminal event of a stream that its producer does not end itself."""
@@ -154,22 +150,26 @@ class SqliteWorker:
         terminal = {"producer_lost": self.terminal_event(ResumableStatus.INTERRUPTED, "producer_lost")}
         self.appender.post(lambda transactions: transactions.release(key, epoch, terminal))
 
-    async def bury(self, worker: str) -> None:
-        """End what belongs to a worker that has died."""
-        ended = await self.transact(lambda transactions, terminal: transactions.bury(worker, terminal))
-        self.lock.remove(worker)
-        if ended:
-            logger.warning("worker %s has died: %d of its streams were ended", worker, len(ended))
-        self.reader.look_now()
+    async def bury_dead(self) -> None:
+        """End what belongs to workers that have died."""
+        await self._read(read_workers, set)
 
-    async def bury_dead(self, workers: Iterable[str] | None = None) -> bool:
-        """Bury those workers that have died, of all there are by default; return whether there was one."""
-        if workers is None:
-            workers = await self.access.read(read_workers)
-        dead = [worker for worker in workers if worker != self.name and self.lock.is_dead(worker)]
-        for worker in dead:
-            await self.bury(worker)
-        return bool(dead)
+    async def _read(self, read: Callable[[sqlite3.Connection], Any], workers_of: Callable[[Any], Iterable[str]]) -> Any:
+        """Read something, after what belongs to those of its workers was ended that have died."""
+
+        def look(connection: sqlite3.Connection) -> tuple[Any, list[str]]:
+            found = read(connection)
+            return found, self.lock.find_dead(workers_of(found))
+
+        while True:
+            found, dead = await self.access.read(look)
+            if not dead:
+                return found
+            await self._bury(dead)
+
+    async def _bury(self, dead: Sequence[str]) -> None:
+        await self.transact(lambda transactions, terminal: transactions.bury(dead, terminal))
+        self.reader.look_now()
 
     def obey(self, outcome: Outcome) -> Outcome:
         """Do here what follows from a transition at once, rather than when it is read; return the outcome."""
@@ -219,12 +219,11 @@ class SqliteWorker:
 
     async def states(self, owner: str | None, ids: Sequence[str], *, with_variants: bool = False) -> list[KeyState]:
         """What the file holds under some ids, after what belonged to dead workers was ended."""
-        while True:
-            states = await self.access.read(
-                lambda connection: read_states(connection, owner, ids, with_variants=with_variants)
-            )
-            if not await self.bury_dead({worker for state in states for worker in state.workers}):
-                return states
+        states: list[KeyState] = await self._read(
+            lambda connection: read_states(connection, owner, ids, with_variants=with_variants),
+            lambda states: {worker for state in states for worker in state.workers},
+        )
+        return states
 
     async def state(self, key: StreamKey) -> KeyState:
         """The same for one key; it may be empty."""
@@ -280,7 +279,7 @@ class SqliteWorker:
             self.waiting_for_room.discard(waiting)
             waiting.note_room()
 
-    def _take_news(self, news: News) -> None:
+    def _take_news(self, news: Piece) -> None:
         stream = self.followed.get(news.epoch)
         if stream is None:
             return

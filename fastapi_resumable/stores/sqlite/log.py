@@ -1,0 +1,238 @@
+"""The bytes of the logs: how they are read, how much room they take, and how they are given up."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ..._core import lifecycle
+from ..._core.ids import StreamKey
+from ..._core.lifecycle import Current, Slot, Verdict
+from ..._stream.stream import Limits
+from ...exceptions import OffsetLost
+from ...models import ResumableStatus
+from ..shared.writes import Ended, Gap, Missing, Page, Reply, Write, Written
+
+READER = 20.0
+"""Seconds for which a reader on another worker holds a producer without being heard of again."""
+MOST_ROWS = 2048
+"""How many rows of one log are read at once, at most."""
+PAGE_SIZE = 256 * 1024
+"""After how many bytes of a log no more rows are read."""
+CHANGES_KEPT = 60.0
+"""Seconds for which a change can be read by other workers."""
+UNREAD = 5.0
+"""Seconds after which the log of a stopped or replaced stream goes, unless a reader is known to follow it."""
+VACUUM_FROM = 256
+"""How many pages may lie free before the file is made smaller, and how many are given back at once."""
+
+TAIL = "coalesce((SELECT end FROM chunks WHERE stream = s.stream ORDER BY end DESC LIMIT 1), s.earliest)"
+# What can be many rows is put together by SQLite, and comes as one: with each row, a statement gives the interpreter
+# away, and a busy event loop is slow to give it back.
+_PIECES = f"""
+SELECT f.key, s.status, s.code, s.expires_at IS NOT NULL, s.completed_at, {TAIL},
+    (SELECT end - length(data) FROM chunks WHERE stream = s.stream AND end > f.value ORDER BY end LIMIT 1),
+    (SELECT group_concat(piece, '') FROM (
+        SELECT hex(data) AS piece, sum(length(data)) OVER (ORDER BY end) - length(data) AS before FROM (
+            SELECT end, data FROM chunks WHERE stream = s.stream AND end > f.value ORDER BY end LIMIT {MOST_ROWS}
+        ) ORDER BY end
+    ) WHERE before < {PAGE_SIZE})
+FROM json_each(?) AS f LEFT JOIN streams AS s ON s.epoch = f.key
+WHERE s.stream IS NULL OR s.expires_at IS NOT NULL
+    OR EXISTS (SELECT 1 FROM chunks WHERE stream = s.stream AND end > f.value)
+"""  # noqa: S608  # no input
+
+
+_LOGS = f"""
+SELECT json_group_array(json_array(epoch, stream, status, gone, earliest, mid_event, {TAIL})) FROM streams AS s
+WHERE epoch IN (SELECT value FROM json_each(?))
+"""  # noqa: S608  # no input
+
+
+class Piece(NamedTuple):
+    """Some bytes of a log, from `start` on."""
+
+    epoch: str
+    start: int = 0
+    data: bytes = b""
+    tail: int = 0
+    """Where the log ends."""
+    is_missing: bool = False
+    """Whether the file knows nothing of the stream."""
+    status: ResumableStatus | None = None
+    """How the stream ended, if `data` reaches that."""
+    code: str = ""
+    completed_at: float = 0.0
+
+    @property
+    def end(self) -> int:
+        """The offset after `data`."""
+        return self.start + len(self.data) if self.data else self.tail
+
+
+def read_pieces(connection: sqlite3.Connection, offsets: Mapping[str, int]) -> list[Piece]:
+    """What there is of some logs after an offset of each; nothing for one that is live and has no more."""
+    return [_piece(*row) for row in connection.execute(_PIECES, (json.dumps(offsets),)).fetchall()]
+
+
+def _piece(
+    epoch: str, status: str, code: str, is_over: int, at: float, tail: int | None, start: int | None, text: str | None
+) -> Piece:
+    if tail is None:
+        return Piece(epoch, is_missing=True)
+    piece = Piece(epoch, start or 0, bytes.fromhex(text or ""), tail)
+    if is_over and piece.end >= tail:
+        return piece._replace(status=ResumableStatus(status), code=code, completed_at=at)
+    return piece
+
+
+def read_page(connection: sqlite3.Connection, epoch: str, offset: int) -> Page:
+    """Bytes of a log from `offset` on, and how the log ended if nothing comes after them.
+
+    Raises:
+        OffsetLost: The bytes there were dropped.
+    """
+    for piece in read_pieces(connection, {epoch: offset}):
+        if piece.data and piece.start > offset:
+            raise OffsetLost(piece.start)
+        ending = None if piece.status is None else (piece.status, piece.code)
+        return Page(piece.data[offset - piece.start :] if piece.data else b"", ending)
+    return Page(b"")
+
+
+class Append(NamedTuple):
+    """What one stream has to write."""
+
+    key: StreamKey
+    epoch: str
+    write: Write
+
+
+class Log(NamedTuple):
+    """What is known of a log before it is written."""
+
+    stream: int
+    status: str
+    gone: str
+    earliest: int
+    mid_event: int
+    tail: int
+
+
+def check(append: Append, log: Log | None) -> Reply:
+    """What to reply to a write: if it is `Written`, it is yet to be written."""
+    write, ending = append.write, append.write.ending
+    if log is None or (log.status == "queued" and not log.gone):
+        return Missing()
+    if log.gone:
+        return Ended()
+    if ending is not None and (ending.status, write.last) == (log.status, log.tail):
+        # It is written already.
+        return Written()
+    current = Current(append.epoch, status=ResumableStatus(log.status), tail=log.tail)
+    verdict = lifecycle.append(Slot(current), append.epoch, write.first, write.last).verdict
+    if verdict is Verdict.GAP:
+        return Gap(log.tail)
+    return Written() if verdict is Verdict.OK else Ended()
+
+
+class Logs:
+    """All logs: how far they and their readers are, and how much room they take; within a transaction."""
+
+    def __init__(self, connection: sqlite3.Connection, worker: str, limits: Limits) -> None:
+        self._execute = connection.execute
+        self._worker = worker
+        self._limits = limits
+        self._unchecked = 0
+
+    def find(self, epochs: Sequence[str]) -> dict[str, Log]:
+        """What is known of some logs, by epoch."""
+        (found,) = self._execute(_LOGS, (json.dumps(epochs),)).fetchone()
+        return {epoch: Log(*about) for epoch, *about in json.loads(found)}
+
+    # Readers on other workers.
+
+    def report(self, epoch: str, offset: int | None) -> None:
+        """Note how far the slowest reader here of a stream is."""
+        if offset is None:
+            self._execute(
+                "DELETE FROM readers WHERE worker = ? AND stream = (SELECT stream FROM streams WHERE epoch = ?)",
+                (self._worker, epoch),
+            )
+        else:
+            self._execute(
+                "INSERT OR REPLACE INTO readers SELECT stream, ?, ?, ? FROM streams WHERE epoch = ?",
+                (self._worker, offset, time.time() + READER, epoch),
+            )
+
+    def slowest_reader(self, epoch: str) -> int | None:
+        """How far the slowest reader on another worker is."""
+        (slowest,) = self._execute(
+            "SELECT min(offset) FROM readers WHERE stream = (SELECT stream FROM streams WHERE epoch = ?) "
+            "AND worker <> ? AND until > ?",
+            (epoch, self._worker, time.time()),
+        ).fetchone()
+        return None if slowest is None else int(slowest)
+
+    # Room.
+
+    def take(self, size: int) -> None:
+        """Look at the bound now and then while streams grow."""
+        self._unchecked += size
+        if self._unchecked >= min(1024 * 1024, self._limits.max_total_bytes // 64):
+            self._unchecked = 0
+            self.shrink()
+
+    def shrink(self) -> bool:
+        """Let finished streams expire early, those first that are gone, until there is room; whether there is."""
+        while self._used() >= self._limits.max_total_bytes:
+            oldest = self._execute(
+                "SELECT stream FROM streams WHERE expires_at IS NOT NULL ORDER BY gone = '', expires_at LIMIT 1"
+            ).fetchone()
+            if oldest is None:
+                return False
+            self.delete(oldest[0])
+        return True
+
+    def _used(self) -> int:
+        # What an empty file takes is not counted.
+        (used,) = self._execute(
+            "SELECT (page_count - freelist_count - (SELECT count(*) + 3 FROM sqlite_master WHERE rootpage > 0)) "
+            "* page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+        ).fetchone()
+        return int(used)
+
+    def delete(self, stream: int) -> None:
+        """Delete an epoch and its log."""
+        for table in ("chunks", "readers", "streams"):
+            self._execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))  # noqa: S608  # no input
+
+    def clean_up(self) -> float | None:
+        """Delete what is past its time; return when there is more to delete."""
+        now = time.time()
+        for (stream,) in self._execute("SELECT stream FROM streams WHERE expires_at <= ? LIMIT 256", (now,)).fetchall():
+            self.delete(stream)
+        self._execute(
+            "DELETE FROM chunks WHERE stream IN (SELECT stream FROM streams WHERE gone <> '' AND status = 'cancelled' "
+            "AND expires_at IS NOT NULL AND completed_at <= ?) "
+            "AND stream NOT IN (SELECT stream FROM readers WHERE until > ?)",
+            (now - UNREAD, now),
+        )
+        self._execute("DELETE FROM changes WHERE at <= ?", (now - CHANGES_KEPT,))
+        self.shrink()
+        following, is_left = self._execute(
+            "SELECT (SELECT min(expires_at) FROM streams WHERE expires_at IS NOT NULL), "
+            "EXISTS (SELECT 1 FROM streams JOIN chunks USING (stream) WHERE gone <> '' AND status = 'cancelled')"
+        ).fetchone()
+        return now + UNREAD if is_left else following
+
+
+def give_room_back(connection: sqlite3.Connection) -> None:
+    """Make the file smaller, if much of it is free; not in a transaction, and by steps, so that others can write."""
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    if free > VACUUM_FROM and free * 4 > pages:
+        for _ in range(0, free, VACUUM_FROM):
+            # As a script, because a plain statement stops after the first page.
+            connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_FROM})")
