@@ -229,8 +229,8 @@ def test_what_was_stopped_or_replaced_goes_when_it_is_read_no_longer(
 @pytest.mark.parametrize("failure", [AttributeError, RuntimeError, OSError, sqlite3.OperationalError, MemoryError])
 @pytest.mark.parametrize(
     "place",
-    ["transactions.Transactions.write", "transactions.Transactions._apply", "reading.ReaderThread._find",
-     "threads.WriterThread._commit", "threads.FileThread.open", "access.Access.write_all", "worker.read_workers"],
+    ["transactions.Transactions.write", "transactions.Transactions._apply", "reader.ReaderThread._find",
+     "writer.WriterThread._commit", "threads.FileThread.open", "threads.FileThread.run_all", "worker.read_workers"],
 )  # fmt: skip
 def test_no_thread_and_no_task_ends_with_what_it_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, failure: type[Exception]

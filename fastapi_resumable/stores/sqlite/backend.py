@@ -8,8 +8,8 @@ from ...exceptions import StoreUnavailable
 from ..shared.local import LocalStream
 from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Begun, Ended, Page, Reply, Restore
-from .access import TransactionJob
 from .log import Append, read_page
+from .writer import Job
 
 if TYPE_CHECKING:
     from .worker import SqliteWorker
@@ -40,14 +40,15 @@ class SqliteWriter:
         # Asked before the next look begins, so that a report in between is not missed.
         self._worker.waiting_for_room.add(self.stream)
         self._worker.note_interest()
-        slowest: int | None = await self._worker.access.write(
+        slowest: int | None = await self._worker.writer.run(
             lambda transactions: transactions.logs.slowest_reader(self._epoch)
         )
         return slowest
 
     async def page(self, offset: int) -> Page:
         """Bytes of the log from `offset` on."""
-        return await self._worker.access.read(lambda connection: read_page(connection, self._epoch, offset))
+        page: Page = await self._worker.reader.run(lambda connection: read_page(connection, self._epoch, offset))
+        return page
 
     def forget(self) -> None:
         """Ask for no more writes."""
@@ -63,7 +64,7 @@ class SqliteWriter:
 
     # What the appender asks and tells.
 
-    def next_job(self) -> Append | TransactionJob | None:
+    def next_job(self) -> Job | None:
         """What to do now."""
         write = self.stream.next_write()
         if write is None:
@@ -119,11 +120,12 @@ class SqliteReader:
 
     async def page(self, offset: int) -> Page:
         """Bytes of the log from `offset` on."""
-        return await self._worker.access.read(lambda connection: read_page(connection, self._epoch, offset))
+        page: Page = await self._worker.reader.run(lambda connection: read_page(connection, self._epoch, offset))
+        return page
 
     # What the appender asks and tells.
 
-    def next_job(self) -> TransactionJob:
+    def next_job(self) -> Job:
         """What to do now."""
         epoch, slowest = self._epoch, self.stream.slowest
         return lambda transactions: transactions.logs.report(epoch, slowest)

@@ -37,10 +37,6 @@ class UnusableFileError(Exception):
     """The file is none that a store may use; the message says why, and what to do."""
 
 
-class FileLostError(Exception):
-    """The file was deleted or replaced while it was in use."""
-
-
 def parse_path(path_or_url: object) -> tuple[Path, str]:
     """The path, and how writes are synchronised, from a path or from `sqlite:///relative.db`, `sqlite:////abs.db`.
 
@@ -192,7 +188,7 @@ def explain(failure: BaseException, path: Path) -> str:
 def is_of_the_whole_file(failure: BaseException) -> bool:
     """Whether nothing else can be done with the file either, as with a full disk; not so for one damaged page."""
     name = str(getattr(failure, "sqlite_errorname", ""))
-    return isinstance(failure, FileLostError | UnusableFileError | OSError) or name.startswith(
+    return isinstance(failure, UnusableFileError | OSError) or name.startswith(
         ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_NOTADB", "SQLITE_CANTOPEN")
     )
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 from ...exceptions import StoreUnavailable
 from ..shared.remote import RemoteStream
-from .access import Access
 from .transactions import Transactions
+from .writer import WriterThread
 
 LOOK = 0.25
 """Seconds between looks at whether the workers are alive whose streams are read or watched here."""
@@ -23,13 +23,13 @@ class LookOut:
 
     def __init__(
         self,
-        access: Access,
+        writer: WriterThread,
         followed: dict[str, RemoteStream],
         *,
         is_watching: Callable[[], bool],
         bury_dead: Callable[[], Awaitable[object]],
     ) -> None:
-        self._access = access
+        self._writer = writer
         self._followed = followed
         self._is_watching = is_watching
         self._bury_dead = bury_dead
@@ -71,7 +71,7 @@ class LookOut:
                 stream.report()
         if self._clean_up_at is not None and now >= self._clean_up_at:
             self._clean_up_at = None
-            self.plan_clean_up(await self._access.write(Transactions.clean_up))
+            self.plan_clean_up(await self._writer.run(Transactions.clean_up))
 
     def _pause(self) -> float | None:
         """How long there is nothing to do."""
@@ -83,5 +83,5 @@ class LookOut:
         """Send the readers of streams away that the file has lost, and that no worker has put back."""
         now = asyncio.get_running_loop().time()
         for stream in list(self._followed.values()):
-            if stream.missing_since is not None and now - stream.missing_since > self._access.timeout:
+            if stream.missing_since is not None and now - stream.missing_since > self._writer.file.timeout:
                 stream.fail(StoreUnavailable("The store has lost the stream. Start it again."))

@@ -27,6 +27,7 @@ from ..watchers import Notify
 from .backend import SqliteReader, SqliteWriter
 from .files import check_file, check_place, parse_path
 from .rows import KeyState, Row
+from .threads import File
 from .waiting import wait_for_rival, wait_for_state
 from .worker import SqliteWorker
 
@@ -58,20 +59,20 @@ class SqliteStore:
         store_timeout: float = 10.0,
         on_store_failure: OnStoreFailure = "degrade",
     ) -> None:
-        self._path, self._synchronous = parse_path(path_or_url)
+        path, synchronous = parse_path(path_or_url)
         if not isinstance(store_timeout, int | float) or not 0 < store_timeout < float("inf"):
             raise ValueError(f"store_timeout must be a positive number of seconds, not {store_timeout!r}.")
         if on_store_failure not in ("degrade", "fail"):
             raise ValueError(f"on_store_failure must be 'degrade' or 'fail', not {on_store_failure!r}.")
-        check_place(self._path)
-        check_file(self._path)
-        self._timeout = float(store_timeout)
+        check_place(path)
+        check_file(path)
+        self._file = File(path, synchronous, float(store_timeout))
         self._degrade = on_store_failure == "degrade"
         self._limits = Limits()
         self._worker: SqliteWorker | None = None
 
     def __repr__(self) -> str:
-        return f"SqliteStore({str(self._path)!r})"
+        return f"SqliteStore({str(self._file.path)!r})"
 
     @property
     def held_bytes(self) -> int:
@@ -86,9 +87,7 @@ class SqliteStore:
         """The worker of the running event loop."""
         loop = asyncio.get_running_loop()
         if self._worker is None or self._worker.loop is not loop:
-            self._worker = SqliteWorker(
-                self._path, self._synchronous, self._limits, timeout=self._timeout, degrade=self._degrade
-            )
+            self._worker = SqliteWorker(self._file, self._limits, degrade=self._degrade)
         return self._worker
 
     # Starting.

@@ -1,96 +1,182 @@
-"""The threads that a worker has for the file. The event loop hands them jobs, and never waits for a disk itself."""
+"""A thread with a connection of its own to the file. The event loop hands it work, and never waits for a disk itself.
+
+Every work may be done twice, so that one whose result was lost, or came too late, is simply done again.
+"""
 
 import asyncio
 import logging
 import os
+import queue
+import random
 import sqlite3
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
-from ...exceptions import ResumableError
-from ..shared.writes import Reply
-from .files import FileLostError, connect, is_of_the_whole_file
-from .log import Append, give_room_back
-from .transactions import LacksEventError, Transactions
+from ...exceptions import ResumableError, StoreUnavailable
+from .files import UnusableFileError, connect, explain
+from .transactions import LacksEventError
 
 logger = logging.getLogger("fastapi_resumable")
 
 BATCH = 256
-"""How many jobs go into one transaction at most."""
-
+"""How many works are done together at most."""
+RETRY = 0.5
+"""The longest pause between two attempts, in seconds."""
 CLOSING = 2.0
 """The most seconds for which a thread is waited for at the end."""
 
 ANSWERS = (ResumableError, LacksEventError)
-"""What a job raises to answer; it is no failure of the file, and nothing is undone for it."""
+"""What a work raises to answer, before it has changed anything: it is no failure of the file."""
 
 
-class Job(NamedTuple):
-    """Something to do with the connection, and where its result goes."""
+class File(NamedTuple):
+    """Which file to use, and how."""
 
-    work: Any
-    result: asyncio.Future[Any]
+    path: Path
+    synchronous: str
+    timeout: float
+    """Seconds for which it may be unusable before it is given up."""
+
+    @property
+    def attempt(self) -> float:
+        """Seconds after which one attempt is taken for lost."""
+        return max(0.5, self.timeout / 4)
 
 
 class FileThread:
-    """One thread with one connection to the file, opened when it is needed and again after a failure."""
+    """One thread with one connection, which is opened when it is needed, and again after a failure.
 
-    name: str
+    A subclass says what is done in the thread: `perform`, `on_open` and `tick`.
+    """
+
     use: str
-    """What it does with the file, for the log."""
+    """What the thread does with the file, for the log."""
 
-    def __init__(self, path: Path, synchronous: str, busy: float) -> None:
-        """`busy` is the most seconds for which one attempt waits while another connection writes."""
-        self.path = path
-        self._synchronous = synchronous
-        self._log: int | None = None
-        self._busy = busy
+    def __init__(self, file: File, on_up: Callable[[], object]) -> None:
+        """`on_up` is called on the event loop when the file can be used again, or is another one."""
+        self.file = file
+        self._on_up = on_up
         self._loop = asyncio.get_running_loop()
-        self._jobs: deque[Job] = deque()
-        self._wake = threading.Condition()
-        self._is_closing = False
+        self._works: queue.SimpleQueue[tuple[Any, asyncio.Future[Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._is_closed = False
+        self._down_since: float | None = None
+        self._is_unusable = False
+        self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
-        self.connection: sqlite3.Connection | None = None
+        self._log: int | None = None
 
-    def submit(self, work: Any) -> asyncio.Future[Any]:
-        """Have some work done; call it from the event loop."""
+    # On the event loop.
+
+    async def run(self, work: Any) -> Any:
+        """Have some work done, again and again until it works; return its result.
+
+        Raises:
+            StoreUnavailable: The file has not been usable for the timeout.
+        """
+        (result,) = await self.run_all([work])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def run_all(self, works: Sequence[Any]) -> list[Any]:
+        """Have some works done; exceptions that answer one, or by which it alone fails, are among the results.
+
+        Raises:
+            StoreUnavailable: None of them could be done, as for `run`.
+        """
+        begun, delay = monotonic(), 0.02
+        while not self._is_closed:
+            futures = [self._submit(work) for work in works]
+            await asyncio.wait(futures, timeout=self.file.attempt)
+            results = [_outcome(future) for future in futures]
+            failures = [each for each in results if isinstance(each, Exception) and not isinstance(each, ANSWERS)]
+            if len(failures) < len(results):
+                self.note_success()
+                return results
+            self.note_failure(failures[0])
+            if self.is_given_up or monotonic() - begun + delay > self.file.timeout:
+                raise unavailable() from failures[0]
+            await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # no secret
+            delay = min(2 * delay, RETRY)
+        raise StoreUnavailable("The store is closed.")
+
+    def _submit(self, work: Any) -> asyncio.Future[Any]:
         result: asyncio.Future[Any] = self._loop.create_future()
-        with self._wake:
-            self._jobs.append(Job(work, result))
-            self._wake.notify()
+        self._works.put((work, result))
         if self._thread is None:
             # A daemon: a disk that hangs must not keep the process from its exit.
-            self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+            self._thread = threading.Thread(target=self._run, name=f"resumable sqlite {self.use}", daemon=True)
             self._thread.start()
         return result
 
+    def wake(self) -> None:
+        """Have the thread look whether something is due."""
+        self._submit(None).cancel()
+
+    def note_failure(self, failure: Exception) -> None:
+        """Note that the file cannot be used."""
+        if self._down_since is None:
+            self._down_since = monotonic()
+            logger.warning("the store of streams cannot be %s: %s", self.use, explain(failure, self.file.path))
+        self._is_unusable = isinstance(failure, UnusableFileError)
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the file has been unusable for longer than the timeout, or can never be used."""
+        down = self._down_since
+        return down is not None and (self._is_unusable or monotonic() - down > self.file.timeout)
+
+    def note_success(self) -> None:
+        """Note that the file can be used."""
+        if self._down_since is not None:
+            down, self._down_since = monotonic() - self._down_since, None
+            logger.warning("the store of streams can be %s again after %.1f s", self.use, down)
+            self._on_up()
+
     async def aclose(self) -> None:
         """Do what was handed over, and end the thread."""
-        with self._wake:
-            self._is_closing = True
-            self._wake.notify()
+        self._is_closed = True
         if self._thread is not None:
+            self._works.put(None)
             # Not for ever: a disk may hang.
             await asyncio.wait({self._ended}, timeout=CLOSING)
 
+    # In the thread.
+
     def _run(self) -> None:
+        is_open = True
+        while is_open:
+            taken = self._take()
+            is_open = None not in taken
+            # Some callers wait no longer.
+            wanted = [each for each in taken if each is not None and not each[1].done()]
+            if not wanted:
+                continue
+            results: Sequence[Any]
+            try:
+                results = self.perform([work for work, _ in wanted])
+            except Exception as exc:  # noqa: BLE001  # it goes to the callers
+                self.note_failed(exc)
+                results = [exc] * len(wanted)
+            self.call(_deliver, [result for _, result in wanted], results)
+        self._close()
+        self.call(self._ended.set_result, None)
+
+    def _take(self) -> list[tuple[Any, asyncio.Future[Any]] | None]:
+        """Wait for works, and take all that there are; `None` among them is the end."""
+        taken = []
         try:
-            while jobs := self._next_jobs():
-                try:
-                    results = self._do(jobs)
-                except Exception as exc:
-                    # Whatever goes wrong, the thread goes on, and the callers learn of it.
-                    logger.exception("%s failed", self.name)
-                    results = [exc] * len(jobs)
-                self.call(_deliver, jobs, results)
-        finally:
-            self._close()
-            self.call(self._ended.set_result, None)
+            taken.append(self._works.get(timeout=self.tick()))
+            while len(taken) < BATCH:
+                taken.append(self._works.get_nowait())
+        except queue.Empty:
+            pass
+        return taken
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
         """Have the event loop call a function."""
@@ -98,53 +184,64 @@ class FileThread:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             # The loop has been closed, so nothing waits for it any more.
-            self._is_closing = True
+            self._works.put(None)
 
-    def _next_jobs(self) -> list[Job]:
-        """Wait for jobs; none means that it is time to end."""
-        with self._wake:
-            while True:
-                while not self._jobs and not self._is_closing:
-                    self._wait()
-                jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), BATCH))]
-                # Some callers wait no longer.
-                if (wanted := [job for job in jobs if not job.result.done()]) or not jobs:
-                    return wanted
+    def perform(self, works: Sequence[Any]) -> Sequence[Any]:
+        """Do some works; return the result of each, an exception if it failed."""
+        return [self._outcome(work) for work in works]
 
-    def _wait(self) -> None:
-        self._wake.wait()
-
-    def _do(self, jobs: Sequence[Job]) -> list[Any]:
-        raise NotImplementedError
-
-    def open(self) -> sqlite3.Connection:
-        """The connection to the file that is at the path now."""
-        if self.connection is not None and self._identity != self._find_identity():
-            self._close()
-            raise FileLostError("the file was deleted or replaced while it was in use")
-        if self.connection is None:
-            connection = connect(self.path, self._busy)
-            self.connection, self._identity = connection, self._find_identity()
-            self.on_open(connection)
-        return self.connection
+    def _outcome(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        try:
+            return work(self.open())
+        except Exception as exc:  # noqa: BLE001  # it goes to the caller
+            self.note_failed(exc)
+            return exc
 
     def on_open(self, connection: sqlite3.Connection) -> None:
         """Make use of a new connection."""
 
+    def tick(self) -> float | None:
+        """Do what is due; return after how many seconds something will be, `None` if nothing will."""
+        return None
+
+    def open(self) -> sqlite3.Connection:
+        """The connection to the file that is at the path now."""
+        if self._connection is not None and self._identity != self._find_identity():
+            self._close()
+        if self._connection is None:
+            connection = connect(self.file.path, min(1.0, self.file.timeout / 4))
+            try:
+                self.on_open(connection)
+            except BaseException:
+                connection.close()
+                raise
+            before, self._identity = self._identity, self._find_identity()
+            self._connection = connection
+            if before not in (None, self._identity):
+                logger.warning("%s was deleted or replaced while it was in use", self.file.path)
+                self.call(self._on_up)
+        return self._connection
+
     def sync(self) -> None:
         """Wait until the disk has what was committed, by this worker or by another.
 
-        SQLite would do so itself, but while it holds the lock: then nobody else could write meanwhile, nor for as long
-        as this process is stopped there.
+        SQLite would do so itself, but while it holds the lock: then no other worker could write meanwhile, nor for as
+        long as this process is stopped there.
         """
-        if self._synchronous == "full":
+        if self.file.synchronous == "full" and self._connection is not None:
             if self._log is None:
-                self._log = os.open(self.path.with_name(self.path.name + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
+                self._log = os.open(f"{self.file.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
             (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(self._log)
+
+    def note_failed(self, failure: Exception) -> None:
+        """Begin with a new connection next time, unless another one cannot do any better."""
+        name = str(getattr(failure, "sqlite_errorname", ""))
+        if isinstance(failure, sqlite3.Error) and not name.startswith(("SQLITE_BUSY", "SQLITE_FULL")):
+            self._close()
 
     def _find_identity(self) -> tuple[int, int] | None:
         try:
-            found = self.path.stat()
+            found = self.file.path.stat()
         except FileNotFoundError:
             return None
         return found.st_dev, found.st_ino
@@ -153,106 +250,31 @@ class FileThread:
         log, self._log = self._log, None
         if log is not None:
             os.close(log)
-        connection, self.connection = self.connection, None
+        connection, self._connection = self._connection, None
         if connection is not None:
             try:
                 connection.close()
             except sqlite3.Error as exc:
-                logger.warning("%s was not closed in order: %s", self.path, exc)
-
-    def fail(self, failure: Exception) -> None:
-        """Begin with a new connection next time, unless another one cannot do any better."""
-        name = str(getattr(failure, "sqlite_errorname", ""))
-        if isinstance(failure, sqlite3.Error) and not name.startswith(("SQLITE_BUSY", "SQLITE_FULL")):
-            self._close()
+                logger.warning("%s was not closed in order: %s", self.file.path, exc)
 
 
-class WriterThread(FileThread):
-    """Changes the file. Everything that has come in meanwhile goes into the next transaction."""
-
-    name = "resumable sqlite writer"
-    use = "written"
-
-    def __init__(
-        self, path: Path, synchronous: str, busy: float, *, on_open: Callable[[sqlite3.Connection], Transactions]
-    ) -> None:
-        super().__init__(path, synchronous, busy)
-        self._on_open = on_open
-        self._transactions: Transactions | None = None
-
-    def on_open(self, connection: sqlite3.Connection) -> None:
-        """Begin to use a new connection."""
-        self._transactions = None
-        self._transactions = self._on_open(connection)
-
-    def _do(self, jobs: Sequence[Job]) -> list[Any]:
-        try:
-            return self._commit(jobs)
-        except Exception as exc:  # noqa: BLE001  # it goes to the callers
-            self.fail(exc)
-            if len(jobs) == 1 or is_of_the_whole_file(exc):
-                return [exc] * len(jobs)
-        # One of them fails, and the others must not for that.
-        results: list[Any] = []
-        for job in jobs:
-            try:
-                results += self._commit([job])
-            except Exception as exc:  # noqa: BLE001  # it goes to the caller
-                self.fail(exc)
-                results.append(exc)
-        return results
-
-    def _commit(self, jobs: Sequence[Job]) -> list[Any]:
-        connection = self.open()
-        transactions = self._transactions
-        if transactions is None:
-            # Opened, but what had to be done next failed.
-            self.on_open(connection)
-            transactions = self._transactions
-            assert transactions is not None
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            results = _perform(transactions, jobs)
-            if self._identity != self._find_identity():
-                raise FileLostError("the file was deleted or replaced while it was in use")
-            connection.execute("COMMIT")
-        except BaseException as exc:
-            try:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-            except sqlite3.Error:
-                self._close()
-            if isinstance(exc, FileLostError):
-                self._close()
-            raise
-        self.sync()
-        if Transactions.clean_up in (job.work for job in jobs):
-            give_room_back(connection)
-        return results
+def unavailable() -> StoreUnavailable:
+    """What to answer when the file cannot be used."""
+    return StoreUnavailable("The store of streams cannot be used now. Try again in a moment.")
 
 
-def _perform(transactions: Transactions, jobs: Sequence[Job]) -> list[Any]:
-    appends = [job.work for job in jobs if isinstance(job.work, Append)]
-    replies: list[Reply] = transactions.write(appends) if appends else []
-    written = iter(replies)
-    results: list[Any] = []
-    for job in jobs:
-        if isinstance(job.work, Append):
-            results.append(next(written))
-            continue
-        try:
-            results.append(job.work(transactions))
-        except ANSWERS as answer:
-            results.append(answer)
-    return results
+def _outcome(future: asyncio.Future[Any]) -> Any:
+    if not future.done():
+        future.cancel()
+        return TimeoutError("the disk does not answer")
+    return future.exception() or future.result()
 
 
-def _deliver(jobs: Sequence[Job], results: Sequence[Any]) -> None:
-    for job, result in zip(jobs, results, strict=True):
-        if job.result.done():
-            # Its caller has been cancelled, or waits no longer.
-            continue
-        if isinstance(result, Exception):
-            job.result.set_exception(result)
-        else:
-            job.result.set_result(result)
+def _deliver(futures: Sequence[asyncio.Future[Any]], results: Sequence[Any]) -> None:
+    for future, result in zip(futures, results, strict=True):
+        # Its caller may have been cancelled, or wait no longer.
+        if not future.done():
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)

@@ -10,7 +10,6 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -26,14 +25,15 @@ from ..shared.local import LocalStream
 from ..shared.remote import RemoteStream
 from ..shared.writes import END_MESSAGES
 from ..watchers import Notify, Watchers
-from .access import Access, Appender
-from .files import FileLostError, WorkerLock
+from .access import Appender
+from .files import WorkerLock
 from .log import UNREAD, Piece
 from .lookout import LookOut
-from .reading import FAST, SLOW, Found, ReaderThread
+from .reader import FAST, SLOW, Found, ReaderThread
 from .rows import KeyState, read_states, read_workers
-from .threads import WriterThread
+from .threads import File
 from .transactions import LacksEventError, Terminal, Transactions
+from .writer import WriterThread
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -41,19 +41,17 @@ logger = logging.getLogger("fastapi_resumable")
 class SqliteWorker:
     """Everything of a `SqliteStore` that belongs to one event loop."""
 
-    def __init__(self, path: Path, synchronous: str, limits: Limits, *, timeout: float, degrade: bool) -> None:
+    def __init__(self, file: File, limits: Limits, *, degrade: bool) -> None:
         self.loop = asyncio.get_running_loop()
         self.name = secrets.token_hex(8)
         self.limits = limits
         self.degrade = degrade
         self.budget = Budget()
         self.tasks = Tasks()
-        self.lock = WorkerLock(path, self.name)
-        busy = min(1.0, timeout / 4)
-        writer = WriterThread(path, synchronous, busy, on_open=self._on_open)
-        self.reader = ReaderThread(path, synchronous, busy, on_found=self._on_found, on_failure=self._on_look_failed)
-        self.access = Access(writer, self.reader, timeout, on_up=self._check_all)
-        self.appender = Appender(self.access)
+        self.lock = WorkerLock(file.path, self.name)
+        self.writer = WriterThread(file, self._check_all, self._register)
+        self.reader = ReaderThread(file, self._check_all, on_found=self._on_found, on_look_failed=self._on_look_failed)
+        self.appender = Appender(self.writer)
         # What is queued and what is recorded here, by epoch.
         self.reservations: dict[str, Reservation] = {}
         self.streams: dict[str, LocalStream] = {}
@@ -67,8 +65,7 @@ class SqliteWorker:
         """How many requests wait for a change."""
         self._watchers = Watchers()
         self._started: asyncio.Task[None] | None = None
-        self._generation = 0
-        self._look_out = LookOut(self.access, self.followed, is_watching=self._is_watching, bury_dead=self.bury_dead)
+        self._look_out = LookOut(self.writer, self.followed, is_watching=self._is_watching, bury_dead=self.bury_dead)
 
     # Starting and ending.
 
@@ -85,7 +82,7 @@ class SqliteWorker:
 
     async def _start(self) -> None:
         await self.bury_dead()
-        await self.access.read(self.reader.catch_up)
+        await self.reader.run(self.reader.catch_up)
         self.tasks.keep_running(self.appender.run, "resumable appender", lambda _: None)
         self.tasks.keep_running(self._look_out.run, "resumable look-out", lambda _: None)
         self._look_out.plan_clean_up(time.time())
@@ -94,33 +91,30 @@ class SqliteWorker:
         if task.cancelled() or task.exception() is not None:
             self._started = None
 
-    def _on_open(self, connection: sqlite3.Connection) -> Transactions:
+    def _register(self, connection: sqlite3.Connection) -> Transactions:
         """In the writer's thread: register with a file that has just been opened."""
         self.lock.take()
         transactions = Transactions(connection, self.name, self.limits, self.lock)
         connection.execute("BEGIN IMMEDIATE")
         transactions.register(os.getpid())
         connection.execute("COMMIT")
-        self._generation += 1
-        if self._generation > 1:
-            self.access.writer.call(self._check_all)
         return transactions
 
     async def aclose(self) -> None:
         """Write what is left, give the lock back, and end the threads."""
         if self._started is not None:
             try:
-                async with asyncio.timeout(self.access.attempt):
+                async with asyncio.timeout(self.writer.file.attempt):
                     await asyncio.shield(self._started)
                     await self.appender.flush()
-                    await self.access.write(Transactions.leave)
+                    await self.writer.run(Transactions.leave)
             except (TimeoutError, StoreUnavailable):
                 logger.warning("the file of streams did not take everything before the end")
-        self.access.is_closed = True
         for stream in list(self.streams.values()):
             stream.on_outage(StoreUnavailable("The store is closed."))
         await self.tasks.aclose()
-        await self.access.aclose()
+        await self.reader.aclose()
+        await self.writer.aclose()
         self.lock.release()
 
     # Transactions that end streams.
@@ -134,7 +128,7 @@ class SqliteWorker:
         terminal: dict[str, bytes] = {}
         while True:
             try:
-                return await self.access.write(lambda transactions: job(transactions, terminal))
+                return await self.writer.run(lambda transactions: job(transactions, terminal))
             except LacksEventError as exc:
                 terminal[exc.code] = self.terminal_event(exc.status, exc.code)
 
@@ -162,7 +156,7 @@ class SqliteWorker:
             return found, self.lock.find_dead(workers_of(found))
 
         while True:
-            found, dead = await self.access.read(look)
+            found, dead = await self.reader.run(look)
             if not dead:
                 return found
             await self._bury(dead)
@@ -250,7 +244,7 @@ class SqliteWorker:
         """Call `notify` with each change from now on, until what is returned is called."""
         await self.start()
         # Changes that came before are read before.
-        await self.access.read(self.reader.catch_up)
+        await self.reader.run(self.reader.catch_up)
         remove = self._watchers.add(owner, ids, notify)
         self.note_interest()
 
@@ -261,7 +255,7 @@ class SqliteWorker:
         return unsubscribe
 
     def _on_found(self, found: Found) -> None:
-        self.access.note_up(self.reader)
+        self.reader.note_success()
         for news in found.news:
             self._take_news(news)
         for change in found.changes:
@@ -291,9 +285,7 @@ class SqliteWorker:
             stream.finish(news.tail, news.status, news.completed_at)
 
     def _on_look_failed(self, failure: Exception) -> None:
-        self.access.note_down(self.reader, failure)
-        if isinstance(failure, FileLostError):
-            self._check_all()
-        if self.access.is_gone(self.reader):
+        self.reader.note_failure(failure)
+        if self.reader.is_given_up:
             for stream in list(self.followed.values()):
                 stream.fail(StoreUnavailable("The store of streams cannot be used now. Resume in a moment."))

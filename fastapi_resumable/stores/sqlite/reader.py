@@ -1,20 +1,16 @@
-"""The thread that reads: what is asked for, and what other workers have changed meanwhile.
-
-A statement gives the interpreter away with each row that it returns, and a busy event loop is slow to give it back. So
-what can be many rows is put together by SQLite, and comes as one.
-"""
+"""The thread that reads: what is asked for, and what other workers have changed meanwhile."""
 
 import logging
+import math
 import sqlite3
-import time
+import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
 from .log import Piece, read_pieces
 from .rows import text_of
-from .threads import ANSWERS, FileThread, Job
+from .threads import File, FileThread
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -24,7 +20,7 @@ CALM = 0.02
 """The same, once nothing has changed for `CALM_AFTER` seconds."""
 CALM_AFTER = 1.0
 SLOW = 0.1
-"""Seconds between looks while there are only streams here that another worker could stop."""
+"""Seconds between looks while there are only streams here that another worker could stop; and after a failure."""
 
 
 class Changed(NamedTuple):
@@ -51,25 +47,25 @@ class Found(NamedTuple):
 class ReaderThread(FileThread):
     """Reads the file, and looks at regular intervals for what others have changed, if there is an `interval`."""
 
-    name = "resumable sqlite reader"
     use = "read"
 
     def __init__(
         self,
-        path: Path,
-        synchronous: str,
-        busy: float,
+        file: File,
+        on_up: Callable[[], object],
         *,
         on_found: Callable[[Found], None],
-        on_failure: Callable[[Exception], None],
+        on_look_failed: Callable[[Exception], None],
     ) -> None:
-        super().__init__(path, synchronous, busy)
+        super().__init__(file, on_up)
         self._on_found = on_found
-        self._on_failure = on_failure
+        self._on_look_failed = on_look_failed
         self._interval: float | None = None
+        self._lock = threading.Lock()
         self._followed: dict[str, int] = {}
         self._is_due = False
         self._changed_at = self._looked_at = 0.0
+        self._has_failed = False
         self._version: int | None = None
         self._change: int | None = None
 
@@ -78,102 +74,90 @@ class ReaderThread(FileThread):
     def set_interval(self, interval: float | None) -> None:
         """Look so often; `None`: not at all."""
         if interval != self._interval:
-            with self._wake:
-                self._interval = interval
-                self._wake.notify()
+            self._interval = interval
+            self.wake()
 
     def follow(self, epoch: str, offset: int) -> None:
         """Look for what is added to a stream after `offset`."""
-        with self._wake:
+        with self._lock:
             self._followed[epoch] = offset
-            self._is_due = True
-            self._wake.notify()
+        self.look_now()
 
     def unfollow(self, epoch: str) -> None:
         """Look no longer."""
-        with self._wake:
+        with self._lock:
             self._followed.pop(epoch, None)
 
     def look_now(self) -> None:
         """Look at once, for what this worker itself has changed."""
-        with self._wake:
-            self._is_due = True
-            self._wake.notify()
+        self._is_due = True
+        self.wake()
 
     # In the thread.
 
-    def _wait(self) -> None:
-        if not self._is_due:
-            is_calm = self._interval == FAST and monotonic() - self._changed_at > CALM_AFTER
-            self._wake.wait(CALM if is_calm else self._interval)
-        if self._jobs or self._is_closing or (self._interval is None and not self._is_due):
-            return
-        self._wake.release()
-        try:
-            self._look()
-        finally:
-            self._wake.acquire()
-
-    def _do(self, jobs: Sequence[Job]) -> list[Any]:
-        results: list[Any] = []
-        for job in jobs:
-            try:
-                result = job.work(self.open())
-                self.sync()
-                results.append(result)
-            except ANSWERS as answer:
-                results.append(answer)
-            except Exception as exc:  # noqa: BLE001  # it goes to the caller
-                self.fail(exc)
-                results.append(exc)
-        if self._interval is not None and monotonic() - self._looked_at > self._interval:
-            # Jobs must not keep it from looking.
-            self._look()
-        return results
-
     def on_open(self, connection: sqlite3.Connection) -> None:
-        """Nothing is known of a new file."""
+        """Nothing is known of a new connection's version."""
         self._version = None
 
-    def catch_up(self, connection: sqlite3.Connection) -> None:
-        """Hand over everything that has changed up to now, as a job."""
-        found = self._find(connection)
-        if found.news or found.changes or found.has_gap:
-            self.call(self._on_found, found)
+    def perform(self, works: Sequence[Callable[[sqlite3.Connection], Any]]) -> Sequence[Any]:
+        """Read what is asked for."""
+        results = super().perform(works)
+        # No byte is shown that a power cut could take back.
+        self.sync()
+        return results
+
+    def tick(self) -> float | None:
+        """Look, if it is time to."""
+        if self._is_due or self._pause() <= 0:
+            self._look()
+        pause = self._pause()
+        return None if pause == math.inf else max(0.0, pause)
+
+    def _pause(self) -> float:
+        """In how many seconds it is time to look."""
+        if (interval := self._interval) is None:
+            return math.inf
+        now = monotonic()
+        if self._has_failed:
+            interval = SLOW
+        elif interval == FAST and now - self._changed_at > CALM_AFTER:
+            interval = CALM
+        return self._looked_at + interval - now
 
     def _look(self) -> None:
         is_due, self._is_due, self._looked_at = self._is_due, False, monotonic()
         try:
             connection = self.open()
             (version,) = connection.execute("PRAGMA data_version").fetchone()
-            if version == self._version and not is_due:
-                return
-            found = self._find(connection)
-            self._version, self._changed_at = version, self._looked_at
-            if found.news:
-                # No byte is shown that a power cut could take back.
-                self.sync()
+            if version != self._version or is_due:
+                found = self._find(connection)
+                self._version, self._changed_at = version, self._looked_at
+                if found.news:
+                    self.sync()
+                self._hand_over(found)
+            self._has_failed = False
         except Exception as exc:  # noqa: BLE001  # it counts as an outage, and passes
-            self.fail(exc)
-            self.call(self._on_failure, exc)
-            # Not again at once.
-            time.sleep(SLOW)
-            self._is_due = True
-            return
+            self.note_failed(exc)
+            self._has_failed, self._version = True, None
+            self.call(self._on_look_failed, exc)
+
+    def catch_up(self, connection: sqlite3.Connection) -> None:
+        """Hand over everything that has changed up to now, as a work."""
+        self._hand_over(self._find(connection))
+
+    def _hand_over(self, found: Found) -> None:
         if found.news or found.changes or found.has_gap:
             self.call(self._on_found, found)
 
     def _find(self, connection: sqlite3.Connection) -> Found:
         connection.execute("BEGIN")
         try:
-            news = self._find_news(connection)
-            changes, has_gap = self._find_changes(connection)
+            return Found(self._find_news(connection), *self._find_changes(connection))
         finally:
             connection.execute("ROLLBACK")
-        return Found(news, changes, has_gap)
 
     def _find_news(self, connection: sqlite3.Connection) -> list[Piece]:
-        with self._wake:
+        with self._lock:
             followed = dict(self._followed)
         if not followed:
             return []
@@ -182,7 +166,7 @@ class ReaderThread(FileThread):
         except sqlite3.DatabaseError:
             # One stream may be damaged: the others are not to suffer for it.
             news = [piece for one in followed.items() for piece in self._find_news_of(connection, *one)]
-        with self._wake:
+        with self._lock:
             for piece in news:
                 self._note_read(piece)
         return news
