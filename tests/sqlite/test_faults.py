@@ -19,10 +19,10 @@ from tests.support.site import Site, code_of, environment, site_of, whole
 from tests.support.ssemodel import without_ids
 
 STORE_TIMEOUT = 1.0
-ANSWERED = STORE_TIMEOUT + 5
-"""Seconds within which every request is answered while the file cannot be used."""
-HEALTHY = 2.0
-"""Seconds within which a route that needs no store answers, also on a busy machine."""
+ANSWERED = STORE_TIMEOUT + 30
+"""Seconds within which every request is answered while the file cannot be used, also on a busy machine."""
+HEALTHY = 20.0
+"""Seconds within which a route that needs no store answers, likewise."""
 
 
 @pytest.fixture

@@ -452,6 +452,7 @@ async def test_a_failure_of_what_has_no_events_ends_uncleanly_elsewhere(site: Si
     lines = [b'{"n":1}\n', b'{"n":2}\n']
     media = {"media_type": "application/x-ndjson"}
     live = await site.player(0).post(name, send(lines[0]), wait(gate), send(lines[1]), fail(), **media)
+    await live.read(len(lines[0]))
     reader = await site.player(1).follow(name, from_=3)
     assert await reader.read(5) == lines[0][3:]
     await site.player(0).open(gate)
