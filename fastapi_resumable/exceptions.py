@@ -14,8 +14,11 @@
     ├── StreamPending         503 stream_pending
     ├── StoreUnavailable      503 store_unavailable
     ├── ShuttingDown          503 shutting_down
-    └── ClientError           what the clients raise: see `fastapi_resumable.client`
+    └── ClientError           what `fastapi_resumable.client` raises; also for an answer that makes no sense
+        ├── RequestRefused    the server's answer is final: 404, 409, 416, 401 ...
+        ├── ConnectionLost    there is no way (back) to the stream
         └── StreamIncomplete  the stream has ended, and did not complete
+            ├── StreamFailed      its endpoint failed, or the server lost it
             └── StreamCancelled   400 cancelled: somebody stopped it, or a newer request replaced it
 
 The classes carry status and code as data; the FastAPI layer alone turns them into responses.
@@ -188,6 +191,34 @@ class ClientError(ResumableError):
     code = ""
 
 
+class ConnectionLost(ClientError):
+    """The connection broke and could not be replaced; `__cause__` is why the last attempt failed."""
+
+
+class RequestRefused(ClientError):
+    """The server's answer is final: asking again would not change it.
+
+    `status_code` is the answer's, `code` and `message` are the server's (`code` is empty if it gave none), `detail` is
+    the `detail` member of the error's body, as it came. `note` is what the client adds to it.
+    """
+
+    def __init__(self, status_code: int, code: str, message: str, detail: Any = None, note: str = "") -> None:
+        super().__init__(message)
+        self.status_code = status_code
+        self.code = code
+        self.note = note
+        self._detail = detail
+
+    @property
+    def detail(self) -> Any:
+        """The `detail` member of the error's body."""
+        return self._detail
+
+    def __str__(self) -> str:
+        text = f"{self.status_code} {self.code}: {self.message}" if self.code else f"{self.status_code}: {self.message}"
+        return f"{text} ({self.note})" if self.note else text
+
+
 class StreamIncomplete(ClientError):
     """The stream has ended, and did not complete; `code` says why."""
 
@@ -197,6 +228,10 @@ class StreamIncomplete(ClientError):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+class StreamFailed(StreamIncomplete):
+    """The endpoint failed, or the server lost it."""
 
 
 class StreamCancelled(StreamIncomplete):

@@ -12,8 +12,15 @@ except ImportError as exc:
         f"fastapi_resumable.client needs {exc.name}: pip install 'fastapi-resumable[client]'", name=exc.name
     ) from exc
 
+from ..exceptions import (
+    ClientError,
+    ConnectionLost,
+    RequestRefused,
+    StreamCancelled,
+    StreamFailed,
+    StreamIncomplete,
+)
 from .client import AsyncResumableClient, ResumableClient
-from .errors import ClientError, ConnectionLost, RequestRefused, StreamCancelled, StreamFailed, StreamIncomplete
 from .machine import StreamState
 from .messages import Backoff
 from .streams import AsyncClientStream, ClientStream, ResumableStream

@@ -1,43 +1,26 @@
 """Clients that start, resume, stop and look up streams with a user's own httpx client, synchronously and not."""
 
 import time
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypedDict, TypeVar, Unpack
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
 import anyio
 import httpx
 from pydantic import TypeAdapter
 
+from ..exceptions import ClientError
 from ..models import ResumableStreamItem
-from .engine import Sleep, Wire, call, flavour, run, settle
-from .errors import ClientError
+from .engine import Engine, Sleep, Wire, run, settle
 from .machine import Resumption, StreamState
-from .messages import Ask, Backoff, first_offset, origin, without_credentials
+from .messages import Backoff, first_offset, open_headers, origin
 from .streams import AsyncClientStream, BaseStream, ClientStream
 
 OnState = Callable[[StreamState], object]
+StreamT = TypeVar("StreamT", bound=BaseStream)
 
 MAX_LOOKUP = 1000
 _ITEMS = TypeAdapter(list[ResumableStreamItem])
-NO_AUTH: Mapping[str, Any] = {"auth": None}
-StreamT = TypeVar("StreamT", bound=BaseStream)
-
-
-class RequestArguments(TypedDict, total=False):
-    """httpx's own: see `httpx.Client.stream`."""
-
-    content: str | bytes | Iterable[bytes] | AsyncIterable[bytes] | None
-    data: Mapping[str, Any] | None
-    files: Any
-    json: Any
-    params: Any
-    headers: httpx.Headers | Mapping[str, str] | Sequence[tuple[str, str]] | None
-    cookies: Any
-    auth: Any
-    follow_redirects: bool
-    timeout: float | httpx.Timeout | None
-    extensions: dict[str, Any] | None
 
 
 class _Client(Generic[StreamT]):
@@ -69,7 +52,7 @@ class _Client(Generic[StreamT]):
         *,
         stream_id: str | None = None,
         on_state: OnState | None = None,
-        **arguments: Unpack[RequestArguments],
+        **arguments: Any,
     ) -> StreamT:
         """Begin a stream with a request to its endpoint; use the result in a `with` block.
 
@@ -80,14 +63,14 @@ class _Client(Generic[StreamT]):
             url: Of the endpoint.
             stream_id: Goes into the header `X-Conversation-Id`. By default, what `headers` has there, or a fresh one.
             on_state: Called with each new state.
-            **arguments: httpx's own: `json`, `content`, `headers`, `params`, `auth`, `timeout` ...
+            **arguments: Those of `httpx.Client.stream`: `json`, `content`, `headers`, `params`, `auth`, `timeout` ...
         """
         headers = httpx.Headers(arguments.get("headers"))
         if stream_id is not None:
             headers["X-Conversation-Id"] = stream_id
         for name in ("X-Conversation-Id", "Idempotency-Key"):
             headers.setdefault(name, str(uuid4()))
-        return self._follow(method, url, on_state, {**arguments, "headers": headers})
+        return self._stream(self._engine(method, url, {**arguments, "headers": headers}, on_state), self._backoff)
 
     def resume(
         self,
@@ -96,7 +79,7 @@ class _Client(Generic[StreamT]):
         offset: int = 0,
         epoch: str | None = None,
         on_state: OnState | None = None,
-        **arguments: Unpack[RequestArguments],
+        **arguments: Any,
     ) -> StreamT:
         """Go on with a stream, say after a restart; use the result in a `with` block.
 
@@ -105,25 +88,20 @@ class _Client(Generic[StreamT]):
             offset: Its `offset`, from where on it is delivered.
             epoch: Its `epoch`: another one is refused, 409 `stream_replaced`.
             on_state: Called with each new state.
-            **arguments: httpx's own: `headers`, `auth`, `timeout` ...
+            **arguments: Those of `httpx.Client.stream`: `headers`, `auth`, `timeout` ...
         """
-        return self._follow("GET", self._route(stream_id, epoch, {"from": offset}), on_state, arguments)
+        url = self._route(stream_id, epoch, {"from": offset})
+        return self._stream(self._engine("GET", url, arguments, on_state), self._backoff)
 
-    def _follow(
-        self, method: str, url: httpx.URL | str, on_state: OnState | None, arguments: RequestArguments
-    ) -> StreamT:
-        request, wire = self._prepare(method, url, arguments)
-        start = str(request.url)
-        machine = Resumption(self._backoff, start, first_offset(start, request.headers), on_state)
-        return self._stream(wire, machine, self._backoff)
+    def _route(self, stream_id: str, epoch: str | None, query: Mapping[str, Any]) -> str:
+        names = {"conv_id": stream_id, **query, **({"epoch": epoch} if epoch else {})}
+        return f"{self._prefix}/stream?{httpx.QueryParams(names)}"
 
-    def _route(self, stream_id: str, epoch: str | None, more: Mapping[str, Any]) -> str:
-        query = {"conv_id": stream_id, **more, **({"epoch": epoch} if epoch else {})}
-        return f"{self._prefix}/stream?{httpx.QueryParams(query)}"
-
-    def _prepare(self, method: str, url: httpx.URL | str, arguments: RequestArguments) -> tuple[httpx.Request, Wire]:
+    def _engine(
+        self, method: str, url: httpx.URL | str, arguments: Mapping[str, Any], on_state: OnState | None = None
+    ) -> Engine:
         """Merge the client's settings, ours and the caller's into a request, and what makes it."""
-        given: dict[str, Any] = {**arguments}
+        given = {**arguments}
         auth = {"auth": given.pop("auth")} if "auth" in given else {}
         follow_redirects = given.pop("follow_redirects", self._http.follow_redirects)
         headers = httpx.Headers(given.pop("headers", None))
@@ -135,40 +113,45 @@ class _Client(Generic[StreamT]):
         request = self._http.build_request(method, url, headers=headers, **given)
 
         def send(request: httpx.Request, trusted: bool) -> Any:
-            return self._send(request, auth if trusted else NO_AUTH, follow_redirects)
+            return self._send(request, auth if trusted else {"auth": None}, trusted, follow_redirects)
 
-        return request, Wire(send, request, self._sleep, is_async=self._is_async, decoded=True)
+        wire = Wire(send, request, self._sleep, is_async=self._is_async, decoded=True)
+        start = str(request.url)
+        return Engine(wire, Resumption(self._backoff, start, first_offset(start, request.headers), on_state))
 
-    async def _send(self, request: Any, auth: Mapping[str, Any], follow_redirects: bool) -> Any:
+    async def _send(self, request: Any, auth: Mapping[str, Any], trusted: bool, follow_redirects: bool) -> Any:
         """Make a request, and follow redirects: not with httpx, which would take cookies and keys along."""
-        for _ in range(self._http.max_redirects + 1):
+        home = origin(str(request.url))
+        left = self._http.max_redirects if follow_redirects else 0
+        while True:
             response = await settle(self._http.send(request, stream=True, follow_redirects=False, **auth))
-            if not follow_redirects or response.next_request is None:
+            if not left or response.next_request is None:
                 return response
+            left -= 1
             await settle(response.aclose() if self._is_async else response.close())
-            before, request = request, response.next_request
-            if auth is NO_AUTH or origin(str(request.url)) != origin(str(before.url)):
-                request, auth = without_credentials(request), NO_AUTH
-        raise flavour(request).TooManyRedirects(f"More than {self._http.max_redirects} redirects.", request=request)
+            request = response.next_request
+            trusted = trusted and origin(str(request.url)) == home
+            if not trusted:
+                request.headers, auth = open_headers(request.headers), {"auth": None}
 
-    async def _call(self, method: str, url: str, arguments: RequestArguments) -> bytes:
-        _, wire = self._prepare(method, url, arguments)
-        await wire.load()
-        return await call(wire, Ask(0), self._backoff)
+    async def _fetch(self, method: str, url: str, arguments: Mapping[str, Any]) -> bytes:
+        engine = self._engine(method, url, arguments)
+        await engine.wire.load()
+        return await engine.fetch()
 
-    async def _stop(self, stream_id: str, epoch: str | None, arguments: RequestArguments) -> None:
-        await self._call("DELETE", self._route(stream_id, epoch, {}), arguments)
+    async def _stop(self, stream_id: str, epoch: str | None, arguments: Mapping[str, Any]) -> None:
+        await self._fetch("DELETE", self._route(stream_id, epoch, {}), arguments)
 
-    async def _lookup(self, ids: Iterable[str], arguments: RequestArguments) -> list[ResumableStreamItem]:
+    async def _lookup(self, ids: Iterable[str], arguments: Mapping[str, Any]) -> list[ResumableStreamItem]:
         wanted = list(dict.fromkeys(ids))
         found: dict[str, ResumableStreamItem] = {}
         for start in range(0, len(wanted), MAX_LOOKUP):
             body = {"conversation_ids": wanted[start : start + MAX_LOOKUP]}
-            answer = await self._call("POST", f"{self._prefix}/streams/lookup", {**arguments, "json": body})
+            answer = await self._fetch("POST", f"{self._prefix}/streams/lookup", {**arguments, "json": body})
             try:
                 found.update({item.conversation_id: item for item in _ITEMS.validate_json(answer)})
             except ValueError as exc:
-                raise ClientError("The answer to the lookup is none. Is `prefix` where the router is?") from exc
+                raise ClientError("The answer is not that of a lookup. Is `prefix` where the router is?") from exc
         return list(found.values())
 
 
@@ -188,7 +171,7 @@ class ResumableClient(_Client[ClientStream]):
     _stream = ClientStream
     _sleep = staticmethod(time.sleep)
 
-    def stop(self, stream_id: str, *, epoch: str | None = None, **arguments: Unpack[RequestArguments]) -> None:
+    def stop(self, stream_id: str, *, epoch: str | None = None, **arguments: Any) -> None:
         """Stop a stream at the server; with `epoch`, no other one of that id.
 
         Raises:
@@ -196,7 +179,7 @@ class ResumableClient(_Client[ClientStream]):
         """
         run(self._stop(stream_id, epoch, arguments))
 
-    def lookup(self, ids: Iterable[str], **arguments: Unpack[RequestArguments]) -> list[ResumableStreamItem]:
+    def lookup(self, ids: Iterable[str], **arguments: Any) -> list[ResumableStreamItem]:
         """Ask which of these streams there are, and what they are doing; an id also matches its variants, `id::...`.
 
         Raises:
@@ -211,10 +194,10 @@ class AsyncResumableClient(_Client[AsyncClientStream]):
     _stream = AsyncClientStream
     _sleep = staticmethod(anyio.sleep)
 
-    async def stop(self, stream_id: str, *, epoch: str | None = None, **arguments: Unpack[RequestArguments]) -> None:
+    async def stop(self, stream_id: str, *, epoch: str | None = None, **arguments: Any) -> None:
         """Stop a stream at the server, as `ResumableClient.stop`."""
         await self._stop(stream_id, epoch, arguments)
 
-    async def lookup(self, ids: Iterable[str], **arguments: Unpack[RequestArguments]) -> list[ResumableStreamItem]:
+    async def lookup(self, ids: Iterable[str], **arguments: Any) -> list[ResumableStreamItem]:
         """Ask which of these streams there are, as `ResumableClient.lookup`."""
         return await self._lookup(ids, arguments)

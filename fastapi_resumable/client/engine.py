@@ -1,19 +1,18 @@
 """The one loop: makes the requests that the machine asks for, and hands on the bytes that come.
 
 It is written with `await`, and drives synchronous transports too: those never wait, so `run` gets by without an event
-loop. httpx2 has the same interface as httpx, so that objects of either do.
+loop. httpx2 has the same interface as httpx, so that objects of either do. All that it raises is `ClientError`s, but
+for what interrupts it.
 """
 
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from types import ModuleType
 from typing import Any, TypeVar
 
 import httpx
 
-from .errors import ConnectionLost, RequestRefused
-from .machine import NOT_NOW, Resumption
-from .messages import Ask, Backoff, Head, replay_headers, retry_after
+from .machine import Resumption
+from .messages import Ask, Backoff, Head, replay_headers
 
 ResultT = TypeVar("ResultT")
 Sleep = Callable[[float], Awaitable[None] | None]
@@ -22,39 +21,8 @@ MAX_REFUSAL = 65536
 """Bytes of a refusal's body that are read; the rest says nothing more."""
 
 
-class Reply:
-    """An answer whose body has not been read."""
-
-    def __init__(
-        self,
-        head: Head,
-        chunks: Iterator[bytes] | AsyncIterator[bytes],
-        close: Callable[[], Awaitable[None] | None],
-    ) -> None:
-        self.head = head
-        self._chunks = chunks
-        self._close = close
-
-    async def read(self) -> bytes | None:
-        """The next bytes of the body; `None` at its end."""
-        if isinstance(self._chunks, AsyncIterator):
-            return await anext(self._chunks, None)
-        return next(self._chunks, None)
-
-    async def read_all(self, limit: float = float("inf")) -> bytes:
-        """The whole body, or somewhat more than `limit` bytes of it."""
-        body = bytearray()
-        while len(body) < limit and (chunk := await self.read()) is not None:
-            body += chunk
-        return bytes(body)
-
-    async def close(self) -> None:
-        """Close the connection, or give it back."""
-        await settle(self._close())
-
-
 class Wire:
-    """Makes the requests of one stream: the first as it was given, those that follow it with its headers.
+    """Makes the requests of one stream, one at a time: the first as it was given, those after it with its headers.
 
     Args:
         send: Makes a request, and returns a response whose body has not been read; or an awaitable of it.
@@ -67,7 +35,8 @@ class Wire:
     def __init__(
         self, send: Callable[..., Any], start: httpx.Request, sleep: Sleep, *, is_async: bool, decoded: bool = False
     ) -> None:
-        self.module = module = flavour(start)
+        self.module = module = sys.modules[type(start).__module__.partition(".")[0]]
+        """What the request is of: httpx, or httpx2."""
         self.lost = (module.TimeoutException, module.NetworkError, module.ProxyError, module.RemoteProtocolError)
         """What is raised when a connection is lost, or there is none."""
         # The last two are the socket's, for a port or a host that is none.
@@ -84,20 +53,37 @@ class Wire:
         self._sleep = sleep
         self._is_async = is_async
         self._decoded = decoded
+        self._chunks: Iterator[bytes] | AsyncIterator[bytes] = iter(())
 
-    async def send(self, ask: Ask) -> Reply:
-        """Make a request."""
-        request = self._start
-        if ask.method is not None:
-            headers = replay_headers(self._headers, trusted=ask.trusted)
-            request = type(request)(ask.method, ask.url, headers=headers, extensions=request.extensions)
+    async def send(self, ask: Ask) -> Head:
+        """Make a request; return the head of its answer."""
+        request = self._start if ask.method is None else self._request(ask)
         self.response = response = await settle(self._send(request, ask.trusted))
         stream = response.stream
         if self._is_async:
-            chunks, close = (response.aiter_bytes() if self._decoded else aiter(stream)), stream.aclose
+            self._chunks = response.aiter_bytes() if self._decoded else aiter(stream)
         else:
-            chunks, close = (response.iter_bytes() if self._decoded else iter(stream)), stream.close
-        return Reply(head_of(response, response.url if self._decoded else request.url), chunks, close)
+            self._chunks = response.iter_bytes() if self._decoded else iter(stream)
+        return Head(response.status_code, response.headers, str(response.url if self._decoded else request.url))
+
+    async def read(self) -> bytes | None:
+        """The next bytes of the answer's body; `None` at its end."""
+        if isinstance(self._chunks, AsyncIterator):
+            return await anext(self._chunks, None)
+        return next(self._chunks, None)
+
+    async def read_all(self, limit: float) -> bytes:
+        """The body of the answer, or somewhat more than `limit` bytes of it."""
+        body = bytearray()
+        while len(body) < limit and (chunk := await self.read()) is not None:
+            body += chunk
+        return bytes(body)
+
+    async def close(self) -> None:
+        """Close the connection, or give it back."""
+        if self.response is not None:
+            stream = self.response.stream
+            await settle(stream.aclose() if self._is_async else stream.close())
 
     async def sleep(self, delay: float) -> None:
         """Wait."""
@@ -107,71 +93,95 @@ class Wire:
         """Read the body of the first request, so that it can be sent again."""
         await settle(self._start.aread() if self._is_async else self._start.read())
 
+    def beside(self, ask: Ask) -> "Wire":
+        """Another wire, whose first request is this one."""
+        return Wire(
+            lambda request, _trusted: self._send(request, ask.trusted),
+            self._request(ask),
+            self._sleep,
+            is_async=self._is_async,
+            decoded=self._decoded,
+        )
+
+    def _request(self, ask: Ask) -> httpx.Request:
+        headers = replay_headers(self._headers, trusted=ask.trusted)
+        return type(self._start)(ask.method or "", ask.url, headers=headers, extensions=self._start.extensions)
+
 
 class Engine:
     """Follows one stream to its end."""
 
     def __init__(self, wire: Wire, machine: Resumption) -> None:
         self.machine = machine
-        self.reply: Reply | None = None
-        self._wire = wire
+        self.wire = wire
+        self.head: Head | None = None
+        """The head of the last answer."""
+        self.is_reading = False
+        """Whether there is an answer whose body is being read."""
+
+    async def begin(self, accept: Callable[[Head], bool]) -> bool:
+        """Make the first request, once; return whether `accept` takes its answer for a stream to be followed."""
+        self.head = head = await self.wire.send(Ask(0))
+        self.is_reading = True
+        return accept(head) and self.machine.head(head)
 
     async def open(self, accept: Callable[[Head], bool] = lambda _: True) -> bool:
-        """Connect; return whether there is a body to be read. `accept` may keep an answer from the machine.
+        """Connect; return whether there is a body to be read. `accept` may keep an answer from the machine."""
+        return await self._open(accept, 0) is not None
 
-        Raises:
-            ClientError: There is no way to the stream.
-        """
+    async def fetch(self) -> bytes:
+        """The whole answer to a request that may be repeated."""
+        body = await self._open(lambda _: True, float("inf"))
+        await self.close()
+        return body or b""
+
+    async def _open(self, accept: Callable[[Head], bool], wanted: float) -> bytes | None:
+        """Connect, and read the first `wanted` bytes of the body; `None` if there is none."""
         while (ask := self.machine.ask()) is not None:
             if ask.delay:
-                await self._wire.sleep(ask.delay)
+                await self.wire.sleep(ask.delay)
             try:
-                self.reply = reply = await self._wire.send(ask)
-                head = reply.head
+                self.head = head = await self.wire.send(ask)
+                self.is_reading = True
                 if not accept(head):
-                    return False
-                body = b"" if head.is_success and ask.method != "HEAD" else await reply.read_all(MAX_REFUSAL)
+                    return None
+                is_body = head.is_success and ask.method != "HEAD"
+                body = await self.wire.read_all(wanted if is_body else MAX_REFUSAL)
                 if self.machine.head(head, body):
-                    return True
+                    return body
                 await self.close()
-            except self._wire.lost as exc:
+            except self.wire.lost as exc:
                 await self.close()
                 self.machine.cut(exc)
-            except self._wire.errors as exc:
+            except self.wire.errors as exc:
                 await self.close()
                 raise self.machine.give_up(exc) from exc
             except BaseException:
                 await self.close()
                 raise
-        return False
+        return None
 
     async def read(self) -> bytes:
-        """The next bytes; none at the end.
-
-        Raises:
-            ClientError: The stream has come to a bad end, or cannot be reached any more.
-        """
-        while self.reply is not None or await self.open():
+        """The next bytes; none at the end."""
+        while self.is_reading or await self.open():
             data = await self._read_on()
             if data:
                 return data
         return b""
 
     async def _read_on(self) -> bytes:
-        reply = self.reply
-        assert reply is not None
         try:
-            chunk = await reply.read()
-        except self._wire.lost as exc:
+            chunk = await self.wire.read()
+        except self.wire.lost as exc:
             await self.close()
             self.machine.cut(exc)
             return b""
-        except self._wire.errors as exc:
+        except self.wire.errors as exc:
             await self.close()
             raise self.machine.give_up(exc) from exc
         except BaseException:
             # Interrupted in mid-read, so this connection is of no more use; the next read goes on with another one.
-            self.reply = None
+            self.is_reading = False
             self.machine.interrupted()
             raise
         if chunk is None:
@@ -181,59 +191,16 @@ class Engine:
         self.machine.feed(chunk)
         return chunk
 
+    async def stop(self, backoff: Backoff) -> None:
+        """Stop the stream at the server."""
+        ask = self.machine.stop()
+        await Engine(self.wire.beside(ask), Resumption(backoff, ask.url, None)).fetch()
+
     async def close(self) -> None:
         """Close the connection. The stream itself goes on."""
-        reply, self.reply = self.reply, None
-        if reply is not None:
-            await reply.close()
-
-
-async def call(wire: Wire, ask: Ask, backoff: Backoff) -> bytes:
-    """Make a request that may be repeated, until it is answered.
-
-    Raises:
-        RequestRefused: The answer is final.
-        ConnectionLost: There is no answer.
-    """
-    failures = 0
-    while True:
-        wait = 0.0
-        error: Exception
-        try:
-            reply = await wire.send(ask)
-            try:
-                body = await reply.read_all(float("inf") if reply.head.is_success else MAX_REFUSAL)
-            finally:
-                await reply.close()
-            if reply.head.is_success:
-                return body
-            error = RequestRefused.read(reply.head.status_code, body)
-            if reply.head.status_code not in NOT_NOW:
-                raise error
-            wait = retry_after(reply.head.headers)
-        except wire.lost as exc:
-            error = exc
-        except wire.errors as exc:
-            raise ConnectionLost(f"The request cannot be made, or its answer not be read: {exc}") from exc
-        failures += 1
-        if backoff.exhausted(failures):
-            raise ConnectionLost(f"Gave up after {failures} attempts in a row: {error}") from error
-        await wire.sleep(backoff.delay(failures, wait))
-
-
-def flavour(request: httpx.Request) -> ModuleType:
-    """The module that a request is of: httpx, or httpx2."""
-    return sys.modules[type(request).__module__.partition(".")[0]]
-
-
-def head_of(response: Any, url: httpx.URL) -> Head:
-    """The head of an answer to a request for `url`."""
-    headers = response.headers
-    # Where nothing says how the answer came, it came by no network at all.
-    by_close = response.extensions.get("http_version", b"") in (b"HTTP/1.0", b"HTTP/1.1") and not (
-        "content-length" in headers or "transfer-encoding" in headers or response.status_code == 204
-    )
-    return Head(response.status_code, headers, str(url), delimited=not by_close)
+        if self.is_reading:
+            self.is_reading = False
+            await self.wire.close()
 
 
 async def settle(value: Awaitable[ResultT] | ResultT) -> ResultT:

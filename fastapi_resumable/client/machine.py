@@ -1,20 +1,28 @@
 """What a client does next to get the whole of a stream, each byte once: pure decisions, no I/O.
 
 The engine asks for the next request (`ask`), and reports what became of it: `head`, then `feed`, then `end` or `cut`;
-or `cut` at once. Invariant: the next request goes on exactly after the last byte that was fed.
+or `cut` at once. Each of them may raise a `ClientError`, if there is nothing to be asked for any more. Invariant: the
+next request goes on exactly after the last byte that was fed.
 """
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from typing import Literal
 from urllib.parse import urlencode
 
+from ..exceptions import ConnectionLost, StreamCancelled, StreamFailed, StreamIncomplete
 from ..models import ResumableStatus
-from .errors import ConnectionLost, RequestRefused, StreamCancelled, StreamFailed, StreamIncomplete
-from .messages import Ask, Backoff, Head, origin, replay_url, retry_after, whole_number
+from .messages import Ask, Backoff, Head, origin, refusal, replay_url, retry_after, whole_number
 
 NOT_NOW = frozenset({408, 425, 429, 502, 503, 504})
 """Answers to a request that has not begun yet, and may later."""
 NOT_HEAD = frozenset({405, 501})
+"""Answers of a server, or a proxy, that does not know HEAD."""
+_BAD_ENDS: Mapping[str, type[StreamIncomplete]] = {
+    ResumableStatus.CANCELLED: StreamCancelled,
+    ResumableStatus.FAILED: StreamFailed,
+    ResumableStatus.INTERRUPTED: StreamFailed,
+}
 MAX_RETRY = 10**9
 """Milliseconds; so that what a stream asks for is a number of seconds, before it is clipped."""
 WITHHELD = (
@@ -65,16 +73,15 @@ class Resumption:
         self._resumable = offset is not None
         self._home = origin(url)
         self._trusted = True
-        self._retry = 0.0
         self._on_state = on_state
         self._backoff = backoff
+        self._retry = self._delay = 0.0
         self._failures = 0
-        self._delay = 0.0
-        self._begun = False
-        self._head: Head | None = None
+        self._begun = self._is_event_stream = False
         self._heard = False
         """Whether this connection has brought a byte."""
-        self._probing = False
+        self._probe: Literal["silence", "end"] | None = None
+        """Why the next request asks how the stream is, instead of for its bytes."""
         self._may_probe = True
         self._failure: StreamIncomplete | None = None
 
@@ -84,11 +91,7 @@ class Resumption:
         return self.state not in (StreamState.CONNECTING, StreamState.OPEN, StreamState.RECONNECTING)
 
     def ask(self) -> Ask | None:
-        """The next request; `None` if there is none.
-
-        Raises:
-            StreamIncomplete: The stream has ended, and did not complete.
-        """
+        """The next request; `None` if there is none."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
@@ -97,40 +100,29 @@ class Resumption:
         delay, self._delay = self._delay, 0.0
         if self.replay_url is None:
             return Ask(delay)
-        return self._replay(delay, "HEAD" if self._probing else "GET", {"from": self.offset})
+        return self._replay(delay, "HEAD" if self._probe else "GET", {"from": self.offset})
 
     def stop(self) -> Ask:
-        """The request that stops the stream.
-
-        Raises:
-            RuntimeError: The server does not keep the stream.
-        """
+        """The request that stops the stream."""
         if self.replay_url is None:
             raise RuntimeError("The server does not keep this stream, so it cannot be stopped. Close it instead.")
         self.stopping = True
         return self._replay(0.0, "DELETE", {})
 
     def head(self, head: Head, body: bytes = b"") -> bool:
-        """Take the head of an answer, and the `body` if it is no success; return whether a body is to be read.
-
-        Raises:
-            RequestRefused: The answer is final.
-            ConnectionLost: It is one failure too many.
-        """
-        probing, self._probing = self._probing, False
-        self._head, self._heard = head, False
+        """Take the head of an answer, and the `body` if it is no success; return whether a body is to be read."""
+        probe, self._probe = self._probe, None
+        if probe is None:
+            self._heard = False
         if not head.is_success:
-            if probing and head.status_code in NOT_HEAD:
-                self._may_probe = False
-            else:
-                self._refuse(head, body)
+            self._refused(head, body, probe)
             return False
         if self._begun and head.headers.get("x-stream-epoch") != self.epoch:
             # What a network shows that wants its user to sign in first, for one.
             self.cut(ConnectionError(f"{origin(head.url)} answered with something else than the stream"))
             return False
-        if probing:
-            self._probed(head.headers)
+        if probe is not None:
+            self._probed(head.headers, has_ended=probe == "end")
             return False
         if not self._begun:
             self._begin(head)
@@ -142,28 +134,18 @@ class Resumption:
 
     def feed(self, chunk: bytes) -> None:
         """Take a part of the body."""
-        if chunk:
-            self._heard = True
+        self._heard = self._heard or bool(chunk)
         self.offset += len(chunk)
 
     def end(self) -> None:
-        """Take the end of the body.
-
-        Raises:
-            ConnectionLost: It is no end, and one failure too many.
-        """
-        assert self._head is not None
-        if not self._head.delimited and self.replay_url is not None:
-            self.cut(ConnectionError("the body has no length, so its end cannot be told from a cut"))
-        else:
+        """Take the end of the body. It need not be the stream's: proxies end a response in order when they lose it."""
+        if self.stopping or self.replay_url is None or not self._may_probe:
             self._enter(StreamState.STOPPED if self.stopping else StreamState.DONE)
+        else:
+            self._probe = "end"
 
     def cut(self, error: Exception) -> None:
-        """Take the loss of the connection, or that none was to be had.
-
-        Raises:
-            ConnectionLost: It is one failure too many, or there is no way back.
-        """
+        """Take the loss of the connection, or that none was to be had."""
         if self._begun and self.replay_url is None:
             self._enter(StreamState.LOST)
             raise ConnectionLost(
@@ -196,11 +178,7 @@ class Resumption:
         self._retry = min(max(milliseconds, 0), MAX_RETRY) / 1000
 
     def go_back(self, offset: int, error: Exception) -> None:
-        """What came after `offset` was not of the stream: the server has lost sight of it, and it may be well.
-
-        Raises:
-            ConnectionLost: It is one failure too many.
-        """
+        """What came after `offset` was not of the stream: the server cannot reach it now, and may later."""
         self.offset = offset
         self._heard = False
         self._fail(error, self._retry)
@@ -226,6 +204,7 @@ class Resumption:
 
     def _begin(self, head: Head) -> None:
         self._begun = True
+        self._is_event_stream = "text/event-stream" in head.headers.get("content-type", "")
         self.epoch = head.headers.get("x-stream-epoch")
         self.replay_url = replay_url(head) if self._resumable else None
         # Both: a server that we were redirected to has no say in what is asked of the first one in our name.
@@ -234,7 +213,8 @@ class Resumption:
     def _fail(self, error: Exception, asked: float) -> None:
         self._failures = 1 if self._heard else self._failures + 1
         # Connected, and not a byte: the stream may be silent; or it broke off, and has no event to say so.
-        self._probing = self._may_probe and self.state is StreamState.OPEN and not self._heard
+        if self._may_probe and self.state is StreamState.OPEN and not self._heard:
+            self._probe = "silence"
         self._heard = False
         if self._backoff.exhausted(self._failures):
             self._enter(StreamState.LOST)
@@ -242,29 +222,39 @@ class Resumption:
         self._enter(StreamState.RECONNECTING if self._begun else StreamState.CONNECTING)
         self._delay = self._backoff.delay(self._failures, asked)
 
-    def _refuse(self, head: Head, body: bytes) -> None:
-        if self.stopping and head.status_code in (404, 409):
+    def _refused(self, head: Head, body: bytes, probe: str | None) -> None:
+        status = head.status_code
+        is_passing = status in NOT_NOW or (self._begun and status >= 500)
+        knows_no_head = probe is not None and status in NOT_HEAD
+        self._may_probe = self._may_probe and not knows_no_head
+        if self.stopping and status in (404, 409):
             self._enter(StreamState.STOPPED)
-            return
-        withheld = not self._trusted or origin(head.url) != self._home
-        refused = RequestRefused.read(head.status_code, body, WITHHELD.format(origin(head.url)) if withheld else "")
-        if head.status_code in NOT_NOW or (self._begun and head.status_code >= 500):
-            self._fail(refused, max(self._retry, retry_after(head.headers)))
-        else:
-            self._enter(StreamState.LOST)
-            raise refused
-
-    def _probed(self, headers: Mapping[str, str]) -> None:
-        """Tell a stream that is silent from one that has broken off."""
-        status = headers.get("x-stream-status", "")
-        if whole_number(headers.get("x-stream-total-bytes")) != self.offset:
-            return
-        if status == ResumableStatus.COMPLETED:
+        elif probe == "end" and (knows_no_head or not (is_passing or status == 404)):
+            # Nothing is known but that the response has ended in order.
             self._enter(StreamState.DONE)
-        elif status == ResumableStatus.CANCELLED:
-            self._failure = self.conclude(StreamCancelled(status, "The stream was stopped."))
-        elif status in (ResumableStatus.FAILED, ResumableStatus.INTERRUPTED):
-            self._failure = self.conclude(StreamFailed(status, "The stream could not be completed."))
+        elif not knows_no_head:
+            withheld = not self._trusted or origin(head.url) != self._home
+            refused = refusal(status, body, WITHHELD.format(origin(head.url)) if withheld else "")
+            if not is_passing:
+                self._enter(StreamState.LOST)
+                raise refused
+            self._fail(refused, max(self._retry, retry_after(head.headers)))
+
+    def _probed(self, headers: Mapping[str, str], *, has_ended: bool) -> None:
+        """Tell the end of the stream from a stream that is silent, and from one that goes on elsewhere."""
+        status = headers.get("x-stream-status", "")
+        total = whole_number(headers.get("x-stream-total-bytes"))
+        is_all = total == self.offset or (has_ended and total is None)
+        if is_all and (status == ResumableStatus.COMPLETED or (has_ended and not status)):
+            self._enter(StreamState.DONE)
+        elif is_all and status in _BAD_ENDS:
+            failure = self.conclude(_BAD_ENDS[status](status, "The stream did not complete."))
+            # An event stream has said so in its last event.
+            self._failure = None if has_ended and self._is_event_stream else failure
         else:
-            # Nothing is missing, so nothing has failed.
-            self._failures = 0
+            if is_all:
+                # Nothing is missing, so nothing has failed.
+                self._failures = 0
+            if has_ended:
+                self._fail(ConnectionError("the response has ended before the stream"), self._retry)
+                self._probe = None

@@ -1,12 +1,27 @@
-"""Requests to be made, when to make them, and what the head of an answer says, whatever it may say: no I/O."""
+"""What is asked of a server, and when; and what its answers mean, whatever they may hold: no I/O."""
 
+import json
 import random
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from email.message import Message
 from email.utils import parsedate_to_datetime
+from typing import Any, ClassVar, Literal, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
+from httpx_sse import EventSource, ServerSentEvent
+
+from .._core.sse import BOM
+from ..exceptions import RequestRefused, StreamCancelled, StreamFailed, StreamIncomplete
+
+Form = Literal["events", "iter_lines", "iter_bytes"]
+
+_LINE_END = rb"(?>\r\n|\n|\r)"
+_ENDS: dict[Form, re.Pattern[bytes]] = {"events": re.compile(_LINE_END * 2), "iter_lines": re.compile(_LINE_END)}
+_DATA = re.compile(rb"(?:^|[\r\n])data(?:[:\r\n]|$)")
+_TERMINAL = {"error": StreamFailed, "cancelled": StreamCancelled}
 
 MAX_DIGITS = 18
 
@@ -62,13 +77,11 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The head of an answer; `headers` has lower-case names, or does not mind."""
+    """The head of an answer; `headers` are looked up by lower-case names."""
 
     status_code: int
     headers: Mapping[str, str]
     url: str
-    delimited: bool
-    """Whether the protocol tells the end of the body from the loss of the connection."""
 
     @property
     def is_success(self) -> bool:
@@ -77,13 +90,13 @@ class Head:
 
 
 def origin(url: str) -> str:
-    """Who gets a request for a URL: scheme, host and port (RFC 6454)."""
+    """The scheme, host and port of a URL (RFC 6454)."""
     # httpx drops the default port, and spells scheme and host in small letters.
     return str(httpx.URL(url).copy_with(userinfo=b"", raw_path=b"/", fragment=None))
 
 
 def replay_url(head: Head) -> str | None:
-    """Where an answer can be had again; `None` if it can't."""
+    """Where an answer can be had again; `None` if it cannot."""
     location = head.headers.get("content-location")
     if not location or "x-stream-epoch" not in head.headers or head.headers.get("content-encoding"):
         return None
@@ -103,7 +116,7 @@ def first_offset(url: str, headers: Mapping[str, str]) -> int | None:
 
 def whole_number(text: str | None) -> int | None:
     """A number in ASCII digits, as HTTP has it; `None` if `text` is anything else."""
-    # Python's own limit is an exception, and more digits than these make no sense as a place or a time.
+    # Python refuses to convert thousands of digits, and more than these make no sense as a place or a time.
     return int(text) if text and text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
 
 
@@ -121,32 +134,143 @@ def retry_after(headers: Mapping[str, str]) -> float:
     return max(0.0, wait.total_seconds())
 
 
-def replay_headers(headers: httpx.Headers, *, trusted: bool = True) -> httpx.Headers:
+def replay_headers(headers: httpx.Headers, *, trusted: bool) -> httpx.Headers:
     """The headers of the request that began a stream, for one that goes on with it."""
+    return _without(headers, lambda name: name in _OF_THE_BODY | _OF_THE_START or not (trusted or name in _OPEN))
+
+
+def open_headers(headers: httpx.Headers) -> httpx.Headers:
+    """The headers of a request that another origin than the one it was made for may get."""
+    return _without(headers, lambda name: name not in _OPEN)
+
+
+def _without(headers: httpx.Headers, leave_out: Callable[[str], bool]) -> httpx.Headers:
     result = headers.copy()
-    for name in headers:
-        if name in _OF_THE_BODY | _OF_THE_START or not (trusted or name in _OPEN):
-            del result[name]
+    for name in filter(leave_out, headers):
+        del result[name]
     return result
-
-
-def without_credentials(request: httpx.Request) -> httpx.Request:
-    """Take from a request what another origin than the one it was made for is not to get."""
-    for name in list(request.headers):
-        if name not in _OPEN:
-            del request.headers[name]
-    return request
 
 
 def charset_of(content_type: str) -> str:
     """The charset of a text; UTF-8 if there is none, or none that can be read."""
-    for parameter in content_type.split(";")[1:]:
-        name, _, value = parameter.partition("=")
-        if name.strip().lower() == "charset":
-            charset = value.strip().strip('"')
-            try:
-                b"\xff".decode(charset, "replace")
-            except (LookupError, ValueError):
-                break
-            return charset
-    return "utf-8"
+    message = Message()
+    message["Content-Type"] = content_type
+    charset = message.get_content_charset("utf-8")
+    try:
+        b"\xff".decode(charset, "replace")
+    except (LookupError, ValueError):
+        return "utf-8"
+    return charset
+
+
+def refusal(status_code: int, body: bytes, note: str = "") -> RequestRefused:
+    """Make the error out of an answer, whatever its body is."""
+    try:
+        content = json.loads(body)
+        detail = content.get("detail", content) if isinstance(content, Mapping) else content
+        if isinstance(detail, Mapping):
+            message = str(detail.get("message", detail))
+            return RequestRefused(status_code, str(detail.get("code", "")), message, detail, note)
+        return RequestRefused(status_code, "", str(detail), detail, note)
+    except (ValueError, RecursionError):
+        text = body.decode("utf-8", "replace")
+        return RequestRefused(status_code, "", text, text, note)
+
+
+class Item(NamedTuple):
+    """Something to deliver."""
+
+    value: Any
+    offset: int
+    """The position right after it."""
+
+
+class Decoder:
+    """Cuts at blank lines (`events`), at line ends (`iter_lines`), or not at all (`iter_bytes`)."""
+
+    def __init__(self, form: Form, offset: int, charset: str = "utf-8") -> None:
+        self.offset = offset
+        """The position right after the last item."""
+        self.retry: int | None = None
+        """What the stream last asked its clients to wait, in milliseconds."""
+        self._form = form
+        self._charset = charset
+        self._pending = bytearray()
+        self._may_have_bom = offset == 0
+        self._last_id = ""
+
+    def feed(self, data: bytes, *, final: bool = False) -> Iterator[Item]:
+        """Take bytes; return the items that are whole by now. The `final` ones make the rest whole."""
+        pending = self._pending
+        # The end that is looked for has at most four bytes, and some of them may have come before.
+        position = max(0, len(pending) - 3)
+        pending += data
+        start = 0
+        for piece, end in self._cut(position, final=final):
+            self.offset += end - start
+            start = end
+            yield from self._take(piece)
+        del pending[:start]
+
+    def _cut(self, position: int, *, final: bool) -> Iterator[tuple[bytes, int]]:
+        pending = self._pending
+        start = 0
+        if self._form != "iter_bytes":
+            while match := _ENDS[self._form].search(pending, position):
+                position = match.end()
+                if position == len(pending) and match[0].endswith(b"\r") and not final:
+                    # A LF may follow.
+                    return
+                yield bytes(pending[start : match.start()]), position
+                start = position
+            if self._form == "events" or not final:
+                return
+        if len(pending) > start:
+            yield bytes(pending[start:]), len(pending)
+
+    def _take(self, piece: bytes) -> Iterable[Item]:
+        if self._form == "events":
+            return self._take_event(piece)
+        return [Item(piece.decode(self._charset, "replace") if self._form == "iter_lines" else piece, self.offset)]
+
+    def _take_event(self, piece: bytes) -> Iterator[Item]:
+        """httpx-sse decodes it, and is told of the last id, as it has seen no event before."""
+        block = (piece.removeprefix(BOM) if self._may_have_bom else piece).strip(b"\r\n")
+        self._may_have_bom = False
+        text = _Block(f"id: {self._last_id}\n{block.decode('utf-8', 'replace')}\n\n")
+        for event in EventSource(text).iter_sse():  # type: ignore[arg-type]  # see `_Block`
+            self._last_id = event.id
+            if event.retry is not None:
+                self.retry = event.retry
+            if _DATA.search(block):
+                yield Item(event, self.offset)
+
+
+class _Block:
+    """As much of an `httpx.Response` as `EventSource` reads."""
+
+    headers: ClassVar = {"content-type": "text/event-stream"}
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def iter_text(self) -> Iterator[str]:
+        yield self._text
+
+    def iter_lines(self) -> Iterator[str]:  # what httpx-sse read before its version 0.4.1
+        return iter(re.split(r"\r\n|\n|\r", self._text)[:-1])
+
+
+def terminal(event: ServerSentEvent) -> StreamIncomplete | None:
+    """What an event says about the stream's end, if it is the one by which the server ends what did not complete."""
+    kind = _TERMINAL.get(event.event)
+    if kind is None:
+        return None
+    try:
+        match json.loads(event.data):
+            case {"code": str(code), "message": str(message), "error": {"code": str(), "message": str()}}:
+                incomplete: StreamIncomplete = kind(code, message)
+                return incomplete
+    except (ValueError, RecursionError):
+        pass
+    return None

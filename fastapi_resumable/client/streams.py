@@ -1,18 +1,17 @@
 """A stream as an iterator of events, lines or bytes, synchronously and not: thin faces of the engine."""
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from types import TracebackType
-from typing import Any, Literal, Self
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Generic, Literal, Self, TypeVar
 
-from httpx_sse import ServerSentEvent, SSEError
+from httpx_sse import ServerSentEvent
 
-from .decoding import Decoder, EventDecoder, Item, LineDecoder, terminal
-from .engine import Engine, Wire, call, run
-from .errors import StreamIncomplete
-from .machine import Resumption, StreamState
-from .messages import Backoff, Head, charset_of
+from ..exceptions import ClientError, StreamIncomplete
+from .engine import Engine, run
+from .machine import StreamState
+from .messages import Backoff, Decoder, Form, Head, Item, charset_of, terminal
 
+ValueT = TypeVar("ValueT")
 TerminalEvents = Literal["raise", "yield"]
 """What becomes of the event by which a stream says that it did not complete."""
 
@@ -20,12 +19,11 @@ TerminalEvents = Literal["raise", "yield"]
 class ResumableStream:
     """A stream, over as many connections as it takes: its name, and this client's place in it."""
 
-    def __init__(self, engine: Engine, wire: Wire, backoff: Backoff) -> None:
+    def __init__(self, engine: Engine, backoff: Backoff, first: Head | None = None) -> None:
         self._engine = engine
         self._machine = engine.machine
-        self._wire = wire
         self._backoff = backoff
-        self._first = engine.reply.head if engine.reply else None
+        self._first = first
 
     @property
     def state(self) -> StreamState:
@@ -56,15 +54,40 @@ class ResumableStream:
         return self._first
 
 
+class Items(Generic[ValueT]):
+    """What a stream delivers, one by one: for `for`, or `async for` if its client is asynchronous."""
+
+    def __init__(self, stream: "BaseStream") -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[ValueT]:
+        return self
+
+    def __next__(self) -> ValueT:
+        item = run(self._stream.next_item())
+        if item is None:
+            raise StopIteration
+        return item.value  # type: ignore[no-any-return]  # the decoder is the one of this type
+
+    def __aiter__(self) -> AsyncIterator[ValueT]:
+        return self
+
+    async def __anext__(self) -> ValueT:
+        item = await self._stream.next_item()
+        if item is None:
+            raise StopAsyncIteration
+        return item.value  # type: ignore[no-any-return]
+
+
 class BaseStream(ResumableStream):
     """What the synchronous and the asynchronous stream of a client have in common."""
 
-    def __init__(self, wire: Wire, machine: Resumption, backoff: Backoff) -> None:
-        super().__init__(Engine(wire, machine), wire, backoff)
+    def __init__(self, engine: Engine, backoff: Backoff) -> None:
+        super().__init__(engine, backoff)
         self._items: deque[Item] = deque()
-        self._offset = machine.offset
-        self._face: str | None = None
-        self._decoder = Decoder(0)
+        self._offset = engine.machine.offset
+        self._form: Form | None = None
+        self._decoder = Decoder("iter_bytes", 0)
         self._ended = False
         self._raises = True
         self._failure: StreamIncomplete | None = None
@@ -89,64 +112,76 @@ class BaseStream(ResumableStream):
         """Where the stream can be had again; `None` if the server does not keep it."""
         return self._machine.replay_url
 
-    async def _open(self) -> None:
-        await self._wire.load()
-        if await self._engine.open():
-            assert self._engine.reply is not None
-            self._first = self._engine.reply.head
+    def events(self, terminal_events: TerminalEvents = "raise") -> Items[ServerSentEvent]:
+        """Iterate over server-sent events, each once, in order.
 
-    def _take(self, face: str, terminal_events: TerminalEvents = "raise") -> None:
-        """Settle on one way to iterate, as they keep count in different ways."""
-        if self._face not in (None, face):
-            raise RuntimeError(f"The stream is being read with {self._face}(); go on with that.")
+        Args:
+            terminal_events: What becomes of the event by which the server says that the stream did not complete:
+                `raise` it as `StreamFailed` or `StreamCancelled`, or `yield` it as the last one.
+
+        Raises:
+            ClientError: The stream did not complete, or cannot be reached any more; or it is no event stream.
+        """
         self._raises = terminal_events == "raise"
-        if self._face is None:
-            content_type = self._head.headers.get("content-type", "")
-            if face == "events":
-                if content_type.partition(";")[0].strip().lower() != "text/event-stream":
-                    raise SSEError(f"The answer is {content_type!r}, no text/event-stream: use iter_lines().")
-                self._decoder = EventDecoder(self._offset)
-            elif face == "iter_lines":
-                self._decoder = LineDecoder(self._offset, charset_of(content_type))
-            else:
-                self._decoder = Decoder(self._offset)
-            self._face = face
+        return self._iterate("events")
 
-    async def _next(self) -> Any:
+    def iter_bytes(self) -> Items[bytes]:
+        """Iterate over the bytes, of any media type, as they come.
+
+        Raises:
+            ClientError: The stream cannot be reached any more; or, if it is no event stream, did not complete.
+        """
+        return self._iterate("iter_bytes")
+
+    def iter_lines(self) -> Items[str]:
+        """Iterate over lines of text, without their ends; for NDJSON and plain text.
+
+        Raises:
+            ClientError: The stream cannot be reached any more; or, if it is no event stream, did not complete.
+        """
+        return self._iterate("iter_lines")
+
+    def _iterate(self, form: Form) -> Items[Any]:
+        """Settle on one form, as each finds its place in its own way."""
+        if self._form not in (None, form):
+            raise RuntimeError(f"The stream is being read with {self._form}(); go on with that.")
+        if self._form is None:
+            content_type = self._head.headers.get("content-type", "")
+            if form == "events" and content_type.partition(";")[0].strip().lower() != "text/event-stream":
+                raise ClientError(f"The answer is {content_type!r}, no text/event-stream: use iter_lines().")
+            self._decoder = Decoder(form, self._offset, charset_of(content_type))
+            self._form = form
+        return Items(self)
+
+    async def next_item(self) -> Item | None:
         """The next item; `None` at the end. One at a time, so that none is lost when an iteration is left."""
         while not self._items:
             failure, self._failure = self._failure, None
             if failure is not None:
                 raise failure
             data = await self._engine.read()
-            if data:
-                await self._decode(self._decoder.feed(data))
-            elif self._ended:
+            if not data and self._ended:
                 return None
-            else:
-                self._ended = True
-                if self.state is StreamState.DONE:
-                    await self._decode(self._decoder.finish())
-        value, self._offset = self._items.popleft()
-        return value
+            self._ended = not data
+            if data or self.state is StreamState.DONE:
+                await self._decode(data, final=not data)
+        item = self._items.popleft()
+        self._offset = item.offset
+        return item
 
-    async def _decode(self, items: Iterable[Item]) -> None:
+    async def _decode(self, data: bytes, *, final: bool) -> None:
         """Take what has come; look for the event by which a stream says that it did not complete."""
-        decoder = self._decoder
-        if not isinstance(decoder, EventDecoder):
-            self._items.extend(items)
-            return
-        before = decoder.offset
-        for item in items:
-            failure = terminal(item.value)
+        decoder, before = self._decoder, self._decoder.offset
+        for item in decoder.feed(data, final=final):
+            failure = terminal(item.value) if self._form == "events" else None
             if failure is None:
                 self._items.append(item)
                 before = item.offset
                 continue
             await self._engine.close()
             if failure.code == "store_unavailable" and item.value.id != f"{self.epoch}-{item.offset}":
-                # It is not in the log: this server has lost sight of the stream, which may be well.
-                self._decoder = EventDecoder(before)
+                # It is not in the log: this server cannot reach the stream now, which may be well.
+                self._decoder = Decoder("events", before)
                 self._machine.go_back(before, failure)
             else:
                 self._failure = self._machine.conclude(failure)
@@ -157,14 +192,19 @@ class BaseStream(ResumableStream):
         if decoder.retry is not None:
             self._machine.wait_at_least(decoder.retry)
 
+    async def _open(self) -> None:
+        await self._engine.wire.load()
+        if await self._engine.open():
+            self._first = self._engine.head
+
     async def _stop(self) -> None:
         if not self._machine.is_over:
-            await call(self._wire, self._machine.stop(), self._backoff)
+            await self._engine.stop(self._backoff)
 
     async def _close(self) -> None:
         self._machine.detach()
         self._items.clear()
-        self._decoder = Decoder(0)
+        self._decoder = Decoder("iter_bytes", 0)
         await self._engine.close()
 
 
@@ -185,47 +225,11 @@ class ClientStream(BaseStream):
         run(self._open())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[ServerSentEvent]:
         return self.events()
-
-    def events(self, terminal_events: TerminalEvents = "raise") -> Iterator[ServerSentEvent]:
-        """Iterate over server-sent events, each once, in order.
-
-        Args:
-            terminal_events: What becomes of the event by which the server says that the stream did not complete:
-                `raise` it as `StreamFailed` or `StreamCancelled`, or `yield` it as the last one.
-
-        Raises:
-            ClientError: The stream did not complete, or cannot be reached any more.
-            httpx_sse.SSEError: It is no event stream.
-        """
-        return self._iterate("events", terminal_events)
-
-    def iter_bytes(self) -> Iterator[bytes]:
-        """Iterate over the bytes, of any media type, as they come.
-
-        Raises:
-            ClientError: The stream cannot be reached any more; or, if it is no event stream, did not complete.
-        """
-        return self._iterate("iter_bytes")
-
-    def iter_lines(self) -> Iterator[str]:
-        """Iterate over lines of text, without their ends; for NDJSON and plain text.
-
-        Raises:
-            ClientError: The stream cannot be reached any more; or, if it is no event stream, did not complete.
-        """
-        return self._iterate("iter_lines")
-
-    def _iterate(self, face: str, terminal_events: TerminalEvents = "raise") -> Iterator[Any]:
-        self._take(face, terminal_events)
-        while (item := run(self._next())) is not None:
-            yield item
 
     def stop(self) -> None:
         """Stop the stream at the server. What has come so far can still be read; then the iteration ends.
@@ -249,30 +253,11 @@ class AsyncClientStream(BaseStream):
         await self._open()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __aiter__(self) -> AsyncIterator[ServerSentEvent]:
         return self.events()
-
-    def events(self, terminal_events: TerminalEvents = "raise") -> AsyncIterator[ServerSentEvent]:
-        """Iterate over server-sent events, as `ClientStream.events`."""
-        return self._iterate("events", terminal_events)
-
-    def iter_bytes(self) -> AsyncIterator[bytes]:
-        """Iterate over the bytes, as `ClientStream.iter_bytes`."""
-        return self._iterate("iter_bytes")
-
-    def iter_lines(self) -> AsyncIterator[str]:
-        """Iterate over lines of text, as `ClientStream.iter_lines`."""
-        return self._iterate("iter_lines")
-
-    async def _iterate(self, face: str, terminal_events: TerminalEvents = "raise") -> AsyncIterator[Any]:
-        self._take(face, terminal_events)
-        while (item := await self._next()) is not None:
-            yield item
 
     async def stop(self) -> None:
         """Stop the stream at the server, as `ClientStream.stop`. May be called from another task."""

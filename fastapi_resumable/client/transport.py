@@ -17,17 +17,16 @@ from uuid import uuid4
 import anyio
 import httpx
 
-from .engine import Engine, Sleep, Wire, call, flavour, run
-from .errors import ClientError
+from ..exceptions import ClientError
+from .engine import Engine, Sleep, Wire, run
 from .machine import Resumption
-from .messages import Ask, Backoff, Head, first_offset, replay_url
+from .messages import Backoff, Head, first_offset, replay_url
 from .streams import ResumableStream
 
 logger = logging.getLogger("fastapi_resumable")
 
 OnClose = Literal["detach", "stop"]
 """What it means that a response is closed before its end."""
-StreamId = Callable[[httpx.Request], str | None]
 TransportT = TypeVar("TransportT", httpx.BaseTransport, httpx.AsyncBaseTransport)
 
 STOP_TIMEOUT = 10.0
@@ -61,7 +60,7 @@ class _Transport(Generic[TransportT]):
         self,
         transport: TransportT | None = None,
         *,
-        stream_id: StreamId | None = fresh_stream_id,
+        stream_id: Callable[[httpx.Request], str | None] | None = fresh_stream_id,
         on_close: OnClose = "detach",
         read_timeout: float | None = 45.0,
         backoff: Backoff | None = None,
@@ -78,22 +77,19 @@ class _Transport(Generic[TransportT]):
 
     async def _handle(self, request: httpx.Request, wire: Wire) -> httpx.Response:
         """Make the request; if the answer is a stream that can be resumed, put our body in the place of its own."""
-        machine = Resumption(self._backoff, str(request.url), first_offset(str(request.url), request.headers))
-        engine = Engine(wire, machine)
-        accept = self._accept(request, wire)
+        offset = first_offset(str(request.url), request.headers)
+        engine = Engine(wire, Resumption(self._backoff, str(request.url), offset))
         if self._name(request):
             await wire.load()
             try:
-                is_stream = await engine.open(accept)
+                is_stream = await engine.open(lambda head: self._accepts(request, wire, head))
             except ClientError as exc:
                 raise as_transport_error(exc, wire.module) from exc
         else:
-            engine.reply = await wire.send(Ask(0))
-            is_stream = accept(engine.reply.head) and machine.head(engine.reply.head)
+            is_stream = await engine.begin(lambda head: self._accepts(request, wire, head))
         response: httpx.Response = wire.response
         if is_stream:
-            stream = ResumableBody(engine, wire, self._on_close, self._backoff)
-            response.stream = _body_of(wire.module)(stream)
+            response.stream = stream = _body_type(wire.module)(engine, self._backoff, self._on_close)
             response.extensions = {**response.extensions, "resumable": stream}
         return response
 
@@ -111,28 +107,24 @@ class _Transport(Generic[TransportT]):
         request.headers["Accept-Encoding"] = "identity"
         return True
 
-    def _accept(self, request: httpx.Request, wire: Wire) -> Callable[[Head], bool]:
+    def _accepts(self, request: httpx.Request, wire: Wire, head: Head) -> bool:
         """Whether an answer is a stream that can be resumed."""
-
-        def accept(head: Head) -> bool:
-            if (
-                not head.is_success
-                or request.method == "HEAD"
-                or "last-event-id" in request.headers
-                or "preference-applied" in head.headers
-                or replay_url(head) is None
-            ):
-                return False
-            if self._read_timeout is not None and "text/event-stream" in head.headers.get("content-type", ""):
-                # There are keep-alives from now on.
-                wire.timeout["read"] = min(wire.timeout.get("read") or math.inf, self._read_timeout)
-            return True
-
-        return accept
+        if (
+            not head.is_success
+            or request.method == "HEAD"
+            or "last-event-id" in request.headers
+            or "preference-applied" in head.headers
+            or replay_url(head) is None
+        ):
+            return False
+        if self._read_timeout is not None and "text/event-stream" in head.headers.get("content-type", ""):
+            # There are keep-alives from now on.
+            wire.timeout["read"] = min(wire.timeout.get("read") or math.inf, self._read_timeout)
+        return True
 
 
 class ResumableTransport(_Transport[httpx.BaseTransport], httpx.BaseTransport):
-    """A transport for `httpx.Client` that resumes streams below whoever uses the client.
+    """A transport for `httpx.Client` that resumes streams below whatever uses the client.
 
     `OpenAI(http_client=httpx.Client(transport=ResumableTransport()))`
 
@@ -153,10 +145,10 @@ class ResumableTransport(_Transport[httpx.BaseTransport], httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Make a request, and see to it that the answer's body comes to its end."""
-        if self._transport is None:
-            self._transport = flavour(request).HTTPTransport()
-        handle = self._transport.handle_request
         wire = Wire(lambda request, _trusted: handle(request), request, self._sleep, is_async=False)
+        if self._transport is None:
+            self._transport = wire.module.HTTPTransport()
+        handle = self._transport.handle_request
         return run(self._handle(request, wire))
 
     def close(self) -> None:
@@ -172,10 +164,10 @@ class AsyncResumableTransport(_Transport[httpx.AsyncBaseTransport], httpx.AsyncB
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Make a request, and see to it that the answer's body comes to its end."""
-        if self._transport is None:
-            self._transport = flavour(request).AsyncHTTPTransport()
-        handle = self._transport.handle_async_request
         wire = Wire(lambda request, _trusted: handle(request), request, self._sleep, is_async=True)
+        if self._transport is None:
+            self._transport = wire.module.AsyncHTTPTransport()
+        handle = self._transport.handle_async_request
         return await self._handle(request, wire)
 
     async def aclose(self) -> None:
@@ -184,62 +176,57 @@ class AsyncResumableTransport(_Transport[httpx.AsyncBaseTransport], httpx.AsyncB
             await self._transport.aclose()
 
 
-class ResumableBody(ResumableStream):
+class _Body(ResumableStream):
     """The body of a response, over as many connections as it takes."""
 
-    def __init__(self, engine: Engine, wire: Wire, on_close: OnClose, backoff: Backoff) -> None:
-        super().__init__(engine, wire, backoff)
+    def __init__(self, engine: Engine, backoff: Backoff, on_close: OnClose) -> None:
+        super().__init__(engine, replace(backoff, retries=2), engine.head)
         self._on_close = on_close
         self._tail = b""
         self._done = False
 
-    async def read(self) -> bytes:
-        """The next bytes; none at the end. Errors are those that httpx has."""
-        try:
-            data = await self._engine.read()
-        except ClientError as exc:
-            raise as_transport_error(exc, self._wire.module) from exc
-        if not self._done:
-            self._done = _DONE in self._tail + data
-            self._tail = data[1 - len(_DONE) :]
-        return data
-
-    async def close(self) -> None:
-        """Detach from the stream, or stop it."""
-        machine = self._machine
-        left = not machine.is_over and not self._done
-        machine.detach()
-        await self._engine.close()
-        if left and self._on_close == "stop":
-            try:
-                await call(self._wire, machine.stop(), replace(self._backoff, retries=2))
-            except ClientError as exc:
-                logger.warning("A stream was left, but could not be stopped: %s", exc)
-
-
-class _Body:
-    def __init__(self, stream: ResumableBody) -> None:
-        self._stream = stream
-
     def __iter__(self) -> Iterator[bytes]:
-        while data := run(self._stream.read()):
+        while data := run(self._read()):
             yield data
 
     def close(self) -> None:
-        run(self._stream.close())
+        run(self._close())
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while data := await self._stream.read():
+        while data := await self._read():
             yield data
 
     async def aclose(self) -> None:
         # Also when the caller has been cancelled; but not without a bound.
         with anyio.move_on_after(STOP_TIMEOUT, shield=True):
-            await self._stream.close()
+            await self._close()
+
+    async def _read(self) -> bytes:
+        try:
+            data = await self._engine.read()
+        except ClientError as exc:
+            raise as_transport_error(exc, self._engine.wire.module) from exc
+        if not self._done:
+            self._done = _DONE in self._tail + data
+            self._tail = data[1 - len(_DONE) :]
+        return data
+
+    async def _close(self) -> None:
+        is_early = not self._machine.is_over and not self._done
+        self._machine.detach()
+        await self._engine.close()
+        if is_early and self._on_close == "stop":
+            try:
+                await self._engine.stop(self._backoff)
+            except ClientError as exc:
+                fields = {"stream_id": self.id, "epoch": self.epoch}
+                logger.warning(
+                    "A response was closed early, but its stream could not be stopped: %s", exc, extra=fields
+                )
 
 
 @cache
-def _body_of(module: ModuleType) -> type[Any]:
+def _body_type(module: ModuleType) -> type[Any]:
     """A body that httpx, or httpx2, takes for one of its own."""
     return type(_Body.__name__, (_Body, module.SyncByteStream, module.AsyncByteStream), {})
 

@@ -46,10 +46,12 @@ def origin(answer: Answer) -> Iterator[tuple[str, list[Any]]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", seen
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", seen
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def say(handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], body: bytes = b"") -> None:
@@ -70,8 +72,10 @@ def stream(location: str = "/replay") -> Answer:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         ours = {"x-stream-epoch": EPOCH, "x-conversation-id": "one", "content-location": location}
         start = int(handler.path.partition("from=")[2] or 0)
-        rest = LOG[start:] if handler.command == "GET" else LOG[:5]
-        say(handler, 200, {**ours, "content-type": "text/plain", "content-length": str(len(LOG) - start)}, rest)
+        body = {"POST": LOG[:5], "GET": LOG[start:], "HEAD": b""}[handler.command]
+        status = {"x-stream-status": "completed", "x-stream-total-bytes": str(len(LOG))}
+        size = {"content-type": "text/plain", "content-length": str(len(LOG) - start)}
+        say(handler, 200, {**ours, **status, **size}, body)
 
     return answer
 
@@ -104,7 +108,7 @@ def test_a_redirect_takes_no_credentials_along(of_client: dict[str, Any], of_req
             with ResumableClient(http, backoff=FEW).stream("POST", f"{url}/chat", content=b"x", **of_request) as body:
                 assert b"".join(body.iter_bytes()) == LOG
             assert body.state is StreamState.DONE
-        assert [command for command, _, _ in seen] == ["POST", "GET"]
+        assert [command for command, _, _ in seen] == ["POST", "GET", "HEAD"]
         assert secrets(first)
         assert not secrets(seen)
 
@@ -174,7 +178,7 @@ def test_a_redirect_within_the_origin_keeps_them() -> None:
         with ResumableClient(http, backoff=FEW).stream("POST", f"{url}/chat") as body:
             assert b"".join(body.iter_bytes()) == LOG
         assert all("authorization" in headers for _, _, headers in seen)
-        assert [path.partition("?")[0] for _, path, _ in seen] == ["/chat", "/there", "/replay"]
+        assert [path.partition("?")[0] for _, path, _ in seen] == ["/chat", "/there", "/replay", "/replay"]
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,9 @@ from fastapi_resumable.client import (
     StreamFailed,
     StreamState,
 )
-from fastapi_resumable.client.decoding import Decoder, EventDecoder, Item, LineDecoder, terminal
-from fastapi_resumable.client.engine import Reply, call, run
+from fastapi_resumable.client.engine import run
 from fastapi_resumable.client.machine import Resumption
-from fastapi_resumable.client.messages import Ask, Head, charset_of
+from fastapi_resumable.client.messages import Ask, Decoder, Head, Item, charset_of, terminal
 from tests.support.ssemodel import Event, parse
 
 EPOCH = "mfrggzdfmztwq2lk"
@@ -68,7 +67,7 @@ class Server:
         assert offset <= len(self.log)
         self.asked.append("start" if ask.method is None else ask.method)
         told = {"x-stream-status": self.status, "x-stream-total-bytes": str(len(self.log))}
-        return Head(200, {**OURS, **(told if ask.method == "HEAD" else {})}, URL, delimited=True), self.log[offset:]
+        return Head(200, {**OURS, **(told if ask.method == "HEAD" else {})}, URL), self.log[offset:]
 
 
 def resumption(backoff: Backoff = ENDLESS, **options: Any) -> Resumption:
@@ -99,7 +98,7 @@ def drive(machine: Resumption, server: Server, cuts: Iterable[int]) -> Iterator[
 def decode(decoder: Decoder, chunks: Iterable[bytes]) -> Iterator[Item]:
     for chunk in chunks:
         yield from decoder.feed(chunk)
-    yield from decoder.finish()
+    yield from decoder.feed(b"", final=True)
 
 
 def events(items: Iterable[Item]) -> list[Event]:
@@ -117,7 +116,7 @@ def test_any_cuts_of_any_bytes_give_the_same_events(sent: bytes, cuts: list[int]
     """The events of an uninterrupted stream, in order, each once."""
     log = recorded(sent, ids=ids)
     machine = resumption()
-    assert events(decode(EventDecoder(0), drive(machine, Server(log), cuts))) == parse(log)
+    assert events(decode(Decoder("events", 0), drive(machine, Server(log), cuts))) == parse(log)
     assert machine.state is StreamState.DONE
 
 
@@ -125,7 +124,7 @@ def test_any_cuts_of_any_bytes_give_the_same_events(sent: bytes, cuts: list[int]
 def test_any_cuts_of_any_bytes_give_the_same_bytes(log: bytes, cuts: list[int]) -> None:
     """For every media type; and each item says where it ends."""
     machine = resumption()
-    items = list(decode(Decoder(0), drive(machine, Server(log), cuts)))
+    items = list(decode(Decoder("iter_bytes", 0), drive(machine, Server(log), cuts)))
     assert b"".join(item.value for item in items) == log
     assert machine.offset == len(log)
     assert [item.offset for item in items][-1:] in ([], [len(log)])
@@ -137,7 +136,7 @@ def test_a_drop_at_every_byte_loses_and_repeats_nothing() -> None:
     for place in range(len(log) + 1):
         server = Server(log)
         assert b"".join(drive(resumption(), server, [place])) == log
-        assert len(server.asked) == 2 + (place == 0)
+        assert server.asked == ["start", *["HEAD"] * (place == 0), "GET", "HEAD"]
 
 
 letters = st.characters(codec="utf-8", exclude_characters="\r\n")
@@ -148,34 +147,34 @@ letters = st.characters(codec="utf-8", exclude_characters="\r\n")
 def test_any_cuts_of_a_text_give_the_same_lines(lines: list[str], cuts: list[int], end: str) -> None:
     """Lines that hold U+2028 or a form feed are one line each."""
     log = "".join(line + end for line in lines).encode("utf-8", "replace")
-    items = list(decode(LineDecoder(0, "utf-8"), drive(resumption(), Server(log), cuts)))
+    items = list(decode(Decoder("iter_lines", 0), drive(resumption(), Server(log), cuts)))
     assert [item.value for item in items] == lines
     assert [item.offset for item in items][-1:] in ([], [len(log)])
 
 
 def test_a_line_is_delivered_as_soon_as_it_is_known_to_have_ended() -> None:
     """A CR may be half a line end, so the next byte decides."""
-    decoder = LineDecoder(0, "utf-8")
+    decoder = Decoder("iter_lines", 0)
     fed = [[item.value for item in decoder.feed(chunk)] for chunk in (b"one\r", b"two", b"\nthree\r", b"\n", b"4")]
     assert fed == [[], ["one"], ["two"], ["three"], []]
-    assert [*decoder.finish()] == [Item("4", 16)]
-    assert [*decoder.finish()] == []
+    assert [*decoder.feed(b"", final=True)] == [Item("4", 16)]
+    assert [*decoder.feed(b"", final=True)] == []
 
 
 @given(sent=pieces, cuts=cuts, stop=st.integers(0, 10))
 def test_a_stream_can_be_taken_up_by_another_client_after_any_event(sent: bytes, cuts: list[int], stop: int) -> None:
     """The offset of an event delivered is where the rest begins."""
     log = recorded(sent)
-    first = list(decode(EventDecoder(0), drive(resumption(), Server(log), cuts)))[:stop]
+    first = list(decode(Decoder("events", 0), drive(resumption(), Server(log), cuts)))[:stop]
     offset = first[-1].offset if first else 0
-    rest = [*decode(EventDecoder(offset), [log[offset:]])]
+    rest = [*decode(Decoder("events", offset), [log[offset:]])]
     assert [event.data for event in events([*first, *rest])] == [event.data for event in parse(log)]
 
 
 def machine_after_head(backoff: Backoff = ENDLESS, **headers: str) -> Resumption:
     machine = resumption(backoff)
     assert machine.ask() == Ask(0)
-    assert machine.head(Head(200, {**OURS, **headers}, URL, delimited=True))
+    assert machine.head(Head(200, {**OURS, **headers}, URL))
     return machine
 
 
@@ -192,7 +191,7 @@ def test_waits_grow_from_failure_to_failure_and_start_again_with_a_byte() -> Non
     machine = machine_after_head(Backoff(initial=1, maximum=5, random=lambda: next(drawn)))
     machine.feed(b"x")
     assert [lose(machine).delay for _ in range(4)] == [1, 1, 4, 5]
-    machine.head(Head(200, OURS, URL, delimited=True))
+    machine.head(Head(200, OURS, URL))
     machine.feed(b"x")
     assert lose(machine).delay == 1
 
@@ -212,7 +211,7 @@ def test_it_gives_up_after_so_many_failures_in_a_row() -> None:
 def test_what_the_stream_asks_clients_to_wait_is_the_least() -> None:
     """`retry:` counts from then on; the jitter comes on top."""
     machine = machine_after_head(Backoff(initial=1, random=lambda: 0.5))
-    decoder = EventDecoder(0)
+    decoder = Decoder("events", 0)
     assert list(decoder.feed(b"retry: 3000\n\n")) == []
     assert decoder.retry == 3000
     machine.wait_at_least(3000)
@@ -245,7 +244,7 @@ def test_what_the_stream_asks_clients_to_wait_is_the_least() -> None:
 def test_retry_after_is_the_least_to_wait(headers: dict[str, str], wait: float, status: int) -> None:
     """Seconds, or a date, which counts from the answer's own."""
     machine = resumption(Backoff(random=lambda: 0))
-    assert not machine.head(Head(status, headers, URL, delimited=True), b"{}")
+    assert not machine.head(Head(status, headers, URL), b"{}")
     assert machine.ask() == Ask(wait)
 
 
@@ -258,7 +257,7 @@ def test_a_final_answer_is_raised_with_the_servers_code_and_message(status: int,
         machine.feed(b"x")
         lose(machine)
     with pytest.raises(RequestRefused) as caught:
-        machine.head(Head(status, {}, URL, delimited=True), b'{"detail": {"code": "c", "message": "m", "tail": 3}}')
+        machine.head(Head(status, {}, URL), b'{"detail": {"code": "c", "message": "m", "tail": 3}}')
     error = caught.value
     assert (error.status_code, error.code, error.message, error.detail["tail"]) == (status, "c", "m", 3)
     assert machine.state is StreamState.LOST
@@ -279,18 +278,18 @@ def test_a_final_answer_is_raised_with_the_servers_code_and_message(status: int,
 def test_a_refusal_of_any_other_form_is_one_too(body: bytes, message: str) -> None:
     """A proxy's page, or FastAPI's own."""
     with pytest.raises(RequestRefused) as caught:
-        resumption().head(Head(403, {}, URL, delimited=True), body)
+        resumption().head(Head(403, {}, URL), body)
     assert (caught.value.code, caught.value.message) == ("", message)
 
 
 def test_an_error_of_the_server_is_final_at_the_start_alone() -> None:
     """An endpoint that fails would fail again, at a price; a replay route that does is having a bad time."""
     with pytest.raises(RequestRefused):
-        resumption().head(Head(500, {}, URL, delimited=True))
+        resumption().head(Head(500, {}, URL))
     machine = machine_after_head()
     machine.feed(b"x")
     lose(machine)
-    assert not machine.head(Head(500, {}, URL, delimited=True))
+    assert not machine.head(Head(500, {}, URL))
     assert machine.state is StreamState.RECONNECTING
 
 
@@ -300,7 +299,7 @@ def test_an_answer_that_is_not_the_stream_counts_as_none() -> None:
     machine.feed(b"x")
     lose(machine)
     for headers in ({}, {**OURS, "x-stream-epoch": "a" * 16}):
-        assert not machine.head(Head(200, headers, URL, delimited=True))
+        assert not machine.head(Head(200, headers, URL))
         ask = machine.ask()
         assert ask and ask.url == f"{URL}?epoch={EPOCH}&from=1"
 
@@ -308,12 +307,12 @@ def test_an_answer_that_is_not_the_stream_counts_as_none() -> None:
 def test_an_answer_without_a_way_back_is_read_as_it_is() -> None:
     """To its end; a cut says why it cannot be mended."""
     machine = resumption()
-    assert machine.head(Head(200, {}, URL, delimited=False))
+    assert machine.head(Head(200, {}, URL))
     machine.feed(b"x")
     machine.end()
     assert machine.state is StreamState.DONE
     machine = resumption()
-    machine.head(Head(200, {}, URL, delimited=True))
+    machine.head(Head(200, {}, URL))
     with pytest.raises(ConnectionLost, match="Content-Location"):
         machine.cut(ConnectionError())
 
@@ -337,13 +336,13 @@ def test_credentials_go_to_no_other_origin(location: str, asked: str, trusted: b
     assert machine.stop().trusted is trusted
     if not trusted:
         with pytest.raises(RequestRefused, match="none of the credentials"):
-            machine.head(Head(401, {}, asked, delimited=True), b"{}")
+            machine.head(Head(401, {}, asked), b"{}")
 
 
 def test_a_server_that_it_was_redirected_to_sends_it_nowhere_with_credentials() -> None:
     """Not back to the first one either: that would be a request of its choice in the caller's name."""
     machine = resumption()
-    machine.head(Head(200, {**OURS, "content-location": "http://server/account"}, "http://evil/", delimited=True))
+    machine.head(Head(200, {**OURS, "content-location": "http://server/account"}, "http://evil/"))
     assert not machine.stop().trusted
 
 
@@ -385,7 +384,7 @@ def test_a_total_that_is_no_number_is_none(total: str) -> None:
     machine = machine_after_head()
     assert lose(machine).method == "HEAD"
     head = {**OURS, "x-stream-status": "completed", "x-stream-total-bytes": total}
-    assert not machine.head(Head(200, head, URL, delimited=True))
+    assert not machine.head(Head(200, head, URL))
     assert machine.ask() == Ask(0, "GET", f"{URL}?epoch={EPOCH}&from=0")
 
 
@@ -412,36 +411,110 @@ def test_a_stream_that_breaks_off_without_a_word_is_looked_at(status: str, outco
 def test_a_stream_that_is_silent_is_not_given_up() -> None:
     """However often a proxy closes the connection meanwhile."""
     machine = resumption(Backoff(retries=2, random=lambda: 0))
-    assert list(drive(machine, Server(b"x", "in_progress"), [1, *[0] * 20])) == [b"x"]
+    server = Server(b"x", "in_progress")
+
+    def cuts() -> Iterator[int]:
+        yield 1
+        yield from [0] * 20
+        server.status = "completed"
+
+    assert list(drive(machine, server, cuts())) == [b"x"]
 
 
 def test_where_head_is_not_to_be_had_it_goes_on_without() -> None:
     """Some proxies refuse it."""
     machine = machine_after_head()
     assert lose(machine).method == "HEAD"
-    assert not machine.head(Head(405, {}, URL, delimited=True))
+    assert not machine.head(Head(405, {}, URL))
     ask = machine.ask()
     assert ask and ask.method == "GET"
-    machine.head(Head(200, OURS, URL, delimited=True))
+    machine.head(Head(200, OURS, URL))
     assert lose(machine).method == "GET"
 
 
-def test_an_end_that_may_be_a_cut_is_not_believed() -> None:
-    """A body without a length, as of HTTP/1.0: it is over when the server says so."""
-    machine = resumption()
-    machine.head(Head(200, OURS, URL, delimited=False))
+@pytest.mark.parametrize("status", ["in_progress", "completed"])
+def test_an_end_in_good_order_need_not_be_the_streams(status: str) -> None:
+    """A proxy may have lost its server: the stream is over when the server says so."""
+    machine = machine_after_head(Backoff(retries=2, random=lambda: 0.0))
+    server = Server(b"abcdef", status)
     machine.feed(b"abc")
     machine.end()
-    assert machine.state is StreamState.RECONNECTING
-    ask = machine.ask()
-    assert ask and ask.method == "GET"
-    machine.head(Head(200, OURS, URL, delimited=False))
-    machine.end()
+    for place in (4, 5, 5, 6):
+        ask = machine.ask()
+        assert ask and ask.method == "HEAD"
+        assert not machine.head(server.answer(ask)[0])
+        assert machine.state is StreamState.RECONNECTING
+        ask = machine.ask()
+        assert ask and ask.method == "GET"
+        assert machine.head(server.answer(ask)[0])
+        machine.feed(b"abcdef"[machine.offset : place])
+        machine.end()
     ask = machine.ask()
     assert ask and ask.method == "HEAD"
-    told = {**OURS, "x-stream-status": "completed", "x-stream-total-bytes": "3"}
-    machine.head(Head(200, told, URL, delimited=True))
+    assert not machine.head(server.answer(ask)[0])
+    assert machine.state is (StreamState.DONE if status == "completed" else StreamState.RECONNECTING)
+
+
+def test_a_stream_that_is_silent_may_have_its_responses_ended() -> None:
+    """Time and again, by a proxy that ends what is silent in good order."""
+    machine = machine_after_head(Backoff(retries=2, random=lambda: 0.0))
+    server = Server(b"", "in_progress")
+    for _ in range(20):
+        machine.end()
+        ask = machine.ask()
+        assert ask and ask.method == "HEAD"
+        machine.head(server.answer(ask)[0])
+        ask = machine.ask()
+        assert ask and ask.method == "GET"
+        machine.head(server.answer(ask)[0])
+
+
+@pytest.mark.parametrize("answer", [400, 401, 403, 405, 409, 501])
+def test_an_end_that_cannot_be_asked_about_is_the_streams(answer: int) -> None:
+    """Nothing is known but that the response has ended."""
+    machine = machine_after_head()
+    machine.feed(b"abc")
+    machine.end()
+    assert machine.ask()
+    assert not machine.head(Head(answer, {}, URL), b"{}")
+    assert (machine.state, machine.ask()) == (StreamState.DONE, None)
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-stream-status": "completed"}])
+def test_a_server_that_does_not_say_how_the_stream_is_is_believed_its_end(headers: dict[str, str]) -> None:
+    """An older one, or a proxy that leaves the headers out."""
+    machine = machine_after_head()
+    machine.feed(b"abc")
+    machine.end()
+    assert machine.ask()
+    assert not machine.head(Head(200, {**OURS, **headers}, URL))
     assert machine.state is StreamState.DONE
+
+
+def test_a_stream_that_is_gone_when_its_response_ends_is_not_taken_for_whole() -> None:
+    """Its server may have lost it."""
+    machine = machine_after_head()
+    machine.feed(b"abc")
+    machine.end()
+    assert machine.ask()
+    with pytest.raises(RequestRefused, match="404"):
+        machine.head(Head(404, {}, URL), b"{}")
+    assert machine.state is StreamState.LOST
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled", "interrupted"])
+@pytest.mark.parametrize("media_type", ["text/event-stream", "text/plain"])
+def test_a_bad_end_in_good_order_is_one_too(status: str, media_type: str) -> None:
+    """Some middleware ends every response so. An event stream has said how it ended in its last event."""
+    machine = machine_after_head(**{"content-type": media_type})
+    machine.feed(b"abc")
+    machine.end()
+    ask = machine.ask()
+    assert ask
+    machine.head(Server(b"abc", status).answer(ask)[0])
+    with nullcontext() if media_type == "text/event-stream" else pytest.raises((StreamFailed, StreamCancelled)):
+        assert machine.ask() is None
+    assert machine.state is (StreamState.STOPPED if status == "cancelled" else StreamState.FAILED)
 
 
 def ending(code: str, status: str, form: str = "sse") -> bytes:
@@ -544,14 +617,14 @@ def test_the_client_that_stops_a_stream_does_not_raise_that_it_was_stopped() -> 
     stop = machine.stop()
     assert (stop.method, stop.url) == ("DELETE", f"{URL}?epoch={EPOCH}")
     lose(machine)
-    assert not machine.head(Head(404, {}, URL, delimited=True), b"{}")
+    assert not machine.head(Head(404, {}, URL), b"{}")
     assert (machine.state, machine.ask()) == (StreamState.STOPPED, None)
 
 
 def test_what_cannot_be_resumed_cannot_be_stopped() -> None:
     """The server does not know it."""
     machine = resumption()
-    machine.head(Head(200, {}, URL, delimited=True))
+    machine.head(Head(200, {}, URL))
     with pytest.raises(RuntimeError, match="Close it"):
         machine.stop()
 
@@ -567,7 +640,7 @@ def test_states_are_told_as_they_change() -> None:
 def test_an_answer_about_the_stream_leads_to_it() -> None:
     """`Prefer: respond-async` is answered 202."""
     machine = resumption()
-    head = Head(202, {**OURS, "preference-applied": "respond-async"}, URL, delimited=True)
+    head = Head(202, {**OURS, "preference-applied": "respond-async"}, URL)
     assert not machine.head(head)
     ask = machine.ask()
     assert ask and (ask.method, ask.url) == ("GET", f"{URL}?epoch={EPOCH}&from=0")
@@ -585,41 +658,33 @@ def test_an_interruption_by_the_user_is_no_failure() -> None:
     machine = resumption()
     machine.interrupted()
     assert machine.ask() == Ask(0)
-    machine.head(Head(200, {}, URL, delimited=True))
+    machine.head(Head(200, {}, URL))
     machine.interrupted()
     assert machine.ask() is None
 
 
-class Answers:
-    """A wire that gives the answers that it was given."""
-
-    lost = (ConnectionError,)
-    errors = (OSError,)
-
-    def __init__(self, *answers: int | Exception) -> None:
-        self._answers = list(answers)
-        self.slept: list[float] = []
-
-    async def send(self, _ask: Ask) -> Reply:
-        answer = self._answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        head = Head(answer, {"retry-after": "3"}, URL, delimited=True)
-        return Reply(head, iter([b"o", b"k"]), lambda: None)
-
-    async def sleep(self, delay: float) -> None:
-        self.slept.append(delay)
-
-
 def test_a_lookup_or_a_stop_is_repeated_until_it_is_answered() -> None:
     """After a failure of the connection, and when the server says later."""
-    wire = Answers(ConnectionError(), 503, 200)
-    assert run(call(wire, Ask(0), Backoff(initial=2, random=lambda: 0.5))) == b"ok"
-    assert wire.slept == [1, 5]
+    slept: list[float] = []
+
+    def look_up(*answers: int | Exception, **options: Any) -> object:
+        rest = iter(answers)
+
+        def answer(_request: httpx.Request) -> httpx.Response:
+            status = next(rest)
+            if isinstance(status, Exception):
+                raise status
+            return httpx.Response(status, headers={"retry-after": "3"}, content=b"[]")
+
+        http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+        return ResumableClient(http, sleep=slept.append, **options).lookup(["one"])
+
+    assert look_up(httpx.ConnectError("no"), 503, 200, backoff=Backoff(initial=2, random=lambda: 0.5)) == []
+    assert slept == [1, 5]
     with pytest.raises(RequestRefused):
-        run(call(Answers(404), Ask(0), ENDLESS))
+        look_up(404)
     with pytest.raises(ConnectionLost, match="Gave up after 1"):
-        run(call(Answers(503), Ask(0), Backoff(retries=0)))
+        look_up(503, backoff=Backoff(retries=0))
 
 
 def test_a_synchronous_client_never_waits() -> None:
