@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from .._core.ids import StreamKey, require_stream_id
 from .._core.sse import events
 from .._run.manager import StreamManager
-from .._run.replay import replay
+from .._run.replay import counting_refusals, read_kind, replay
 from .._stream.stream import Stream
 from ..exceptions import (
     InvalidOffset,
@@ -94,19 +94,10 @@ def build_ai_sdk_router(
         responses=_STREAM_RESPONSES,
     )
     async def follow_chat(request: Request, owner: OwnerId, chat_id: ChatId, start: StartIndex = None) -> Response:
-        try:
+        with counting_refusals(manager, read_kind(start)):
             key = StreamKey(owner, require_stream_id(chat_id))
-            index = _parse_index(start)
-            stream = await manager.store.find(key, pending_timeout, live=index is None)
             location = locator.within(request.scope)(key.id)
-            if index is not None:
-                return Answer(await _replay_from(manager, stream, index, location))
-            if stream.status is ResumableStatus.IN_PROGRESS:
-                return Answer(await replay(manager, stream, 0, None, location))
-        except StreamNotFound:
-            pass
-        manager.telemetry.read("replay", "204")
-        return _nothing()
+            return Answer(await _follow(manager, key, _parse_index(start), pending_timeout, location))
 
     @router.post(
         "/{chat_id:path}/stop",
@@ -114,12 +105,7 @@ def build_ai_sdk_router(
         description="The endpoint is cancelled, and readers get the terminal event. The answer is the same whether "
         "there was something to stop or not.",
         responses=_STOP_RESPONSES,
-        openapi_extra={
-            "requestBody": {
-                "description": "May be left out: whatever is live is stopped then.",
-                "content": {"application/json": {"schema": ResumableChatStop.model_json_schema()}},
-            }
-        },
+        openapi_extra={"requestBody": _stop_body()},
     )
     async def stop_chat(request: Request, owner: OwnerId, chat_id: ChatId) -> ResumableChatStopped:
         key = StreamKey(owner, require_stream_id(chat_id))
@@ -129,8 +115,17 @@ def build_ai_sdk_router(
     return router
 
 
-def _nothing() -> Response:
+def _nothing(manager: StreamManager, index: int | None, stream: Stream | None = None) -> Response:
+    traceparent = None if stream is None else stream.head.traceparent
+    manager.telemetry.read(read_kind(index is not None), "204", traceparent=traceparent)
     return Response(status_code=204, headers={"Cache-Control": "no-store"})
+
+
+def _stop_body() -> dict[str, Any]:
+    return {
+        "description": "May be left out: whatever is live is stopped then.",
+        "content": {"application/json": {"schema": ResumableChatStop.model_json_schema()}},
+    }
 
 
 def _parse_index(text: str | None) -> int | None:
@@ -141,16 +136,24 @@ def _parse_index(text: str | None) -> int | None:
     return int(text)
 
 
-async def _replay_from(manager: StreamManager, stream: Stream, index: int, location: str | None) -> Response:
-    """Serve a stream from its part number `index` on, and say how many there are so far."""
+async def _follow(
+    manager: StreamManager, key: StreamKey, index: int | None, pending_timeout: float, location: str | None
+) -> Response:
+    """Serve a live stream from its start; or any from its part number `index` on, and say how many there are so far."""
+    try:
+        stream = await manager.store.find(key, pending_timeout, live=index is None)
+    except StreamNotFound:
+        return _nothing(manager, index)
     is_final = stream.is_final
+    if index is None:
+        is_live = stream.status is ResumableStatus.IN_PROGRESS
+        return await replay(manager, stream, 0, None, location) if is_live else _nothing(manager, index)
     starts = await _find_parts(stream)
     count = len(starts) - 1
     if is_final and index >= count:
-        manager.telemetry.read("resume", "204", traceparent=stream.head.traceparent)
-        return _nothing()
+        return _nothing(manager, index, stream)
     place = starts[max(0, count + index) if index < 0 else min(index, count)]
-    response = await replay(manager, stream, place, None, location)
+    response = await replay(manager, stream, place, None, location, kind="resume")
     response.raw_headers.append((b"x-workflow-stream-tail-index", b"%d" % (count - 1)))
     return response
 

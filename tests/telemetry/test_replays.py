@@ -110,6 +110,32 @@ async def test_a_read_that_is_refused_is_counted_and_is_no_error(store):
         assert {span.status.status_code.name for span in refused} == {"UNSET"}
 
 
+async def test_reads_by_the_routes_of_the_ai_sdk_are_counted():
+    """Live, from a part on, past the end, of an unknown chat, and with an index that is no number."""
+    with recording() as recorded:
+        made = stage("decorator", "async generator")
+        made.app.include_router(made.resumable.ai_sdk_router, prefix="/api/chat")
+        async with running(made.app) as client:
+            exchange, run = await made.begin(client, "chat", "one")
+            live = client.start("GET", "/api/chat/chat/stream")
+            assert (await live.head()).status == 200
+            run.finish()
+            await exchange.reply()
+            await live.reply()
+            for path in ("chat/stream", "chat/stream?startIndex=0", "chat/stream?startIndex=9"):
+                await client.get(f"/api/chat/{path}")
+            await client.get("/api/chat/unknown/stream")
+            await client.get("/api/chat/chat/stream?startIndex=x")
+        assert reads(recorded) == {
+            ("first", "ok"): 1,
+            ("replay", "ok"): 1,
+            ("replay", "204"): 2,
+            ("resume", "ok"): 1,
+            ("resume", "204"): 1,
+            ("resume", "invalid_offset"): 1,
+        }
+
+
 async def test_the_bytes_of_live_streams_are_held(store):
     """On a shared store, those that this process writes or follows."""
     with recording() as recorded:
