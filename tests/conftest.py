@@ -1,5 +1,6 @@
 """What every test has: an event loop; and a mark, if it sees the library from outside."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -22,3 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in OUTSIDE:
             item.add_marker("outside")
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of the collections that tests ask for: they look at what the tests have made."""
+    gc.collect()
+    gc.freeze()

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from tests.support.asgi import Client, Exchange, data_of, parse_events, running, settle, terminal_of, until
-from tests.support.life_apps import FACES, Stage, stage
+from tests.support.life_apps import PLACES, Stage, stage
 
-every_face = pytest.mark.parametrize("face", FACES)
+every_face = pytest.mark.parametrize("face", PLACES)
 rules = pytest.mark.parametrize("rule", ["replace", "attach", "reject"])
 
 

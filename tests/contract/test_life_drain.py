@@ -14,9 +14,9 @@ from starlette.requests import Request
 
 from fastapi_resumable import ResumableMiddleware, ResumableStream
 from tests.support.asgi import LIMIT, bounded, data_of, parse_events, running, settle, terminal_of, until
-from tests.support.life_apps import FACES, ID, YIELDS, Run, Stage, closed, make, sse, stage
+from tests.support.life_apps import ID, PLACES, YIELDS, Run, Stage, closed, make, sse, stage
 
-every_face = pytest.mark.parametrize("face", FACES)
+every_face = pytest.mark.parametrize("face", PLACES)
 both_specs = pytest.mark.parametrize("spec", ["2.3", "2.4"])
 KINDS = [("decorator", kind) for kind in ("async generator", "sync generator", "sse-starlette")] + [
     ("route_class", kind) for kind in YIELDS
@@ -331,7 +331,7 @@ async def test_a_stop_of_a_queued_stream_reaches_those_who_wait_with_it() -> Non
     assert len(made.runs) == 1
 
 
-@pytest.mark.parametrize("face", ["decorator", "dependency", "both", "route_class", "middleware"])
+@pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "middleware"])
 async def test_a_stop_closes_dependencies_after_the_generator(face: str) -> None:
     """In order, and once."""
     made = stage(face)

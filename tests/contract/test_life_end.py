@@ -9,9 +9,9 @@ from fastapi import Header
 
 from fastapi_resumable import FinishedStream, ResumableStatus
 from tests.support.asgi import Client, bounded, data_of, parse_events, running, settle, until
-from tests.support.life_apps import FACES, ID, Clock, Run, Stage, memory_store, stage
+from tests.support.life_apps import ID, PLACES, Clock, Run, Stage, memory_store, stage
 
-every_face = pytest.mark.parametrize("face", FACES)
+every_face = pytest.mark.parametrize("face", PLACES)
 
 
 async def finished(made: Stage, client: Client, stream_id: str, *values: str) -> bytes:

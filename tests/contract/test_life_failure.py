@@ -10,9 +10,9 @@ from fastapi import FastAPI
 
 from fastapi_resumable import ResumableMiddleware
 from tests.support.asgi import Client, Exchange, data_of, parse_events, running, terminal_of
-from tests.support.life_apps import FACES, YIELDS, Run, Stage, make, stage
+from tests.support.life_apps import PLACES, YIELDS, Run, Stage, make, stage
 
-every_face = pytest.mark.parametrize("face", FACES)
+every_face = pytest.mark.parametrize("face", PLACES)
 
 FATES = {
     "failed": ("failed", "producer_failed"),

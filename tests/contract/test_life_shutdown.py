@@ -6,9 +6,9 @@ import pytest
 
 from fastapi_resumable import FinishedStream
 from tests.support.asgi import bounded, data_of, running, settle, terminal_of, until
-from tests.support.life_apps import FACES, stage
+from tests.support.life_apps import PLACES, stage
 
-every_face = pytest.mark.parametrize("face", FACES)
+every_face = pytest.mark.parametrize("face", PLACES)
 
 
 @every_face

@@ -10,10 +10,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream
 from tests.support.asgi import Client, Exchange, data_of, parse_events, running, settle, until
-from tests.support.life_apps import FACES, ID, Run, Stage, make, sse, stage
+from tests.support.life_apps import ID, PLACES, Run, Stage, make, sse, stage
 
-every_face = pytest.mark.parametrize("face", FACES)
-fastapi_faces = pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "middleware"])
+every_face = pytest.mark.parametrize("face", PLACES)
 both_specs = pytest.mark.parametrize("spec", ["2.3", "2.4"])
 
 
@@ -139,7 +138,7 @@ def _url(error: str) -> str:
     return "/chat?number=many" if error == "validation 422" else f"/chat?error={error.replace(' ', '%20')}"
 
 
-@fastapi_faces
+@every_face
 @pytest.mark.parametrize("error", ERRORS)
 async def test_an_answer_that_is_no_success_passes_through_unrecorded(face: str, error: str) -> None:
     """Status, headers and body are the app's own, and there is no stream."""
@@ -160,9 +159,13 @@ async def test_an_answer_that_is_no_success_passes_through_unrecorded(face: str,
     assert found == []
 
 
-@fastapi_faces
-@pytest.mark.parametrize("rule", ["replace", "attach", "reject"])
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize(
+    ("face", "error", "rule"),
+    [
+        *((face, error, "replace") for face in PLACES for error in ERRORS),
+        *(("decorator", error, rule) for error in ERRORS for rule in ("attach", "reject")),
+    ],
+)
 async def test_a_failed_start_leaves_a_finished_stream_as_it_was(face: str, error: str, rule: str) -> None:
     """The old answer is still there after a new question failed."""
     made = Stage()
@@ -179,7 +182,7 @@ async def test_a_failed_start_leaves_a_finished_stream_as_it_was(face: str, erro
     assert replay.body == body
 
 
-@fastapi_faces
+@every_face
 @pytest.mark.parametrize("error", ERRORS)
 async def test_a_failed_start_leaves_a_live_stream_as_it_was(face: str, error: str) -> None:
     """Under `replace`, a new request touches the running stream only when it begins; this one never does."""
@@ -360,7 +363,7 @@ class Guarded:
         return exchange, run
 
 
-endpoint_faces = pytest.mark.parametrize("face", ["decorator", "dependency", "both", "route_class", "middleware"])
+endpoint_faces = pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "middleware"])
 
 
 async def _ids(client: Client) -> list[str]:
@@ -421,7 +424,7 @@ async def test_a_resume_at_the_endpoint_has_the_errors_of_the_replay_route(face:
     assert len(guarded.made.runs) == 1
 
 
-@pytest.mark.parametrize("face", ["decorator", "dependency", "both", "route_class"])
+@pytest.mark.parametrize("face", ["decorator", "dependency", "route_class"])
 async def test_a_resume_at_the_endpoint_passes_the_endpoints_auth(face: str) -> None:
     """Resuming is not a way round the login: the endpoint's dependencies run, and may refuse."""
     guarded = Guarded(face)
@@ -442,7 +445,7 @@ async def test_a_resume_at_the_endpoint_passes_the_endpoints_auth(face: str) -> 
     assert len(guarded.made.runs) == 1
 
 
-@pytest.mark.parametrize("face", ["decorator", "dependency", "both", "route_class"])
+@pytest.mark.parametrize("face", ["decorator", "dependency", "route_class"])
 async def test_a_resume_at_the_endpoint_is_no_failure_for_its_dependencies(face: str) -> None:
     """What stands after their `yield` runs: a resume that succeeds does not look like an exception to a session."""
     guarded = Guarded(face)
@@ -485,7 +488,7 @@ async def test_the_dependencies_of_the_route_run_before_the_handle() -> None:
     assert len(made.runs) == 1
 
 
-@fastapi_faces
+@every_face
 async def test_an_empty_last_event_id_is_no_resume(face: str) -> None:
     """A header without a value starts the stream."""
     guarded = Guarded(face)

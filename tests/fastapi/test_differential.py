@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 import pytest
@@ -283,40 +284,53 @@ def with_handle(endpoint: Callable[..., Any], resumable: Resumable) -> Callable[
     return wrapper
 
 
-def build(name: str, face: str) -> FastAPI:
-    """An application with one endpoint."""
-    endpoint, options, _ = ENDPOINTS[name]
-    options = {"path": "/e"} | options
+def path_of(name: str, path: str = "/e") -> str:
+    """Where an endpoint is: each has a folder of its own."""
+    return f"/{list(ENDPOINTS).index(name)}{path}"
+
+
+def build(face: str) -> FastAPI:
+    """An application with every endpoint."""
     app = FastAPI()
-    if face == "plain":
-        app.api_route(methods=["POST"], **options)(endpoint)
-        return app
     resumable = Resumable(owner=lambda: "alice")
-    match face:
-        case "decorator":
-            app.api_route(methods=["POST"], **options)(resumable.stream(endpoint))
-        case "dependency":
-            app.api_route(methods=["POST"], **options)(with_handle(endpoint, resumable))
-        case "route_class":
-            router = APIRouter(route_class=resumable.route_class)
-            router.api_route(methods=["POST"], **options)(endpoint)
-            app.include_router(router)
-        case "middleware":
-            app.api_route(methods=["POST"], **options)(endpoint)
-            path = options["path"]
-            app.add_middleware(ResumableMiddleware, resumable=resumable, paths=[path])
-    app.include_router(resumable.router)
+    router = APIRouter(**({"route_class": resumable.route_class} if face == "route_class" else {}))
+    paths = []
+    for name, (plain, options, _) in ENDPOINTS.items():
+        paths.append(path_of(name, options.get("path", "/e")))
+        match face:
+            case "decorator":
+                endpoint = resumable.stream(plain)
+            case "dependency":
+                endpoint = with_handle(plain, resumable)
+            case _:
+                endpoint = plain
+        router.api_route(**{**options, "path": paths[-1]}, methods=["POST"])(endpoint)
+    app.include_router(router)
+    if face != "plain":
+        app.include_router(resumable.router)
+    if face == "middleware":
+        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=paths)
     return app
 
 
-def ask(app: FastAPI, name: str, *, named: bool) -> Any:
+@pytest.fixture(scope="module")
+def clients() -> Iterator[dict[str, TestClient]]:
+    """A client of each application."""
+    with ExitStack() as stack:
+        yield {
+            face: stack.enter_context(TestClient(build(face), raise_server_exceptions=False, follow_redirects=False))
+            for face in ("plain", *FACES)
+        }
+
+
+def ask(client: TestClient, name: str, *, named: bool) -> Any:
     """Ask for the endpoint."""
     options = dict(ENDPOINTS[name][2])
     headers = dict(options.pop("headers", {}))
     if named:
-        headers["X-Conversation-Id"] = "chat-1"
-    with TestClient(app, raise_server_exceptions=False, follow_redirects=False) as client:
-        return client.post(options.pop("path", "/e"), headers=headers, **options)
+        headers["X-Conversation-Id"] = name
+    client.cookies.clear()
+    return client.post(path_of(name, options.pop("path", "/e")), headers=headers, **options)
 
 
 def essence(answer: Any, *, named: bool) -> Any:
@@ -330,12 +344,12 @@ def essence(answer: Any, *, named: bool) -> Any:
 
 
 @pytest.mark.parametrize("name", ENDPOINTS)
-def test_an_endpoint_answers_as_without_the_library(name: str) -> None:
+def test_an_endpoint_answers_as_without_the_library(clients: dict[str, TestClient], name: str) -> None:
     """Status, headers, cookies and body, by every face, with and without a stream id."""
     for named in (False, True):
-        expected = essence(ask(build(name, "plain"), name, named=named), named=named)
+        expected = essence(ask(clients["plain"], name, named=named), named=named)
         for face in FACES:
-            assert essence(ask(build(name, face), name, named=named), named=named) == expected, (face, named)
+            assert essence(ask(clients[face], name, named=named), named=named) == expected, (face, named)
 
 
 @pytest.mark.parametrize("level", ["app", "router", "include"])

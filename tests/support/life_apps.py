@@ -27,6 +27,11 @@ except ImportError:  # an older FastAPI has no `yield` endpoints
 
 FACES = ("decorator", "dependency", "both", "route_class", "middleware", "mounted")
 """The four faces; `both` is decorator and dependency on one endpoint, `mounted` the middleware over a Starlette app."""
+PLACES = ("decorator", "route_class", "middleware")
+"""One face for each place at which a request is taken over: at the endpoint, at its route, around the application.
+
+What does not depend on more than that is looked at here; `test_faces_matrix.py` shows that all six faces agree.
+"""
 RESPONSES = ("async generator", "sync generator", "sse-starlette")
 """What an endpoint may return."""
 YIELDS = ("yield sse", "yield sse in def", "yield json lines", "yield raw") if NativeEventSource else ()
