@@ -22,8 +22,7 @@ def main() -> None:
     port = arguments.port
     if not arguments.memory:
         keep_on_disk()
-    # Now that its settings are made: it reads them when it is imported.
-    from example_app.main import app  # noqa: PLC0415  # see above
+    from example_app.main import app  # noqa: PLC0415  # it reads the environment, which is only set now
 
     if port is None and os.environ.get("PORT"):
         port = int(os.environ["PORT"])

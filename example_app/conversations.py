@@ -41,14 +41,14 @@ class Conversations:
         )  # fmt: skip
 
     def turns(self, conversation: str) -> list[Turn]:
-        """All turns of a conversation, oldest first; none for one that nobody has begun."""
+        """All turns of a conversation, oldest first; none if it has not begun."""
         rows = self._execute(
             "SELECT turn, question, answer, status FROM turns WHERE conversation = ? ORDER BY rowid", conversation
         )
         return [Turn(**dict(row)) for row in rows]
 
     def withdraw(self, conversation: str, turn: str) -> None:
-        """Forget a question that nobody could take."""
+        """Forget a question that the server refused."""
         self._execute("DELETE FROM turns WHERE conversation = ? AND turn = ?", conversation, turn)
 
     def forget(self, conversation: str) -> None:

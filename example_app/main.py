@@ -47,13 +47,13 @@ async def chat_completions(
         raise
     response.headers["X-Turn"] = turn  # recorded with the stream: a replay says which question it answers
     if "EXAMPLE_WORKER" in os.environ:
-        response.headers["X-Writer"] = os.environ["EXAMPLE_WORKER"]  # recorded, too, whoever sends the replay
+        response.headers["X-Writer"] = os.environ["EXAMPLE_WORKER"]  # recorded, so replays have it, too
     return response
 
 
 @resumable.on_finish
 def keep_answer(record: FinishedStream) -> None:
-    """Write a finished answer into the conversation: whoever comes after the retention finds it there."""
+    """Write a finished answer into the conversation, where pages find it after the retention."""
     turn = record.headers.get("x-turn")
     if turn:
         text = llm.text_of(b"".join(record.iter_bytes()))

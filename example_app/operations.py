@@ -1,4 +1,4 @@
-"""A page for whoever runs the app: what the library tells OpenTelemetry, as plots that move. There are no ids in it."""
+"""The operator's page: the library's OpenTelemetry metrics, as live plots. It shows no ids."""
 
 import os
 from collections import Counter

@@ -77,7 +77,7 @@ class Program:
         self.name = name
         self.url: queue.Queue[str] = queue.Queue()
         """Where it listens, once it has said so; empty once it has ended."""
-        # In a session of its own, so that a Ctrl-C reaches this process alone, which stops the others in their order.
+        # In its own session, so that a Ctrl-C reaches only this process, which stops the others in their order.
         self.process = subprocess.Popen(  # noqa: S603  # our own commands
             command,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
@@ -103,7 +103,7 @@ class Program:
         ended.put(self)
 
     def wait_for_port(self, port: int) -> None:
-        """Return once somebody listens."""
+        """Return once a process listens."""
         end = time.monotonic() + START
         while self.process.poll() is None and time.monotonic() < end:
             try:
@@ -180,7 +180,7 @@ def serve(stack: ExitStack, port: int) -> None:
 
 
 def reserve(stack: ExitStack, port: int = 0) -> int:
-    """A port that nobody else is given, but that a server may listen on that reuses addresses, as they all do."""
+    """A port that no other process gets, but that a server can listen on, because servers reuse addresses."""
     held = stack.enter_context(closing(socket.socket()))
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind((HOST, port))
@@ -195,7 +195,7 @@ def find(program: str) -> str:
 
 
 def nginx_config(folder: Path, port: int, urls: Sequence[str]) -> str:
-    """What nginx is told."""
+    """The configuration of nginx."""
     servers = "\n        ".join(f"server {url.split('/')[2]} fail_timeout=1s;" for url in urls)
     user = "user root;" if os.geteuid() == 0 else ""  # else it cannot enter our folder
     return NGINX.format(folder=folder, user=user, host=HOST, port=port, servers=servers)

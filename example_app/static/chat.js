@@ -94,7 +94,7 @@ function spin(id, isWriting) {
   showSidebar();
 }
 
-/** One request tells which conversations have an answer in the making, wherever it was asked for. */
+/** One request finds the conversations whose answer is being written, in this browser or another. */
 async function refresh() {
   const found = await lookup(conversations.all().map(({ id }) => id)).catch(() => null);
   if (!found) return;
@@ -227,7 +227,7 @@ async function recover(here, turn, answer, error, progress) {
   const { text } = progress;
   if (REPLACED.has(error.code)) {
     settle(here);
-    await open(); // somebody asked on, elsewhere
+    await open(); // the conversation went on in another browser
   } else if (LOST_PLACE.has(error.code)) {
     const from = text ? 0 : (error.detail?.earliest ?? 0); // from the start, or what is left of it
     await read(here, turn, replay(here, turn, from), answer);

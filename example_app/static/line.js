@@ -1,4 +1,4 @@
-// A line that can be cut, for demonstration. It hands out a `fetch`; whoever uses that notices only that, now and then,
+// A line that can be cut, for demonstration. It hands out a `fetch`; its user notices only that, now and then,
 // the network fails.
 
 import { showWorkers } from "./workers.js";
@@ -16,7 +16,7 @@ export class Line {
     return fetch(input, { ...init, signal: AbortSignal.any(signals) }).then(showWorkers);
   };
 
-  /** Drop the socket, and let nobody connect for so many milliseconds. */
+  /** Drop the socket, and refuse connections for so many milliseconds. */
   cut(ms) {
     this.#dead = performance.now() + ms;
     this.#connection?.abort(new TypeError("The connection was cut."));

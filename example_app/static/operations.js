@@ -1,4 +1,4 @@
-// The page of whoever runs the app: asks for the figures once a second, and draws the last two minutes.
+// The operator's page: fetches the figures once a second, and draws the last two minutes.
 
 const SECONDS = 120;
 const [WIDTH, HEIGHT] = [600, 150];
@@ -14,9 +14,9 @@ const PLOTS = [
     series: Object.fromEntries(OUTCOMES.map((outcome) => [outcome, (now) => now.outcomes[outcome] ?? 0])),
   },
   {
-    title: "Time to first byte, of the last two minutes",
+    title: "Time to first byte",
     unit: " s",
-    series: { "half of them": (now, before) => quantile(0.5, now, before), "95 %": (now, before) => quantile(0.95, now, before) },
+    series: { median: (now, before) => quantile(0.5, now, before), "95th percentile": (now, before) => quantile(0.95, now, before) },
   },
   { title: "Held in memory", unit: " KiB", series: { logs: (now) => now.bytesHeld / 1024 } },
 ];
@@ -92,6 +92,7 @@ function draw(plot) {
     const last = values.at(-1);
     value.textContent = last === null ? "–" : format(last) + (plot.unit ?? "");
     item.hidden = lines.length > 2 && values.every((y) => !y);
+    path.style.visibility = item.hidden ? "hidden" : "visible";
   });
 }
 

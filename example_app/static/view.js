@@ -54,7 +54,7 @@ export function clear() {
   setWriting(false);
 }
 
-/** Say what one can do here. */
+/** Show what the user can do here. */
 export function welcome() {
   $("welcome").hidden = false;
 }

@@ -1,4 +1,4 @@
-// Where there are several workers, responses say which one has sent them, and which one writes the answer.
+// Where there are several workers, responses name the worker that sent them, and the one that writes the answer.
 
 /** Show it, and pass the response on. */
 export function showWorkers(response) {

@@ -50,7 +50,7 @@ def scenarios() -> dict[str, tuple[str, int, Callable[[], Awaitable[Run]]]]:
     found[f"send/fan-out to {READERS}/delivery"] = ("delivery", 50 * READERS, _fan_out)
     found[f"uvicorn/fan-out to {READERS}/delivery"] = ("delivery", 50 * READERS, lambda: _fan_out("uvicorn"))
     for stamped in (False, True):
-        found[f"parts/write{' with ids' if stamped else ''}, nobody waits"] = ("event", 4000, _write(stamped))
+        found[f"parts/write{' with ids' if stamped else ''}, no readers"] = ("event", 4000, _write(stamped))
     found["parts/framing"] = ("event", 4000, _frame)
     found["parts/log"] = ("event", 4000, _log)
     return found

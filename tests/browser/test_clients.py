@@ -103,9 +103,7 @@ def test_an_event_source_gets_all_over_200_cuts(tab: Page, server: Server) -> No
 
 
 @pytest.mark.parametrize(("end", "last"), ENDINGS)
-def test_an_event_source_is_told_of_a_failure_and_a_stop(
-    tab: Page, server: Server, end: str, last: tuple[str, str]
-) -> None:
+def test_an_event_source_sees_a_failure_and_a_stop(tab: Page, server: Server, end: str, last: tuple[str, str]) -> None:
     """As an event of that type; `error` comes with data then. It closes."""
     line = open_line(server, cuts=5, end=end)
     texts, endings = run(tab, EVENT_SOURCE, line.count)
@@ -138,7 +136,7 @@ def test_fetch_event_source_gets_all_over_200_cuts(tab: Page, server: Server, me
 
 @pytest.mark.usefixtures("package")
 @pytest.mark.parametrize(("end", "last"), ENDINGS)
-def test_fetch_event_source_is_told_of_a_failure_and_a_stop(
+def test_fetch_event_source_sees_a_failure_and_a_stop(
     tab: Page, server: Server, end: str, last: tuple[str, str]
 ) -> None:
     """As a message with that event; the promise is fulfilled."""

@@ -124,7 +124,7 @@ def test_a_page_that_was_cut_off_catches_up(open_tab: OpenTab, line: Line, model
     assert model.outcomes(question) == ["whole"]
 
 
-def test_a_failure_is_told(open_tab: OpenTab) -> None:
+def test_a_failure_is_shown(open_tab: OpenTab) -> None:
     """The page says what the server said."""
     tab = open_tab()
     ask(tab, "Fail.")
@@ -181,7 +181,7 @@ def test_a_page_that_was_frozen_goes_on(open_tab: OpenTab, line: Line, model: Mo
 
 
 @pytest.mark.parametrize("line", ["mobile"], indirect=True)
-def test_an_answer_that_has_expired_is_told_of(open_tab: OpenTab, line: Line) -> None:
+def test_an_expired_answer_is_shown_as_such(open_tab: OpenTab, line: Line) -> None:
     """The reader came back too late, or the server was restarted."""
     tab = open_tab()
     place = """{"id": "gone", "epoch": "aaaaaaaaaaaaaaaa", "offset": 7, "saved": {"text": "Once"}}"""

@@ -43,7 +43,7 @@ def test_the_official_client_reads_the_endpoint_and_its_replay(app: Server, mode
         assert replay.headers["content-type"] == reply.headers["content-type"]
 
 
-def test_the_official_client_is_told_of_a_stop(app: Server, model: Model) -> None:
+def test_the_official_client_sees_a_stop(app: Server, model: Model) -> None:
     """A stop from elsewhere raises `APIError` in the client, and reaches the language model."""
     with client_of(app) as client:
         messages = [{"role": "user", "content": "For a client that is stopped"}]

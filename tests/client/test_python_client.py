@@ -368,7 +368,7 @@ def test_keep_alives_keep_a_silent_stream_open(server: Server, stage: Stage, bac
     assert seen == [StreamState.OPEN, StreamState.DONE]
 
 
-def test_it_waits_as_it_is_told_and_gives_up_in_the_end() -> None:
+def test_it_waits_as_the_server_asks_and_gives_up_in_the_end() -> None:
     """Sleep and randomness are the caller's to choose."""
     slept: list[float] = []
     backoff = Backoff(initial=1, maximum=4, retries=4, random=lambda: 0.5)

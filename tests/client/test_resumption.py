@@ -629,7 +629,7 @@ def test_what_cannot_be_resumed_cannot_be_stopped() -> None:
         machine.stop()
 
 
-def test_states_are_told_as_they_change() -> None:
+def test_states_are_reported_as_they_change() -> None:
     """Each once, in order."""
     seen: list[StreamState] = []
     machine = resumption(on_state=seen.append)

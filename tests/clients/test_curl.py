@@ -45,7 +45,7 @@ def test_curl_gets_every_byte_of_another_media_type(server: Server, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("end", "last"), ENDINGS)
-def test_curl_is_told_of_a_failure_and_a_stop(server: Server, tmp_path: Path, end: str, last: tuple[str, str]) -> None:
+def test_curl_sees_a_failure_and_a_stop(server: Server, tmp_path: Path, end: str, last: tuple[str, str]) -> None:
     """As the last event in the file; the loop ends, with 0."""
     line = open_line(server, cuts=5, end=end)
     *received, ending = parse(curl(line, line.count, tmp_path))

@@ -42,7 +42,7 @@ def test_httpx_sse_gets_all_over_200_cuts(server: Server, method: str) -> None:
 
 
 @pytest.mark.parametrize(("end", "last"), ENDINGS)
-def test_httpx_sse_is_told_of_a_failure_and_a_stop(server: Server, end: str, last: tuple[str, str]) -> None:
+def test_httpx_sse_sees_a_failure_and_a_stop(server: Server, end: str, last: tuple[str, str]) -> None:
     """As the last event; the loop ends."""
     line = open_line(server, cuts=5, end=end)
     with httpx.Client(timeout=20) as client:

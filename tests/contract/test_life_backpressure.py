@@ -79,7 +79,7 @@ async def stalled(exchange: Exchange) -> Exchange:
     return exchange
 
 
-async def test_a_reader_that_does_not_even_take_the_head_is_let_go() -> None:
+async def test_a_reader_that_does_not_even_take_the_head_is_disconnected() -> None:
     """A socket may be full before the first byte of the response."""
     tap = Tap(stall_timeout=0.05)
     async with running(tap.app) as client:
@@ -173,7 +173,7 @@ async def test_with_no_reader_the_producer_runs_free_and_the_newest_bytes_are_ke
     assert (lost.status, lost.code) == (400, "offset_lost")
 
 
-async def test_a_stalled_reader_is_let_go_and_never_sees_a_clean_end() -> None:
+async def test_a_stalled_reader_is_disconnected_and_never_sees_a_clean_end() -> None:
     """After `stall_timeout` without progress the producer goes on; the reader, should it wake, learns of its loss."""
     tap = Tap(stall_timeout=0.05)
     async with running(tap.app) as client:
@@ -189,7 +189,7 @@ async def test_a_stalled_reader_is_let_go_and_never_sees_a_clean_end() -> None:
     assert kept <= BOUND + SLACK
 
 
-async def test_a_stalled_reader_of_an_event_stream_is_told_of_its_loss() -> None:
+async def test_a_stalled_reader_of_an_event_stream_gets_an_error() -> None:
     """Its response has no silent gap: a prefix of the stream, then `offset_lost` or an unclean close."""
     tap = Tap([b"data: %07d\n\n" % n for n in range(20_000)], stall_timeout=0.05)
     async with running(tap.app) as client:
@@ -206,7 +206,7 @@ async def test_a_stalled_reader_of_an_event_stream_is_told_of_its_loss() -> None
         assert events[-1].json()["code"] == "offset_lost"
 
 
-async def test_other_readers_do_not_wait_for_a_stalled_one_that_was_let_go() -> None:
+async def test_other_readers_do_not_wait_for_a_stalled_one_that_was_disconnected() -> None:
     """One phone in a tunnel costs the others at most `stall_timeout`."""
     tap = Tap(stall_timeout=1.0)
     async with running(tap.app) as client:
@@ -220,7 +220,7 @@ async def test_other_readers_do_not_wait_for_a_stalled_one_that_was_let_go() -> 
     assert body == tap.whole
 
 
-async def test_a_slow_reader_that_makes_progress_is_not_let_go() -> None:
+async def test_a_slow_reader_that_makes_progress_stays_connected() -> None:
     """Read in small sips, each sip within `stall_timeout`: it gets every byte."""
     tap = Tap(stall_timeout=5.0)
     async with running(tap.app) as client:

@@ -326,7 +326,7 @@ async def test_on_finish_gives_the_function_back() -> None:
     assert made.resumable.on_finish(keep) is keep
 
 
-async def test_a_slow_hook_holds_nobody_up() -> None:
+async def test_a_slow_hook_holds_up_no_request() -> None:
     """Readers end and new streams begin while the hook is still writing."""
     made = stage("decorator")
     release, entered = asyncio.Event(), asyncio.Event()

@@ -84,7 +84,7 @@ async def test_the_apps_own_lifespan_shuts_the_streams_down(face: str) -> None:
     assert "finished" not in run.endings
 
 
-async def test_a_stream_nobody_reads_may_finish_within_the_grace() -> None:
+async def test_a_stream_without_readers_may_finish_within_the_grace() -> None:
     """The drain is waited for although its client has gone."""
     made = stage("decorator", shutdown_grace=30.0)
     assert made.resumable is not None

@@ -250,7 +250,7 @@ async def test_a_reader_one_byte_at_a_time_sees_the_same_bytes(player: Player) -
     assert bytes(body) == whole
 
 
-async def test_a_reader_that_lost_its_place_is_told_on_its_own_wire_alone(bounded_player: Player) -> None:
+async def test_only_the_reader_that_lost_its_place_gets_the_error(bounded_player: Player) -> None:
     """A reader that stood still for too long ends uncleanly or with `offset_lost`; the log knows nothing of it."""
     name = unique("stalled")
     count, size = 4000, 8192

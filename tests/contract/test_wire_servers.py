@@ -59,7 +59,7 @@ async def test_under_every_server_the_producer_goes_on_without_its_client(server
 
 
 @pytest.mark.servers
-async def test_under_every_server_a_broken_download_is_told_from_a_whole_one(server: Server) -> None:
+async def test_under_every_server_a_broken_download_differs_from_a_whole_one(server: Server) -> None:
     """NDJSON that fails ends uncleanly; an event stream says so in its last event; both stop when asked to."""
     async with Player(server.port) as player:
         name, events, stopped = unique("ndjson"), unique("events"), unique("stopped")

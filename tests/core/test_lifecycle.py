@@ -185,7 +185,7 @@ def live(epoch: str = "a", *, tail: int = 0, worker: str = "w") -> Slot:
     return Slot(Current(epoch, worker, tail=tail))
 
 
-def test_what_is_told_last_after_a_release_is_what_a_lookup_shows():
+def test_the_last_change_after_a_release_is_what_a_lookup_shows():
     slot = Slot(None, (Queued("a"), Queued("b"), Queued("c")))
 
     outcome = lifecycle.release(slot, "c")

@@ -277,7 +277,7 @@ async def test_a_stop_between_the_endpoint_and_its_response_is_a_stop():
     assert ran == []
 
 
-async def test_an_app_that_sends_after_a_stop_is_told_its_client_has_left():
+async def test_an_app_that_sends_after_a_stop_gets_a_disconnect():
     """Before the first byte, too: `send` raises OSError."""
     app, resumable = make(head_timeout=30)
     seen: list[str] = []

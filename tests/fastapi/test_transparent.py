@@ -276,7 +276,7 @@ def guarded(face: str, auth: str, kind: str, resumable: Resumable) -> tuple[Fast
     ("face", "kind"), [(face, kind) for face in FACES for kind in KINDS if kind != "yield" or face == "route_class"]
 )
 @pytest.mark.parametrize("auth", AUTHS)
-async def test_a_stranger_is_told_nothing_of_a_stream(face: str, kind: str, auth: str) -> None:
+async def test_a_stranger_learns_nothing_of_a_stream(face: str, kind: str, auth: str) -> None:
     """Neither recorded bytes, nor 404, 409, 416 or 400: only what the check answers; and no id is held."""
     resumable = Resumable(on_conflict="reject")
     app, runs = guarded(face, auth, kind, resumable)

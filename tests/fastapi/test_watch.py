@@ -77,7 +77,7 @@ async def test_a_watch_begins_with_the_current_state(player: Player) -> None:
     assert (await told(await watch(player, done, done)))[0] == f"{done} completed"
 
 
-async def test_a_watch_is_an_event_stream_that_nobody_stores(player: Player) -> None:
+async def test_a_watch_is_an_event_stream_that_is_not_cached(player: Player) -> None:
     """Its headers keep caches and buffering proxies off."""
     response = await watch(player, unique("any"))
     assert response.status == 200
@@ -122,7 +122,7 @@ async def until_status(response: Response, status: str) -> dict[str, Any]:
     return item
 
 
-async def test_a_request_that_is_refused_is_told_as_failed(player: Player) -> None:
+async def test_a_watch_shows_a_refused_request_as_failed(player: Player) -> None:
     """So that a spinner, which `queued` has started, stops."""
     name = unique("refused")
     response = await watch(player, name)
@@ -134,7 +134,7 @@ async def test_a_request_that_is_refused_is_told_as_failed(player: Player) -> No
     assert await player.lookup(name) == []
 
 
-async def test_a_stream_that_replaces_another_is_told_with_its_epoch(player: Player) -> None:
+async def test_a_watch_shows_the_epoch_of_a_stream_that_replaces_another(player: Player) -> None:
     """The latest state of an id counts: that the older stream was cancelled at that moment may go unsaid."""
     name = unique("replaced")
     older = await player.post(name, ONE, wait(name))
@@ -254,7 +254,7 @@ async def test_a_slow_client_gets_the_latest_state_of_each_stream() -> None:
     assert seen[-1]["epoch"] == (await last.head()).headers["x-stream-epoch"]
 
 
-async def test_a_client_that_takes_nothing_is_let_go() -> None:
+async def test_a_client_that_takes_nothing_is_disconnected() -> None:
     """After `stall_timeout`, and uncleanly, so that the server closes the connection."""
     made = stage("decorator", stall_timeout=0.05)
     async with running(made.app) as client:
@@ -269,7 +269,7 @@ async def test_a_client_that_takes_nothing_is_let_go() -> None:
         assert_nobody_watches(made.resumable)
 
 
-async def test_a_client_that_is_too_far_behind_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_is_too_far_behind_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variants of an id are without number; what is kept for one client is not."""
     monkeypatch.setattr(watching, "MAX_BEHIND", 3)
     made = stage("decorator", ping=60)
@@ -321,7 +321,7 @@ def assert_nobody_watches(resumable: Resumable) -> None:
     assert not manager.store._watchers  # type: ignore[attr-defined]
 
 
-async def test_a_watch_is_told_how_streams_end_at_a_shutdown() -> None:
+async def test_a_watch_shows_how_streams_end_at_a_shutdown() -> None:
     """It stays as long as there are streams, and not a moment longer."""
     made = stage("decorator", ping=60, shutdown_grace=30.0)
     assert made.resumable is not None
@@ -353,7 +353,7 @@ async def test_a_watch_alone_does_not_hold_a_shutdown_up() -> None:
         assert exchange.clean
 
 
-async def test_a_client_that_does_not_take_the_end_is_let_go_at_a_shutdown() -> None:
+async def test_a_client_that_does_not_take_the_end_is_disconnected_at_a_shutdown() -> None:
     """After `stop_grace`."""
     made = stage("decorator", ping=60, stop_grace=0.05)
     assert made.resumable is not None

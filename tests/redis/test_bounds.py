@@ -61,7 +61,7 @@ async def test_a_reader_elsewhere_that_takes_nothing_holds_the_producer(site: Si
     assert without_ids(body) == b"data: begun\n\n" + whole(3000, 4096)
 
 
-async def test_a_reader_elsewhere_that_leaves_holds_nobody(site: Site) -> None:
+async def test_a_reader_elsewhere_that_leaves_holds_no_producer(site: Site) -> None:
     """Its worker says so, and the producer runs free."""
     name, gate = unique("id"), unique("gate")
     steps = (send(b"data: begun\n\n"), wait(gate), numbered(3000, 4096))
@@ -97,7 +97,7 @@ async def test_a_stream_takes_bounded_memory_in_redis(
     assert 0 < most <= 2.5 * MIB
 
 
-async def test_a_reader_that_lost_its_place_is_told(site: Site) -> None:
+async def test_a_reader_that_lost_its_place_gets_an_error(site: Site) -> None:
     """An offset that was dropped is refused on every worker alike."""
     name = unique("id")
     live = await site.player(0, "small").post(name, numbered(1000, 4096))

@@ -82,7 +82,7 @@ async def test_a_killed_worker_is_seen_by_all_others(own_redis: Redises, tmp_pat
             assert redis.list_keys_without_expiry() == []
 
 
-async def test_a_killed_worker_is_seen_although_nobody_reads(own_redis: Redises, tmp_path: Path, took: Took) -> None:
+async def test_a_killed_worker_is_noticed_without_readers(own_redis: Redises, tmp_path: Path, took: Took) -> None:
     """A lookup, a request under `reject` and a reader that comes later all learn of it within the bound."""
     name = unique("id")
     rooms = {"": {"on_conflict": "reject"}}
@@ -282,7 +282,7 @@ async def test_redis_restarted_with_its_data_costs_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["degrade", "fail"])
-async def test_redis_restarted_empty_is_told_or_mended(
+async def test_a_redis_restarted_empty_is_reported_or_mended(
     own_redis: Redises, tmp_path: Path, took: Took, rule: str
 ) -> None:
     """Readers get all bytes once or a clear end within the bound; finished streams are 404; new ones work."""
@@ -525,9 +525,7 @@ async def test_a_worker_keeps_little_while_redis_is_gone(own_redis: Redises, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["degrade", "fail"])
-async def test_a_redis_that_is_full_is_told_by_its_name(
-    own_redis: Redises, tmp_path: Path, took: Took, rule: str
-) -> None:
+async def test_a_full_redis_is_named_in_the_log(own_redis: Redises, tmp_path: Path, took: Took, rule: str) -> None:
     """`maxmemory` with `noeviction`: no write is taken. As without Redis; the log names the cause; it recovers."""
     name = unique("id")
     expected = whole(300, 60)
@@ -591,7 +589,7 @@ async def test_a_failover_to_a_replica_that_lacks_the_last_entries(
 
 
 @pytest.mark.slow
-async def test_all_workers_killed_at_once_leave_nothing_for_ever(own_redis: Redises, tmp_path: Path) -> None:
+async def test_all_keys_expire_after_all_workers_were_killed_at_once(own_redis: Redises, tmp_path: Path) -> None:
     """Every key has an expiry; a worker that is started afterwards tells of what was lost."""
     name = unique("id")
     rooms = {"": {"retention": 1.0}}

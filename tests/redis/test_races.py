@@ -366,7 +366,7 @@ async def test_a_request_that_is_stopped_while_it_is_counted_is_counted_no_longe
 # A reply is lost, and the call repeated.
 
 
-async def test_a_replaced_producer_is_told_although_the_reply_was_lost(plant: Plant) -> None:
+async def test_a_replaced_producer_is_stopped_although_the_reply_was_lost(plant: Plant) -> None:
     """It is silent, so it would not learn of it by writing."""
     client = plant.meddled()
     limits = Limits(max_streams_per_owner=2)
@@ -381,7 +381,7 @@ async def test_a_replaced_producer_is_told_although_the_reply_was_lost(plant: Pl
     assert plant.server.control.hkeys(plant.keys.owner("ann")) == [new.epoch]
 
 
-async def test_a_stopped_producer_is_told_although_the_reply_was_lost(plant: Plant) -> None:
+async def test_a_stopped_producer_is_stopped_although_the_reply_was_lost(plant: Plant) -> None:
     """It is silent, so it would not learn of it by writing; its owner may have another stream at once."""
     client = plant.meddled()
     limits = Limits(max_streams_per_owner=1)
@@ -435,7 +435,7 @@ async def test_two_who_find_a_stream_before_either_reads_both_get_it(plant: Plan
             assert [await each.end() for each in (first, second, third)] == [b"hello"] * 3
 
 
-async def test_who_asks_for_a_stream_that_has_ended_meanwhile_is_told_so(plant: Plant) -> None:
+async def test_a_request_for_a_stream_that_has_ended_meanwhile_learns_of_it(plant: Plant) -> None:
     """Although somebody here has had it in hand since before, without reading it."""
     one, two = plant.open(), plant.open()
     stream = await begin(one, head=TEXT)
@@ -465,7 +465,7 @@ async def test_who_comes_after_an_outage_is_not_sent_away_with_those_before(plan
             assert await late.end() == b"onetwo"
 
 
-async def test_a_message_that_cannot_be_read_deafens_nobody(plant: Plant) -> None:
+async def test_a_message_that_cannot_be_read_holds_up_no_other(plant: Plant) -> None:
     """A worker of another version may write what this one does not know."""
     one, two = plant.open(), plant.open()
     request = Request()

@@ -80,7 +80,7 @@ async def test_an_application_that_reads_no_body_does_not_hide_the_disconnect():
     assert await body.next() is None
 
 
-async def test_a_client_that_leaves_in_mid_upload_is_told_of():
+async def test_a_client_that_leaves_in_mid_upload_is_noticed():
     """The application cannot do without the rest."""
     body = RequestBody(Channel(piece(b"a", more=True), DISCONNECT), owed=True)
     watch = asyncio.ensure_future(body.disconnected())

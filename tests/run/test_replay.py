@@ -139,7 +139,7 @@ async def test_an_answer_that_failed_ends_like_one_only_if_it_says_so():
     assert all(message.get("more_body", True) for message in other.messages)
 
 
-async def test_a_client_that_takes_nothing_of_an_answer_that_has_ended_is_let_go():
+async def test_a_client_that_takes_nothing_of_an_answer_that_has_ended_is_disconnected():
     """After `stall_timeout`, uncleanly, as from a live one."""
     manager, client = make_manager(stall_timeout=0.01), Client(stuck=True)
     stream = await finished(manager, ResumableStatus.COMPLETED)

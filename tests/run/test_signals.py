@@ -42,7 +42,7 @@ async def test_both_hear_the_signal(server_heard):
     assert ours == ["heard"]
 
 
-async def test_two_of_them_pass_signals_on_whoever_stops_first(server_heard):
+async def test_two_of_them_pass_signals_on_in_either_order_of_stopping(server_heard):
     """A link in the middle of the chain cannot be taken out, but it falls silent."""
     ours: list[str] = []
     first, second = TerminationWatch(lambda: ours.append("first")), TerminationWatch(lambda: ours.append("second"))
@@ -84,7 +84,7 @@ def test_a_watch_is_taken_along_to_a_new_event_loop(server_heard):
     assert len(server_heard) == 2
 
 
-def test_nothing_is_installed_where_nobody_handles_the_signal():
+def test_nothing_is_installed_where_the_signal_has_no_handler():
     """Without a server the default stays: the process dies."""
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:

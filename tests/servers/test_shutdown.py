@@ -112,7 +112,7 @@ async def test_live_streams_finish_within_the_grace(how: dict[str, object], tmp_
 
 
 @every_uvicorn
-async def test_a_stream_nobody_reads_finishes_within_the_grace(how: dict[str, object], tmp_path: Path) -> None:
+async def test_a_stream_without_readers_finishes_within_the_grace(how: dict[str, object], tmp_path: Path) -> None:
     """The drain is waited for, although uvicorn itself has nobody left to wait for."""
     async with running(tmp_path, how, shutdown_grace=30.0) as site:
         stream = await site.post("/chat", "chat-1")
@@ -152,7 +152,7 @@ async def test_streams_past_the_grace_are_interrupted(
 
 
 @every_server
-async def test_a_stream_nobody_reads_is_interrupted_past_the_grace(how: dict[str, object], tmp_path: Path) -> None:
+async def test_a_stream_without_readers_is_interrupted_past_the_grace(how: dict[str, object], tmp_path: Path) -> None:
     """With its client long gone, too."""
     async with running(tmp_path, how, shutdown_grace=0.2) as site:
         stream = await site.post("/chat", "chat-1")
@@ -285,7 +285,7 @@ async def test_other_media_types_break_off_at_the_end_of_the_grace(how: dict[str
 
 @pytest.mark.servers
 @pytest.mark.parametrize("path", ["/chat", "/thread"])
-async def test_a_server_that_gives_no_signal_is_let_go_in_time(path: str, tmp_path: Path) -> None:
+async def test_a_server_that_gives_no_signal_exits_in_time(path: str, tmp_path: Path) -> None:
     """Hypercorn's workers get none: all that an application hears of the shutdown is that its requests are cancelled.
 
     The reader's response ends, the producer is interrupted, and the process goes.
@@ -314,7 +314,7 @@ async def test_the_log_of_the_server_shows_no_traceback(how: dict[str, object], 
 
 
 @pytest.mark.parametrize("path", ["/chat", "/routed"])
-async def test_behind_a_base_http_middleware_readers_are_told_in_time(path: str, tmp_path: Path) -> None:
+async def test_behind_a_base_http_middleware_readers_get_the_end_in_time(path: str, tmp_path: Path) -> None:
     """It cancels in its own way, and drops what is sent then: so the stream ends just before uvicorn's timeout."""
     how: dict[str, object] = {"args": ["--timeout-graceful-shutdown", "1"], "env": {"RESUMABLE_TEST_BASE": "1"}}
     async with running(tmp_path, how, shutdown_grace=60.0) as site:

@@ -75,7 +75,7 @@ async def test_what_is_replaced_counts_until_its_last_reader_has_gone() -> None:
     assert store.held_bytes == 0
 
 
-async def test_a_request_that_waited_for_what_is_gone_is_told_so() -> None:
+async def test_a_request_that_waited_for_a_stopped_stream_gets_an_error() -> None:
     """In the one turn of the loop in which it could not have attached to it."""
     store = store_of()
     first = Reservation(StreamKey("ann", "chat"), next(epochs), idempotency_key=None, on_stop=no_op)

@@ -172,7 +172,7 @@ async def test_a_variant_is_forgotten_with_its_last_stream(store):
     assert not store._variants
 
 
-async def test_a_request_that_gave_up_waiting_disturbs_nobody(store):
+async def test_a_request_that_gave_up_waiting_disturbs_no_other(store):
     """Cancelled in the same turn in which the other begins."""
     first, second = Told(KEY, "a"), Told(KEY, "b")
     await store.reserve(first.reservation, "attach")
@@ -226,7 +226,7 @@ async def test_answers_with_the_same_head_share_it():
     assert one.head == HEAD
 
 
-async def test_heads_that_nobody_shares_do_not_pile_up(store):
+async def test_heads_of_one_stream_each_do_not_pile_up(store):
     """A header with a request id makes each its own."""
     for number in range(1000):
         told = Told(KEY, "a")

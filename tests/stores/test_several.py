@@ -87,6 +87,6 @@ def test_the_command_line_says_how_many_workers_there_are(
     assert count_workers() == count
 
 
-def test_gunicorn_may_be_told_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_workers_of_gunicorn_may_be_set_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUNICORN_CMD_ARGS", "--bind=:8000 --workers=5")
     assert count_workers() == 5

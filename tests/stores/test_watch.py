@@ -86,9 +86,7 @@ async def test_a_stream_is_seen_from_the_request_to_its_end(store: Store, watche
 @pytest.mark.parametrize(
     "status", [ResumableStatus.COMPLETED, ResumableStatus.FAILED, ResumableStatus.INTERRUPTED], ids=str
 )
-async def test_a_stream_is_told_to_have_ended_as_it_did(
-    store: Store, watcher: Watcher, status: ResumableStatus
-) -> None:
+async def test_a_watch_shows_how_a_stream_ended(store: Store, watcher: Watcher, status: ResumableStatus) -> None:
     """Completed, failed or interrupted; and once, however often it is ended."""
     stream = await begun(store)
     await store.watch("ann", ["chat"], watcher.notify)
@@ -141,7 +139,7 @@ async def test_a_request_that_never_begins_has_failed(store: Store, watcher: Wat
     assert await store.lookup("ann", ["chat"]) != [watcher.told[1]]
 
 
-async def test_after_a_request_that_never_began_the_earlier_stream_is_told_again(
+async def test_after_a_request_that_never_began_a_watch_shows_the_earlier_stream_again(
     store: Store, watcher: Watcher
 ) -> None:
     """It is what a lookup shows, before and after."""
@@ -159,7 +157,7 @@ async def test_after_a_request_that_never_began_the_earlier_stream_is_told_again
     assert await store.lookup("ann", ["chat"]) == [watcher.told[-1]]
 
 
-async def test_after_a_stop_the_request_that_still_waits_is_told_again(store: Store, watcher: Watcher) -> None:
+async def test_after_a_stop_a_watch_shows_the_request_that_still_waits(store: Store, watcher: Watcher) -> None:
     """A stop of one epoch leaves the next alone."""
     await begun(store, epoch="a" * 16)
     await store.reserve(request_for(epoch="b" * 16), "replace")
@@ -209,7 +207,7 @@ async def test_a_watch_ends_when_it_is_ended(store: Store, watcher: Watcher) -> 
     assert watcher.told == []
 
 
-async def test_a_watcher_may_end_the_watch_when_it_is_told(store: Store, watcher: Watcher) -> None:
+async def test_a_watcher_may_end_the_watch_from_its_callback(store: Store, watcher: Watcher) -> None:
     """In the middle of being told, with others still to come."""
     ends: list[Callable[[], None]] = []
 

@@ -56,7 +56,7 @@ async def test_what_need_not_wait_is_done_when_the_step_returns():
     await sleeper.task
 
 
-async def test_whoever_does_the_step_stays_the_current_task():
+async def test_the_task_that_runs_the_step_stays_the_current_one():
     """Afterwards everything is as it was, with a rest, without, and after a failure."""
 
     async def fail() -> None:

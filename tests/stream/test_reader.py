@@ -104,7 +104,7 @@ async def test_what_is_appended_has_been_delivered_when_the_append_returns() -> 
         assert client.tasks == [client.task]
 
 
-async def test_what_cannot_be_taken_at_once_holds_nobody_up() -> None:
+async def test_a_send_that_has_to_wait_holds_up_no_other_reader() -> None:
     """The append returns; the reader's task goes on with it, and with what has come meanwhile in one piece."""
     stream = make_stream()
     async with reading(stream) as client:

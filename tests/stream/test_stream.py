@@ -81,7 +81,7 @@ def test_the_budget_is_called_when_all_logs_together_are_too_large():
     assert budget.used == stream.log.size <= 64 + 2 * stream.log.block_size
 
 
-def test_a_cursor_whose_bytes_are_gone_is_told_so():
+def test_a_cursor_whose_bytes_are_gone_gets_an_error():
     """A detached place may be overtaken; that is an error, not other bytes."""
     stream = make(max_stream_bytes=64)
     cursor = Cursor(0)

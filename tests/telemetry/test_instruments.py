@@ -81,7 +81,7 @@ def test_every_instrument_has_its_unit():
         assert recorded.points("fastapi_resumable.store.operation.duration") == [({"operation": "find"}, 1)]
 
 
-def test_a_stream_is_counted_once_whatever_it_is_told():
+def test_only_the_first_end_of_a_stream_counts():
     """The first end counts: a stop that comes at the same time as the end is no second one."""
     with recording() as recorded:
         stream = Telemetry().stream("chat", "epoch", {}, 0.0)

@@ -206,7 +206,7 @@ async def test_a_reader_elsewhere_waits_for_a_stream_that_is_queued(site: Site) 
     assert (replay.status, replay.body) == (200, live.body)
 
 
-async def test_a_reader_elsewhere_is_told_that_the_stream_is_still_queued(site: Site) -> None:
+async def test_a_reader_elsewhere_learns_that_the_stream_is_still_queued(site: Site) -> None:
     """503 with `Retry-After` once `pending_timeout` is over."""
     name, before = unique("id"), unique("before")
     here = site.player(0)
@@ -403,7 +403,7 @@ async def test_an_owners_limit_counts_the_streams_of_all_workers(site: Site) -> 
     await live[1].read_all()
 
 
-async def test_a_stream_that_nobody_waits_for_is_found_elsewhere(site: Site) -> None:
+async def test_a_stream_that_its_client_has_left_is_found_elsewhere(site: Site) -> None:
     """`Prefer: respond-async` answers 202 with an address that is good on every worker."""
     name, gate = unique("id"), unique("gate")
     accepted = await site.player(0).record(
@@ -431,7 +431,7 @@ async def test_a_request_that_names_an_event_resumes_and_never_runs(site: Site) 
     assert again.body == first.body[offset:]
 
 
-async def test_a_failure_is_told_elsewhere(site: Site) -> None:
+async def test_a_failure_is_seen_elsewhere(site: Site) -> None:
     """The terminal event is part of the log, live and later."""
     name, gate = unique("id"), unique("gate")
     live = await site.player(0).post(name, send(DISPATCHED[0]), wait(gate), fail())
