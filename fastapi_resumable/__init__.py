@@ -68,13 +68,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The shared stores are imported when they are asked for: one needs an extra, and both take time."""
+    """Import a shared store on first use: `RedisStore` needs an extra, and both take time to import."""
     if name == "RedisStore":
-        from .stores.redis.store import RedisStore  # noqa: PLC0415  # see above
+        from .stores.redis.store import RedisStore  # noqa: PLC0415  # on first use
 
         return RedisStore
     if name == "SqliteStore":
-        from .stores.sqlite.store import SqliteStore  # noqa: PLC0415  # see above
+        from .stores.sqlite.store import SqliteStore  # noqa: PLC0415  # on first use
 
         return SqliteStore
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -164,13 +164,13 @@ class StreamPending(ResumableError):
 
 
 class StoreUnavailable(ResumableError):
-    """The store beyond this process cannot be reached, or takes nothing."""
+    """A shared store cannot be reached, or refuses writes."""
 
     status_code = 503
     code = "store_unavailable"
     retry_after = 5
     degrade = False
-    """Whether the request is to be answered all the same, without being recorded."""
+    """Whether the request is answered without being recorded, rather than refused."""
 
 
 class ShuttingDown(ResumableError):

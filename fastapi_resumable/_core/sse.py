@@ -248,7 +248,7 @@ def _boundary_in(data: bytes, start: int) -> int:
 
 
 Search = Generator[None, None, T]
-"""A search through a log, in steps: whoever runs it lets others run between two of them."""
+"""A search through a log, in steps, so that the event loop can run other tasks between two of them."""
 
 
 def search_dispatch(blocks: Iterable[bytes]) -> Search[bool]:

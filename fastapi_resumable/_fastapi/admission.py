@@ -175,7 +175,7 @@ class Admission:
             with anyio.CancelScope(shield=True):
                 await exchange.release()
 
-    # At the endpoint. Whoever calls it there has solved and validated everything.
+    # Called at the endpoint, where FastAPI has solved and validated everything.
 
     async def enter(self) -> Response | None:
         """What to answer instead of running the endpoint; `None`: run it."""

@@ -203,7 +203,7 @@ def _close_dependencies(scope: Scope, failure: BaseException | None, cancelled: 
 
     Args:
         scope: The request.
-        failure: What the stream failed with, which its log says already: nobody but the dependencies is to see it.
+        failure: The exception of the stream, shown only to the dependencies, because the log has reported it already.
         cancelled: A cancellation of the request, put off until nothing hangs on the request any more.
     """
     if failure is None and cancelled is None:

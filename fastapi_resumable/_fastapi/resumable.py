@@ -47,25 +47,25 @@ class Resumable:
     begin. What is not given is taken from the environment (`FASTAPI_RESUMABLE_<NAME>`), or has the default shown.
 
     Args:
-        store: Where streams live: a store, or the URL of a Redis. Default: a `MemoryStore`, in this process.
+        store: Where streams live: a store or its URL (`sqlite:///...`, `redis://...`). Default: `MemoryStore()`.
         prefix: Path of the router's routes. Default `/v1`.
         stream_id: A FastAPI dependency that returns the id by which a request names its stream, or `None` if the
             request is not to be resumable. Default: the header `X-Conversation-Id`.
-        owner: A FastAPI dependency that returns who asks. Streams are kept by owner and id.
-        on_conflict: What becomes of a request whose id has a live stream: `replace` it, `attach` to it, `reject`.
+        owner: A FastAPI dependency that returns the current user. Streams are kept by owner and id.
+        on_conflict: What a request does if its id has a live stream: `replace` it, `attach` to it, or `reject`.
         event_ids: Whether server-sent events get an `id:` line to resume from. Default true.
         ping: Seconds without a byte from the application after which a keep-alive is recorded; 0: never. Default 15.
-        max_stream_bytes: How many bytes of a stream are kept, the newest. Default 4 MiB.
+        max_stream_bytes: How many bytes of a stream are kept: always the newest ones. Default 4 MiB.
         max_total_bytes: How many bytes of all streams are kept; finished ones expire early to keep it. Default 1 GiB.
         max_streams: How many streams may be live at a time. Default 10,000.
         max_streams_per_owner: The same for one owner. Default: no limit.
         retention: Seconds for which a finished stream can be replayed. Default 300.
-        head_timeout: Seconds for which the head of a response waits for its first bytes. Default 1.
+        head_timeout: Seconds for which the head of a response is held back until its first bytes come. Default 1.
         pending_timeout: Seconds for which a reader waits for a stream that is queued. Default 2.
-        stall_timeout: Seconds after which a reader that takes nothing is let go. Default 30.
+        stall_timeout: Seconds after which a reader that takes no bytes is disconnected. Default 30.
         stop_grace: Seconds after which a producer that ignores being stopped is abandoned. Default 5.
         shutdown_grace: Seconds that live streams have to finish when the server shuts down. Default 10.
-        auto_id: Whether a request that names no stream is given an id. Default false.
+        auto_id: Whether a request that names no stream gets a random id. Default false.
         terminal_event: How a stream that did not complete says so: `sse`, `openai`, `ai-sdk`, `ag-ui`, `anthropic`,
             or a function of status, code and message to bytes or `None`. Default `sse`.
         trace_stream_ids: Whether the spans of OpenTelemetry carry the stream id. Default true.

@@ -72,7 +72,7 @@ class RouteAdmission(Admission):
                 await task
         finally:
             if not task.done():
-                # Nobody waits for the route any more; it may still have something to close.
+                # The route's answer is no longer needed, but it may still have resources to close.
                 task.cancel()
                 self._decision.cancel()
 
@@ -197,8 +197,8 @@ def route_class(service: Service) -> type[APIRoute]:
 class ResumableMiddleware:
     """Makes the given paths of an application resumable, whatever serves them.
 
-    A resume is answered here, before the application: it cannot check who asks. Set `owner`, so that a stream can be
-    read only by whoever started it; without, anyone who knows an id can read its stream, and replace it.
+    A resume is answered here, before the application can check the user. Set `owner`, so that only the user who started
+    a stream can read it; without it, anyone who knows an id can read its stream, and replace it.
 
     Args:
         app: The application.

@@ -294,7 +294,7 @@ def _add_stream_routes(router: APIRouter, routes: Routes, dependency: IdDependen
 
 
 def _add_lookup_routes(router: APIRouter, routes: Routes, dependency: IdDependency) -> None:
-    OwnerId = Annotated[Any, Depends(dependency)]  # noqa: N806  # as above
+    OwnerId = Annotated[Any, Depends(dependency)]  # noqa: N806  # a type, for the signatures below
 
     @router.post(
         "/streams/lookup",

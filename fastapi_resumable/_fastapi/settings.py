@@ -70,7 +70,7 @@ def _from_environment() -> dict[str, Any]:
     if not any(name.upper().startswith(PREFIX) for name in os.environ):
         return {}
     # Not before it is needed: it takes as long to import as the library.
-    from pydantic_settings import EnvSettingsSource  # noqa: PLC0415  # see above
+    from pydantic_settings import EnvSettingsSource  # noqa: PLC0415  # only if a variable is set
 
     return EnvSettingsSource(cast("type[BaseSettings]", ResumableSettings), env_prefix=PREFIX)()
 

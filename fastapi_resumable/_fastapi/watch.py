@@ -1,4 +1,4 @@
-"""The push twin of the lookup: an event stream that tells what becomes of streams."""
+"""The push twin of the lookup: an event stream of the states of streams."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .errors import error_responses
 
 
 def encode(item: ResumableStreamItem) -> bytes:
-    """Write an item as a server-sent event. It has no id: whoever comes back is told the current state first."""
+    """Write an item as a server-sent event. It has no id: a client that comes back gets the current state first."""
     return b"event: stream.%s\ndata: %s\n\n" % (item.status.encode("ascii"), item.model_dump_json().encode("utf-8"))
 
 

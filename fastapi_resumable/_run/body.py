@@ -32,7 +32,7 @@ class RequestBody:
         return message
 
     async def receive(self) -> Message:
-        """Read the next message, a disconnect included: `receive` as if nobody else shared it."""
+        """Read the next message, a disconnect included, like the server's own `receive`."""
         return self._messages.popleft() if self._messages else await self._pull()
 
     async def next(self) -> Message | None:

@@ -135,7 +135,7 @@ class StreamManager:
         return watch
 
     def unwatch(self, watch: Watch) -> None:
-        """Let go of a watch."""
+        """Forget a watch."""
         self._watches.discard(watch)
         self._note_departure()
 

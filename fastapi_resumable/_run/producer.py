@@ -75,7 +75,7 @@ class Producer:
         """When the application last sent something; seconds of the monotonic clock."""
         self._task: asyncio.Task[None] | None = None
         self._listeners: set[asyncio.Future[None]] = set()
-        """Of the application's tasks that wait to be told of a disconnect."""
+        """The application's tasks that wait for a disconnect."""
         self._waiters: list[asyncio.Future[None]] = []
         self._beginning = asyncio.Lock()
         self._idle: asyncio.TimerHandle | None = None
@@ -197,7 +197,7 @@ class Producer:
             self.telemetry.ended(outcome, self.error, 0 if self.stream is None else self.stream.tail)
 
     def _on_end(self) -> None:
-        """Once, whoever has ended the stream."""
+        """Run the hooks, once, for a stream that its producer or the store has ended."""
         self._cancel_idle()
         if self.stream is not None and not self._is_finished:
             self._is_finished = True
@@ -244,7 +244,7 @@ class Producer:
             await asyncio.sleep(0)
         grace = self._around.stop_grace
         if listens:
-            # The application has just been told, and may be cleaning up, which a cancellation would break.
+            # The application has just received the disconnect; a cancellation would interrupt its cleaning up.
             await asyncio.wait({task}, timeout=grace)
             grace = 0.1
         self._scope.cancel()

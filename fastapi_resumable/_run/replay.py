@@ -84,7 +84,7 @@ async def serve(
         send = _as_coroutine(send)
 
     def deliver(data: bytes) -> Coroutine[Any, Any, None]:
-        return send({"type": "http.response.body", "body": data, "more_body": True})  # type: ignore[return-value]  # see above
+        return send({"type": "http.response.body", "body": data, "more_body": True})  # type: ignore[return-value]  # it is a coroutine function
 
     reading = Reading.LEFT
     try:

@@ -29,7 +29,7 @@ class _FilteredReplay(ReplayResponse):
             if not wanted.passed and message["type"] == "http.response.body":
                 body = wanted.feed(message["body"])
                 if message["more_body"]:
-                    # Whoever is kept waiting is kept alive.
+                    # A client that has nothing to receive gets a keep-alive.
                     body = body or PING
                 else:
                     body += wanted.finish()

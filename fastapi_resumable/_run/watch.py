@@ -1,6 +1,6 @@
-"""Following what becomes of streams, at the pace of whoever takes it.
+"""Following the states of streams, at the pace of the client.
 
-What has yet to be taken is kept once for each stream, the latest: a slow client gets fewer changes, never a queue.
+Of each stream only the latest undelivered state is kept, so a slow client gets fewer changes, and no queue grows.
 """
 
 import asyncio
@@ -11,11 +11,11 @@ from ..models import ResumableStreamItem
 from ..stores.base import Store
 
 MAX_BEHIND = 10_000
-"""Of how many streams a client may have changes left to take; with more it is let go, and may ask again."""
+"""How many streams may have undelivered changes; a client that is further behind is disconnected, and may ask again."""
 
 
 class Watch:
-    """One client's watch over the owner's streams that go by some ids."""
+    """One client's watch over the owner's streams with some ids."""
 
     def __init__(
         self, store: Store, owner: str | None, ids: Sequence[str], *, ping: float, stall_timeout: float
@@ -31,7 +31,7 @@ class Watch:
         self._deadline: asyncio.Timeout | None = None
 
     def _note(self, item: ResumableStreamItem) -> None:
-        # At a new place in the order, so that what happened last is told last.
+        # At a new place in the order, so that the latest change is delivered last.
         self._news.pop(item.conversation_id, None)
         self._news[item.conversation_id] = item
         self._changed.set()
@@ -39,7 +39,7 @@ class Watch:
             self.evict()
 
     def leave(self) -> None:
-        """End the watch, once what there is to tell has been delivered."""
+        """End the watch, once all changes have been delivered."""
         self._over = True
         self._changed.set()
 
@@ -51,7 +51,7 @@ class Watch:
     async def run(
         self, start: Callable[[], Awaitable[None]], deliver: Callable[[Sequence[ResumableStreamItem]], Awaitable[None]]
     ) -> Reading:
-        """Call `start`, then hand the current state on to `deliver`, and then changes, until told to leave.
+        """Call `start`, then hand the current state on to `deliver`, and then changes, until `leave` is called.
 
         An empty delivery is a keep-alive.
 

@@ -1,8 +1,8 @@
 """Running a coroutine on behalf of a task that waits, without waking that task.
 
 To wake a task costs the event loop more than most of what the task then does. A coroutine that need not wait can be run
-by whatever has something for it, as long as it cannot tell the difference: the current task and the context variables
-are those of the task that it belongs to. If it has to wait after all, or fails, that task takes it over.
+by another task, as long as it cannot tell the difference: the current task and the context variables are those of the
+task that it belongs to. If it has to wait after all, or fails, its own task takes it over.
 
 Private API of others: `asyncio._enter_task`, `_leave_task` (documented for those who run tasks, "Extending" in the
 documentation of asyncio) and `asyncio.tasks._swap_current_task` (the same in one call, from Python 3.12 on).
@@ -20,7 +20,7 @@ def _swap(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> as
     """Make `task` the current one; return the one that was."""
     running = asyncio.current_task(loop)
     if running is not None:
-        asyncio._leave_task(loop, running)  # noqa: SLF001  # see above
+        asyncio._leave_task(loop, running)  # noqa: SLF001  # listed at the head of this module
     if task is not None:
         asyncio._enter_task(loop, task)  # noqa: SLF001
     return running

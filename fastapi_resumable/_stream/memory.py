@@ -62,7 +62,7 @@ class MemoryStream:
         """Called with `cancelled` or `replaced` if the stream is stopped; dropped at the end."""
         self._recording = Recording(epoch, head, limits, budget, overhead)
         self.log = self._recording.log
-        # Only while somebody reads: most streams that are kept are read by nobody.
+        # Only while there are readers, because most streams that are kept have none.
         self._fanout: Fanout | None = None
         # Often enough for both bounds.
         self._step = max(1, min(4096, limits.max_stream_bytes // 8, limits.max_total_bytes // 1024))

@@ -1,4 +1,4 @@
-"""Following a log from an offset to its end, at the pace of whoever takes the bytes.
+"""Following a log from an offset to its end, at the pace of the client.
 
 There is one source, the log, and one loop: replay and live tail are the same thing. The reader owns a cursor and no
 queue; what has piled up since the last delivery goes out in one piece.
@@ -28,9 +28,9 @@ class Reading(Enum):
     CUT = "cut"
     """Sending to the client failed: it went away, or something between it and the application broke."""
     STALLED = "stalled"
-    """The client took nothing for too long, or is asked to go because the server shuts down."""
+    """The client took no bytes for too long, or has to leave because the server shuts down."""
     LOST = "lost"
-    """The bytes at the cursor were dropped, or cannot be had: the reader's `failure` tells."""
+    """The bytes at the cursor were dropped, or the store cannot be reached: see the reader's `failure`."""
 
 
 class Reader(Cursor):

@@ -59,7 +59,7 @@ class Recording:
         self._budget.used -= self._counted
 
     def release(self) -> None:
-        """Give back the bytes now, whoever still refers to the recording."""
+        """Give back the bytes now, even if something still refers to the recording."""
         self.log.restart(self.log.tail)
         self._budget.used -= self._counted
         self._counted = 0
@@ -86,7 +86,7 @@ class Recording:
         if budget.is_exceeded:
             budget.on_excess()
         # While live streams alone fill the store, each is held to an equal share. One that has readers waits for them,
-        # and one that has none keeps less of its past: so the newest answers are told in full, and none is ended.
+        # and one that has none keeps less of its past. So no stream has to be ended for want of memory.
         bound = int(min(self._most, budget.share)) if budget.is_exceeded else self._most
         if bound != self.bound and not self.closed:
             self.bound = bound

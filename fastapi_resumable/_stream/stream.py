@@ -12,12 +12,12 @@ from ..models import ResumableStatus, ResumableStreamItem
 from .fanout import Cursor
 
 YIELD_EVERY = 16
-"""After how many writes a producer lets the event loop go round, so that one that never awaits keeps nobody from it."""
+"""After how many writes a producer yields to the event loop, which a generator that never awaits would block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a store has to keep to; the fields are the settings of the same name."""
+    """The limits that a store keeps; the fields are the settings of the same name."""
 
     max_stream_bytes: int = 4 * 1024 * 1024
     max_total_bytes: int = 1024 * 1024 * 1024

@@ -5,8 +5,8 @@
 """
 
 try:
-    import httpx as _httpx  # noqa: F401  # to say what is missing
-    import httpx_sse as _httpx_sse  # noqa: F401  # as above
+    import httpx as _httpx  # noqa: F401  # for an error that names the missing package
+    import httpx_sse as _httpx_sse  # noqa: F401  # likewise
 except ImportError as exc:
     raise ImportError(
         f"fastapi_resumable.client needs {exc.name}: pip install 'fastapi-resumable[client]'", name=exc.name

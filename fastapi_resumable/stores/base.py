@@ -96,13 +96,13 @@ class Reservation:
         return stream
 
     def stop(self, code: str) -> None:
-        """Tell the request, and those who wait for it, that the stream will not begin."""
+        """Tell the request, and other requests that wait for it, that the stream will not begin."""
         self.stop_code = code
         self.on_stop(code)
         self.settle()
 
     def settle(self, stream: Stream | None = None) -> None:
-        """Tell those who wait: here is the stream, or there will be none."""
+        """Give the requests that wait the stream, or `None` if there will be none."""
         for future in self._settled:
             if not future.done():
                 future.set_result(stream)
@@ -119,7 +119,7 @@ class Reservation:
 
 @runtime_checkable
 class Store(Protocol):
-    """Where streams live. Their life is told in calls; the bytes go through the `Stream` that `begin` returns."""
+    """Where streams live. Its methods change their states; bytes go through the `Stream` that `begin` returns."""
 
     def configure(self, limits: Limits) -> None:
         """Take the limits; called once, before anything else."""
@@ -128,7 +128,7 @@ class Store(Protocol):
         """Queue a request; or return the stream that it is to follow instead, once that has begun.
 
         A stream that was waited for is followed even if it is over by then; if there is nothing left of it to follow,
-        because it was stopped or replaced, the request is told so. Its endpoint is not run for that.
+        because it was stopped or replaced, the request gets that error, and its endpoint is not run.
 
         Raises:
             StreamCancelled: What it waited for was stopped.
@@ -138,7 +138,7 @@ class Store(Protocol):
         """
 
     async def begin(self, reservation: Reservation, head: Head) -> WritableStream:
-        """Turn a reservation into the current epoch of its id; whatever was there before is replaced.
+        """Turn a reservation into the current epoch of its id, which replaces the one before.
 
         Raises:
             StreamCancelled: It was stopped while it waited.
@@ -162,19 +162,19 @@ class Store(Protocol):
         """
 
     async def lookup(self, owner: str | None, ids: Sequence[str]) -> list[ResumableStreamItem]:
-        """Return the owner's streams that go by one of `ids` or are a variant of one, each once."""
+        """Return the owner's streams whose id is one of `ids` or a variant of one, each once."""
 
     async def watch(
         self, owner: str | None, ids: Sequence[str], notify: Callable[[ResumableStreamItem], None]
     ) -> Callable[[], None]:
-        """Tell `notify` of each change of the owner's streams that go by one of `ids` or are a variant of one.
+        """Call `notify` at each change of the owner's streams whose id is one of `ids` or a variant of one.
 
         It is called from the event loop, with the stream's item, until the function that is returned is called.
 
         A change is a new status: `queued` at `reserve`, `in_progress` at `begin`, and how it ended. A request that
         waits no longer and has not begun is `failed`, or `cancelled` if it was stopped or overtaken. If the id still
-        has another stream or request, that one's item follows, so that what is told last is what a lookup shows. That
-        an ended stream is forgotten is no change.
+        has another stream or request, that one's item follows, so that the last item is what a lookup shows. The
+        expiry of an ended stream is no change.
         """
 
     async def stop(self, key: StreamKey, epoch: str | None) -> None:

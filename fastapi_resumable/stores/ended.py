@@ -46,7 +46,7 @@ class EndedStreams:
         self._retire(next(iter(self._deadlines)))
 
     def _arm(self) -> None:
-        """See to it that memory is given back also when nobody asks any more."""
+        """Set a timer, so that memory is freed even if no request comes."""
         loop = asyncio.get_running_loop()
         if self._deadlines and (self._timer is None or self._timer_loop is not loop):
             left = next(iter(self._deadlines.values())) - self._clock()

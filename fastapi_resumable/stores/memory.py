@@ -188,7 +188,7 @@ class MemoryStore:
         return slot.current
 
     async def lookup(self, owner: str | None, ids: Sequence[str]) -> list[ResumableStreamItem]:
-        """Return what goes by `ids`, each once, in the order asked for."""
+        """Return the streams with these `ids`, each once, in the order asked for."""
         self._expire()
         found: dict[str, ResumableStreamItem] = {}
         for asked in dict.fromkeys(ids):

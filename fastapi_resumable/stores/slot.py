@@ -1,4 +1,4 @@
-"""What goes by one owner and id in the memory of a process."""
+"""The streams of one owner and id in the memory of a process."""
 
 from .._stream.memory import MemoryStream
 from ..exceptions import StreamExists
@@ -16,7 +16,7 @@ class Slot:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing goes by this id any more."""
+        """Whether there is no stream of this id any more."""
         return self.current is None and not self.queued
 
     @property

@@ -1,4 +1,4 @@
-"""Who is told when a stream changes. It keeps nothing for a stream that nobody watches."""
+"""The callbacks that get the changes of streams. Streams without watchers take no memory here."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ from ..models import ResumableStreamItem
 Notify = Callable[[ResumableStreamItem], None]
 
 WATCH_OVERHEAD = 512
-"""What an id that is watched is counted for, beside its own bytes."""
+"""How many bytes a watched id is counted for, in addition to its own."""
 
 
 class Watchers:
-    """Those who watch streams, by owner and id."""
+    """The watchers of streams, by owner and id."""
 
     def __init__(self, budget: Budget | None = None) -> None:
         """Count what is kept in the `budget`."""

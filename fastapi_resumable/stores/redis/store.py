@@ -382,7 +382,7 @@ class RedisStore:
         return self._open(site, state)
 
     async def lookup(self, owner: str | None, ids: Sequence[str]) -> list[ResumableStreamItem]:
-        """Return what goes by `ids`, each once, in the order asked for."""
+        """Return the streams with these `ids`, each once, in the order asked for."""
         site = self._here()
         asked = list(dict.fromkeys(ids))
         if not asked:

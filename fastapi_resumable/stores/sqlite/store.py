@@ -258,7 +258,7 @@ class SqliteStore:
         return self._open(worker, key, state.current)
 
     async def lookup(self, owner: str | None, ids: Sequence[str]) -> list[ResumableStreamItem]:
-        """Return what goes by `ids`, each once, in the order asked for."""
+        """Return the streams with these `ids`, each once, in the order asked for."""
         if not ids:
             return []
         worker = self._here()
