@@ -11,9 +11,8 @@ import pytest
 from fastapi_resumable import RedisStore
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.stream import Limits, Stream
-from fastapi_resumable.stores.redis import appender
 from fastapi_resumable.stores.redis.keys import Keys, log_key
-from fastapi_resumable.stores.shared import outbox
+from fastapi_resumable.stores.shared import outbox, queue
 from fastapi_resumable.stores.shared.local import LocalStream
 from fastapi_resumable.stores.shared.outbox import FAST
 from tests.conformance.tools import KEY, TEXT, Request, begin, complete, content, following, write
@@ -71,8 +70,8 @@ async def workers(redis_server: RedisServer) -> AsyncIterator[Workers]:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fast streams stay so, and collect, for longer than a test takes."""
     monkeypatch.setattr(outbox, "SILENCE", LONG)
-    monkeypatch.setattr(appender, "FLUSH_INTERVAL", LONG)
-    monkeypatch.setattr(appender, "PAUSE", LONG)
+    monkeypatch.setattr(queue, "FLUSH_INTERVAL", LONG)
+    monkeypatch.setattr(queue, "PAUSE", LONG)
 
 
 async def shown(stream: Stream, tail: int | None = None) -> None:

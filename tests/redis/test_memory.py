@@ -11,7 +11,7 @@ from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.stream import Limits, Stream
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.redis import scripts
-from fastapi_resumable.stores.redis.backend import block_size
+from fastapi_resumable.stores.redis.calls import block_size
 from fastapi_resumable.stores.redis.keys import Keys, log_key
 from fastapi_resumable.stores.shared.remote import RemoteStream
 from tests.conformance.tools import KEY, TEXT, begin, complete, content, following, write

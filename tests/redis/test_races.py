@@ -22,11 +22,12 @@ from fastapi_resumable._stream.position import is_exhausted
 from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import ResumableError, StoreUnavailable, StreamCancelled
 from fastapi_resumable.models import ResumableStatus, ResumableStreamItem
-from fastapi_resumable.stores.redis import appender, scripts
 from fastapi_resumable.stores.redis import lease as lease_module
+from fastapi_resumable.stores.redis import scripts
+from fastapi_resumable.stores.redis.backend import RedisBackend
 from fastapi_resumable.stores.redis.keys import Keys
 from fastapi_resumable.stores.redis.scripts import Script
-from fastapi_resumable.stores.redis.site import Site
+from fastapi_resumable.stores.shared import queue
 from tests.conformance.tools import KEY, TEXT, Request, begin, complete, following, terminal, write
 from tests.support.faults import FaultyLink
 from tests.support.redis_server import RedisServer, free_port
@@ -156,9 +157,11 @@ def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "GRACE", 0.0)
 
 
-def site_of(store: RedisStore) -> Site:
+def backend_of(store: RedisStore) -> RedisBackend:
     """What a store has in hand."""
-    return store._here()
+    backend = store._here()
+    assert isinstance(backend, RedisBackend)
+    return backend
 
 
 # Starting.
@@ -201,7 +204,7 @@ async def test_a_request_that_is_given_up_while_it_queues_leaves_the_queue(plant
     task.cancel()
     await asyncio.wait({task})
     await until(lambda: not plant.hash(), "an empty queue")
-    assert not site_of(store).reservations
+    assert not backend_of(store).streams.queued
 
 
 async def test_a_request_that_is_given_up_while_it_tells_of_itself_leaves_the_queue(plant: Plant) -> None:
@@ -213,14 +216,14 @@ async def test_a_request_that_is_given_up_while_it_tells_of_itself_leaves_the_qu
         await asyncio.Event().wait()
 
     store = plant.open(client)
-    await site_of(store).start()
+    await backend_of(store).start()
     client.meddle(scripts.POST, before=dawdle)
     task = asyncio.ensure_future(store.reserve(Request().reservation, "replace"))
     await there.wait()
     task.cancel()
     await asyncio.wait({task})
     await until(lambda: not plant.hash(), "an empty queue")
-    assert not site_of(store).reservations
+    assert not backend_of(store).streams.queued
 
 
 async def test_a_release_that_is_given_up_is_done_all_the_same(plant: Plant) -> None:
@@ -258,7 +261,7 @@ async def test_a_beginning_that_is_given_up_leaves_no_live_stream(plant: Plant) 
     await asyncio.wait({task})
     await one.release(request.reservation)
     await until(lambda: plant.hash().get("status") != "in_progress", "the end of the stream")
-    assert not site_of(one).streams
+    assert not backend_of(one).streams.local
     [item] = await two.lookup("ann", ["chat"])
     assert item.status is ResumableStatus.INTERRUPTED
 
@@ -280,8 +283,7 @@ async def test_a_stop_that_comes_before_the_request_knows_it_is_queued_is_obeyed
         await one.begin(request.reservation, TEXT)
     await one.release(request.reservation)
     assert f"q:{request.epoch}" not in plant.hash()
-    assert not site_of(one).reservations
-    assert not site_of(one).stopped
+    assert not backend_of(one).streams.queued
 
 
 async def test_a_request_whose_reply_was_lost_is_not_queued_again_after_its_stop(plant: Plant) -> None:
@@ -342,7 +344,7 @@ async def test_a_request_at_the_limit_may_replace_although_its_reply_was_lost(pl
     await begin(store)
     client.lose(scripts.RESERVE)
     await Request().begin(store)
-    assert len(site_of(store).reservations) == 0
+    assert len(backend_of(store).streams.queued) == 0
 
 
 async def test_a_request_that_is_stopped_while_it_is_counted_is_counted_no_longer(plant: Plant) -> None:
@@ -350,7 +352,7 @@ async def test_a_request_that_is_stopped_while_it_is_counted_is_counted_no_longe
     client = plant.meddled()
     limits = Limits(max_streams_per_owner=1)
     one, two = plant.open(client, limits), plant.open(limits=limits)
-    await site_of(one).start()
+    await backend_of(one).start()
 
     async def stop() -> None:
         await two.stop(KEY, None)
@@ -458,7 +460,7 @@ async def test_who_comes_after_an_outage_is_not_sent_away_with_those_before(plan
     async with following(view) as slow:
         slow.pace = asyncio.Event()
         await until(lambda: slow._reader._sending_since, "a delivery")
-        site_of(two)._on_outage(StoreUnavailable("gone"))
+        backend_of(two).on_outage(StoreUnavailable("gone"))
         async with following(await two.find(KEY, 0.0)) as late:
             await write(stream, b"two")
             await complete(one, stream)
@@ -473,7 +475,7 @@ async def test_a_message_that_cannot_be_read_holds_up_no_other(plant: Plant) -> 
     told: list[ResumableStreamItem] = []
     remove = await one.watch("ann", ["chat"], told.append)
     plant.server.control.xadd(plant.keys.changes, {"o": "null", "i": "{}"})
-    plant.server.control.xadd(plant.keys.inbox(site_of(one).worker), {"odd": "1"})
+    plant.server.control.xadd(plant.keys.inbox(backend_of(one).worker.name), {"odd": "1"})
     await two.stop(KEY, None)
     async with asyncio.timeout(5):
         assert await request.told() == "cancelled"
@@ -494,7 +496,9 @@ async def test_reports_of_a_reader_arrive_in_order(plant: Plant) -> None:
         await follower.reach(5)
     go.set()
     readers = f"{plant.keys.stream(KEY)}:{stream.epoch}:readers"
-    await until(lambda: not site_of(two).appender._dirty and not plant.server.control.exists(readers), "no reader")
+    await until(
+        lambda: not backend_of(two).worker.queue._dirty and not plant.server.control.exists(readers), "no reader"
+    )
 
 
 # Between an outage and the next request.
@@ -514,7 +518,7 @@ async def test_a_stream_that_was_given_up_takes_its_successor_along_with_it_nowh
     old.on_outage(StoreUnavailable("gone"))
     await until(lambda: scripts.RELEASE.sha not in client.before, "the late news")
     async with asyncio.timeout(2):
-        await site_of(store).appender.flushed()
+        await backend_of(store).worker.queue.flush()
     assert plant.hash()["epoch"] == new.epoch
     assert plant.hash()["status"] == "in_progress"
     assert new.codes == []
@@ -540,7 +544,7 @@ async def test_a_stream_that_begins_without_redis_goes_on_when_it_is_back(plant:
 
 async def test_all_streams_go_on_without_redis_at_the_same_time(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those that are not part of what is being written when Redis is given up."""
-    monkeypatch.setattr(appender, "BATCH", 1)
+    monkeypatch.setattr(queue, "BATCH", 1)
     with FaultyLink(plant.server.port) as link:
         store = plant.open(plant.server.url_at(link.port), store_timeout=0.5)
         streams = [await begin(store, StreamKey("ann", f"id-{number}"), TEXT) for number in range(20)]
@@ -554,7 +558,7 @@ async def test_all_streams_go_on_without_redis_at_the_same_time(plant: Plant, mo
 
 async def test_much_that_is_to_be_written_goes_in_pieces(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a restart of Redis, whole logs are; all in one piece, they would not be through in time."""
-    monkeypatch.setattr(appender, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(queue, "BATCH_BYTES", 1000)
     client, sizes = plant.meddled(), []
     store = plant.open(client)
     streams = [await begin(store, StreamKey("ann", f"id-{number}"), TEXT) for number in range(10)]
@@ -575,7 +579,7 @@ async def test_a_crowd_of_requests_does_not_hold_up_the_lease_and_the_streams(pl
     client, go = plant.meddled(), asyncio.Event()
     store = plant.open(client)
     stream = await begin(store, head=TEXT)
-    site = site_of(store)
+    backend = backend_of(store)
 
     class Slow(Meddled):
         async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -585,12 +589,12 @@ async def test_a_crowd_of_requests_does_not_hold_up_the_lease_and_the_streams(pl
     slow = cast(Meddled, Slow.from_url(plant.server.url))
     slow.before, slow.after = {}, {}
     plant.clients.append(slow)
-    site.link.client = slow
+    backend.worker.link.client = slow
     crowd = [asyncio.ensure_future(store.lookup("ann", ["chat"])) for _ in range(200)]
-    await until(site.link._slots.locked, "a crowd")
-    site.link.client = client
+    await until(backend.worker.link._slots.locked, "a crowd")
+    backend.worker.link.client = client
     before = plant.server.calls("set")
-    site.lease.renew_now()
+    backend.worker.lease.renew_now()
     assert stream.offer(b"hello", 0.0)
     await until(lambda: stream.tail == 5 and plant.server.calls("set") > before, "bytes and lease", 1.0)
     go.set()
@@ -601,8 +605,8 @@ async def test_a_request_that_redis_has_forgotten_is_queued_again(plant: Plant) 
     """So it can still be found, and stopped."""
     one, two = plant.open(lease=1.0), plant.open()
     request = await Request().reserve(one)
-    await site_of(two).start()
-    plant.server.control.delete(plant.keys.stream(KEY), plant.keys.worker(site_of(one).worker))
+    await backend_of(two).start()
+    plant.server.control.delete(plant.keys.stream(KEY), plant.keys.worker(backend_of(one).worker.name))
     await until(plant.hash, "the queue")
     [item] = await two.lookup("ann", ["chat"])
     assert item.status is ResumableStatus.QUEUED
@@ -649,7 +653,7 @@ async def test_a_log_that_redis_has_dropped_expires_all_the_same(plant: Plant) -
 async def test_what_streams_take_is_given_back(plant: Plant, how: str) -> None:
     """However they end, they count against the bytes that a worker may hold for as long as they are held."""
     one, two = plant.open(on_store_failure="fail"), plant.open()
-    site = site_of(one)
+    backend = backend_of(one)
     request = Request()
     stream = await request.begin(one)
     await write(stream, b"data: hello\n\n" * 1000)
@@ -663,9 +667,9 @@ async def test_what_streams_take_is_given_back(plant: Plant, how: str) -> None:
     else:
         await one.aclose()
     assert stream.is_final
-    assert site.budget.used == stream.log.size > 0
+    assert backend.streams.budget.used == stream.log.size > 0
     del stream
-    await until(lambda: site.budget.used == 0, "the bytes to be given back")
+    await until(lambda: backend.streams.budget.used == 0, "the bytes to be given back")
 
 
 async def test_a_stream_that_outlives_its_store_ends(plant: Plant) -> None:
@@ -677,17 +681,17 @@ async def test_a_stream_that_outlives_its_store_ends(plant: Plant) -> None:
     async with asyncio.timeout(2):
         await complete(store, stream)
     assert stream.is_final
-    assert store._site is None, "nothing is opened anew"
+    assert store._backend is None, "nothing is opened anew"
 
 
 async def test_a_worker_that_was_frozen_gives_up_its_requests(plant: Plant) -> None:
     """Others have taken them out of the queue, and a newer request may have begun: it is not to be replaced."""
     one, two = plant.open(), plant.open()
     old = await Request().reserve(one)
-    await site_of(two).reap_dead([(KEY, site_of(one).worker)])
+    await backend_of(two).transitions.reap([(KEY, backend_of(one).worker.name)])
     new = Request()
     await new.begin(two)
-    site_of(one)._on_lapse()
+    backend_of(one).on_lapse()
     with pytest.raises(ResumableError):
         await one.begin(old.reservation, TEXT)
     await one.release(old.reservation)

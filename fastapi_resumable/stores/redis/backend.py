@@ -1,185 +1,79 @@
-"""What a stream needs of Redis: its writes as calls, the replies as what they mean, and pages of its log."""
+"""What a `RedisStore` has on one event loop: a worker, and the parts that stream. They hear here what it hears."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-from weakref import ref
+import asyncio
+import json
 
 from ..._core.ids import StreamKey
-from ...exceptions import StoreUnavailable, StreamReplaced
-from ..shared.local import LocalStream
-from ..shared.remote import RemoteStream
-from ..shared.writes import Begin, Begun, Ended, Gap, Missing, Page, Reply, Restore, Written
-from .keys import log_key, readers_key
-from .link import Call
-from .scripts import APPEND, REPORT, RESTORE, WAIT
-
-if TYPE_CHECKING:
-    from .site import Site
-
-
-def block_size(max_stream_bytes: int) -> int:
-    """How many bytes a block has into which Redis packs small pieces: a log should hold a good many of them."""
-    return max(64, min(4096, max_stream_bytes // 64))
+from ..._stream.stream import Limits
+from ...exceptions import StoreUnavailable
+from ..shared.streams import WorkerStreams
+from .calls import Calls, Epoch
+from .keys import Keys
+from .link import Client
+from .reader import RedisReader
+from .transitions import Transitions
+from .worker import RedisWorker
+from .writer import RedisWriter
 
 
-class RedisWriter:
-    """For a stream that is produced here."""
+class RedisBackend:
+    """Puts the parts together."""
 
-    def __init__(self, site: "Site", key: StreamKey, epoch: str) -> None:
-        self.site = site
-        self._key = key
-        self.name = site.keys.stream(key)
-        self._epoch = epoch
-        self._stream: Callable[[], LocalStream | None] = lambda: None
+    def __init__(
+        self, client: Client, keys: Keys, limits: Limits, *, lease: float, timeout: float, degrade: bool, owns: bool
+    ) -> None:
+        """`owns`: whether to close the client at the end."""
+        self.loop = asyncio.get_running_loop()
+        self.worker = RedisWorker(client, keys, self, lease=lease, timeout=timeout)
+        self.tasks = self.worker.tasks
+        self.streams = WorkerStreams(limits)
+        calls = Calls(keys, self.worker.name, limits, lease)
+        self.transitions = Transitions(self.worker, calls, self.streams, limits)
+        self.writer = RedisWriter(self.worker, calls, self.transitions, self.streams, degrade=degrade)
+        self.reader = RedisReader(self.worker, calls, self.transitions, self.streams, lease)
+        self._client = client if owns else None
+        # What the store asks for is done by the parts.
+        self.start, self.subscribe = self.worker.start, self.worker.subscribe
+        self.reserve, self.begin = self.transitions.reserve, self.transitions.begin
+        self.release, self.stop = self.transitions.release, self.transitions.stop
+        self.state, self.states = self.transitions.state, self.transitions.states
+        self.begin_later = self.writer.begin_later
 
-    def belongs_to(self, stream: LocalStream) -> LocalStream:
-        """Work for this stream; the reference is weak, so that its bytes go with the last reader."""
-        self._stream = ref(stream)
-        return stream
+    def on_message(self, message: str, epoch: str, about: str) -> None:
+        """Do what a worker has told this one."""
+        if message == "room" and epoch in self.streams.local:
+            self.streams.local[epoch].note_room()
+        elif message == "check" and not self.streams.has(epoch):
+            self.transitions.abandon(Epoch(StreamKey(*json.loads(about)), epoch))
+        elif message == "stop":
+            self.streams.stop(epoch, about)
 
-    @property
-    def degrade(self) -> bool:
-        """Whether a stream goes on without Redis while that is gone."""
-        return self.site.degrade
-
-    def mark(self, *, may_wait: bool = False) -> None:
-        """Write soon."""
-        self.site.appender.mark(self, may_wait=may_wait)
-
-    async def slowest_reader(self) -> int | None:
-        """Where the slowest reader on another worker is."""
-        call = Call(WAIT, [self.name, readers_key(self.name, self._epoch)], [self._epoch])
-        (slowest,) = await self.site.link.run(call)
-        return None if slowest is None else int(slowest)
-
-    async def page(self, offset: int) -> Page:
-        """Bytes of the log from `offset` on."""
-        return await self.site.page(self.name, self._epoch, offset)
-
-    def forget(self) -> None:
-        """Ask for no more writes."""
-        if (stream := self._stream()) is not None:
-            self.site.forget(stream)
-
-    def abandon(self) -> None:
-        """See to it that the stream does not stay live in Redis."""
-        self.site.abandon(self.name, self._epoch)
-        self.site.spawn(self.site.free(self._key, self._epoch), "resumable free")
-
-    def on_ended_elsewhere(self) -> None:
-        """Take over how another worker has ended the stream."""
-        if (stream := self._stream()) is not None:
-            self.site.end_elsewhere(stream)
-
-    # What the appender asks and tells.
-
-    def next_call(self) -> Call | None:
-        """What to run now."""
-        site, stream = self.site, self._stream()
-        if stream is None or (write := stream.next_write()) is None:
-            return None
-        if isinstance(write, Begin):
-            assert isinstance(write.how, Call)
-            return write.how
-        if isinstance(write, Restore):
-            args = [self._epoch, site.worker, *site.describe(stream), site.ttl, write.earliest]
-            return Call(RESTORE, [self.name, log_key(self.name, self._epoch)], args)
-        return Call(
-            APPEND,
-            [self.name],
-            [
-                self._epoch,
-                write.first,
-                write.last,
-                write.data,
-                write.earliest,
-                int(write.is_mid_event),
-                site.ttl,
-                int(write.renew),
-                int(write.may_fill),
-                " ".join(map(str, write.ending or ())),
-                site.retention,
-                block_size(site.limits.max_stream_bytes),
-            ],
-        )
-
-    def take_reply(self, reply: Any) -> None:
-        """What came of it."""
-        if reply[0] == b"begun":
-            told = self.site.tell_ended(self._key, reply[1:], "replaced")
-            self.site.spawn(told, "resumable replaced")
-        if (stream := self._stream()) is not None:
-            stream.take_reply(_meaning(reply))
+    def on_return(self) -> None:
+        """Ask whether Redis still has everything."""
+        self.writer.check_all()
+        self.reader.note_return()
 
     def on_outage(self, failure: StoreUnavailable) -> None:
-        """Redis is gone; there will be another attempt."""
-        if (stream := self._stream()) is not None:
-            stream.on_outage(failure)
+        """Send the readers away."""
+        self.streams.fail_followed(failure)
 
+    def on_lapse(self) -> None:
+        """End what others have given up."""
+        for epoch in list(self.streams.queued):
+            self.streams.stop(epoch, "interrupted")
+        self.writer.give_up(list(self.streams.local.values()))
 
-def _meaning(reply: Any) -> Reply:
-    match reply[0]:
-        case b"ok":
-            return Written(int(reply[1]) if len(reply) > 1 and reply[1] is not None else None)
-        case b"gap":
-            return Gap(int(reply[1]))
-        case b"missing" | b"unknown":
-            return Missing()
-        case b"begun":
-            return Begun()
-    return Ended()
+    async def look(self) -> None:
+        """What is done every second."""
+        await self.reader.look()
+        await self.writer.touch()
 
-
-class RedisReader:
-    """For a stream that is read here, and produced elsewhere or over."""
-
-    def __init__(self, site: "Site", key: StreamKey, epoch: str) -> None:
-        self._site = site
-        self.name = site.keys.stream(key)
-        self._epoch = epoch
-        self._stream: Callable[[], RemoteStream | None] = lambda: None
-
-    def belongs_to(self, stream: RemoteStream) -> RemoteStream:
-        """Work for this stream; the reference is weak, so that its bytes go with the last reader."""
-        self._stream = ref(stream)
-        return stream
-
-    def follow(self) -> None:
-        """Read what is added to the stream."""
-        if (stream := self._stream()) is not None:
-            self._site.follow(stream)
-
-    def unfollow(self) -> None:
-        """Stop that."""
-        if (stream := self._stream()) is not None:
-            self._site.unfollow(stream)
-
-    def report(self) -> None:
-        """Tell the producer's worker how far the readers are."""
-        # By way of the appender, so that a report never overtakes another.
-        self._site.appender.mark(self)
-
-    async def page(self, offset: int) -> Page:
-        """Bytes of the log from `offset` on."""
-        return await self._site.page(self.name, self._epoch, offset)
-
-    # What the appender asks and tells.
-
-    def next_call(self) -> Call:
-        """What to run now."""
-        stream = self._stream()
-        slowest = None if stream is None else stream.slowest
-        keys = [self.name, readers_key(self.name, self._epoch)]
-        return Call(REPORT, keys, [self._site.worker, "" if slowest is None else slowest, self._site.patience])
-
-    def take_reply(self, reply: Any) -> None:
-        """Pass it on to the producer, if that waits for it."""
-        if reply == [b"gone"]:
-            # Replaced, and freed, in the moment between finding it and saying so.
-            if (stream := self._stream()) is not None:
-                stream.fail(StreamReplaced())
-        elif reply:
-            self._site.send_message(reply[0].decode(), "room", reply[1].decode())
-
-    def on_outage(self, _failure: StoreUnavailable) -> None:
-        """Its worker is told as soon as it can be."""
+    async def aclose(self) -> None:
+        """Give back the lease and the connections."""
+        await self.worker.aclose()
+        for stream in list(self.streams.local.values()):
+            # For producers that ignore their cancellation, and write on.
+            stream.on_outage(StoreUnavailable("The store is closed."))
+        await self.tasks.aclose()
+        if self._client is not None:
+            await self._client.aclose()

@@ -36,11 +36,6 @@ class Lease:
         self._renewed = 0.0
         self._now = asyncio.Event()
 
-    @property
-    def has_lapsed(self) -> bool:
-        """Whether this process was frozen for so long that others have given it up."""
-        return monotonic() - self._awake > self._seconds
-
     async def take(self) -> None:
         """Take the lease for the first time."""
         await self._beat()
@@ -72,7 +67,7 @@ class Lease:
         """Notice when this process stood still, whatever Redis does meanwhile."""
         while True:
             await asyncio.sleep(self._seconds / 4)
-            if self.has_lapsed:
+            if monotonic() - self._awake > self._seconds:
                 logger.error(
                     "this process stood still for more than its lease of %g s: its streams were given up", self._seconds
                 )
@@ -96,7 +91,7 @@ class Lease:
     async def dead(self, workers: Iterable[str]) -> set[str]:
         """Those of `workers` that have let their lease expire."""
         others = [worker for worker in set(workers) if worker != self.worker]
-        if not others or monotonic() - self._link.up_since < GRACE:
+        if not others or monotonic() - self._link.outage.up_since < GRACE:
             return set()
         alive = await self._link.run(*(Call("EXISTS", [self._keys.worker(worker)]) for worker in others))
         return {worker for worker, exists in zip(others, alive, strict=True) if not exists}

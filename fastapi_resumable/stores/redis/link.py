@@ -6,7 +6,6 @@ Every call may be repeated, so a lost reply is no problem, and no caller waits m
 import asyncio
 import logging
 import math
-import random
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
@@ -28,7 +27,8 @@ from redis.exceptions import (
 )
 
 from ...exceptions import StoreUnavailable
-from .scripts import Script
+from ..shared.outage import Outage
+from .scripts import APPEND, Script
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -46,6 +46,10 @@ SILENCE = 10.0
 UNAVAILABLE = "The store of streams cannot be used. Try again in a moment."
 """What clients get; what is wrong goes to the log."""
 
+TOGETHER = 64
+"""How many streams are written by one call."""
+
+_EXPECTED = (RedisError, OSError, TimeoutError)
 _OUT_OF_MEMORY = "command not allowed when used memory"
 _PASSING = ("OOM", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "MISCONF")
 
@@ -59,23 +63,18 @@ class Call(NamedTuple):
 
 
 class Link:
-    """The one way to Redis of a worker, its follower's blocking reads aside."""
+    """The one way to Redis of a worker, its listener's blocking reads aside."""
 
-    def __init__(self, client: Client, timeout: float) -> None:
+    def __init__(self, client: Client, timeout: float, on_up: Callable[[], object]) -> None:
+        """`on_up` is called when Redis answers again."""
         self.client = client
-        self.timeout = timeout
         self.is_cluster = isinstance(client, RedisCluster)
-        self.attempt = max(0.5, timeout / 4)
-        """Seconds after which one attempt is taken for lost."""
-        self.on_up: Callable[[], object] = lambda: None
-        """Called when Redis answers again."""
-        self.up_since = monotonic()
         self.is_closed = False
+        self.outage = Outage(timeout, "Redis cannot be used: %s", "Redis is back after %.1f s", on_up)
         pool = client if isinstance(client, RedisCluster) else client.connection_pool
         self.block = min(BLOCK, (pool.connection_kwargs.get("socket_timeout") or math.inf) / 2)
         """Seconds after which a blocking read without news returns; the client has to wait for longer than that."""
         self._scripts: dict[Script, AsyncScript] = {}
-        self._down_since: float | None = None
         self._complaint = ""
         self._silent_until = 0.0
         self._slots = asyncio.Semaphore(PARALLEL)
@@ -89,7 +88,7 @@ class Link:
         if not calls:
             return []
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout(self.outage.timeout):
                 await self._slots.acquire()
         except TimeoutError:
             raise StoreUnavailable("The store of streams is busy. Try again in a moment.") from None
@@ -112,14 +111,14 @@ class Link:
         Raises:
             StoreUnavailable: Redis has not taken them for `timeout` seconds.
         """
-        begun, delay = monotonic(), 0.02
+        begun, attempts = monotonic(), 0
         while not self.is_closed:
             try:
-                async with asyncio.timeout(self.attempt):
+                async with asyncio.timeout(self.outage.attempt):
                     replies = await self._execute(calls)
                 failure = next((reply for reply in replies if isinstance(reply, Exception) and is_passing(reply)), None)
                 if failure is None:
-                    self.note_up()
+                    self.outage.note_up()
                     return [self._refusal(reply) if isinstance(reply, Exception) else reply for reply in replies]
             except Exception as exc:  # noqa: BLE001  # it is handled, whatever it is
                 if not is_passing(exc):
@@ -127,14 +126,33 @@ class Link:
                 # Anything else counts as an outage: Redis clients and event loops raise more than they document.
                 failure = exc
             # An answer, even one that says no, is no outage of the connection.
-            gone_since = begun if isinstance(failure, ResponseError) else await self.note_failure(failure)
-            if monotonic() + delay > max(min(gone_since, begun) + self.timeout, begun + self.attempt):
-                if isinstance(failure, ResponseError):
+            is_answer = isinstance(failure, ResponseError)
+            since = begun if is_answer else await self.note_lost(failure)
+            if not await self.outage.pause(begun, since, attempts):
+                if is_answer:
                     self.complain(failure)
                 raise StoreUnavailable(UNAVAILABLE) from failure
-            await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # no secret
-            delay = min(delay * 2, 0.5)
+            attempts += 1
         raise StoreUnavailable("The store is closed.")
+
+    async def run_batch(self, calls: Sequence[Call]) -> list[Any]:
+        """Run `calls` as `try_each` does; those that append go together, as many streams in one call as may be."""
+        # In a Cluster, a script is for streams of one slot. Redis does nothing else while a script runs.
+        together = 1 if self.is_cluster else TOGETHER
+        appends = [call for call in calls if call.command is APPEND]
+        others = [call for call in calls if call.command is not APPEND]
+        groups = [appends[start : start + together] for start in range(0, len(appends), together)]
+        replies = await self.try_each(*(_join(group) for group in groups), *others)
+        appended: list[Any] = []
+        for group, reply in zip(groups, replies, strict=False):
+            if isinstance(reply, StoreUnavailable):
+                # One of these streams may be to blame: each alone shows which, and the others go on.
+                alone = await self.try_each(*group) if len(group) > 1 else [reply]
+                appended += (each if isinstance(each, StoreUnavailable) else each[0] for each in alone)
+            else:
+                appended += reply
+        written, done = iter(appended), iter(replies[len(groups) :])
+        return [next(written if call.command is APPEND else done) for call in calls]
 
     def _refusal(self, failure: Exception) -> StoreUnavailable:
         self.complain(failure)
@@ -149,10 +167,10 @@ class Link:
             self._complaint, self._silent_until = reason, monotonic() + SILENCE
             logger.warning("Redis cannot be used: %s", reason)
 
-    async def note_failure(self, failure: Exception) -> float:
+    async def note_lost(self, failure: Exception) -> float:
         """Note that an attempt has failed on its way to Redis or back; return since when they do."""
-        since = self.note_down(failure)
-        if not isinstance(failure, RedisError | OSError | TimeoutError) and not isinstance(self.client, RedisCluster):
+        since = self.note_failure(failure)
+        if not isinstance(failure, _EXPECTED) and not isinstance(self.client, RedisCluster):
             # The client did not expect this, and may keep the broken connection for the next attempt.
             try:
                 await self.client.connection_pool.disconnect(inuse_connections=False)
@@ -160,26 +178,9 @@ class Link:
                 logger.exception("idle connections to Redis could not be closed")
         return since
 
-    def note_down(self, failure: Exception) -> float:
-        """Note that Redis does not answer; return since when."""
-        if self._down_since is None:
-            self._down_since = monotonic()
-            expected = isinstance(failure, RedisError | OSError | TimeoutError)
-            logger.warning("Redis cannot be used: %s", explain(failure), exc_info=None if expected else failure)
-        return self._down_since
-
-    def note_up(self) -> None:
-        """Note that Redis answers."""
-        if self._down_since is not None:
-            self.up_since = monotonic()
-            logger.warning("Redis is back after %.1f s", self.up_since - self._down_since)
-            self._down_since = None
-            self.on_up()
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether Redis has been away for longer than the timeout."""
-        return self._down_since is not None and monotonic() - self._down_since > self.timeout
+    def note_failure(self, failure: Exception) -> float:
+        """Note that Redis cannot be used; return since when."""
+        return self.outage.note_down(explain(failure), None if isinstance(failure, _EXPECTED) else failure)
 
     async def _execute(self, calls: Sequence[Call]) -> list[Any]:
         if self.is_cluster:
@@ -219,6 +220,15 @@ class Link:
         if registered is None:
             registered = self._scripts[call.command] = self.client.register_script(call.command.text)
         return await registered(call.keys, call.args)
+
+
+def _join(calls: Sequence[Call]) -> Call:
+    return Call(APPEND, [key for call in calls for key in call.keys], [word for call in calls for word in call.args])
+
+
+def count_bytes(call: Call) -> int:
+    """How many bytes a call writes."""
+    return sum(len(word) for word in call.args if isinstance(word, bytes))
 
 
 def _words(call: Call) -> list[Any]:

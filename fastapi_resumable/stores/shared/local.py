@@ -27,7 +27,7 @@ class LocalStream:
 
     def __init__(
         self,
-        backend: WriterBackend,
+        backend: "WriterBackend[LocalStream]",
         key: StreamKey,
         epoch: str,
         head: Head,
@@ -61,7 +61,7 @@ class LocalStream:
         self._room = Room(self._recording, self._fanout, backend, self._outbox.ahead)
         # What others ask of the stream is done by its parts.
         self.attach, self.detach, self.advance = self._fanout.attach, self._fanout.detach, self._fanout.advance
-        self.has_room, self.wait_for_room, self.note_room = self._room.has, self._room.wait, self._fanout.make_room
+        self.note_room = self._fanout.make_room
         self.next_write = self._outbox.next_write
         self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -72,9 +72,17 @@ class LocalStream:
         """Whether no more may be written."""
         return self._recording.closed
 
+    def has_room(self, size: int) -> bool:
+        """Whether `size` more bytes can be recorded now."""
+        return self._room.has(self, size)
+
+    async def wait_for_room(self, size: int) -> None:
+        """Wait until readers, here and elsewhere, and the backend have got far enough for `size` more bytes."""
+        await self._room.wait(self, size)
+
     def offer(self, chunk: bytes, _now: float) -> bool:
         """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room."""
-        if self.closed or len(chunk) > PIECE or not self._room.has(len(chunk)):
+        if self.closed or len(chunk) > PIECE or not self._room.has(self, len(chunk)):
             return False
         if data := self._recording.frame(chunk):
             self._keep(data)
@@ -89,7 +97,7 @@ class LocalStream:
             self._fanout.show(self.log.tail)
         is_first, may_wait = self._outbox.note_append()
         if is_first:
-            self.backend.mark(may_wait=may_wait)
+            self.backend.mark(self, may_wait=may_wait)
 
     def ping(self) -> None:
         """Record a keep-alive, except in other media than events, in mid-event, or while readers leave no room."""
@@ -104,7 +112,7 @@ class LocalStream:
         self._outbox.ending = Ending(status, code, now)
         self._close(status, code, message)
         self._fanout.make_room()
-        self.backend.mark()
+        self.backend.mark(self)
         if self.is_detached:
             self._finalize(status, now)
 
@@ -131,12 +139,12 @@ class LocalStream:
         if self._outbox.sync is Sync.LEFT:
             return
         if not self._outbox.take(reply):
-            self.backend.on_ended_elsewhere()
+            self.backend.end_elsewhere(self)
         elif isinstance(reply, Written):
             # What has come meanwhile is marked already.
             self._take_written(reply.slowest)
         else:
-            self.backend.mark()
+            self.backend.mark(self)
 
     def _take_written(self, slowest: int | None) -> None:
         outbox, ending = self._outbox, self._outbox.ending
@@ -149,7 +157,7 @@ class LocalStream:
         if outbox.sent.ending is not None and ending is not None:
             self._finalize(ending.status, ending.completed_at)
             self._stop_producer = None
-            self.backend.forget()
+            self.backend.forget(self)
 
     def note_recorded(self, offset: int) -> None:
         """Show what others may have shown already, although the reply to it is not here yet."""
@@ -158,7 +166,7 @@ class LocalStream:
     def check(self) -> None:
         """See to it that the backend is asked whether it still has the stream."""
         self._outbox.renew = True
-        self.backend.mark()
+        self.backend.mark(self)
 
     def leave_store(self) -> None:
         """Write no more. The bytes stay, and stay counted, for the readers here."""
@@ -191,12 +199,12 @@ class LocalStream:
         if (ending := self._outbox.ending) is not None:
             self._finalize(ending.status, ending.completed_at)
             if self._now() > self.completed_at + self._recording.limits.retention:
-                self.backend.forget()
+                self.backend.forget(self)
 
     def _give_up(self, failure: StoreUnavailable) -> None:
         self._warn("stream %r is ended: %s", failure.message)
-        self.backend.forget()
-        self.backend.abandon()
+        self.backend.forget(self)
+        self.backend.abandon(self)
         # If it had ended, no reader has seen that.
         self._recording.reopen(self.visible)
         self._end_here(ResumableStatus.FAILED, failure.code, failure.message)
@@ -210,11 +218,11 @@ class LocalStream:
         self.is_detached = True
         self._fanout.show(self.log.tail)
 
-    def begin_later(self, failure: StoreUnavailable, how: object) -> None:
-        """Begin without the backend, and there, by `Begin(how)`, as soon as it can be reached."""
+    def begin_later(self, failure: StoreUnavailable) -> None:
+        """Begin without the backend, and there as soon as it can be reached."""
         self._detach_from_store(failure)
-        self._outbox.begin_later(how)
-        self.backend.mark()
+        self._outbox.sync = Sync.BEGIN
+        self.backend.mark(self)
 
     def stop_here(self) -> None:
         """Stop the stream while the backend is away, and tell it later."""
@@ -236,7 +244,7 @@ class LocalStream:
             self.log.truncate(self.visible)
             try:
                 while not self.is_final:
-                    page = await self.backend.page(self.log.tail)
+                    page = await self.backend.page(self, self.log.tail)
                     if page.data:
                         self._recording.keep(page.data, self._fanout)
                     if page.ending is not None:

@@ -35,7 +35,6 @@ class Outbox:
     """How far a backend is behind a recording."""
 
     __slots__ = (
-        "_begin",
         "_called_at",
         "_is_fast",
         "_recording",
@@ -52,7 +51,6 @@ class Outbox:
         self._recording = recording
         self.ahead = max(1, min(AHEAD, recording.limits.max_stream_bytes // 4))
         """The most bytes that may be written before the backend has acknowledged them."""
-        self._begin: object = None
         self.sync = Sync.WRITE
         self.recorded = 0
         """How much the backend has acknowledged."""
@@ -65,10 +63,6 @@ class Outbox:
         self._called_at = 0.0
         self._writes = 0
         self._is_fast = False
-
-    def begin_later(self, how: object) -> None:
-        """Begin the stream before anything else is written."""
-        self.sync, self._begin = Sync.BEGIN, how
 
     def note_append(self) -> tuple[bool, bool]:
         """Count something that was appended; return whether to call the backend for it, and whether that may wait."""
@@ -85,7 +79,7 @@ class Outbox:
         self._called_at, self._writes = now, 0
         recording = self._recording
         if self.sync is Sync.BEGIN:
-            return Begin(self._begin)
+            return Begin()
         if self.sync is Sync.RESTORE or self.recorded < recording.log.floor:
             self.sync = Sync.RESTORE
             return Restore(recording.earliest)
@@ -115,9 +109,9 @@ class Outbox:
             case Gap(offset):
                 self.sync, self.renew, self.recorded = Sync.WRITE, True, offset
             case Begun():
-                self.sync, self._begin = Sync.WRITE, None
+                self.sync = Sync.WRITE
             case Missing():
-                self.sync, self._begin = Sync.RESTORE, None
+                self.sync = Sync.RESTORE
             case Ended():
                 return False
         # A backend that has more than was written here has it from somebody else.

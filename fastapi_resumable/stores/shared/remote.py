@@ -4,10 +4,9 @@ import math
 from collections.abc import Iterable
 from time import monotonic
 
-from ..._core.ids import StreamKey
 from ..._core.log import BLOCK_SIZE, ByteLog
 from ..._stream.fanout import Cursor, Fanout
-from ..._stream.stream import Budget, Head, Limits, stream_item
+from ..._stream.stream import Budget, Limits, stream_item
 from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
 from .writes import ReaderBackend, RemoteState
@@ -19,26 +18,18 @@ WINDOW = 256 * 1024
 class RemoteStream:
     """A stream that another worker produces, or that has ended."""
 
-    __slots__ = (
-        "__weakref__",
-        "_backend",
-        "_budget",
-        "_fanout",
-        "_reported",
-        "_state",
-        "_step",
-        "completed_at",
-        "failure",
-        "is_final",
-        "log",
-        "missing_since",
-        "status",
-    )
-
-    def __init__(self, backend: ReaderBackend, state: RemoteState, *, limits: Limits, budget: Budget) -> None:
+    def __init__(
+        self, backend: "ReaderBackend[RemoteStream]", state: RemoteState, *, limits: Limits, budget: Budget
+    ) -> None:
+        self.key = state.key
+        self.epoch = state.epoch
+        self.worker = state.worker
+        """Where the producer runs."""
+        self.head = state.head
+        self.idempotency_key = state.idempotency_key
+        self.started_at = state.started_at
         self._backend = backend
         self._budget = budget
-        self._state = state
         self.failure: ResumableError | None = None
         self.is_final = False
         self.missing_since: float | None = None
@@ -52,7 +43,9 @@ class RemoteStream:
 
     def update(self, state: RemoteState) -> None:
         """Take what the backend says of the stream now."""
-        self._state = state
+        self._tail = state.tail
+        self.earliest = state.earliest
+        """The first offset that can be resumed from, when the backend was last asked."""
         self.status = state.status
         self.completed_at = state.completed_at
         if not self._fanout.cursors and state.tail > self.log.tail:
@@ -66,44 +59,9 @@ class RemoteStream:
         self.log.restart(offset)
 
     @property
-    def key(self) -> StreamKey:
-        """Owner and id."""
-        return self._state.key
-
-    @property
-    def epoch(self) -> str:
-        """Which incarnation of the id this is."""
-        return self._state.epoch
-
-    @property
-    def worker(self) -> str:
-        """Where the producer runs."""
-        return self._state.worker
-
-    @property
-    def head(self) -> Head:
-        """Status and headers."""
-        return self._state.head
-
-    @property
-    def idempotency_key(self) -> str | None:
-        """The key of the request that began it."""
-        return self._state.idempotency_key
-
-    @property
-    def started_at(self) -> float:
-        """Unix seconds."""
-        return self._state.started_at
-
-    @property
     def tail(self) -> int:
         """How far the stream can be read."""
-        return max(self._state.tail, self.log.tail)
-
-    @property
-    def earliest(self) -> int:
-        """The first offset that can be resumed from, when the backend was last asked."""
-        return self._state.earliest
+        return max(self._tail, self.log.tail)
 
     @property
     def item(self) -> ResumableStreamItem:
@@ -116,7 +74,7 @@ class RemoteStream:
         """Follow the stream, if there was no reader here before."""
         self._fanout.attach(cursor)
         if len(self._fanout.cursors) == 1 and not self.is_final:
-            self._backend.follow()
+            self._backend.follow(self)
         self.report()
 
     def detach(self, cursor: Cursor) -> None:
@@ -125,7 +83,7 @@ class RemoteStream:
             return
         self._fanout.detach(cursor)
         if not self._fanout.cursors:
-            self._backend.unfollow()
+            self._backend.unfollow(self)
             self._restart(self.tail)
         self.report()
 
@@ -133,7 +91,7 @@ class RemoteStream:
         """Send the readers away; those that come now begin anew."""
         self.failure = failure
         self._fanout.notify()
-        self._backend.unfollow()
+        self._backend.unfollow(self)
 
     def take(self, start: int, data: bytes) -> None:
         """Add bytes that the backend has from `start` on. What is here already is passed over."""
@@ -149,7 +107,7 @@ class RemoteStream:
 
     def finish(self, tail: int, status: ResumableStatus, now: float) -> None:
         """Note that the stream has ended at `tail`."""
-        self._backend.unfollow()
+        self._backend.unfollow(self)
         if tail < self.log.tail:
             # The backend has lost, and never got back, what was seen here.
             self.fail(StoreUnavailable("The store has lost a part of the stream, and its producer is gone."))
@@ -181,7 +139,7 @@ class RemoteStream:
             OffsetLost: It does not, either.
             StoreUnavailable: It cannot be asked.
         """
-        data = (await self._backend.page(cursor.offset)).data
+        data = (await self._backend.page(self, cursor.offset)).data
         if not data:
             raise OffsetLost(self.earliest)
         return data
@@ -190,7 +148,7 @@ class RemoteStream:
         """Everything from `offset` to the tail, fetched."""
         tail, blocks = self.tail, []
         while offset < tail:
-            data = (await self._backend.page(offset)).data
+            data = (await self._backend.page(self, offset)).data
             if not data:
                 raise OffsetLost(self.earliest)
             blocks.append(data)
@@ -217,7 +175,7 @@ class RemoteStream:
         """Say how far the readers here are: for the producer, and so that what they read is kept for them."""
         slowest = self._fanout.find_slowest()
         self._reported = -1 if slowest == math.inf else slowest
-        self._backend.report()
+        self._backend.report(self)
 
     def report_again(self) -> None:
         """Say it once more, as it is forgotten after a while; if there are readers."""

@@ -4,12 +4,17 @@ Every write may be sent again if the reply to it was lost: it says where it begi
 as it is.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from ..._core.ids import StreamKey
+from ..._core.lifecycle import Queued
 from ..._stream.stream import Head
-from ...models import ResumableStatus
+from ...models import ResumableStatus, ResumableStreamItem
+from ..base import queued_item
+
+S_contra = TypeVar("S_contra", contravariant=True)
 
 END_MESSAGES = {
     "replaced": "A newer request replaced this stream.",
@@ -28,12 +33,8 @@ class Ending(NamedTuple):
     """Unix seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+class Begin(NamedTuple):
     """Begin the stream: that could not be done when it began here."""
-
-    how: object
-    """What `begin_later` was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Page(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RemoteState:
-    """What the backend says of a stream now."""
+    """What the backend says of an epoch now."""
 
     key: StreamKey
     epoch: str
@@ -123,25 +124,64 @@ class RemoteState:
         """Whether the stream has ended."""
         return self.status is not ResumableStatus.IN_PROGRESS
 
+    @property
+    def item(self) -> ResumableStreamItem:
+        """The stream as a lookup shows it."""
+        return ResumableStreamItem.of(
+            conversation_id=self.key.id,
+            status=self.status,
+            is_done=self.is_final,
+            epoch=self.epoch,
+            total_bytes=self.tail,
+            dropped_bytes=self.earliest,
+            content_type=self.head.content_type,
+            started_at=int(self.started_at),
+            completed_at=int(self.completed_at),
+        )
 
-class WriterBackend(Protocol):
-    """What a local stream needs of its store. There is one for each stream."""
+
+class KeyState(NamedTuple):
+    """What the backend says of a key now."""
+
+    key: StreamKey
+    current: RemoteState | None
+    queued: tuple[Queued, ...]
+    gone: Mapping[str, str]
+    """Why it went, `cancelled` or `replaced`, for each epoch that was stopped or replaced a short while ago."""
+
+    @property
+    def item(self) -> ResumableStreamItem | None:
+        """What a lookup shows: the current epoch, or else the newest request that is queued."""
+        if self.current is not None:
+            return self.current.item
+        newest = self.queued[-1] if self.queued else None
+        return newest and queued_item(self.key, newest.epoch, newest.requested_at)
+
+    @property
+    def workers(self) -> set[str]:
+        """The workers that have to be alive for this to be true."""
+        waiting = {request.worker for request in self.queued}
+        return waiting if self.current is None or self.current.is_final else waiting | {self.current.worker}
+
+
+class WriterBackend(Protocol[S_contra]):
+    """What local streams need of the store."""
 
     @property
     def degrade(self) -> bool:
         """Whether a stream goes on without the backend while that is gone."""
 
-    def mark(self, *, may_wait: bool = False) -> None:
+    def mark(self, stream: S_contra, *, may_wait: bool = False) -> None:
         """Call the stream's `next_write` soon; if it `may_wait`, a moment later, with what else comes till then."""
 
-    async def slowest_reader(self) -> int | None:
+    async def slowest_reader(self, stream: S_contra) -> int | None:
         """Where the slowest reader on another worker is.
 
         Raises:
             StoreUnavailable: The backend cannot be used.
         """
 
-    async def page(self, offset: int) -> Page:
+    async def page(self, stream: S_contra, offset: int) -> Page:
         """Bytes of the log from `offset` on; none at its end.
 
         Raises:
@@ -149,29 +189,32 @@ class WriterBackend(Protocol):
             StoreUnavailable: The backend cannot be used.
         """
 
-    def forget(self) -> None:
+    def forget(self, stream: S_contra) -> None:
         """Ask for no more writes: the backend has the whole stream, or is to have no more. Calls `leave_store`."""
 
-    def abandon(self) -> None:
+    def abandon(self, stream: S_contra) -> None:
         """See to it that the stream does not stay live there, as soon as the backend can be reached."""
 
-    def on_ended_elsewhere(self) -> None:
+    def end_elsewhere(self, stream: S_contra, code: str = "cancelled") -> None:
         """Another worker has ended the stream: `forget` it, have it `adopt_end`, and then `stop_producer`."""
 
+    async def announce_end(self, stream: S_contra) -> None:
+        """The stream has ended, for everybody to see: tell those who watch, where the backend does not."""
 
-class ReaderBackend(Protocol):
-    """What a remote stream needs of its store. There is one for each stream."""
 
-    def follow(self) -> None:
+class ReaderBackend(Protocol[S_contra]):
+    """What remote streams need of the store."""
+
+    def follow(self, stream: S_contra) -> None:
         """Give what is added to the log, from the stream's `log.tail` on, to `take`; and its end to `finish`."""
 
-    def unfollow(self) -> None:
+    def unfollow(self, stream: S_contra) -> None:
         """Stop that."""
 
-    def report(self) -> None:
+    def report(self, stream: S_contra) -> None:
         """Tell the producer's worker soon how far the slowest reader here is: the stream's `slowest`."""
 
-    async def page(self, offset: int) -> Page:
+    async def page(self, stream: S_contra, offset: int) -> Page:
         """Bytes of the log from `offset` on; none at its end.
 
         Raises:

@@ -20,6 +20,8 @@ class SqliteWriter:
 
     stream: LocalStream
     """Set as soon as there is one."""
+    begin_job: TransactionJob
+    """What begins the stream, where that could not be done at once."""
 
     def __init__(self, worker: "SqliteWorker", key: StreamKey, epoch: str) -> None:
         self._worker = worker
@@ -31,11 +33,11 @@ class SqliteWriter:
         """Whether a stream goes on without the file while that cannot be used."""
         return self._worker.degrade
 
-    def mark(self, *, may_wait: bool = False) -> None:
+    def mark(self, _stream: LocalStream, *, may_wait: bool = False) -> None:
         """Write soon."""
         self._worker.appender.mark(self, may_wait=may_wait)
 
-    async def slowest_reader(self) -> int | None:
+    async def slowest_reader(self, _stream: LocalStream) -> int | None:
         """Where the slowest reader on another worker is."""
         # Asked before the next look begins, so that a report in between is not missed.
         self._worker.waiting_for_room.add(self.stream)
@@ -45,22 +47,25 @@ class SqliteWriter:
         )
         return slowest
 
-    async def page(self, offset: int) -> Page:
+    async def page(self, _stream: LocalStream, offset: int) -> Page:
         """Bytes of the log from `offset` on."""
         page: Page = await self._worker.reader.run(lambda connection: read_page(connection, self._epoch, offset))
         return page
 
-    def forget(self) -> None:
+    def forget(self, _stream: LocalStream) -> None:
         """Ask for no more writes."""
         self._worker.forget(self.stream)
 
-    def abandon(self) -> None:
+    def abandon(self, _stream: LocalStream) -> None:
         """See to it that the stream does not stay live in the file."""
         self._worker.abandon(self._key, self._epoch)
 
-    def on_ended_elsewhere(self) -> None:
+    def end_elsewhere(self, _stream: LocalStream, code: str = "cancelled") -> None:
         """Take over how another worker has ended the stream."""
-        self._worker.end_elsewhere(self.stream)
+        self._worker.end_elsewhere(self.stream, code)
+
+    async def announce_end(self, _stream: LocalStream) -> None:
+        """The transaction that has ended it has written that."""
 
     # What the appender asks and tells.
 
@@ -70,8 +75,7 @@ class SqliteWriter:
         if write is None:
             return None
         if isinstance(write, Begin):
-            assert callable(write.how)
-            return write.how
+            return self.begin_job
         if isinstance(write, Restore):
             stream, how = self.stream, write
             lost = Current(stream.epoch, self._worker.name, stream.idempotency_key, stream.started_at)
@@ -101,24 +105,24 @@ class SqliteReader:
         self._worker = worker
         self._epoch = epoch
 
-    def follow(self) -> None:
+    def follow(self, _stream: RemoteStream) -> None:
         """Read what is added to the stream."""
         self._worker.followed[self._epoch] = self.stream
         self._worker.reader.follow(self._epoch, self.stream.log.tail)
         self._worker.note_interest()
 
-    def unfollow(self) -> None:
+    def unfollow(self, _stream: RemoteStream) -> None:
         """Stop that."""
         if self._worker.followed.get(self._epoch) is self.stream:
             del self._worker.followed[self._epoch]
             self._worker.reader.unfollow(self._epoch)
             self._worker.note_interest()
 
-    def report(self) -> None:
+    def report(self, _stream: RemoteStream) -> None:
         """Tell the producer's worker how far the readers are."""
         self._worker.appender.mark(self)
 
-    async def page(self, offset: int) -> Page:
+    async def page(self, _stream: RemoteStream, offset: int) -> Page:
         """Bytes of the log from `offset` on."""
         page: Page = await self._worker.reader.run(lambda connection: read_page(connection, self._epoch, offset))
         return page

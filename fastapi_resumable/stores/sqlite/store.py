@@ -161,10 +161,10 @@ class SqliteStore:
             if not self._degrade:
                 raise
             event = worker.terminal_event(ResumableStatus.CANCELLED, "replaced")
-            stream.begin_later(
-                exc,
-                lambda transactions: transactions.begin(key, request, head, {"replaced": event}, queue=True),
+            backend.begin_job = lambda transactions: transactions.begin(
+                key, request, head, {"replaced": event}, queue=True
             )
+            stream.begin_later(exc)
         except BaseException:
             # The caller is cancelled, and will never have the stream, which may have begun.
             worker.abandon(key, epoch)

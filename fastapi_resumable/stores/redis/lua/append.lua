@@ -43,7 +43,7 @@ end
 
 local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, ending, retention, block)
     local log = H .. ':' .. epoch
-    local f = redis.call('HMGET', H, 'epoch', 'status', 'tail', 'small', 'packed')
+    local f = redis.call('HMGET', H, 'epoch', 'status', 'tail', 'small', 'packed', 'held')
     local status, code, completed = ending:match('^(%S+) (%S*) (%S+)$')
     if f[1] ~= epoch then
         local is_lost = not f[1] and redis.call('EXISTS', log) == 0 and redis.call('HEXISTS', H, 'x:' .. epoch) == 0
@@ -52,7 +52,7 @@ local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, 
     if f[2] ~= 'in_progress' then
         return {f[2] == status and f[3] == last and 'ok' or 'ended'}
     end
-    if f[3] ~= first and f[3] ~= last then return {'gap', f[3]} end
+    if (f[3] ~= first and f[3] ~= last) or tonumber(f[6] or 0) > now() then return {'gap', f[3]} end
     if f[3] ~= last then
         local add = {'XADD', log}
         if anew ~= '1' then add[#add + 1] = 'NOMKSTREAM' end
@@ -82,7 +82,7 @@ local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, 
         expire(log, math.max(retention, REMAINS))
         redis.call('HSET', H, 'status', status, 'code', code, 'completed', completed,
             'expires', text(now() + retention))
-        redis.call('HDEL', H, 'wait')
+        redis.call('HDEL', H, 'wait', 'held')
         tidy(ttl)
         return {'ok'}
     end

@@ -8,7 +8,8 @@ if not mine then
     local code = h['x:' .. epoch]
     return code and {'stopped', code:match('%a+')} or {'unknown'}
 end
-if lacks_event(h, 10) then return {'event'} end
+local lacking = lacks_event(h, 10)
+if lacking then return lacking end
 mine = cjson.decode(mine)
 local reply = {'begun'}
 for _, item in ipairs(queued(h)) do

@@ -2,13 +2,15 @@
 
 local H = KEYS[1]
 local CURRENT = {'epoch', 'status', 'worker', 'tail', 'earliest', 'mid', 'head', 'sse', 'started', 'completed',
-    'expires', 'idem', 'code', 'wait', 'told', 'small', 'packed'}
+    'expires', 'idem', 'code', 'wait', 'told', 'small', 'packed', 'held'}
 -- Milliseconds for which what is left of an epoch stays, for those who read it or wait for it.
 local REMAINS = 60000
 -- Milliseconds for which a log that nobody reads stays, for a reader that has found it just now.
 local PARTING = 300
 -- The most bytes of a live stream that its own worker does not know to be in its log.
 local UNACKNOWLEDGED = 262144
+-- Milliseconds for which nothing is appended to a live stream, while the caller of a script writes its terminal event.
+local HOLD = 1000
 
 local function text(number) return string.format('%.0f', number) end
 
@@ -108,29 +110,25 @@ local function discard(h, was_live)
     end
 end
 
--- Whether the terminal event is needed, and was not given: it is the user's to make, so it is made only if it is sent.
-local function lacks_event(h, at) return h.status == 'in_progress' and h.sse == '1' and not ARGV[at] end
+-- The terminal event is the application's to make, and each id in it names a place in the log. So a script that is about
+-- to end a live event stream asks for the event first, unless ARGV has it from `at` on: epoch, tail, bytes. Meanwhile the
+-- log does not grow, or a busy stream would have another tail each time; should the caller be lost, it goes on after that.
+local function lacks_event(h, at)
+    if h.status ~= 'in_progress' or h.sse ~= '1' or (ARGV[at] == h.epoch and ARGV[at + 1] == h.tail) then return end
+    redis.call('HSET', H, 'held', text(now() + HOLD))
+    return {'event', h.epoch, h.tail, h.mid or '0'}
+end
 
--- How a log ends that the producer does not end itself. ARGV from `at` on: the terminal event, cut where the ids go;
--- each piece but the last is followed by the distance from its id to the offset that the id names.
+-- How a log ends that the producer does not end itself, with the terminal event that ARGV has from `at` on.
 local function finish(h, status, code, completed, retention, at)
-    local log, tail, event = H .. ':' .. h.epoch, tonumber(h.tail), ''
-    if h.sse == '1' and #table.concat(ARGV, '', at) > 0 then
-        if h.mid == '1' then event = '\n\n' end
-        for i = at, #ARGV - 1, 2 do
-            event = event .. ARGV[i] .. h.epoch .. '-'
-            local fixed = tail + #event + ARGV[i + 1]
-            local offset = fixed + 1
-            while fixed + #text(offset) ~= offset do offset = fixed + #text(offset) end
-            event = event .. text(offset)
-        end
-        event = event .. ARGV[#ARGV]
-        tail = tail + #event
-        redis.call('XADD', log, text(tail) .. '-0', 'd', event)
+    local log, tail, event = H .. ':' .. h.epoch, h.tail, h.sse == '1' and ARGV[at + 2] or ''
+    if #event > 0 then
+        tail = text(tail + #event)
+        redis.call('XADD', log, tail .. '-0', 'd', event)
     end
-    redis.call('XADD', log, text(tail) .. '-1', 's', status, 'c', code)
+    redis.call('XADD', log, tail .. '-1', 's', status, 'c', code)
     expire(log, math.max(retention, REMAINS))
-    redis.call('HSET', H, 'status', status, 'code', code, 'completed', completed, 'tail', text(tail),
+    redis.call('HSET', H, 'status', status, 'code', code, 'completed', completed, 'tail', tail,
         'expires', text(now() + retention))
-    redis.call('HDEL', H, 'wait')
+    redis.call('HDEL', H, 'wait', 'held')
 end

@@ -2,7 +2,8 @@
 
 local worker, ttl, completed, retention = unpack(ARGV, 1, 4)
 local h, reply = load(), {}
-if h.worker == worker and lacks_event(h, 5) then return {'event'} end
+local lacking = h.worker == worker and lacks_event(h, 5)
+if lacking then return lacking end
 for _, item in ipairs(queued(h)) do
     if item.w == worker then
         redis.call('HDEL', H, 'q:' .. item.epoch)

@@ -2,7 +2,8 @@
 
 local epoch, ttl, completed, retention = unpack(ARGV, 1, 4)
 local h = load()
-if h.epoch == epoch and lacks_event(h, 5) then return {'event'} end
+local lacking = h.epoch == epoch and lacks_event(h, 5)
+if lacking then return lacking end
 redis.call('HDEL', H, 'q:' .. epoch)
 if h.epoch == epoch and h.status == 'in_progress' then
     finish(h, 'interrupted', 'producer_lost', completed, tonumber(retention), 5)

@@ -2,7 +2,8 @@
 
 local epoch, ttl, completed, retention = unpack(ARGV, 1, 4)
 local h, reply = load(), {}
-if (epoch == '' or epoch == h.epoch) and lacks_event(h, 5) then return {'event'} end
+local lacking = (epoch == '' or epoch == h.epoch) and lacks_event(h, 5)
+if lacking then return lacking end
 for _, item in ipairs(queued(h)) do
     if epoch == '' or epoch == item.epoch then
         dequeue(item.epoch, 'cancelled')

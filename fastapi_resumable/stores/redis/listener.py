@@ -38,7 +38,7 @@ class Place(NamedTuple):
     on_failure: OnOutage
 
 
-class Follower:
+class Listener:
     """Reads what is added to streams, and hands it on."""
 
     def __init__(self, link: Link, tasks: Tasks, *, wake: Callable[[], None], on_outage: OnOutage) -> None:
@@ -62,7 +62,7 @@ class Follower:
         group = self._groups.get(name)
         if group is None or group.task is None or group.task.done():
             group = self._groups[name] = _Group(self._link, self._wake, self._on_outage)
-            group.task = self._tasks.keep_running(group.run, "resumable follower", self._link.note_down)
+            group.task = self._tasks.keep_running(group.run, "resumable follower", self._link.note_failure)
         group.add(key.encode(), Place(last, handler, on_failure))
 
     def unfollow(self, key: str) -> None:
@@ -107,7 +107,7 @@ class _Group:
                 if not await self._drop_unreadable(exc):
                     await self._note_failure(exc)
                 continue
-            self._link.note_up()
+            self._link.outage.note_up()
             self._read_at = monotonic()
             self._failures = 0
             for key, entries in reply:
@@ -123,10 +123,11 @@ class _Group:
         if isinstance(failure, ResponseError) and not is_passing(failure):
             self._link.complain(failure)
         else:
-            await self._link.note_failure(failure)
+            await self._link.note_lost(failure)
         self._failures += 1
         # A single failure is no outage, however long it took: this process may have been stopped meanwhile.
-        if self._link.is_gone or (self._failures > 1 and monotonic() - self._read_at > self._link.timeout):
+        is_silent = self._failures > 1 and monotonic() - self._read_at > self._link.outage.timeout
+        if self._link.outage.is_too_long or is_silent:
             outage = StoreUnavailable(UNAVAILABLE)
             outage.__cause__ = failure
             self._on_outage(outage)
@@ -158,7 +159,7 @@ class _Group:
         ids = [self._places[key].last for key in keys]
         self._is_blocked = True
         try:
-            async with asyncio.timeout(self._link.block + self._link.attempt):
+            async with asyncio.timeout(self._link.block + self._link.outage.attempt):
                 reply = await self._link.client.execute_command(
                     "XREAD", "COUNT", COUNT, "BLOCK", int(self._link.block * 1000), "STREAMS", *keys, *ids
                 )

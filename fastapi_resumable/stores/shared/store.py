@@ -1,0 +1,313 @@
+"""The store protocol for stores that several workers share: what is the same for each backend."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Literal, NamedTuple, Protocol
+
+from ..._core.ids import StreamKey
+from ..._core.lifecycle import Verdict
+from ..._stream.stream import Head, Limits, Stream, WritableStream
+from ..._stream.tasks import Tasks
+from ...exceptions import (
+    StoreUnavailable,
+    StreamCancelled,
+    StreamExists,
+    StreamNotFound,
+    StreamPending,
+    StreamReplaced,
+)
+from ...models import ResumableStatus, ResumableStreamItem
+from ..base import OnConflict, Reservation
+from ..watchers import Notify
+from .local import LocalStream
+from .remote import RemoteStream
+from .streams import WorkerStreams
+from .writes import KeyState, ReaderBackend, WriterBackend
+
+OnStoreFailure = Literal["degrade", "fail"]
+
+RECHECK = 1.0
+"""Seconds after which a request that waits for another one looks again, should it have missed the change."""
+
+
+class Answer(NamedTuple):
+    """What became of a request."""
+
+    verdict: Verdict
+    rival: str = ""
+    """The epoch to follow or to wait for."""
+    code: str = ""
+    """Why it was stopped."""
+
+
+class SharedBackend(Protocol):
+    """What a store needs of its worker: everything here may raise `StoreUnavailable`."""
+
+    loop: asyncio.AbstractEventLoop
+    tasks: Tasks
+    streams: WorkerStreams
+
+    @property
+    def writer(self) -> WriterBackend[LocalStream]:
+        """For streams that are produced here."""
+
+    @property
+    def reader(self) -> ReaderBackend[RemoteStream]:
+        """For streams that other workers produce."""
+
+    async def start(self) -> None:
+        """Register the worker; once, and all that ask meanwhile wait for the same attempt."""
+
+    async def reserve(self, reservation: Reservation, on_conflict: OnConflict, now: float) -> Answer:
+        """Queue a request, or say what it has to follow.
+
+        Raises:
+            TooManyStreams: A limit is reached.
+        """
+
+    async def begin(self, reservation: Reservation, stream: LocalStream) -> Answer:
+        """Make a request the current epoch."""
+
+    def begin_later(self, stream: LocalStream, failure: StoreUnavailable) -> None:
+        """Have a stream `begin_later`."""
+
+    async def release(self, reservation: Reservation) -> None:
+        """See to it that a request stays neither queued nor live, now or when the backend is back."""
+
+    async def stop(self, key: StreamKey, epoch: str | None) -> None:
+        """Stop what is queued or live, forget what has ended."""
+
+    async def state(self, key: StreamKey) -> KeyState:
+        """What there is under a key."""
+
+    async def states(self, owner: str | None, ids: Sequence[str]) -> list[KeyState]:
+        """What there is under some ids and their variants, each once, in the order asked for."""
+
+    async def subscribe(
+        self, owner: str | None, ids: Sequence[str], notify: Notify, *, is_urgent: bool = False
+    ) -> Callable[[], None]:
+        """Call `notify` with each change from now on, until what is returned is called."""
+
+    async def aclose(self) -> None:
+        """Write what is left, and end."""
+
+
+class SharedStore:
+    """A store whose streams are kept by a backend, for all workers."""
+
+    def __init__(self, store_timeout: float, on_store_failure: OnStoreFailure) -> None:
+        check_seconds("store_timeout", store_timeout)
+        if on_store_failure not in ("degrade", "fail"):
+            raise ValueError(f"on_store_failure must be 'degrade' or 'fail', not {on_store_failure!r}.")
+        self._timeout = float(store_timeout)
+        self._degrade = on_store_failure == "degrade"
+        self._limits = Limits()
+        self._backend: SharedBackend | None = None
+
+    def _open_backend(self) -> SharedBackend:
+        raise NotImplementedError
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes this process holds: the logs of the streams that it writes or follows."""
+        return 0 if self._backend is None else self._backend.streams.budget.used
+
+    def configure(self, limits: Limits) -> None:
+        """Take the limits."""
+        self._limits = limits
+
+    def _here(self) -> SharedBackend:
+        """The backend of the running event loop."""
+        if self._backend is None or self._backend.loop is not asyncio.get_running_loop():
+            self._backend = self._open_backend()
+        return self._backend
+
+    # Starting.
+
+    async def reserve(self, reservation: Reservation, on_conflict: OnConflict) -> Stream | None:
+        """Queue a request, or return the stream it is to follow."""
+        backend = self._here()
+        try:
+            await backend.start()
+            return await self._reserve(backend, reservation, on_conflict)
+        except BaseException as exc:
+            await self.release(reservation)
+            if isinstance(exc, StoreUnavailable):
+                exc.degrade = self._degrade
+            raise
+
+    async def _reserve(
+        self, backend: SharedBackend, reservation: Reservation, on_conflict: OnConflict
+    ) -> Stream | None:
+        key, epoch, now = reservation.key, reservation.epoch, time.time()
+        while True:
+            backend.streams.queued[epoch] = reservation
+            answer = await backend.reserve(reservation, on_conflict, now)
+            if answer.verdict is Verdict.QUEUED:
+                return None
+            del backend.streams.queued[epoch]
+            if answer.verdict is Verdict.EXISTS:
+                raise StreamExists
+            state = await self._wait_for_rival(backend, key, answer.rival, reservation.pending_timeout)
+            if state.current is not None and state.current.epoch == answer.rival:
+                # It may be over by now: that is what was waited for, and it is followed.
+                return backend.streams.open(state.current, backend.reader)
+
+    async def _wait_for_rival(
+        self, backend: SharedBackend, key: StreamKey, rival: str, timeout: float | None
+    ) -> KeyState:
+        """Wait until a request is queued no longer.
+
+        Raises:
+            StreamCancelled: It was stopped, before it began or after that.
+            StreamReplaced: A newer one has begun, likewise.
+            StreamPending: It is still queued after `timeout` seconds.
+        """
+
+        def is_over(state: KeyState) -> bool:
+            return all(queued.epoch != rival for queued in state.queued)
+
+        state = await self._wait_for_state(backend, key, is_over, timeout)
+        if (code := state.gone.get(rival)) is not None:
+            raise StreamReplaced if code == "replaced" else StreamCancelled
+        return state
+
+    async def _wait_for_state(
+        self, backend: SharedBackend, key: StreamKey, is_over: Callable[[KeyState], bool], timeout: float | None
+    ) -> KeyState:
+        if is_over(state := await backend.state(key)):
+            return state
+        changed = asyncio.Event()
+        unsubscribe = await backend.subscribe(key.owner, [key.id], lambda _: changed.set(), is_urgent=True)
+        deadline = float("inf") if timeout is None else backend.loop.time() + timeout
+        try:
+            while not is_over(state := await backend.state(key)):
+                left = deadline - backend.loop.time()
+                if left <= 0:
+                    raise StreamPending
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, RECHECK)):
+                        await changed.wait()
+                changed.clear()
+        finally:
+            unsubscribe()
+        return state
+
+    async def begin(self, reservation: Reservation, head: Head) -> WritableStream:
+        """Make the reservation the current epoch."""
+        backend, epoch = self._here(), reservation.epoch
+        stream = LocalStream(
+            backend.writer,
+            reservation.key,
+            epoch,
+            head,
+            limits=self._limits,
+            budget=backend.streams.budget,
+            now=time.time,
+            idempotency_key=reservation.idempotency_key,
+            on_stop=reservation.on_stop,
+        )
+        _check_stop(reservation)
+        failure: StoreUnavailable | None = None
+        try:
+            answer = await backend.begin(reservation, stream)
+            if answer.verdict is not Verdict.BEGUN and reservation.stop_code is None:
+                reservation.stop(answer.code or "cancelled")
+        except StoreUnavailable as exc:
+            if not self._degrade:
+                raise
+            failure = exc
+        _check_stop(reservation)
+        backend.streams.queued.pop(epoch, None)
+        backend.streams.local[epoch] = stream
+        if failure is not None:
+            backend.begin_later(stream, failure)
+        return stream
+
+    async def release(self, reservation: Reservation) -> None:
+        """Give a reservation back."""
+        backend = self._backend
+        if backend is not None and backend.streams.queued.pop(reservation.epoch, None) is not None:
+            # In a task of its own, which goes on if the caller is cancelled.
+            await asyncio.shield(backend.tasks.spawn(backend.release(reservation), "resumable release"))
+
+    async def finish(self, stream: WritableStream, status: ResumableStatus, code: str, message: str) -> None:
+        """End a stream; it expires after the retention."""
+        if stream.closed:
+            return
+        assert isinstance(stream, LocalStream)
+        stream.end(status, code, message, time.time())
+        await stream.settled()
+        await stream.backend.announce_end(stream)
+
+    # Looking.
+
+    async def find(self, key: StreamKey, timeout: float, *, live: bool = False) -> Stream:
+        """Return the current epoch, after waiting for one that is queued."""
+        backend = self._here()
+
+        def is_here(state: KeyState) -> bool:
+            current = state.current
+            return not state.queued or (current is not None and not (live and current.is_final))
+
+        try:
+            await backend.start()
+            state = await self._wait_for_state(backend, key, is_here, timeout)
+        except StoreUnavailable:
+            if local := backend.streams.find(key):
+                return local[0]
+            raise
+        if state.current is None:
+            raise StreamNotFound
+        return backend.streams.open(state.current, backend.reader)
+
+    async def lookup(self, owner: str | None, ids: Sequence[str]) -> list[ResumableStreamItem]:
+        """Return what goes by `ids`, each once, in the order asked for."""
+        if not ids:
+            return []
+        backend = self._here()
+        await backend.start()
+        return [item for state in await backend.states(owner, ids) if (item := state.item) is not None]
+
+    async def watch(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
+        """Call `notify` at every change of the owner's streams that go by `ids`."""
+        return await self._here().subscribe(owner, ids, notify)
+
+    # Stopping.
+
+    async def stop(self, key: StreamKey, epoch: str | None) -> None:
+        """Stop what is queued or live, forget what has ended."""
+        backend = self._here()
+        try:
+            await backend.start()
+            await backend.stop(key, epoch)
+        except StoreUnavailable:
+            # What runs here can be stopped without the backend, which learns of it when it is back.
+            local = backend.streams.find(key, epoch)
+            if not local:
+                raise
+            for stream in local:
+                stream.stop_here()
+
+    async def aclose(self) -> None:
+        """Give back what the worker holds; streams stay in the backend."""
+        backend, self._backend = self._backend, None
+        if backend is not None and backend.loop is asyncio.get_running_loop():
+            await backend.aclose()
+
+
+def check_seconds(name: str, seconds: float) -> None:
+    """Check a setting.
+
+    Raises:
+        ValueError: It is no positive number of seconds.
+    """
+    if not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
+        raise ValueError(f"{name} must be a positive number of seconds, not {seconds!r}.")
+
+
+def _check_stop(reservation: Reservation) -> None:
+    if reservation.stop_code is not None:
+        raise StreamReplaced if reservation.stop_code == "replaced" else StreamCancelled
