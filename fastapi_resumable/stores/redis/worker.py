@@ -124,6 +124,7 @@ class RedisWorker:
             except Exception:
                 logger.exception("Redis did not take everything before the end")
         self.link.is_closed = True
+        self.queue.close()
 
     # Messages of other workers.
 

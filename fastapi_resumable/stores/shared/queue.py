@@ -50,7 +50,9 @@ class Source(Protocol[Job_co]):
 class WriteQueue(Generic[Job]):
     """What has something to write, each with its source; and jobs that no caller waits for."""
 
-    def __init__(self, execute: Callable[[Sequence[Job]], Any], size: Callable[[Job], int], interval: float = 0.0) -> None:
+    def __init__(
+        self, execute: Callable[[Sequence[Job]], Any], size: Callable[[Job], int], interval: float = 0.0
+    ) -> None:
         """Set it up.
 
         `execute` does some jobs, and returns a reply to each: a `StoreUnavailable` to one that is refused, while the
@@ -61,6 +63,7 @@ class WriteQueue(Generic[Job]):
         self._size = size
         self._interval = interval
         self._begun = 0.0
+        self._is_closed = False
         self._dirty: dict[Hashable, Source[Job]] = {}
         self._collecting: dict[Hashable, Source[Job]] = {}
         self._posts: deque[Job] = deque(maxlen=MOST_POSTS)
@@ -70,6 +73,8 @@ class WriteQueue(Generic[Job]):
 
     def mark(self, source: Source[Job], subject: Hashable, *, may_wait: bool = False) -> None:
         """Note that there is something to write; if it `may_wait`, with what else comes in the next moment."""
+        if self._is_closed:
+            return
         if not may_wait:
             self._dirty[subject] = source
             self._wake.set()
@@ -88,6 +93,12 @@ class WriteQueue(Generic[Job]):
         """Do jobs whose replies do not matter, soon. In a long outage the oldest are dropped."""
         self._posts.extend(jobs)
         self._wake.set()
+
+    def close(self) -> None:
+        """Write no more, and keep nothing."""
+        self._is_closed = True
+        self._dirty.clear()
+        self._collecting.clear()
 
     async def flush(self) -> None:
         """Write what is left, and wait for that."""

@@ -20,7 +20,7 @@ class SqliteWriter:
 
     stream: LocalStream
     """Set as soon as there is one."""
-    begin_job: TransactionJob
+    begin_job: Job
     """What begins the stream, where that could not be done at once."""
 
     def __init__(self, worker: "SqliteWorker", key: StreamKey, epoch: str) -> None:
