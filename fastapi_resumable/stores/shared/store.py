@@ -264,7 +264,7 @@ class SharedStore:
         return backend.streams.open(state.current, backend.reader)
 
     async def lookup(self, owner: str | None, ids: Sequence[str]) -> list[ResumableStreamItem]:
-        """Return what goes by `ids`, each once, in the order asked for."""
+        """Return the streams with these `ids`, each once, in the order asked for."""
         if not ids:
             return []
         backend = self._here()
