@@ -127,7 +127,9 @@ class Resumable:
         if store is None or isinstance(store, str):
             store = open_store(self.settings.store)
         elif not isinstance(store, Store):
-            raise ValueError(f"store must be a store, like MemoryStore(), or the URL of a Redis, not {store!r}.")
+            raise ValueError(
+                f"store must be a store, like MemoryStore(), or its URL, like sqlite:///streams.db, not {store!r}."
+            )
         self.store: Store = store
         self.store.configure(
             Limits(
