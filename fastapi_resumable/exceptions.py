@@ -19,7 +19,7 @@
         ├── ConnectionLost    there is no way (back) to the stream
         └── StreamIncomplete  the stream has ended, and did not complete
             ├── StreamFailed      its endpoint failed, or the server lost it
-            └── StreamCancelled   400 cancelled: somebody stopped it, or a newer request replaced it
+            └── StreamCancelled   400 cancelled: it was stopped, or a newer request replaced it
 
 The classes carry status and code as data; the FastAPI layer alone turns them into responses.
 """
@@ -28,7 +28,7 @@ from typing import Any
 
 
 class ResumableError(Exception):
-    """Root of everything this library raises on purpose.
+    """Root of all exceptions that this library raises.
 
     `status_code` and `code` are what a client sees, `message` is the sentence that names the fix, `extra` are
     further members of the error body, `retry_after` is in seconds.
@@ -235,7 +235,7 @@ class StreamFailed(StreamIncomplete):
 
 
 class StreamCancelled(StreamIncomplete):
-    """Somebody stopped the stream (`cancelled`), or a newer request replaced it (`replaced`).
+    """The stream was stopped (`cancelled`), or a newer request replaced it (`replaced`).
 
     The server raises it for a request whose stream was stopped before it began, the clients for any stream.
     """

@@ -18,7 +18,7 @@ class ResumableStatus(StrEnum):
     FAILED = "failed"
     """The application raised after the response had begun."""
     CANCELLED = "cancelled"
-    """Somebody stopped it, or a newer request replaced it."""
+    """It was stopped, or a newer request replaced it."""
     INTERRUPTED = "interrupted"
     """The producer was lost: a crash, a kill, a shutdown past the grace."""
 

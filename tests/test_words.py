@@ -81,7 +81,7 @@ def test_the_documentation_is_in_plain_english() -> None:
     assert found(prose()) == []
 
 
-@pytest.mark.parametrize("folder", ["example_app"])
+@pytest.mark.parametrize("folder", ["fastapi_resumable", "example_app"])
 def test_code_is_in_plain_english(folder: str) -> None:
     """Comments, docstrings, messages and names."""
     assert found(code(folder)) == []

@@ -199,7 +199,7 @@ class _Answered(Response):
 
 
 def _close_dependencies(scope: Scope, failure: BaseException | None, cancelled: BaseException | None) -> None:
-    """See to it that the request's dependencies close undisturbed, and see how the stream ended.
+    """Make sure that the request's dependencies close undisturbed, and see how the stream ended.
 
     Args:
         scope: The request.

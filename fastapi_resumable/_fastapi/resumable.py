@@ -153,7 +153,7 @@ class Resumable:
             shutdown_grace=self.settings.shutdown_grace,
             telemetry=telemetry,
         )
-        # Two of them in one application must not be taken for each other.
+        # Two of them in one application must not be confused.
         token = secrets.token_hex(8)
         self._locator = locator = Locator(f"resumable_replay_{token}")
         self._owner = owner

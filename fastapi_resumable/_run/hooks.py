@@ -24,7 +24,7 @@ Hook = Callable[[FinishedStream], Any]
 MAX_THREADS = 8
 """How many hooks may be in a thread at a time."""
 MAX_PENDING = 1_000
-"""How many finished streams may wait for their hooks; what ends while there are more is not handed to any."""
+"""How many finished streams may wait for their hooks; while there are more, hooks are skipped."""
 HOOK_TIMEOUT = 60.0
 """Seconds after which a hook is given up: cancelled, or left alone in its thread."""
 POLL_INTERVAL = 0.05
@@ -81,7 +81,7 @@ class Hooks:
                 task = asyncio.current_task()
                 if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
                     raise
-                # The stream has ended well; what the user makes of it is not a reason to fail.
+                # The stream has ended well; an error of the user's hook does not change that.
                 logger.exception(
                     "the on_finish hook %r failed for stream %r", hook, finished.id, extra=_fields(finished)
                 )

@@ -89,7 +89,7 @@ class TerminationWatch:
             self._timer = loop.call_later(POLL_INTERVAL, self._look, loop)
 
     def stop(self) -> None:
-        """Put the former handlers back, unless somebody has come after us and will call ours."""
+        """Put the former handlers back, unless a later handler still calls ours."""
         self._loop = None
         self.servers = []
         if self._timer is not None:

@@ -145,7 +145,7 @@ class Resumption:
             self._probe = "end"
 
     def cut(self, error: Exception) -> None:
-        """Take the loss of the connection, or that none was to be had."""
+        """Take the loss of the connection, or the failure to make one."""
         if self._begun and self.replay_url is None:
             self._enter(StreamState.LOST)
             raise ConnectionLost(
@@ -157,7 +157,7 @@ class Resumption:
     def give_up(self, error: Exception) -> ConnectionLost:
         """Take an error that another attempt would not mend; return what to raise."""
         self._enter(StreamState.LOST)
-        return ConnectionLost(f"The request cannot be made, or its answer not be read: {error}")
+        return ConnectionLost(f"The request could not be made, or its answer could not be read: {error}")
 
     def interrupted(self) -> None:
         """Take the loss of the connection because the caller was interrupted; it is no failure."""

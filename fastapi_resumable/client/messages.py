@@ -234,7 +234,7 @@ class Decoder:
         return [Item(piece.decode(self._charset, "replace") if self._form == "iter_lines" else piece, self.offset)]
 
     def _take_event(self, piece: bytes) -> Iterator[Item]:
-        """httpx-sse decodes it, and is told of the last id, as it has seen no event before."""
+        """httpx-sse decodes it; it gets the last id first, because it has seen no event before."""
         block = (piece.removeprefix(BOM) if self._may_have_bom else piece).strip(b"\r\n")
         self._may_have_bom = False
         text = _Block(f"id: {self._last_id}\n{block.decode('utf-8', 'replace')}\n\n")

@@ -144,7 +144,7 @@ class ResumableTransport(_Transport[httpx.BaseTransport], httpx.BaseTransport):
     _sleep = staticmethod(time.sleep)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Make a request, and see to it that the answer's body comes to its end."""
+        """Make a request, and make sure that its body is read to the end."""
         wire = Wire(lambda request, _trusted: handle(request), request, self._sleep, is_async=False)
         if self._transport is None:
             self._transport = wire.module.HTTPTransport()
@@ -163,7 +163,7 @@ class AsyncResumableTransport(_Transport[httpx.AsyncBaseTransport], httpx.AsyncB
     _sleep = staticmethod(anyio.sleep)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Make a request, and see to it that the answer's body comes to its end."""
+        """Make a request, and make sure that its body is read to the end."""
         wire = Wire(lambda request, _trusted: handle(request), request, self._sleep, is_async=True)
         if self._transport is None:
             self._transport = wire.module.AsyncHTTPTransport()

@@ -44,7 +44,7 @@ class Capacity:
         if owner is not None and most is not None and self._live_of_owner.get(owner, 0) >= most + allowed:
             raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
         if self._budget.live >= limits.max_streams + allowed:
-            raise TooManyStreams("The server has as many live streams as it takes. Try again in a moment.")
+            raise TooManyStreams("The server has reached its limit of live streams. Try again in a moment.")
         self._budget.on_excess()
         if self._budget.used >= limits.max_total_bytes:
             raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")

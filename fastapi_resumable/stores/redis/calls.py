@@ -125,7 +125,7 @@ class Calls:
         return Call(PAGE, [name, log_key(name, epoch)], [offset, PAGE_SIZE])
 
     def wait(self, key: StreamKey, epoch: str) -> Call:
-        """Ask to be told when a reader gets on."""
+        """Ask for a message when a reader advances."""
         name = self._keys.stream(key)
         return Call(WAIT, [name, readers_key(name, epoch)], [epoch])
 

@@ -1,4 +1,4 @@
-"""Which workers are alive: each renews a key that expires, and whoever lets it expire is dead to all others."""
+"""Which workers are alive: each renews a key that expires, and a worker whose key has expired is dead to all others."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from .scripts import BEAT
 logger = logging.getLogger("fastapi_resumable")
 
 GRACE = 1.5
-"""Seconds after an outage of Redis for which nobody is declared dead: others were cut off, too, and have to renew."""
+"""Seconds after an outage of Redis in which no worker is declared dead: others were cut off, too, and have to renew."""
 
 
 class Lease:

@@ -116,8 +116,8 @@ class _Group:
                     try:
                         place.handler(entries)
                     except Exception:
-                        # Another version of this library may have written it; what follows can be read all the same.
-                        logger.exception("what was read from %r makes no sense", key)
+                        # Another version of this library may have written it; later entries can still be read.
+                        logger.exception("an entry of %r could not be handled", key)
 
     async def _note_failure(self, failure: Exception) -> None:
         if isinstance(failure, ResponseError) and not is_passing(failure):
@@ -145,7 +145,7 @@ class _Group:
             key: reply for key, reply in zip(places, replies, strict=True) if isinstance(reply, StoreUnavailable)
         }
         if len(refused) == len(places) and not str(failure).startswith("WRONGTYPE"):
-            # Reading as such is refused, which may pass: somebody may have changed the rights for a moment.
+            # Reading as such is refused, which may pass: an operator may have changed the rights for a moment.
             return False
         for key, refusal in refused.items():
             if self._places.get(key) is places[key]:

@@ -68,7 +68,7 @@ REPORT = Script("report")
 """Say how far a worker's slowest reader is. Replies whom to tell, if the producer waits for that."""
 
 WAIT = Script("wait")
-"""Ask to be told when a reader gets on. Replies where the slowest one is."""
+"""Ask for a message when a reader advances. Replies where the slowest one is."""
 
 CLAIM = Script("claim")
 """Count a stream against its owner's limit. Replies all that count, with their workers, if there is no room."""

@@ -96,7 +96,7 @@ class Transitions:
         return Answer(Verdict.BEGUN)
 
     async def release(self, reservation: Reservation) -> None:
-        """See to it that a request stays neither queued nor live."""
+        """Make sure that a request stays neither queued nor live."""
         key, epoch = reservation.key, reservation.epoch
         if not reservation.requested_at:
             # It may be queued, although no reply has said so.

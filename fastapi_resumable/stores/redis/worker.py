@@ -1,4 +1,4 @@
-"""One worker's session in Redis: its lease, its inbox, the changes that it hears of, and the tasks that see to them.
+"""One worker's session in Redis: its lease, its inbox, the changes that it receives, and the tasks that handle them.
 
 It knows nothing of streams: what it hears goes to its handlers. Whatever one of its tasks raises, the task goes on.
 """
@@ -46,7 +46,7 @@ class Handlers(Protocol):
         """This process stood still for so long that others have given up its streams."""
 
     async def look(self) -> None:
-        """See to what has to be seen to every second."""
+        """Do what is due every second."""
 
 
 class RedisWorker:
@@ -120,9 +120,9 @@ class RedisWorker:
                     await self.queue.flush()
                     await self.lease.give_back()
             except (TimeoutError, StoreUnavailable):
-                logger.warning("Redis did not take everything before the end")
+                logger.warning("the worker ended before Redis had acknowledged everything")
             except Exception:
-                logger.exception("Redis did not take everything before the end")
+                logger.exception("the worker ended before Redis had acknowledged everything")
         self.link.is_closed = True
         self.queue.close()
 
@@ -155,7 +155,7 @@ class RedisWorker:
                 message, epoch, about = (fields.get(name, b"").decode() for name in (b"m", b"e", b"c"))
                 self._handlers.on_message(message, epoch, about)
             except Exception:
-                logger.exception("a message of another worker makes no sense")
+                logger.exception("a message of another worker could not be handled")
 
     # Changes, for those that watch.
 

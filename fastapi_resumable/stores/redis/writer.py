@@ -55,7 +55,7 @@ class RedisWriter:
         self._streams.forget(stream)
 
     def abandon(self, stream: LocalStream) -> None:
-        """See to it that the stream does not stay live in Redis."""
+        """Make sure that the stream does not stay live in Redis."""
         self._transitions.abandon(Epoch(stream.key, stream.epoch))
         self._worker.tasks.spawn(self._transitions.free(stream.key, stream.epoch), "resumable free")
 
@@ -133,7 +133,7 @@ class RedisWriter:
     # What Redis may have forgotten, and must not forget.
 
     def check_all(self) -> None:
-        """Ask whether Redis still has what is in hand here."""
+        """Ask whether Redis still has the streams and requests of this worker."""
         for stream in self._streams.local.values():
             stream.check()
         waiting = [each for each in self._streams.queued.values() if each.requested_at and each.stop_code is None]

@@ -19,10 +19,10 @@ logger = logging.getLogger("fastapi_resumable")
 
 
 class LocalStream:
-    """A stream whose producer runs here, and whose log is kept by a backend for everybody.
+    """A stream whose producer runs here, and whose log is kept by a backend for all workers.
 
     The log holds what was written; readers do not pass what the backend has acknowledged, except while the stream is
-    detached: it goes on, in an outage, for the readers that it has here.
+    detached: in an outage, it goes on for the readers on this worker.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class LocalStream:
         self.log.close()
 
     async def settled(self) -> None:
-        """Wait until the end is there for everybody to see."""
+        """Wait until all workers can see the end."""
         await asyncio.shield(self._settled)
 
     def stop_producer(self, code: str) -> None:
@@ -164,7 +164,7 @@ class LocalStream:
         self._fanout.show(min(offset, self.log.tail))
 
     def check(self) -> None:
-        """See to it that the backend is asked whether it still has the stream."""
+        """Make sure that the backend is asked whether it still has the stream."""
         self._outbox.renew = True
         self.backend.mark(self)
 
@@ -233,7 +233,7 @@ class LocalStream:
             self.stop_producer("cancelled")
 
     async def adopt_end(self, code: str) -> str:
-        """Take over how another worker has ended the log, `code` if that cannot be told; return the code."""
+        """Take over how another worker has ended the log (with `code` if that is unknown); return the code."""
         self._outbox.ending = None
         if self.is_final:
             return code
@@ -253,7 +253,7 @@ class LocalStream:
                     elif not page.data:
                         break
             except (StoreUnavailable, OffsetLost) as exc:
-                self._warn("how stream %r was ended cannot be told: %s", exc.message)
+                self._warn("how stream %r was ended is unknown: %s", exc.message)
         if not self.is_final:
             self._recording.closed = False
             self._end_here(status, code, END_MESSAGES.get(code, END_MESSAGES["producer_lost"]))

@@ -1,4 +1,4 @@
-"""What a backend has yet to be told of a log: which bytes, whether it has to begin, and how the log has ended.
+"""What a backend still needs of a log: which bytes, whether it has to begin, and how the log has ended.
 
 Pure bookkeeping: a write that was lost, or whose reply was, is made again by asking for the next one.
 """
@@ -114,5 +114,5 @@ class Outbox:
                 self.sync = Sync.RESTORE
             case Ended():
                 return False
-        # A backend that has more than was written here has it from somebody else.
+        # A backend that has more than was written here has it from another worker.
         return self.recorded <= self._recording.log.tail

@@ -142,7 +142,7 @@ class WriteQueue(Generic[Job]):
             try:
                 job = source.next_job(subject)
             except Exception as exc:
-                logger.exception("what a stream has to write cannot be said")
+                logger.exception("the next write of a stream could not be determined")
                 self._put_off(source, subject, exc)
                 continue
             if job is not None:
@@ -163,7 +163,7 @@ class WriteQueue(Generic[Job]):
             try:
                 source.take_reply(subject, reply)
             except Exception as exc:
-                logger.exception("a reply of the store makes no sense")
+                logger.exception("a reply of the store could not be handled")
                 self._put_off(source, subject, exc)
 
     def _put_off(self, source: Source[Job], subject: Hashable, failure: Exception) -> None:

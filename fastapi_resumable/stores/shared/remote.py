@@ -36,7 +36,7 @@ class RemoteStream:
         """Since when the backend has not known of it."""
         self.log = ByteLog(BLOCK_SIZE, state.tail)
         self._fanout = Fanout(self.log)
-        # How often the producer's worker is told of the readers here: for each step of so many bytes.
+        # How often the producer's worker gets a report of the readers here: for each step of so many bytes.
         self._step = max(1, limits.max_stream_bytes // 8)
         self._reported: float = -1
         self.update(state)
@@ -88,7 +88,7 @@ class RemoteStream:
         self.report()
 
     def fail(self, failure: ResumableError) -> None:
-        """Send the readers away; those that come now begin anew."""
+        """End the readings; readers that come later begin anew."""
         self.failure = failure
         self._fanout.notify()
         self._backend.unfollow(self)

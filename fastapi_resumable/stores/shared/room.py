@@ -9,7 +9,7 @@ from ...exceptions import StoreUnavailable
 from .writes import WriterBackend
 
 RECHECK = 1.0
-"""Seconds after which a producer that waits for readers elsewhere looks again, should no message have told it."""
+"""Seconds after which a producer that waits for readers elsewhere looks again, should it have missed the message."""
 
 
 class Room:

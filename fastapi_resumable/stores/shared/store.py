@@ -74,7 +74,7 @@ class SharedBackend(Protocol):
         """Have a stream `begin_later`."""
 
     async def release(self, reservation: Reservation) -> None:
-        """See to it that a request stays neither queued nor live, now or when the backend is back."""
+        """Make sure that a request stays neither queued nor live, now or when the backend is back."""
 
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live, forget what has ended."""
@@ -272,7 +272,7 @@ class SharedStore:
         return [item for state in await backend.states(owner, ids) if (item := state.item) is not None]
 
     async def watch(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
-        """Call `notify` at every change of the owner's streams that go by `ids`."""
+        """Call `notify` at every change of the owner's streams with these `ids`."""
         return await self._here().subscribe(owner, ids, notify)
 
     # Stopping.

@@ -1,4 +1,4 @@
-"""What a worker has in hand: the requests that are queued, the streams that it produces, and those that it reads."""
+"""What a worker works on: the requests that are queued, the streams that it produces, and those that it reads."""
 
 from weakref import WeakValueDictionary
 
@@ -26,7 +26,7 @@ class WorkerStreams:
         self._limits = limits
 
     def has(self, epoch: str) -> bool:
-        """Whether an epoch is in hand here, and may be live."""
+        """Whether an epoch belongs to this worker, and may be live."""
         return epoch in self.local or epoch in self.queued
 
     def find(self, key: StreamKey, epoch: str | None = None) -> list[LocalStream]:
@@ -42,7 +42,7 @@ class WorkerStreams:
         live = sum(request.stop_code is None for request in self.queued.values())
         live += sum(not stream.closed for stream in self.local.values())
         if live > self._limits.max_streams + replaces:
-            raise TooManyStreams("The server has as many live streams as it takes. Try again in a moment.")
+            raise TooManyStreams("The server has reached its limit of live streams. Try again in a moment.")
 
     def stop(self, epoch: str, code: str) -> None:
         """Take over that another worker, or a request to this one, has ended an epoch."""
@@ -72,6 +72,6 @@ class WorkerStreams:
         return view
 
     def fail_followed(self, failure: ResumableError) -> None:
-        """Send away the readers of what other workers produce."""
+        """End the readings of streams that other workers produce."""
         for stream in list(self.followed.values()):
             stream.fail(failure)

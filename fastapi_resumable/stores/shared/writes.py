@@ -1,7 +1,7 @@
 """What a stream asks its backend to write, what the backend replies, and what can be read there.
 
-Every write may be sent again if the reply to it was lost: it says where it begins, and what is there already is left
-as it is.
+Every write may be sent again if the reply to it was lost: it says where it begins, and bytes that are there already
+are left as they are.
 """
 
 from collections.abc import Mapping
@@ -193,7 +193,7 @@ class WriterBackend(Protocol[S_contra]):
         """Ask for no more writes: the backend has the whole stream, or is to have no more. Calls `leave_store`."""
 
     def abandon(self, stream: S_contra) -> None:
-        """See to it that the stream does not stay live there, as soon as the backend can be reached."""
+        """Make sure that the stream does not stay live there, as soon as the backend can be reached."""
 
     def end_elsewhere(self, stream: S_contra, code: str = "cancelled") -> None:
         """Another worker has ended the stream: `forget` it, have it `adopt_end`, and then `stop_producer`."""

@@ -57,7 +57,7 @@ class SqliteWriter:
         self._worker.forget(self.stream)
 
     def abandon(self, _stream: LocalStream) -> None:
-        """See to it that the stream does not stay live in the file."""
+        """Make sure that the stream does not stay live in the file."""
         self._worker.abandon(self._key, self._epoch)
 
     def end_elsewhere(self, _stream: LocalStream, code: str = "cancelled") -> None:

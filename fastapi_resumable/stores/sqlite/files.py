@@ -65,7 +65,7 @@ def parse_path(path_or_url: object) -> tuple[Path, str]:
 
 
 def check_place(path: Path) -> None:
-    """See to it that the file may be where it is to be.
+    """Make sure that the file may be where it is to be.
 
     Raises:
         ValueError: It is on a network file system, or its directory does not exist.

@@ -133,7 +133,7 @@ class SqliteStore:
     def _check_limit(self, worker: SqliteWorker, outcome: Outcome) -> None:
         live = len(worker.reservations) + sum(not stream.closed for stream in worker.streams.values())
         if live > self._limits.max_streams + outcome.replaces:
-            raise TooManyStreams("The server has as many live streams as it takes. Try again in a moment.")
+            raise TooManyStreams("The server has reached its limit of live streams. Try again in a moment.")
 
     async def begin(self, reservation: Reservation, head: Head) -> WritableStream:
         """Make the reservation the current epoch."""
@@ -267,7 +267,7 @@ class SqliteStore:
         return [state.shown.item(state.key) for state in states if state.shown is not None]
 
     async def watch(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
-        """Call `notify` at every change of the owner's streams that go by `ids`."""
+        """Call `notify` at every change of the owner's streams with these `ids`."""
         return await self._here().subscribe(owner, ids, notify)
 
     # Stopping.

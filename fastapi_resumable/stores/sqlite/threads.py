@@ -143,7 +143,7 @@ class FileThread:
         self._is_closed = True
         if self._thread is not None:
             self._works.put(None)
-            # Not for ever: a disk may hang.
+            # With a limit, because a disk may hang.
             await asyncio.wait({self._ended}, timeout=CLOSING)
 
     # In the thread.

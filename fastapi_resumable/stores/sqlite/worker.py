@@ -56,7 +56,7 @@ class SqliteWorker:
         self.reservations: dict[str, Reservation] = {}
         self.streams: dict[str, LocalStream] = {}
         self.views: WeakValueDictionary[str, RemoteStream] = WeakValueDictionary()
-        """Other streams, by epoch, while anything here has them in hand: one view for all."""
+        """Other streams, by epoch, while anything here refers to them: one view for all."""
         self.followed: dict[str, RemoteStream] = {}
         """Those that have readers."""
         self.waiting_for_room: set[LocalStream] = set()
@@ -109,7 +109,7 @@ class SqliteWorker:
                     await self.appender.flush()
                     await self.writer.run(Transactions.leave)
             except (TimeoutError, StoreUnavailable):
-                logger.warning("the file of streams did not take everything before the end")
+                logger.warning("the worker ended before everything was in the file")
         for stream in list(self.streams.values()):
             stream.on_outage(StoreUnavailable("The store is closed."))
         await self.tasks.aclose()
@@ -140,7 +140,7 @@ class SqliteWorker:
         return event or b""
 
     def abandon(self, key: StreamKey, epoch: str) -> None:
-        """See to it that what has no producer here stays neither queued nor live, once the file can be used."""
+        """Make sure that what has no producer here stays neither queued nor live, once the file can be used."""
         terminal = {"producer_lost": self.terminal_event(ResumableStatus.INTERRUPTED, "producer_lost")}
         self.appender.post(lambda transactions: transactions.release(key, epoch, terminal))
 
