@@ -53,13 +53,15 @@ class Wire:
         self._sleep = sleep
         self._is_async = is_async
         self._decoded = decoded
+        self._stream: Any = None
+        """The body of the last answer. A transport puts another one in its place in `response`."""
         self._chunks: Iterator[bytes] | AsyncIterator[bytes] = iter(())
 
     async def send(self, ask: Ask) -> Head:
         """Make a request; return the head of its answer."""
         request = self._start if ask.method is None else self._request(ask)
         self.response = response = await settle(self._send(request, ask.trusted))
-        stream = response.stream
+        self._stream = stream = response.stream
         if self._is_async:
             self._chunks = response.aiter_bytes() if self._decoded else aiter(stream)
         else:
@@ -81,9 +83,8 @@ class Wire:
 
     async def close(self) -> None:
         """Close the connection, or give it back."""
-        if self.response is not None:
-            stream = self.response.stream
-            await settle(stream.aclose() if self._is_async else stream.close())
+        if self._stream is not None:
+            await settle(self._stream.aclose() if self._is_async else self._stream.close())
 
     async def sleep(self, delay: float) -> None:
         """Wait."""

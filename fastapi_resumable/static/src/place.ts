@@ -1,24 +1,24 @@
-/** Where a stream is, and how that is kept for a reload. */
+/** A place in a stream, and how a page keeps it for the time after a reload. */
 
 import type { FollowOptions } from "../resumable.js";
 
 /** The part of a request that is sent again after a reload: no credentials. */
-export interface Again {
+export interface Repetition {
   method: string | undefined;
   body: string | undefined;
   headers: [string, string][];
 }
 
-/** Everything that has to be known of a stream in order to go on with it. */
+/** Everything that a page needs in order to go on with a stream. */
 export interface Place {
   id: string;
   /** URL of the request that starts it, until its response has come. */
   start?: string | undefined;
   /** How that request is repeated after a reload; `false` if it cannot be. */
-  again?: Again | false | undefined;
-  /** Where its replay is, once the server has said so. */
+  again?: Repetition | false | undefined;
+  /** URL of its replay, once the server has named it. */
   url?: string | undefined;
-  /** Where the first request went: the only origin that gets credentials. */
+  /** Origin of the first request: the only one that gets credentials. */
   origin?: string | undefined;
   epoch?: string | undefined;
   /** How many bytes of it have been handed out. */

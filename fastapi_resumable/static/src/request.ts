@@ -1,8 +1,8 @@
-/** Requests, and what the server answers if it does not send a stream. */
+/** Requests to the server, and the errors that it answers with. */
 
 import type { RequestOptions } from "../resumable.js";
 import type { Place } from "./place.js";
-import { clip } from "./time.js";
+import { clipDelay } from "./time.js";
 
 /** The path of the router, if it served this module: its URL has a hash then. */
 export const [, PREFIX = "/v1"] = /^(.*)\/resumable\.\w+\.js$/.exec(import.meta.url) ?? [];
@@ -26,7 +26,7 @@ export class ResumableError extends Error {
   }
 }
 
-/** Header values are bytes to the server, which takes them for UTF-8. */
+/** Write a text as the bytes of its UTF-8, which is how the server reads a header. */
 export function encodeHeader(value: string) {
   return String.fromCharCode(...new TextEncoder().encode(value));
 }
@@ -40,7 +40,7 @@ export function replayUrl({ id, url }: Place, { prefix = PREFIX }: RequestOption
   return url ?? `${prefix}/stream?conv_id=${encodeURIComponent(id)}`;
 }
 
-/** Ask for a stream from its place on (GET), for how it is (HEAD), or for its end (DELETE). */
+/** Get a stream from its place on (GET), ask how it is (HEAD), or stop it (DELETE). */
 export async function ask(
   method: "GET" | "HEAD" | "DELETE",
   place: Place,
@@ -49,7 +49,7 @@ export async function ask(
 ) {
   const { origin, epoch = "", offset = "", eventId } = place;
   const url = replayUrl(place, options);
-  // Whatever a server says, no other origin than the first one gets headers of the caller's, or cookies.
+  // The server chooses this URL. Only the origin of the first request gets the caller's headers and cookies.
   const isForeign = origin && originOf(url) !== origin;
   const headers = new Headers(isForeign ? {} : options.headers);
   if (eventId === `${epoch}-${offset}`) headers.set("Last-Event-ID", eventId);
@@ -80,5 +80,5 @@ export async function send(url: string, { fetch = globalThis.fetch, ...init }: R
 
 /** Milliseconds, from a number of seconds or a date. */
 function readRetryAfter(text: string) {
-  return clip(/^\d+$/.test(text) ? +text * 1000 : Date.parse(text) - Date.now());
+  return clipDelay(/^\d+$/.test(text) ? +text * 1000 : Date.parse(text) - Date.now());
 }

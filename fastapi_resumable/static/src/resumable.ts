@@ -1,7 +1,7 @@
 /** What the module offers. Documentation for its users: ../resumable.d.ts. */
 
 import type * as api from "../resumable.js";
-import { type Again, type Place, recall } from "./place.js";
+import { type Place, type Repetition, recall } from "./place.js";
 import { ask, encodeHeader, originOf, replayUrl } from "./request.js";
 import { Stream } from "./stream.js";
 
@@ -16,7 +16,7 @@ export function resumable<Saved>(url: string | URL, options: api.StartOptions = 
   const { id = headers.get("X-Conversation-Id") ?? randomId(), method, body } = options;
   headers.set("X-Conversation-Id", encodeHeader(id));
   if (!headers.has("Idempotency-Key")) headers.set("Idempotency-Key", randomId());
-  const again: Again | false = typeof (body ?? "") === "string" && {
+  const again: Repetition | false = typeof (body ?? "") === "string" && {
     method,
     body: body as string | undefined,
     headers: [...headers].filter(([name]) => REPEATED.test(name)),

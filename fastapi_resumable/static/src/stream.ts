@@ -4,15 +4,15 @@ import type { FollowOptions, StreamState, StreamEvent } from "../resumable.js";
 import { EventDecoder, readTerminal } from "./events.js";
 import { keep, type Place } from "./place.js";
 import { ask, ResumableError, send } from "./request.js";
-import { clip, Timers } from "./time.js";
+import { clipDelay, Timers } from "./time.js";
 
 type Options = FollowOptions & { method?: string | undefined; body?: unknown };
 type Bytes = Uint8Array<ArrayBuffer>;
 
-/** A page that has become visible again does not trust a connection on which nothing has come for so long. */
+/** A page that becomes visible again replaces a connection on which nothing has come for so many milliseconds. */
 const SUSPICIOUS_SILENCE = 20_000;
 
-/** How long readers may take to hear of a stop. */
+/** After a stop, the connection may take so many milliseconds to end. */
 const STOP_PATIENCE = 1000;
 
 /** The bytes of a character that is not whole at the end of three bytes. */
@@ -25,9 +25,9 @@ export class Stream<Saved> extends EventTarget {
   #place: Place;
   #options: Options;
   #timers: Timers;
-  /** How many bytes have come; `offset` says how many of them have been handed out. */
+  /** How many bytes have come. `offset` is how many of them the caller has received. */
   #received: number;
-  /** The next bytes: asked for ahead, so that the request is sent at once. */
+  /** The next bytes. The first are read at once, so that the request is sent before the caller reads. */
   #next: Promise<Bytes | undefined>;
   #isTaken = false;
   #isOver = false;
@@ -36,8 +36,8 @@ export class Stream<Saved> extends EventTarget {
   #body: ReadableStreamDefaultReader<Bytes> | undefined;
   /** Whether nothing has come on this connection yet. */
   #isFresh = true;
-  /** Ends the stream's interest in the page. */
-  #life = new AbortController();
+  /** Removes the listeners of the page's events. */
+  #pageListeners = new AbortController();
 
   constructor(place: Place, options: Options) {
     super();
@@ -45,10 +45,10 @@ export class Stream<Saved> extends EventTarget {
     this.#received = this.offset;
     this.#options = options;
     this.#timers = new Timers(options);
-    this.#listen();
-    this.#keep();
+    this.#listenToPage();
+    this.#savePlace();
     this.#next = this.#read();
-    this.#next.catch(() => {}); // it is thrown to whoever reads
+    this.#next.catch(() => {}); // the caller gets it when it reads
   }
 
   get id() {
@@ -69,7 +69,7 @@ export class Stream<Saved> extends EventTarget {
 
   save(value: Saved) {
     this.#place.saved = value;
-    if (!this.#isOver) this.#keep();
+    if (!this.#isOver) this.#savePlace();
   }
 
   async stop() {
@@ -97,8 +97,8 @@ export class Stream<Saved> extends EventTarget {
         this.#place.eventId = event.id;
         yield event;
       }
-      this.#timers.retry = clip(decoder.retry ?? 0);
-      // Half an event is not handed out.
+      this.#timers.retry = clipDelay(decoder.retry ?? 0);
+      // An event that is not whole yet will have to be sent again.
       this.#place.offset = handedOut;
     }
   }
@@ -108,7 +108,7 @@ export class Stream<Saved> extends EventTarget {
     let tail = "";
     for await (const chunk of this.bytes()) {
       tail = (tail + String.fromCharCode(...chunk.slice(-3))).slice(-3);
-      // Nor is part of a character.
+      // So will a character that is not whole yet.
       this.#place.offset = this.offset - (PART_OF_CHARACTER.exec(tail) as unknown as [string])[0].length;
       const text = decoder.decode(chunk, { stream: true });
       if (text) yield text;
@@ -147,7 +147,7 @@ export class Stream<Saved> extends EventTarget {
           if (!this.#isFresh) throw error;
           return {};
         });
-        this.#timers.rest();
+        this.#timers.unwatch();
         if (value) {
           this.#received += value.length;
           this.#timers.failures = 0;
@@ -174,12 +174,12 @@ export class Stream<Saved> extends EventTarget {
       const url = response.headers.get("Content-Location");
       if (url) place.url = new URL(url, response.url || start).href;
       place.start = place.again = undefined;
-      this.#keep();
+      this.#savePlace();
       // The stop may have come before the request did.
       if (this.#isStopped) await this.stop();
     }
     this.response = response;
-    this.#become("open");
+    this.#enter("open");
     return (response.body ?? new Blob().stream()).getReader();
   }
 
@@ -187,7 +187,7 @@ export class Stream<Saved> extends EventTarget {
     return ask(method, { ...this.#place, offset: this.#received }, this.#options, this.#connection.signal);
   }
 
-  /** Find out how the stream ended: a proxy may end a response in order although the server is lost. */
+  /** Ask how the stream is: a proxy may end a response in good order although it has lost the server. */
   async #conclude() {
     if (!this.epoch) return this.#finish("done");
     this.#watch();
@@ -203,14 +203,14 @@ export class Stream<Saved> extends EventTarget {
     else throw new Error("The connection broke.");
   }
 
-  /** Whether an event is the one by which the server ends the stream, or lets this reader go. */
+  /** Whether an event is the one by which the server ends the stream, or this response. */
   #endsWith(event: StreamEvent) {
     const terminal = readTerminal(event);
     if (!terminal) return false;
     const { code, message } = terminal;
     if (code === "cancelled") this.#finish("stopped");
     else if (code === "store_unavailable") {
-      // Said to this reader alone: it is not in the log.
+      // It is not in the log, so it has not moved the place.
       this.#received = this.offset;
       this.#body?.cancel();
     } else this.#finish("lost", new ResumableError(message, { code }));
@@ -226,12 +226,12 @@ export class Stream<Saved> extends EventTarget {
     if (isRefusal || (status < 500 && ![408, 425, 429].includes(status))) return this.#finish("lost", error);
     this.error = error;
     const pause = this.#timers.pause(retryAfter);
-    this.#become("reconnecting");
+    this.#enter("reconnecting");
     await pause;
   }
 
   #hangUp() {
-    this.#timers.rest();
+    this.#timers.unwatch();
     this.#body = undefined;
     this.#connection.abort();
   }
@@ -243,22 +243,25 @@ export class Stream<Saved> extends EventTarget {
 
   // The stream and its page.
 
-  #listen() {
+  #listenToPage() {
     const { signal } = this.#options;
-    const life = { signal: this.#life.signal };
+    const whileFollowed = { signal: this.#pageListeners.signal };
     const abort = () => this.#finish("detached", signal?.reason);
     if (signal?.aborted) abort();
-    signal?.addEventListener("abort", abort, life);
-    globalThis.addEventListener?.("online", () => this.#nudge(0), life);
-    const onVisible = () => document.hidden || this.#nudge(SUSPICIOUS_SILENCE);
-    globalThis.document?.addEventListener("visibilitychange", onVisible, life);
+    signal?.addEventListener("abort", abort, whileFollowed);
+    globalThis.addEventListener?.("online", () => this.#reconnectNow(0), whileFollowed);
+    const onVisible = () => document.hidden || this.#reconnectNow(SUSPICIOUS_SILENCE);
+    globalThis.document?.addEventListener("visibilitychange", onVisible, whileFollowed);
   }
 
-  /** Connect anew at once: instead of waiting on, or if nothing has come for so long. A `Retry-After` is kept to. */
-  #nudge(silence: number) {
+  /**
+   * End the pause and reconnect, or replace a connection that has been silent for so many milliseconds. A pause that a
+   * `Retry-After` asks for is kept.
+   */
+  #reconnectNow(silence: number) {
     const timers = this.#timers;
     if (timers.isPausing ? (this.error as ResumableError).retryAfter : !timers.isSilent(silence)) return;
-    timers.hurry();
+    timers.skipPause();
     this.#connection.abort();
   }
 
@@ -267,19 +270,19 @@ export class Stream<Saved> extends EventTarget {
     this.#isOver = true;
     this.error = error;
     this.#hangUp();
-    this.#life.abort();
+    this.#pageListeners.abort();
     this.#timers.endPause();
-    if (state !== "detached") this.#keep(null);
-    this.#become(state);
+    if (state !== "detached") this.#savePlace(null);
+    this.#enter(state);
   }
 
-  #become(state: StreamState) {
+  #enter(state: StreamState) {
     if (this.state === state) return;
     this.state = state;
     this.dispatchEvent(new Event("statechange"));
   }
 
-  #keep(place: Place | null = this.#place) {
+  #savePlace(place: Place | null = this.#place) {
     // A request that cannot be repeated is of no use to another page.
     if (this.#place.again !== false) keep(place, this.#options);
   }

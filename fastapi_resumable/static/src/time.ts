@@ -2,27 +2,29 @@
 
 import type { Clock, FollowOptions } from "../resumable.js";
 
-/** A delay that a server names is waited for up to an hour. */
+/** The longest pause that a server may ask for: an hour. */
 const LONGEST_DELAY = 3_600_000;
 
-/** A timer above this fires at once. */
+/** A timer of more milliseconds than this fires at once. */
 const LONGEST_TIMER = 2 ** 31 - 1;
 
-/** A delay that a server has named: not negative, a number, and not too long. */
-export function clip(ms: number) {
+/** What a server asks for as a pause, as a number from 0 to `LONGEST_DELAY`. */
+export function clipDelay(ms: number) {
   return Math.max(0, Math.min(ms, LONGEST_DELAY)) || 0;
 }
 
 export class Timers {
-  /** What the stream's `retry:` field asks for. */
+  /** The pause that the stream asks for in its `retry:` field, in milliseconds. */
   retry = 0;
   failures = 0;
   #options: FollowOptions;
   #clock: Clock;
   #timer: unknown;
-  #heard = NaN;
+  /** When the watch began, or the last byte came; `NaN` while nothing is watched. */
+  #lastHeard = NaN;
   #endPause: (() => void) | undefined;
-  #hurry = false;
+  /** Whether the next pause is left out. */
+  #skipsPause = false;
 
   constructor(options: FollowOptions) {
     this.#options = options;
@@ -33,42 +35,42 @@ export class Timers {
     this.#timer = this.#clock.setTimeout(callback, Math.min(ms, LONGEST_TIMER));
   }
 
-  /** Call `giveUp` unless a byte comes in time, which begins the watch anew. */
+  /** Call `giveUp` after `ms` milliseconds, unless `watch` or `unwatch` is called before. */
   watch(giveUp: () => void, ms = this.#options.silence ?? 40_000) {
-    this.rest();
-    this.#heard = this.#clock.performance.now();
+    this.unwatch();
+    this.#lastHeard = this.#clock.performance.now();
     this.#set(giveUp, ms);
   }
 
-  /** Watch no more: nothing is waited for. */
-  rest() {
+  /** End the watch. */
+  unwatch() {
     this.#clock.clearTimeout(this.#timer);
-    this.#heard = NaN;
+    this.#lastHeard = NaN;
   }
 
-  /** Whether a connection is being watched on which nothing has come for so long. */
+  /** Whether a connection is watched, and nothing has come on it for `ms` milliseconds. */
   isSilent(ms: number) {
-    return this.#clock.performance.now() - this.#heard >= ms;
+    return this.#clock.performance.now() - this.#lastHeard >= ms;
   }
 
   get isPausing() {
     return !!this.#endPause;
   }
 
-  /** Begin the pause before the next attempt: full jitter over a back-off, on top of what the server asks for. */
+  /** Pause before the next attempt: what the server asks for, and on top a random part of a growing back-off. */
   pause(asked: number | undefined): Promise<void> {
     const { minDelay = 500, maxDelay = 15_000, random = Math.random } = this.#options;
     const backOff = Math.min(maxDelay, minDelay * 2 ** this.failures++);
     return new Promise((resolve) => {
       const end = () => {
         this.#endPause = undefined;
-        if (this.#hurry) this.failures = 0;
-        this.#hurry = false;
+        if (this.#skipsPause) this.failures = 0;
+        this.#skipsPause = false;
         resolve();
       };
       this.#set(end, random() * backOff + (asked || this.retry));
       this.#endPause = end;
-      if (this.#hurry) end();
+      if (this.#skipsPause) end();
     });
   }
 
@@ -76,9 +78,9 @@ export class Timers {
     this.#endPause?.();
   }
 
-  /** End this pause, or else the next one. */
-  hurry() {
-    this.#hurry = true;
+  /** End this pause; if there is none, leave the next one out. */
+  skipPause() {
+    this.#skipsPause = true;
     this.endPause();
   }
 }
