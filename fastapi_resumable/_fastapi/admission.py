@@ -1,6 +1,7 @@
-"""What becomes of a request: it runs and is recorded, runs as it is, or is answered from a log. The same for all faces.
+"""How a request is served: it runs and is recorded, runs unrecorded, or is answered from a log. The same for all faces.
 
-It is decided when everything that may refuse the request has let it pass, and nothing is held or told before.
+This is decided once all dependencies and parameters of the endpoint have accepted the request. Before that, no id is
+reserved, and the client learns nothing about the stream.
 """
 
 import asyncio
@@ -103,7 +104,7 @@ class Admission:
         service, request = self.service, self.request
         key = self.identity.key
         assert key is not None
-        # Where no lifespan runs, as in a mounted application, this is the first that we hear of the event loop.
+        # Where no lifespan runs, as in a mounted application, this is our first call on the event loop.
         service.manager.termination.start()
         locate = service.locator.within(request.scope)
         last = None if self.identity.is_chosen else last_event_id(request)

@@ -16,7 +16,7 @@ NAMES = ("resumable.js", "ag-ui.js")
 
 
 def add_assets(router: APIRouter) -> None:
-    """Serve the client under the router's prefix, to everybody: a script tag sends no credentials of the page's own."""
+    """Serve the client under the router's prefix, without authentication: a script tag sends no headers of the page."""
     for name in NAMES:
         stem = name.removesuffix(".js")
         router.add_route(f"{router.prefix}/{name}", _lead_to_module(name), include_in_schema=False)

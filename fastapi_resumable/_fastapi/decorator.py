@@ -1,7 +1,7 @@
 """`@resumable.stream`: the user's own function, whose response FastAPI gets recorded.
 
-Called by FastAPI it gets an argument more, the admission of the request. Called by anybody else it is the function
-that it was.
+FastAPI calls it with one more argument, the admission of the request. For all other callers it is the function that it
+was.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The one place where what went wrong becomes an answer, in FastAPI's own error shape."""
+"""The one place that turns exceptions into answers, in the format of FastAPI's errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ def http_error(error: ResumableError) -> HTTPException:
 
 @contextmanager
 def http_errors() -> Iterator[None]:
-    """Within the context, our errors are raised as what FastAPI answers with."""
+    """Within the context, our errors are raised as the `HTTPException`s that FastAPI answers with."""
     try:
         yield
     except ResumableError as exc:

@@ -46,7 +46,7 @@ class ResumableStream:
 
     @property
     def stopped(self) -> bool:
-        """Whether somebody stopped the stream. Safe to ask from any thread; sync generators cannot be cancelled."""
+        """Whether the stream was stopped. Safe to ask from any thread: a sync generator cannot be cancelled."""
         producer = self._admission.producer if self._admission is not None else None
         return producer is not None and producer.stop_code is not None
 

@@ -1,4 +1,4 @@
-"""Telling a server that is restarted at every change of a file: `fastapi dev`, `uvicorn --reload`."""
+"""Recognizing a server that restarts at every change of a file: `fastapi dev`, `uvicorn --reload`."""
 
 import multiprocessing
 import sys
@@ -10,7 +10,7 @@ def is_reloaded() -> bool:
     """Whether the application is being imported by a server that a reloader has started."""
     if multiprocessing.parent_process() is None:
         return False
-    # The server is among the callers of the import, and its configuration is not told anywhere else.
+    # The server is among the callers of the import, and its configuration is available nowhere else.
     frame = sys._getframe()  # noqa: SLF001  # the way to walk the stack that takes no time
     while (caller := frame.f_back) is not None:
         frame = caller

@@ -1,4 +1,4 @@
-"""What a request says: which stream it names and who asks, where its client left off, and where its replay is."""
+"""What a request contains: the stream it names, its owner, the place to resume from, and the path of its replay."""
 
 import json
 import logging
@@ -59,7 +59,7 @@ def header(name: str) -> IdDependency:
 def body_field(name: str) -> IdDependency:
     """A dependency that takes the id from a field of a JSON body; numbers count as their decimal form.
 
-    A body that is no JSON object, or has no such field, names no stream: the endpoint is to complain, not we.
+    A body that is no JSON object, or has no such field, names no stream; refusing it is left to the endpoint.
     """
 
     async def read_body_field(request: Request) -> str | None:

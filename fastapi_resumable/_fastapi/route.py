@@ -195,7 +195,7 @@ def route_class(service: Service) -> type[APIRoute]:
 
 
 class ResumableMiddleware:
-    """Makes the given paths of an application resumable, whatever serves them.
+    """Makes the given paths of an application resumable, also if the application is not FastAPI's.
 
     A resume is answered here, before the application can check the user. Set `owner`, so that only the user who started
     a stream can read it; without it, anyone who knows an id can read its stream, and replace it.

@@ -90,7 +90,7 @@ _LOOKUP_BODY = {
     }
 }
 
-# All are text for FastAPI, so that none can be wrong for it: what is wrong is refused by us, in our words.
+# All are text for FastAPI, so that it accepts any value, and wrong values get the library's own errors.
 _Place = WithJsonSchema({"type": "integer", "minimum": 0})
 PathId = Annotated[str, Path(description="The stream id; it may contain slashes.", examples=["chat-42"])]
 QueryId = Annotated[str | None, Query(description="The stream id; for ids that are awkward in a path.")]
@@ -192,7 +192,7 @@ class Routes:
         return Response(_ITEMS.dump_json(items), media_type="application/json")
 
     async def watch(self, request: Request, owner: Any) -> Response:
-        """Send what becomes of streams."""
+        """Send the states of streams, and their changes."""
         wanted = await _read_lookup(request)
         return Answer(WatchResponse(self._manager, owner, wanted.conversation_ids))
 

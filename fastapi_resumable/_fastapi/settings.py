@@ -1,4 +1,4 @@
-"""What can be set, from code or from the environment, and the sentences for what cannot be."""
+"""The settings, from code or from the environment, and the error messages for wrong ones."""
 
 import os
 from typing import TYPE_CHECKING, Any, Literal, cast

@@ -51,7 +51,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class WatchResponse(Response):
-    """A response that tells what becomes of some of the owner's streams, until the client goes or the server does."""
+    """The states of some of the owner's streams and their changes, until the client leaves or the server exits."""
 
     def __init__(self, manager: StreamManager, owner: str | None, ids: Sequence[str]) -> None:
         self._manager = manager

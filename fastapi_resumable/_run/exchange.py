@@ -26,7 +26,7 @@ from .replay import QuietlyBroken, end_of_body, serve
 logger = logging.getLogger("fastapi_resumable")
 
 GONE_TIMEOUT = 0.5
-"""Seconds that a server has to say that a client has gone to whom nothing could be sent."""
+"""Seconds in which the server has to report a disconnect, after a `send` to the client has failed."""
 
 Locate = Callable[[str], str | None]
 """Gives the replay URL of a stream id, if there is one."""
@@ -80,7 +80,7 @@ class Exchange:
         self._is_cut = False
         """Whether that is only known from a `send` that failed."""
         self.answered = False
-        """Whether a client that did not want to wait has its answer."""
+        """Whether a client that did not want to wait has its 202."""
         self._accepting = (
             manager.spawn(self._accept(), name=f"resumable 202 {producer.key.id}") if respond_async else None
         )
@@ -195,9 +195,9 @@ class Exchange:
                 self.producer.telemetry.client_left()
 
     async def _close_response(self) -> None:
-        """Say that the response is complete, to those who watch it: they take a request without that for a failure."""
+        """Complete the response: middleware and telemetry take a request without an end for a failure."""
         if self._is_cut:
-            # A client that is still there would take it for the end of what it has not had.
+            # A client that is still connected would take it for the end of the stream.
             try:
                 async with asyncio.timeout(GONE_TIMEOUT):
                     await self._body.disconnected()
@@ -240,7 +240,7 @@ async def close_body(response: Response) -> None:
 
 
 def stopped_while_queued(code: str) -> ResumableError:
-    """What a request is answered whose stream was stopped before it began."""
+    """The error for a request whose stream was stopped before it began."""
     if code == "replaced":
         return StreamReplaced()
     return ShuttingDown() if code == "interrupted" else StreamCancelled()

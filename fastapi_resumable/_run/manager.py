@@ -59,7 +59,7 @@ class StreamManager:
         self._shutdown_grace = shutdown_grace
         self._producers: set[Producer] = set()
         self._readers: dict[Reader, Callable[[str | None], None] | None] = {}
-        """With what counts their leaving, where somebody has set a provider."""
+        """With the callback that counts their leaving, if a telemetry provider is set."""
         self._watches: set[Watch] = set()
         self._shutdown: asyncio.Task[None] | None = None
         self._left: asyncio.Future[None] | None = None
@@ -123,7 +123,7 @@ class StreamManager:
         self._note_departure()
 
     def watch(self, owner: str | None, ids: Sequence[str]) -> Watch:
-        """Make a watch over what becomes of some of the owner's streams; `unwatch` afterwards.
+        """Make a watch over some of the owner's streams; `unwatch` afterwards.
 
         Raises:
             ShuttingDown: The server is about to exit.
@@ -149,7 +149,7 @@ class StreamManager:
         return self._shutdown
 
     async def shutdown(self) -> None:
-        """Refuse new streams, wait for live ones up to `shutdown_grace`, interrupt the rest, let all readers go."""
+        """Refuse new streams, wait for live ones up to `shutdown_grace`, interrupt the rest, and end all readings."""
         await asyncio.shield(self.begin_shutdown())
 
     async def _shut_down(self) -> None:

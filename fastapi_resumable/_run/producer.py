@@ -29,13 +29,13 @@ from .hooks import Hooks
 logger = logging.getLogger("fastapi_resumable")
 
 MAX_YOUNG_OBJECTS = 50_000
-"""With more, which take some 5 ms to look at, what a stopped application has left is not looked for."""
+"""With more, a collection takes over 5 ms, and does not look for what a stopped application has left."""
 HOOK_PATIENCE = 0.1
 """Seconds for which a request that is over waits for its hooks: an event loop that is closed next cancels them."""
 
 
 class StreamStopped(OSError):
-    """Raised where the application sends after its stream was stopped, as servers do after a disconnect."""
+    """Raised by `send` after the stream was stopped, as servers do after a disconnect."""
 
 
 @dataclass(slots=True, eq=False)
@@ -272,14 +272,14 @@ class Producer:
 
 
 def is_disconnect(error: BaseException) -> bool:
-    """Whether an exception is no more than what a client that leaves makes of an application."""
+    """Whether an exception is one that a disconnect causes in an application."""
     if isinstance(error, BaseExceptionGroup):
         return all(is_disconnect(inner) for inner in error.exceptions)
     return isinstance(error, asyncio.CancelledError | StreamStopped | ClientDisconnect | anyio.BrokenResourceError)
 
 
 def release_frames(error: BaseException) -> None:
-    """Free what the frames of an exception hold: the generator that was cut short, say, which then closes itself."""
+    """Free what the frames of an exception hold, such as a generator that was cut short, which then closes itself."""
     pending, seen = [error], set()
     while pending:
         exc = pending.pop()

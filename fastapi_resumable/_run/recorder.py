@@ -79,7 +79,7 @@ class Recorder:
             self._settle()
 
     def release(self) -> None:
-        """Drop the references to the request; what an application sends that has outlived its request goes nowhere."""
+        """Drop the references to the request; messages of an application that outlives its request are ignored."""
         self._on_begin, self._pass_on = _ignore, _discard
 
     async def receive(self) -> Message:
@@ -121,7 +121,7 @@ class Recorder:
             await self._sent_all()
 
     async def _send_with_care(self, message: Message) -> None:
-        """Whatever is not a chunk that can be recorded at once."""
+        """Handle any message but a chunk that can be recorded at once."""
         producer = self.producer
         if self.passing:
             await self._pass_on(message)
@@ -148,9 +148,9 @@ class Recorder:
                 await self._sent_all()
 
     async def _refuse(self) -> None:
-        """Take what comes after a stop.
+        """Handle a message after a stop.
 
-        The first such message is dropped without a word, so that a generator which is just being sent from gets to its
+        The first such message is dropped silently, so that a generator which is just being sent from gets to its
         own next `await`, and is cancelled there: then it closes itself.
         """
         if self._start is not None and not self._has_refused:
@@ -241,7 +241,7 @@ def inner_scope(scope: Scope) -> Scope:
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """The exception that the user's code raised, out of what frameworks wrap around it.
+    """The exception that the user's code raised, without those that frameworks wrap around it.
 
     Starlette and anyio wrap what is raised after a response has started, or in a task group. While we hold the head
     back the response has not started, so the original can still be handled.

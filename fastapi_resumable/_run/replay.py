@@ -50,7 +50,7 @@ async def break_off(why: str, manager: StreamManager, scope: Scope, send: Send, 
         transport.abort()
     else:
         transport.close()
-    # It does not reach the client any more, but all that is in between, telemetry say, learns that this is no failure.
+    # It does not reach the client any more, but middleware and telemetry learn that this is no failure.
     await send(end_of_body())
 
 
@@ -234,7 +234,7 @@ async def replay(
     """Answer a request for a stream from where its client left off; 204 if it has had everything, and asks by event id.
 
     Raises:
-        ResumableError: The position is not to be had; see `find_position`.
+        ResumableError: The position is unknown, or no longer kept; see `find_position`.
     """
     position = await find_position(stream, offset, last_event_id)
     if last_event_id and await is_exhausted(stream, position):

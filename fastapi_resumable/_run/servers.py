@@ -1,6 +1,6 @@
-"""What has to be known of the server that runs the application, beyond ASGI.
+"""What the library uses of the server that runs the application, beyond ASGI.
 
-Nothing here is documented by those it belongs to; each has a test that fails when it is no longer so:
+None of it is documented by the server; each has a test that fails when it changes:
 
 - The coroutines of a uvicorn's `Server` are found among the tasks, because it hands itself to no application. Without
   that, an exit without a signal goes unnoticed (`tests/servers/test_shutdown.py`).
@@ -38,7 +38,7 @@ def running_servers() -> list[Server]:
 
 
 def is_exiting(found: Server) -> bool:
-    """Whether a uvicorn takes no more requests, for whatever reason."""
+    """Whether a uvicorn takes no more requests, for any reason."""
     return found.should_exit or (found.started and not any(listener.is_serving() for listener in found.servers))
 
 

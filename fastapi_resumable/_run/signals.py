@@ -2,7 +2,7 @@
 
 Servers tell an application of a shutdown only once all its responses have ended, which live streams prevent. So we
 look for it in two ways. The handler of a signal that is in place is called as before; where there is none, nothing is
-installed. And a uvicorn that exits without a signal, as `--limit-max-requests` makes it, is seen to serve no more.
+installed. And a uvicorn that exits without a signal, as with `--limit-max-requests`, is noticed by polling its state.
 """
 
 import asyncio

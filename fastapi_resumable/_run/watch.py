@@ -62,7 +62,7 @@ class Watch:
         end = await self._store.watch(self._owner, self._ids, self._note)
         try:
             current = {item.conversation_id: item for item in await self._store.lookup(self._owner, self._ids)}
-            # What was told in the meantime is newer.
+            # What was reported in the meantime is newer.
             self._news = current | self._news
             async with asyncio.timeout(None) as self._deadline:
                 await self._follow(start, deliver)

@@ -57,7 +57,7 @@ class Fanout:
         """How far readers can read."""
         return self._log.tail if self.visible is None else self.visible
 
-    # Who reads.
+    # The readers.
 
     def attach(self, cursor: Cursor) -> None:
         """Keep what `cursor` has yet to read."""

@@ -13,7 +13,7 @@ from .stream import Budget, Head, Limits, stream_item
 
 
 class MemoryStream:
-    """A log with a beginning and an end, and everybody who waits for more of it.
+    """A log with a beginning and an end, and the readers that wait for more of it.
 
     Most chunks are taken without a look at the bound, at the budget or at readers that are behind. That is done in
     steps of some bytes, before the next of which nothing can go wrong: `_check_at` is where the next check is due.
@@ -90,7 +90,7 @@ class MemoryStream:
         log = self.log
         if log.tail + len(chunk) > self._check_at:
             return self._offer_with_check(chunk, now)
-        # The same as below, in as few calls as can be: each can be measured.
+        # The same as below, in as few calls as possible, because each call is measurable.
         recording = self._recording
         if recording.framer is not None:
             chunk = recording.framer.feed(chunk, log.tail)

@@ -1,4 +1,4 @@
-"""Where a client goes on: from an offset, from an event id of ours, or from one of the application's own."""
+"""Where a client continues: from an offset, from an event id of ours, or from one of the application's own."""
 
 import asyncio
 from typing import TypeVar

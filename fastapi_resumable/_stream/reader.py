@@ -63,7 +63,7 @@ class Reader(Cursor):
     ) -> None:
         """Attach to the stream.
 
-        A client that takes nothing for `stall_timeout` seconds is given up on. `drain_on_cancel` is asked, when the
+        A reading whose client takes no bytes for `stall_timeout` seconds ends. `drain_on_cancel` is asked, when the
         reading is cancelled, whether to deliver the rest nevertheless.
         """
         super().__init__(offset)
@@ -192,7 +192,7 @@ class Reader(Cursor):
                 stream.advance(self, len(data))
                 deliveries += 1
                 if deliveries % YIELD_EVERY == 0:
-                    # A replay whose socket never fills up would keep everybody else from the loop.
+                    # A replay whose socket never fills up would block the event loop.
                     await asyncio.sleep(0)
             elif stream.is_final:
                 return

@@ -72,7 +72,7 @@ class Budget:
 
 
 class Stream(Protocol):
-    """One epoch of a stream, for those who read it."""
+    """One epoch of a stream, for its readers."""
 
     @property
     def key(self) -> StreamKey:
@@ -104,11 +104,11 @@ class Stream(Protocol):
 
     @property
     def is_final(self) -> bool:
-        """Whether the log has ended, for those who read it."""
+        """Whether the log has ended, for its readers."""
 
     @property
     def failure(self) -> ResumableError | None:
-        """Why readers have to be sent away before the end."""
+        """Why readings have to end before the stream does."""
 
     @property
     def tail(self) -> int:

@@ -1,7 +1,7 @@
 """Layer 6: clients in Python. Resume without writing the loop.
 
 `ResumableClient` and `AsyncResumableClient` start, resume, stop and look up streams with a user's own httpx client;
-`ResumableTransport` and `AsyncResumableTransport` do it below a client that knows nothing of it, the OpenAI SDK's say.
+`ResumableTransport` and `AsyncResumableTransport` do it below a client that cannot, such as the OpenAI SDK.
 """
 
 try:

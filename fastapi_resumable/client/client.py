@@ -81,11 +81,11 @@ class _Client(Generic[StreamT]):
         on_state: OnState | None = None,
         **arguments: Any,
     ) -> StreamT:
-        """Go on with a stream, say after a restart; use the result in a `with` block.
+        """Continue a stream, for example after a restart; use the result in a `with` block.
 
         Args:
             stream_id: A stream's `id`.
-            offset: Its `offset`, from where on it is delivered.
+            offset: Its `offset`, where to continue.
             epoch: Its `epoch`: another one is refused, 409 `stream_replaced`.
             on_state: Called with each new state.
             **arguments: Those of `httpx.Client.stream`: `headers`, `auth`, `timeout` ...
@@ -165,7 +165,7 @@ class ResumableClient(_Client[ClientStream]):
         read_timeout: Seconds without a byte after which a connection counts as lost. An event stream has a keep-alive
             every 15 seconds. It takes the place of the client's own, but not of a `timeout` given with a request.
         backoff: How long to wait before the next attempt, and how often to try.
-        sleep: Waits for so many seconds.
+        sleep: A function that waits for a number of seconds.
     """
 
     _stream = ClientStream
@@ -175,15 +175,15 @@ class ResumableClient(_Client[ClientStream]):
         """Stop a stream at the server; with `epoch`, no other one of that id.
 
         Raises:
-            ClientError: The server did not say that it has.
+            ClientError: The server did not confirm it.
         """
         run(self._stop(stream_id, epoch, arguments))
 
     def lookup(self, ids: Iterable[str], **arguments: Any) -> list[ResumableStreamItem]:
-        """Ask which of these streams there are, and what they are doing; an id also matches its variants, `id::...`.
+        """Ask which of these streams exist, and for their states; an id also matches its variants, `id::...`.
 
         Raises:
-            ClientError: There is no answer, or a refusal.
+            ClientError: The server does not answer, or refuses.
         """
         return run(self._lookup(ids, arguments))
 
@@ -199,5 +199,5 @@ class AsyncResumableClient(_Client[AsyncClientStream]):
         await self._stop(stream_id, epoch, arguments)
 
     async def lookup(self, ids: Iterable[str], **arguments: Any) -> list[ResumableStreamItem]:
-        """Ask which of these streams there are, as `ResumableClient.lookup`."""
+        """Ask which of these streams exist, as `ResumableClient.lookup`."""
         return await self._lookup(ids, arguments)

@@ -27,7 +27,7 @@ class Wire:
     Args:
         send: Makes a request, and returns a response whose body has not been read; or an awaitable of it.
         start: The first request.
-        sleep: Waits for so many seconds.
+        sleep: A function that waits for a number of seconds.
         is_async: Whether `send` is that of an asynchronous client.
         decoded: Whether compressed bodies are to be decoded.
     """

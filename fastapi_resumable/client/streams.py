@@ -237,7 +237,7 @@ class ClientStream(BaseStream):
         May be called from another thread. If the stream has ended, this does nothing.
 
         Raises:
-            ClientError: The server did not say that it has.
+            ClientError: The server did not confirm it.
         """
         run(self._stop())
 

@@ -1,4 +1,4 @@
-"""Transports that resume: for clients that know nothing of it, such as the OpenAI SDK.
+"""Transports that resume streams below clients that cannot, such as the OpenAI SDK.
 
 The body that they hand out is one, however many connections it takes. What cannot be resumed passes through untouched.
 """
@@ -134,11 +134,11 @@ class ResumableTransport(_Transport[httpx.BaseTransport], httpx.BaseTransport):
         transport: Makes the requests; by default an `HTTPTransport()` of httpx, or of httpx2 if the client is of that.
         stream_id: Names the stream of a request that has no `X-Conversation-Id`: a function of the request to an id, or
             `None` if it is not to be resumable. Default: a fresh id for each request that asks for a stream.
-        on_close: What it means that a response is closed before its end, as it is when a caller leaves its loop:
-            `detach` lets the stream go on at the server, `stop` stops it. After `data: [DONE]` it means neither.
+        on_close: What to do if a response is closed before its end, as when a caller leaves its loop:
+            `detach` lets the stream go on at the server, `stop` stops it. After `data: [DONE]`, neither is done.
         read_timeout: Seconds without a byte after which the connection of an event stream counts as lost.
         backoff: How long to wait before the next attempt, and how often to try.
-        sleep: Waits for so many seconds.
+        sleep: A function that waits for a number of seconds.
     """
 
     _sleep = staticmethod(time.sleep)

@@ -1,4 +1,4 @@
-"""What a store does: it decides who may begin under an id, holds the current epoch of each, and tells of both."""
+"""What a store does: it decides who may begin under an id, holds the current epoch of each, and reports changes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,4 +1,4 @@
-"""A store whose operations are measured: what surrounds those beyond this process."""
+"""A store whose operations are measured: it wraps the stores beyond this process."""
 
 import functools
 from asyncio import CancelledError

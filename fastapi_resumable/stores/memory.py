@@ -202,7 +202,7 @@ class MemoryStore:
     async def watch(
         self, owner: str | None, ids: Sequence[str], notify: Callable[[ResumableStreamItem], None]
     ) -> Callable[[], None]:
-        """Tell of changes."""
+        """Call `notify` at each change."""
         return self._watchers.add(owner, ids, notify)
 
     def _tell(self, changed: MemoryStream | Reservation) -> None:
@@ -214,7 +214,7 @@ class MemoryStore:
             self._watchers.tell(reservation.key.owner, reservation.ended(status, self._wall_clock()))
 
     def _tell_rest(self, slot: Slot) -> None:
-        """Tell of what a lookup shows, now that a request has gone."""
+        """Pass on what a lookup shows, now that a request has gone."""
         if not slot.is_empty:
             self._tell(slot.shown)
 
