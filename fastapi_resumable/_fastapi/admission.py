@@ -114,7 +114,7 @@ class Admission:
                 stream = await self._unless_client_leaves(find)
                 return await replay(service.manager, stream, None, last, locate(key.id))
         idempotency_key = request.headers.get("idempotency-key")
-        start = service.manager.start(key, idempotency_key, service.settings.pending_timeout)
+        start = service.manager.start(key, idempotency_key)
         try:
             if idempotency_key is not None or service.settings.on_conflict == "attach":
                 started = await self._unless_client_leaves(start)
@@ -138,9 +138,7 @@ class Admission:
             self._body,
             self._send,
             locate=locate,
-            head_timeout=service.settings.head_timeout,
             end_delay=self._end_delay,
-            pending_timeout=service.settings.pending_timeout,
             respond_async=prefers_async(request),
         )
         return None

@@ -146,12 +146,8 @@ class Resumable:
         self.manager = StreamManager(
             # In this process, a call takes less time than it takes to measure it.
             self.store if isinstance(store, MemoryStore) else cast(Store, MeasuredStore(store, telemetry)),
-            on_conflict=self.settings.on_conflict,
-            ping=self.settings.ping,
-            stall_timeout=self.settings.stall_timeout,
-            stop_grace=self.settings.stop_grace,
-            shutdown_grace=self.settings.shutdown_grace,
-            telemetry=telemetry,
+            self.settings,
+            telemetry,
         )
         # Two of them in one application must not be confused.
         token = secrets.token_hex(8)

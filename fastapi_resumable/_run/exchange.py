@@ -7,6 +7,7 @@ The request itself goes on until the application has ended, whatever happens to 
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import anyio
 from starlette.responses import Response
@@ -17,11 +18,11 @@ from .._stream.stream import Stream
 from ..exceptions import ResumableError, ShuttingDown, StreamCancelled, StreamReplaced
 from ..models import ResumableStreamItem
 from .body import RequestBody
-from .headers import end_to_end, identify
+from .headers import identify
 from .manager import StreamManager
 from .producer import Producer
 from .recorder import Recorder, inner_scope, unwrap
-from .replay import QuietlyBroken, end_of_body, serve
+from .replay import QuietlyBroken, Serving, end_of_body
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -43,9 +44,7 @@ class Exchange:
         send: Send,
         *,
         locate: Locate,
-        head_timeout: float,
         end_delay: float,
-        pending_timeout: float,
         respond_async: bool,
     ) -> None:
         """Set up the exchange.
@@ -58,27 +57,13 @@ class Exchange:
         self._body = body
         self._send = send
         self._locate = locate
-        self._pending_timeout = pending_timeout
         self._reader: Reader | None = None
         self._interrupting: asyncio.Task[None] | None = None
-        self._scope: anyio.CancelScope | None = None
-        self.recorder = Recorder(
-            manager.around,
-            producer,
-            body,
-            head_timeout=head_timeout,
-            end_delay=end_delay,
-            on_begin=self._attach,
-            pass_on=self._pass_on,
-        )
+        self.recorder = Recorder(manager.around, producer, body, self, end_delay=end_delay)
         self.cancelled: asyncio.CancelledError | None = None
         """A cancellation of the request while it ran, for the caller to raise when nothing hangs on it any more."""
-        self.on_cancel: Callable[[], object] = _noop
-        """Called at the first such cancellation, which the request outlives: to shield what is closed after it."""
-        self._has_left = False
-        """Whether the client has gone before the end of the stream."""
-        self._is_cut = False
-        """Whether that is only known from a `send` that failed."""
+        self._reading: Reading | None = None
+        """How the client's reading of the stream came out."""
         self.answered = False
         """Whether a client that did not want to wait has its 202."""
         self._accepting = (
@@ -113,31 +98,22 @@ class Exchange:
             raise stopped_while_queued(producer.stop_code)
         self._send = send
         inner = inner_scope(scope)
-        producer.telemetry = self._manager.telemetry.stream(
-            producer.key.id, producer.reservation.epoch, inner, producer.created
-        )
+        telemetry = self._manager.telemetry
+        producer.telemetry = telemetry.stream(producer.key.id, producer.reservation.epoch, inner, producer.created)
         producer.start(lambda: recorder.run(app, inner))
         failure: BaseException | None = None
-        with anyio.CancelScope() as self._scope:
-            try:
-                await self._answer(scope)
-            except QuietlyBroken as exc:
-                failure = exc
-            except asyncio.CancelledError as exc:
-                self._note_cancellation(exc)
-            except Exception as exc:  # noqa: BLE001  # raised again below, once nothing hangs on the request any more
-                failure = exc
-            while not producer.is_over:
-                try:
-                    await producer.done()
-                except asyncio.CancelledError as exc:
-                    self._note_cancellation(exc)
-            if self._has_left:
-                await self._close_response()
-            await self.release()
+        try:
+            await self._answer(scope)
+        except QuietlyBroken as exc:
+            failure = exc
+        except asyncio.CancelledError as exc:
+            self._note_cancellation(exc)
+        except Exception as exc:  # noqa: BLE001  # raised again below, once nothing hangs on the request any more
+            failure = exc
+        await self._outlast()
         # Nothing leads back here, so that what hangs on the request is freed with it, and not at some collection.
         recorder.release()
-        self._reader = self._scope = None
+        self._reader = None
         if failure is not None:
             raise failure
         if not self.has_begun:
@@ -145,6 +121,23 @@ class Exchange:
                 raise stopped_while_queued(producer.stop_code)
             if self.failure is not None:
                 raise unwrap(self.failure) if recorder.holds_head else self.failure
+
+    async def _outlast(self) -> None:
+        """Stay until the application has ended, even if the request is cancelled; then give back what is held."""
+        while not self.producer.is_over:
+            try:
+                with self._shield():
+                    await self.producer.done()
+            except asyncio.CancelledError as exc:
+                self._note_cancellation(exc)
+        with self._shield():
+            if self._reading in (Reading.LEFT, Reading.CUT):
+                await self._close_response()
+            await self.release()
+
+    def _shield(self) -> AbstractContextManager[object]:
+        # A cancellation through a task group comes again at each `await`. A scope costs something, so only then.
+        return nullcontext() if self.cancelled is None else anyio.CancelScope(shield=True)
 
     async def release(self) -> None:
         """Give back what the exchange holds, whether it has run or not."""
@@ -160,10 +153,6 @@ class Exchange:
 
     def _outlive_cancellation(self) -> bool:
         """Go on although the request is cancelled, with a bound: servers cancel requests when they shut down."""
-        if self._scope is not None:
-            # A cancellation through a task group comes again and again.
-            self._scope.shield = True
-        self.on_cancel()
         if not self._manager.hurry() and self._interrupting is None:
             # Some servers do so without a word to the application, and wait for the request then.
             self._interrupting = self._manager.spawn(
@@ -174,11 +163,18 @@ class Exchange:
 
     # What the client gets.
 
-    def _attach(self, stream: Stream) -> None:
-        # At the very beginning, so that nothing is dropped before the client has had it.
+    def begun(self, stream: Stream) -> None:
+        """Attach the reader at the very beginning, so that nothing is dropped before the client has had it."""
         if self._accepting is None and self.cancelled is None:
-            self._reader = self._manager.reader(stream, 0, goes_on=self._outlive_cancellation)
-            self._manager.telemetry.read("first")
+            is_measured = self.producer.telemetry is not None
+            self._reader = self._manager.reader(stream, 0, self._outlive_cancellation, counted=is_measured)
+            if is_measured:
+                self._manager.telemetry.read("first")
+
+    async def pass_on(self, message: Message) -> None:
+        """Send a message of an answer that is no stream."""
+        if not self.answered:
+            await self._send(message)
 
     async def _answer(self, scope: Scope) -> None:
         if self._accepting is not None:
@@ -187,16 +183,15 @@ class Exchange:
         await self.recorder.settled()
         if self._reader is not None:
             stream = self._reader.stream
-            headers = identify(end_to_end(self.recorder.headers), stream, self._locate(stream.key.id))
-            reading = await serve(self._reader, self._manager, headers, scope, self._send, self._body.disconnected)
-            self._has_left = reading in (Reading.LEFT, Reading.CUT)
-            self._is_cut = reading is Reading.CUT
-            if self._has_left and self.producer.telemetry is not None:
+            headers = identify(self.recorder.headers, stream, self._locate(stream.key.id))
+            serving = Serving(self._reader, self._manager, headers, scope, self._send)
+            self._reading = await serving.run(self._body.disconnected)
+            if self._reading in (Reading.LEFT, Reading.CUT) and self.producer.telemetry is not None:
                 self.producer.telemetry.client_left()
 
     async def _close_response(self) -> None:
         """Complete the response: middleware and telemetry take a request without an end for a failure."""
-        if self._is_cut:
+        if self._reading is Reading.CUT:
             # A client that is still connected would take it for the end of the stream.
             try:
                 async with asyncio.timeout(GONE_TIMEOUT):
@@ -209,16 +204,12 @@ class Exchange:
         try:
             await self._send(end_of_body())
         except Exception:  # a server may refuse it; the client has gone, so it makes no difference
-            fields = self.producer.key.fields(self.producer.reservation.epoch)
-            logger.debug("the server refused the end of a response whose client has left", exc_info=True, extra=fields)
-
-    async def _pass_on(self, message: Message) -> None:
-        if not self.answered:
-            await self._send(message)
+            what = "the server refused the end of a response whose client has left"
+            logger.debug(what, exc_info=True, extra=self.producer.fields)
 
     async def _accept(self) -> None:
         try:
-            async with asyncio.timeout(self._pending_timeout):
+            async with asyncio.timeout(self._manager.settings.pending_timeout):
                 await self.recorder.settled()
         except TimeoutError:
             pass
@@ -233,8 +224,10 @@ class Exchange:
 
 async def close_body(response: Response) -> None:
     """Close the generator of a response that has run: Starlette leaves one that was cut short to the collector."""
-    aclose = getattr(getattr(response, "body_iterator", None), "aclose", None)
-    if aclose is not None:
+    body = getattr(response, "body_iterator", None)
+    aclose = getattr(body, "aclose", None)
+    # One that has come to its end has no frame any more, and nothing to close.
+    if aclose is not None and getattr(body, "ag_frame", body) is not None:
         with anyio.CancelScope(shield=True):
             await aclose()
 
@@ -260,7 +253,3 @@ def accepted(item: ResumableStreamItem, location: str | None) -> Response:
         url = location.encode("ascii")
         response.raw_headers += [(b"location", url), (b"content-location", url)]
     return response
-
-
-def _noop() -> None:
-    """Nothing is to be shielded."""

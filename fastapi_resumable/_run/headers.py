@@ -52,11 +52,11 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     return [(name, value) for name, value in lowered if name not in _HOP_BY_HOP and name not in named]
 
 
-def recorded(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
-    """The headers that a replay repeats."""
+def recorded(headers: RawHeaders) -> tuple[tuple[bytes, bytes], ...]:
+    """Those of the headers of a response, `end_to_end`, that a replay repeats."""
     return tuple(
         (name, value)
-        for name, value in end_to_end(headers)
+        for name, value in headers
         if name not in _OF_ONE_RESPONSE
         and name not in _OURS
         and not name.startswith(_OF_ONE_RESPONSE_PREFIXES)

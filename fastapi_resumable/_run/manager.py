@@ -9,54 +9,36 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from .._core.ids import EPOCH_BYTES, StreamKey, format_epoch
-from .._stream.reader import Reader
+from .._stream.reader import LAST_DELIVERY, Reader
 from .._stream.stream import Stream
 from .._stream.tasks import Tasks
 from ..exceptions import ShuttingDown
 from ..models import ResumableStatus
-from ..stores.base import OnConflict, Store
+from ..stores.base import Store
 from ..telemetry import Telemetry
 from .hooks import Hooks
-from .producer import Producer, Surroundings
+from .producer import Producer, RunSettings, Surroundings
 from .signals import TerminationWatch
 from .watch import Watch
 
 logger = logging.getLogger("fastapi_resumable")
 
-LAST_DELIVERY = 2.0
-"""Seconds that a reader has to take the end of its stream when the server exits."""
 LAST_MOMENT = 0.5
-"""The same for a request that was cancelled: it may be that nothing takes any more what it sends."""
+"""Seconds that a reader has to take the end of its stream when the server has cancelled its request."""
 
 
 class StreamManager:
     """Starts, follows, stops and retires streams on a store."""
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        on_conflict: OnConflict,
-        ping: float,
-        stall_timeout: float,
-        stop_grace: float,
-        shutdown_grace: float,
-        telemetry: Telemetry | None = None,
-    ) -> None:
+    def __init__(self, store: Store, settings: RunSettings, telemetry: Telemetry | None = None) -> None:
         self.store = store
+        self.settings = settings
         self.telemetry = telemetry or Telemetry()
-        self.ping = ping
-        self._tasks = Tasks()
-        self.spawn = self._tasks.spawn
-        self.hooks = Hooks(self._tasks)
-        self.around = Surroundings(
-            store, self._tasks, self.hooks, ping=ping, stop_grace=stop_grace, telemetry=self.telemetry
-        )
+        tasks = Tasks()
+        self.spawn = tasks.spawn
+        self.hooks = Hooks(tasks)
+        self.around = Surroundings(store, settings, self.telemetry, tasks, self.hooks)
         """What the producers have in common."""
-        self._on_conflict = on_conflict
-        self._stall_timeout = stall_timeout
-        self._stop_grace = stop_grace
-        self._shutdown_grace = shutdown_grace
         self._producers: set[Producer] = set()
         self._readers: dict[Reader, Callable[[str | None], None] | None] = {}
         """With the callback that counts their leaving, if a telemetry provider is set."""
@@ -73,9 +55,7 @@ class StreamManager:
 
     # Starting and following.
 
-    async def start(
-        self, key: StreamKey, idempotency_key: str | None, pending_timeout: float | None = None
-    ) -> Producer | Stream:
+    async def start(self, key: StreamKey, idempotency_key: str | None) -> Producer | Stream:
         """Reserve an id for a new stream; or return the stream that the request is to follow instead.
 
         Raises:
@@ -84,8 +64,8 @@ class StreamManager:
             ShuttingDown: No new streams are taken.
         """
         producer = Producer(self.around, key, format_epoch(secrets.token_bytes(EPOCH_BYTES)), idempotency_key)
-        producer.reservation.pending_timeout = pending_timeout
-        stream = await self.store.reserve(producer.reservation, self._on_conflict)
+        producer.reservation.pending_timeout = self.settings.pending_timeout
+        stream = await self.store.reserve(producer.reservation, self.settings.on_conflict)
         if stream is not None:
             return stream
         if self.closing:
@@ -102,17 +82,21 @@ class StreamManager:
         # There is nothing left to stop, and nothing that leads back to the producer: it is freed with its request.
         producer.reservation.on_stop = _noop
 
-    def reader(self, stream: Stream, offset: int, goes_on: Callable[[], bool] | None = None) -> Reader:
+    def reader(
+        self, stream: Stream, offset: int, drain_on_cancel: Callable[[], bool] | None = None, *, counted: bool = True
+    ) -> Reader:
         """Attach a reader at `offset`; `dismiss` it afterwards.
 
         Args:
             stream: The stream to read.
             offset: Where to begin.
-            goes_on: Whether to deliver the rest when the reading is cancelled; by default at a shutdown only, where
-                the end is near.
+            drain_on_cancel: Whether to deliver the rest when the reading is cancelled; by default at a shutdown only,
+                where the end is near.
+            counted: Whether telemetry counts it.
         """
-        reader = Reader(stream, offset, stall_timeout=self._stall_timeout, drain_on_cancel=goes_on or self.hurry)
-        self._readers[reader] = self.telemetry.reader_attached()
+        timeout = self.settings.stall_timeout
+        reader = Reader(stream, offset, stall_timeout=timeout, drain_on_cancel=drain_on_cancel or self.hurry)
+        self._readers[reader] = self.telemetry.reader_attached() if counted else None
         return reader
 
     def dismiss(self, reader: Reader, dropped: str | None = None) -> None:
@@ -130,7 +114,7 @@ class StreamManager:
         """
         if self.closing:
             raise ShuttingDown
-        watch = Watch(self.store, owner, ids, ping=self.ping, stall_timeout=self._stall_timeout)
+        watch = Watch(self.store, owner, ids, ping=self.settings.ping, stall_timeout=self.settings.stall_timeout)
         self._watches.add(watch)
         return watch
 
@@ -155,7 +139,7 @@ class StreamManager:
     async def _shut_down(self) -> None:
         # A watch has no end of its own: it is to tell how the last streams end, and is not waited for before. A server
         # that is about to cancel requests would keep their readers from the terminal event.
-        grace = min(self._shutdown_grace, self.termination.patience)
+        grace = min(self.settings.shutdown_grace, self.termination.patience)
         await self._quiet(grace, lambda: self._impatient or not (self._producers or self._readers))
         for producer in list(self._producers):
             await self.interrupt(producer)
@@ -168,8 +152,8 @@ class StreamManager:
         clients: list[Reader | Watch] = [*self._readers, *self._watches]
         for client in clients:
             client.evict()
-        await self._quiet(self._stop_grace)
-        await self.hooks.wait(self._stop_grace)
+        await self._quiet(self.settings.stop_grace)
+        await self.hooks.wait(self.settings.stop_grace)
         await self.store.aclose()
 
     def hurry(self) -> bool:
@@ -181,7 +165,7 @@ class StreamManager:
     async def interrupt_late(self, producer: Producer, reader: Reader | None) -> None:
         """Give a live stream its grace, all of it, and interrupt it then."""
         try:
-            async with asyncio.timeout(self._shutdown_grace + self._stop_grace):
+            async with asyncio.timeout(self.settings.shutdown_grace + self.settings.stop_grace):
                 await producer.done()
         except TimeoutError:
             await self.interrupt(producer)

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from starlette.requests import ClientDisconnect
@@ -21,7 +21,7 @@ from .._stream.recording import PIECE
 from .._stream.stream import Head, WritableStream
 from .._stream.tasks import Tasks
 from ..models import ResumableStatus
-from ..stores.base import Reservation, Store
+from ..stores.base import OnConflict, Reservation, Store
 from ..telemetry import StreamTelemetry, Telemetry
 from .finished import FinishedStream
 from .hooks import Hooks
@@ -38,16 +38,27 @@ class StreamStopped(OSError):
     """Raised by `send` after the stream was stopped, as servers do after a disconnect."""
 
 
+class RunSettings(Protocol):
+    """The settings that the run of a request depends on; see `Resumable`."""
+
+    on_conflict: OnConflict
+    ping: float
+    head_timeout: float
+    pending_timeout: float
+    stall_timeout: float
+    stop_grace: float
+    shutdown_grace: float
+
+
 @dataclass(slots=True, eq=False)
 class Surroundings:
     """What all producers of one `Resumable` have in common."""
 
     store: Store
+    settings: RunSettings
+    telemetry: Telemetry
     tasks: Tasks
     hooks: Hooks
-    ping: float
-    stop_grace: float
-    telemetry: Telemetry
     closing: bool = False
     """Whether the server is about to exit."""
 
@@ -67,20 +78,24 @@ class Producer:
         """Why it was stopped: `cancelled`, `replaced` or `interrupted`."""
         self.error: BaseException | None = None
         """What the application raised, unless it was being stopped."""
-        self.is_over = False
-        """Whether the application has ended, or was given up on."""
         self.cancel_request: Callable[[], object] = _noop
         """Cancels the request while there is no task yet: it is still in its dependencies or its endpoint."""
         self.last_write = 0.0
         """When the application last sent something; seconds of the monotonic clock."""
         self._task: asyncio.Task[None] | None = None
-        self._listeners: set[asyncio.Future[None]] = set()
-        """The application's tasks that wait for a disconnect."""
-        self._waiters: list[asyncio.Future[None]] = []
+        self._over = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._listeners = 0
+        """How many tasks of the application wait for a disconnect."""
         self._beginning = asyncio.Lock()
         self._idle: asyncio.TimerHandle | None = None
         self._hooks: asyncio.Task[None] | None = None
         self._is_finished = False
+
+    @property
+    def fields(self) -> dict[str, str | None]:
+        """What a log record about the stream carries."""
+        return self.key.fields(self.reservation.epoch)
 
     # Running.
 
@@ -107,7 +122,6 @@ class Producer:
     async def _conclude(self, error: BaseException | None) -> None:
         """End the stream, however the application has ended."""
         task = asyncio.current_task()
-        about: Any = {"exc_info": error, "extra": self.key.fields(self.reservation.epoch)}
         is_torn_down = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
         try:
             if self.stop_code is None and isinstance(error, StreamStopped):
@@ -115,17 +129,18 @@ class Producer:
                 self.stop_code = "cancelled"
             if self.stop_code is not None:
                 if error is not None and not is_disconnect(error):
-                    logger.warning("stream %r raised while it was being stopped", self.key.id, **about)
+                    what = "stream %r raised while it was being stopped"
+                    logger.warning(what, self.key.id, exc_info=error, extra=self.fields)
             elif is_torn_down or (error is None and self._around.closing):
                 # The event loop is being closed; or the response is one that ends by itself when the server exits.
                 await self.end(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
             elif error is None:
-                await self.end(ResumableStatus.FAILED, "producer_failed", "The answer ended before it was complete.")
+                await self.fail("The answer ended before it was complete.")
             else:
                 self.error = error
                 if self.stream is not None:
-                    logger.error("stream %r failed", self.key.id, **about)
-                await self.end(ResumableStatus.FAILED, "producer_failed", "The answer could not be completed.")
+                    logger.error("stream %r failed", self.key.id, exc_info=error, extra=self.fields)
+                await self.fail("The answer could not be completed.")
         finally:
             if self.stop_code is not None and error is not None:
                 release_frames(error)
@@ -134,18 +149,18 @@ class Producer:
             raise error
 
     def _settle(self, _task: object = None) -> None:
-        self.is_over = True
+        self._over.set()
         self._cancel_idle()
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the application has ended, or was given up on."""
+        return self._over.is_set()
 
     async def done(self) -> None:
         """Wait until the application has ended or was given up on; and a moment for the hooks."""
-        if self._task is not None and not self.is_over:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
+        if self._task is not None:
+            await self._over.wait()
         if self._hooks is not None:
             await asyncio.wait({self._hooks}, timeout=HOOK_PATIENCE)
 
@@ -166,8 +181,8 @@ class Producer:
                 self.last_write = monotonic()
                 if self.telemetry is not None:
                     self.telemetry.begun()
-                if self._around.ping and head.is_event_stream:
-                    self._idle = asyncio.get_running_loop().call_later(self._around.ping, self._on_idle)
+                if self._around.settings.ping and head.is_event_stream:
+                    self._watch_silence(self._around.settings.ping)
 
     async def write(self, chunk: bytes) -> None:
         """Record a chunk; wait while the slowest attached reader is too far behind.
@@ -192,6 +207,10 @@ class Producer:
             await self._around.store.finish(self.stream, status, code, message)
             self._on_end()
 
+    async def fail(self, message: str) -> None:
+        """End the stream because its application has not completed it."""
+        await self.end(ResumableStatus.FAILED, "producer_failed", message)
+
     def _measure_end(self, outcome: str) -> None:
         if self.telemetry is not None:
             self.telemetry.ended(outcome, self.error, 0 if self.stream is None else self.stream.tail)
@@ -206,13 +225,16 @@ class Producer:
 
     def _on_idle(self) -> None:
         """Record a keep-alive if the application has been silent for long enough, and look again later."""
-        now, ping = monotonic(), self._around.ping
+        now, ping = monotonic(), self._around.settings.ping
         due = self.last_write + ping
         if due <= now:
             assert self.stream is not None
             self.stream.ping()
             due = now + ping
-        self._idle = asyncio.get_running_loop().call_later(due - now, self._on_idle)
+        self._watch_silence(due - now)
+
+    def _watch_silence(self, delay: float) -> None:
+        self._idle = asyncio.get_running_loop().call_later(delay, self._on_idle)
 
     def _cancel_idle(self) -> None:
         if self._idle is not None:
@@ -228,10 +250,8 @@ class Producer:
         if self.stop_code is not None or self.is_over:
             return
         self.stop_code = code
-        listens = bool(self._listeners)
-        for listener in self._listeners:
-            if not listener.done():
-                listener.set_result(None)
+        listens = self._listeners > 0
+        self._stopped.set()
         if self._task is None:
             self.cancel_request()
         else:
@@ -242,7 +262,7 @@ class Producer:
         # closes itself, while one that waits for its caller would be left to the garbage collector.
         for _ in range(3):
             await asyncio.sleep(0)
-        grace = self._around.stop_grace
+        grace = self._around.settings.stop_grace
         if listens:
             # The application has just received the disconnect; a cancellation would interrupt its cleaning up.
             await asyncio.wait({task}, timeout=grace)
@@ -254,21 +274,18 @@ class Producer:
                 "the producer of stream %r ignores cancellation and was abandoned after %g s; "
                 "let CancelledError through, or check stream.stopped",
                 self.key.id,
-                self._around.stop_grace,
-                extra=self.key.fields(self.reservation.epoch),
+                self._around.settings.stop_grace,
+                extra=self.fields,
             )
             self._settle()
 
     async def disconnected(self) -> None:
         """Wait until the stream is stopped: what the application sees as `http.disconnect`."""
-        if self.stop_code is not None:
-            return
-        listener: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._listeners.add(listener)
+        self._listeners += 1
         try:
-            await listener
+            await self._stopped.wait()
         finally:
-            self._listeners.discard(listener)
+            self._listeners -= 1
 
 
 def is_disconnect(error: BaseException) -> bool:

@@ -3,69 +3,66 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
-from starlette.types import ASGIApp, Message, Scope, Send
+from starlette.types import ASGIApp, Message, Scope
 
 from .._stream.stream import YIELD_EVERY, Head, WritableStream
 from ..exceptions import StreamCancelled, StreamReplaced
 from ..models import ResumableStatus
 from .body import DISCONNECT, RequestBody
-from .headers import RawHeaders, recorded
+from .headers import RawHeaders, end_to_end, recorded
 from .producer import Producer, StreamStopped, Surroundings
+
+
+class Client(Protocol):
+    """Who waits for the answer."""
+
+    def begun(self, stream: WritableStream) -> None:
+        """Take note that there is a stream, before anything is in it."""
+
+    async def pass_on(self, message: Message) -> None:
+        """Take a message of an answer that is no stream."""
 
 
 class Recorder:
     """Turns one application's ASGI messages into a stream; or passes them on, if its answer is no 2xx."""
 
     def __init__(
-        self,
-        around: Surroundings,
-        producer: Producer,
-        body: RequestBody,
-        *,
-        head_timeout: float,
-        end_delay: float,
-        on_begin: Callable[[WritableStream], None],
-        pass_on: Send,
+        self, around: Surroundings, producer: Producer, body: RequestBody, client: Client, *, end_delay: float
     ) -> None:
-        """`on_begin` gets the stream before anything is in it; `pass_on` the messages of any other answer."""
+        """The end of the body waits `end_delay` seconds for its application to return, in case it raises instead."""
         self._around = around
         self.producer = producer
         self._body = body
-        self._head_timeout = head_timeout
+        self._client: Client | None = client
         self._end_delay = end_delay
-        self._on_begin = on_begin
-        self._pass_on = pass_on
         self._start: Message | None = None
+        self.headers: RawHeaders = []
+        """The headers of the answer, end to end."""
         self._stream: WritableStream | None = None
         """The stream once something is in it: from then on `send` takes the short way."""
         self._writes = 0
         self._has_refused = False
         self._timer: asyncio.TimerHandle | None = None
         self._has_sent_all = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._settled = asyncio.Event()
         self.passing = False
         """Whether the application answers by itself, without a stream."""
-        self.is_settled = False
-        """Whether it is known if there will be a stream."""
 
     @property
     def holds_head(self) -> bool:
         """Whether the application has begun to answer, and nothing of it was sent on."""
         return self._start is not None and not self.passing
 
-    @property
-    def headers(self) -> RawHeaders:
-        """The headers of the answer, as the application sent them."""
-        assert self._start is not None
-        return list(self._start.get("headers", ()))
-
     async def settled(self) -> None:
         """Wait until it is known whether there will be a stream."""
-        if not self.is_settled:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+        await self._settled.wait()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known if there will be a stream."""
+        return self._settled.is_set()
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application to its end."""
@@ -76,11 +73,11 @@ class Recorder:
                 await self._end()
         finally:
             self._cancel_timer()
-            self._settle()
+            self._settled.set()
 
     def release(self) -> None:
-        """Drop the references to the request; messages of an application that outlives its request are ignored."""
-        self._on_begin, self._pass_on = _ignore, _discard
+        """Drop the reference to the request; messages of an application that outlives its request are ignored."""
+        self._client = None
 
     async def receive(self) -> Message:
         """The request's body; then, once the stream is stopped, a disconnect."""
@@ -124,7 +121,8 @@ class Recorder:
         """Handle any message but a chunk that can be recorded at once."""
         producer = self.producer
         if self.passing:
-            await self._pass_on(message)
+            if self._client is not None:
+                await self._client.pass_on(message)
             return
         if producer.stop_code is not None:
             await self._refuse()
@@ -164,18 +162,17 @@ class Recorder:
     async def _hold(self, start: Message) -> None:
         """Keep the head back until the first bytes come, so that an early exception can still change it."""
         if self._start is not None:
-            await self.producer.end(
-                ResumableStatus.FAILED, "producer_failed", "The answer ended before it was complete."
-            )
+            await self.producer.fail("The answer ended before it was complete.")
             raise RuntimeError("The application sent http.response.start twice.")
         self._start = start
         if 200 <= start["status"] < 300:
-            self._set_timer(self._head_timeout, self._begin)
+            self.headers = end_to_end(start.get("headers", ()))
+            self._set_timer(self._around.settings.head_timeout, self._begin)
             return
         self.passing = True
         await self._around.store.release(self.producer.reservation)
-        self._settle()
-        await self._pass_on(start)
+        self._settled.set()
+        await self._send_with_care(start)
 
     async def _begin(self) -> None:
         assert self._start is not None
@@ -184,10 +181,14 @@ class Recorder:
         traceparent = None if telemetry is None else telemetry.open_span()
         head = Head(self._start["status"], recorded(self.headers), traceparent)
         try:
-            await self.producer.begin(head, self._on_begin)
+            await self.producer.begin(head, self._begun)
         except (StreamCancelled, StreamReplaced) as exc:
             raise StreamStopped("the stream was stopped before it began") from exc
-        self._settle()
+        self._settled.set()
+
+    def _begun(self, stream: WritableStream) -> None:
+        if self._client is not None:
+            self._client.begun(stream)
 
     async def _sent_all(self) -> None:
         if self._end_delay:
@@ -205,11 +206,6 @@ class Recorder:
                 await self._begin()
             await self.producer.end(ResumableStatus.COMPLETED)
 
-    def _settle(self) -> None:
-        self.is_settled = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     def _set_timer(self, delay: float, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._cancel_timer()
         self._timer = asyncio.get_running_loop().call_later(delay, self._spawn, action)
@@ -221,14 +217,6 @@ class Recorder:
     def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-
-
-def _ignore(_stream: WritableStream) -> None:
-    """Stands for a request that has ended."""
-
-
-async def _discard(_message: Message) -> None:
-    """Stands for a client that has its answer."""
 
 
 def inner_scope(scope: Scope) -> Scope:

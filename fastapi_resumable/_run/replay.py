@@ -16,7 +16,7 @@ from .._stream.stream import Stream
 from ..exceptions import OffsetLost, ResumableError
 from ..models import ResumableStatus
 from .headers import RawHeaders, guard, identify
-from .manager import LAST_DELIVERY, StreamManager
+from .manager import StreamManager
 from .servers import takes_cancellation, transport_of
 
 WATCH_DELAY = 0.01
@@ -54,127 +54,112 @@ async def break_off(why: str, manager: StreamManager, scope: Scope, send: Send, 
     await send(end_of_body())
 
 
-async def serve(
-    reader: Reader,
-    manager: StreamManager,
-    headers: RawHeaders,
-    scope: Scope,
-    send: Send,
-    disconnected: Callable[[], Coroutine[Any, Any, None]],
-) -> Reading:
-    """Send a stream from the reader's place to its end, or until the client has gone; return how it came out.
+class Serving:
+    """One response that gets its bytes from a log."""
 
-    Raises:
-        StreamBroken: The response must not end cleanly: the client stalled, or the stream did not complete and its
-            media type has no event to say so.
-    """
-    watch: asyncio.Task[None] | None = None
+    def __init__(self, reader: Reader, manager: StreamManager, headers: RawHeaders, scope: Scope, send: Send) -> None:
+        self._reader = reader
+        self._stream = reader.stream
+        self._manager = manager
+        self._scope = scope
+        # A server's `send` may return any awaitable; a reader is delivered to by coroutines.
+        code = getattr(send, "__code__", None)
+        self._send = send if code is not None and code.co_flags & inspect.CO_COROUTINE else _as_coroutine(send)
+        self._start: Message = {
+            "type": "http.response.start",
+            "status": self._stream.head.status_code,
+            "headers": headers,
+        }
+        self._watch: asyncio.Task[None] | None = None
 
-    def begin_watch() -> None:
-        nonlocal watch
-        watch = manager.spawn(disconnected(), name="resumable disconnect")
-        watch.add_done_callback(lambda _: reader.leave())
+    async def run(self, disconnected: Callable[[], Coroutine[Any, Any, None]]) -> Reading:
+        """Send the stream from the reader's place to its end, or until the client has gone; return how it came out.
 
-    timer = asyncio.get_running_loop().call_later(WATCH_DELAY, begin_watch)
+        Raises:
+            StreamBroken: The response must not end cleanly: the client stalled, or the stream did not complete and its
+                media type has no event to say so.
+        """
+        reader, reading = self._reader, Reading.LEFT
+        timer = asyncio.get_running_loop().call_later(WATCH_DELAY, self._begin_watch, disconnected)
+        try:
+            if (rest := self._rest()) is None:
+                reading = await reader.run(self._begin, self._deliver, self._end)
+            else:
+                reading = await reader.supervise(self._send_all(rest))
+            if reading is Reading.STALLED and reader.cancelled is None:
+                why = f"the client of stream {self._stream.key.id!r} took nothing for too long"
+                await break_off(why, self._manager, self._scope, self._send, at_once=True)
+            if reader.cancelled is not None:
+                raise reader.cancelled
+        except OSError:
+            # What a server of ASGI 2.4 raises from `send` once the client has gone.
+            return Reading.CUT
+        finally:
+            self._manager.dismiss(reader, self._dropped(reading))
+            timer.cancel()
+            if self._watch is not None:
+                self._watch.cancel()
+                await asyncio.wait({self._watch})
+        return reading
 
-    async def start() -> None:
-        await send({"type": "http.response.start", "status": reader.stream.head.status_code, "headers": headers})
+    def _begin_watch(self, disconnected: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._watch = self._manager.spawn(disconnected(), name="resumable disconnect")
+        self._watch.add_done_callback(lambda _: self._reader.leave())
 
-    if not inspect.iscoroutinefunction(send):
-        send = _as_coroutine(send)
+    def _dropped(self, reading: Reading) -> str | None:
+        """Why the server has cut the client off, if it has."""
+        failure = self._reader.failure
+        if reading is Reading.LOST and failure is not None:
+            return failure.code
+        return "stalled" if reading is Reading.STALLED else None
 
-    def deliver(data: bytes) -> Coroutine[Any, Any, None]:
-        return send({"type": "http.response.body", "body": data, "more_body": True})  # type: ignore[return-value]  # it is a coroutine function
+    def _rest(self) -> bytes | None:
+        """All that there is to send, if that is one block, and nothing more will come, nor an unclean end.
 
-    reading = Reading.LEFT
-    try:
-        reading = await reader.run(start, deliver)
-        # A middleware that has cancelled the request takes no more of it, and does not say so.
-        patience = None if reader.cancelled is None else LAST_DELIVERY
-        ending = await reader.hand_over(_end(reading, reader, manager, scope, send), patience)
-        if ending is Reading.STALLED and reader.cancelled is None:
-            await _end(ending, reader, manager, scope, send)
-        if reader.cancelled is not None:
-            raise reader.cancelled
-    except OSError:
-        # What a server of ASGI 2.4 raises from `send` once the client has gone.
-        return Reading.CUT
-    finally:
-        manager.dismiss(reader, _dropped(reading, reader))
-        timer.cancel()
-        if watch is not None:
-            watch.cancel()
-            await asyncio.wait({watch})
-    return reading
+        So it is with the replay of most answers, which needs neither a watch nor a message for its end.
+        """
+        stream = self._stream
+        if not stream.is_final or not (stream.status is ResumableStatus.COMPLETED or stream.head.is_event_stream):
+            return None
+        try:
+            data = stream.read(self._reader)
+        except OffsetLost:
+            return None
+        return data if self._reader.offset + len(data) == stream.tail else None
 
+    async def _send_all(self, rest: bytes) -> Reading:
+        await self._send(self._start)
+        await self._send({"type": "http.response.body", "body": rest, "more_body": False})
+        return Reading.FINISHED
 
-def _dropped(reading: Reading, reader: Reader) -> str | None:
-    """Why the server has cut a reader off, if it has."""
-    if reading is Reading.LOST and reader.failure is not None:
-        return reader.failure.code
-    return "stalled" if reading is Reading.STALLED else None
+    async def _begin(self) -> None:
+        await self._send(self._start)
+
+    def _deliver(self, data: bytes) -> Coroutine[Any, Any, None]:
+        return self._send({"type": "http.response.body", "body": data, "more_body": True})  # type: ignore[return-value]  # see `__init__`
+
+    async def _end(self, reading: Reading) -> None:
+        stream, failure = self._stream, self._reader.failure
+        if reading is Reading.LEFT:
+            return
+        if stream.head.is_event_stream and failure is not None:
+            await self._deliver(terminal_event("sse", "failed", failure.code, failure.message))
+        elif failure is not None:
+            why = f"a client of stream {stream.key.id!r} lost its place"
+            await break_off(why, self._manager, self._scope, self._send)
+            return
+        elif stream.status is not ResumableStatus.COMPLETED and not stream.head.is_event_stream:
+            why = f"stream {stream.key.id!r} ended as {stream.status}"
+            await break_off(why, self._manager, self._scope, self._send)
+            return
+        await self._send(end_of_body())
 
 
 def _as_coroutine(send: Send) -> Send:
-    """A server's `send` may return any awaitable; a reader is delivered to by coroutines."""
-
     async def sent(message: Message) -> None:
         await send(message)
 
     return sent
-
-
-def _rest(reader: Reader) -> bytes | None:
-    """All that there is to deliver, if that is one block and nothing more will come, nor an unclean end."""
-    stream = reader.stream
-    if not stream.is_final or not (stream.status is ResumableStatus.COMPLETED or stream.head.is_event_stream):
-        return None
-    try:
-        data = stream.read(reader)
-    except OffsetLost:
-        return None
-    return data if reader.offset + len(data) == stream.tail else None
-
-
-async def _serve_rest(
-    rest: bytes, reader: Reader, manager: StreamManager, headers: RawHeaders, scope: Scope, send: Send
-) -> None:
-    """`serve`, short for the replay of most answers: there is nothing to follow, so no need to watch the client."""
-
-    async def deliver() -> None:
-        await send({"type": "http.response.start", "status": reader.stream.head.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": rest, "more_body": False})
-
-    reading = Reading.LEFT
-    try:
-        reading = await reader.hand_over(deliver())
-        if reading is Reading.STALLED:
-            await _end(reading, reader, manager, scope, send)
-    except OSError:
-        # The client has gone, as in `serve`.
-        return
-    finally:
-        manager.dismiss(reader, _dropped(reading, reader))
-
-
-async def _end(reading: Reading, reader: Reader, manager: StreamManager, scope: Scope, send: Send) -> None:
-    stream = reader.stream
-    if reading is Reading.LEFT:
-        return
-    if reading is Reading.STALLED:
-        why = f"the client of stream {stream.key.id!r} took nothing for too long"
-        await break_off(why, manager, scope, send, at_once=True)
-    elif reading is Reading.LOST and stream.head.is_event_stream:
-        assert reader.failure is not None
-        event = terminal_event("sse", "failed", reader.failure.code, reader.failure.message)
-        await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send(end_of_body())
-    elif reading is Reading.LOST:
-        await break_off(f"a client of stream {stream.key.id!r} lost its place", manager, scope, send)
-    elif stream.status is not ResumableStatus.COMPLETED and not stream.head.is_event_stream:
-        await break_off(f"stream {stream.key.id!r} ended as {stream.status}", manager, scope, send)
-    else:
-        await send(end_of_body())
 
 
 def read_kind(*place: object) -> str:
@@ -214,12 +199,7 @@ class ReplayResponse(Response):
 
         self._manager.telemetry.read(self._kind, traceparent=self._stream.head.traceparent)
         reader = self._manager.reader(self._stream, self._offset)
-        headers = list(self.raw_headers)
-        rest = _rest(reader)
-        if rest is None:
-            await serve(reader, self._manager, headers, scope, send, disconnected)
-        else:
-            await _serve_rest(rest, reader, self._manager, headers, scope, send)
+        await Serving(reader, self._manager, list(self.raw_headers), scope, send).run(disconnected)
 
 
 async def replay(

@@ -10,12 +10,18 @@ from enum import Enum
 from time import monotonic
 from typing import Any
 
+import anyio
+
 from ..exceptions import OffsetLost, ResumableError
 from .fanout import Cursor
 from .inline import InlineRunner, Suspended
 from .stream import YIELD_EVERY, Stream
 
 Deliver = Callable[[bytes], Coroutine[Any, Any, None]]
+End = Callable[["Reading"], Coroutine[Any, Any, None]]
+
+LAST_DELIVERY = 2.0
+"""Seconds that a client has to take the rest of its stream once the server exits, or has cancelled its request."""
 
 
 class Reading(Enum):
@@ -44,6 +50,7 @@ class Reader(Cursor):
         "_deadline",
         "_deliver",
         "_drain_on_cancel",
+        "_is_idle",
         "_left",
         "_missed",
         "_rest",
@@ -78,6 +85,8 @@ class Reader(Cursor):
         self._waiter: asyncio.Future[None] | None = None
         self._left = False
         self._missed = False
+        self._is_idle = False
+        """Whether it was waiting, with nothing half sent, when it was last heard of."""
         self._deadline: asyncio.Timeout | None = None
         self._sending_since: float | None = None
         self._rest: Suspended | None = None
@@ -128,9 +137,10 @@ class Reader(Cursor):
 
     def evict(self) -> None:
         """End the reading as stalled, even in the middle of a delivery."""
-        if self._deadline is not None and not self._deadline.expired():
+        if self._deadline is not None and not self._is_evicted:
             self._deadline.reschedule(asyncio.get_running_loop().time())
 
+    @property
     def _is_evicted(self) -> bool:
         return self._deadline is not None and self._deadline.expired()
 
@@ -138,47 +148,64 @@ class Reader(Cursor):
         """Detach from the log. `run` does so by itself."""
         self.stream.detach(self)
 
-    async def run(self, start: Callable[[], Awaitable[None]], deliver: Deliver) -> Reading:
-        """Call `start`, then hand everything from the cursor on to `deliver`, until the log ends or the client goes."""
-        deadline = self._deadline = asyncio.timeout(None)
+    async def run(self, start: Callable[[], Awaitable[None]], deliver: Deliver, end: End | None = None) -> Reading:
+        """Call `start`, then hand everything from the cursor on to `deliver`, until the log ends or the client goes.
+
+        `end` is called last, unless the client has stalled.
+        """
         try:
-            async with deadline:
-                await self._follow(start, deliver)
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            return Reading.STALLED
-        except ResumableError as exc:
-            self.failure = exc
-            return Reading.LOST
+            return await self.supervise(self._run(start, deliver, end))
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._deadline = None
             self.close()
-        return Reading.LEFT if self._left else Reading.FINISHED
 
-    async def hand_over(self, delivery: Awaitable[None], timeout: float | None = None) -> Reading:
-        """Await a `delivery` that is the last one, for `timeout` seconds, or else for as long as a client may stall."""
-        deadline = self._deadline = asyncio.timeout(self._stall_timeout if timeout is None else timeout)
+    async def supervise(self, work: Awaitable[Reading]) -> Reading:
+        """Await `work`, which sends to the client, for as long as that takes something."""
+        deadline = self._deadline = asyncio.timeout(None)
+        self._begin_sending()
         try:
             async with deadline:
-                await delivery
+                return await work
         except TimeoutError:
             if not deadline.expired():
                 raise
             return Reading.STALLED
         finally:
+            self._stop_timer()
             self._deadline = None
-        return Reading.FINISHED
 
-    async def _follow(self, start: Callable[[], Awaitable[None]], deliver: Deliver) -> None:
-        stream = self.stream
+    async def _run(self, start: Callable[[], Awaitable[None]], deliver: Deliver, end: End | None) -> Reading:
         self._deliver = deliver
         self._run_inline = InlineRunner().run
-        self._begin_sending()
         await start()
         self._sending_since = None
+        try:
+            return await self._read_on(end)
+        except asyncio.CancelledError as exc:
+            if self._is_evicted or not self._is_idle or not self._drain_on_cancel():
+                raise
+            self.cancelled = exc
+        # It may be that nothing takes any more what is sent, without saying so.
+        self._stall_timeout = min(self._stall_timeout, LAST_DELIVERY)
+        self._stop_timer()
+        # A cancellation through a task group comes again at each `await`.
+        with anyio.CancelScope(shield=True):
+            reading = await self._read_on(end)
+        return reading  # noqa: RET504  # a type checker takes it that a scope may swallow what is raised
+
+    async def _read_on(self, end: End | None) -> Reading:
+        try:
+            await self._follow()
+            reading = Reading.LEFT if self._left else Reading.FINISHED
+        except ResumableError as exc:
+            self.failure = exc
+            reading = Reading.LOST
+        if end is not None:
+            self._begin_sending()
+            await end(reading)
+        return reading
+
+    async def _follow(self) -> None:
+        stream = self.stream
         deliveries = 0
         while not self._left:
             try:
@@ -187,7 +214,7 @@ class Reader(Cursor):
                 data = await stream.fetch_evicted(self)
             if data:
                 self._begin_sending()
-                await deliver(data)
+                await self._deliver(data)
                 self._sending_since = None
                 stream.advance(self, len(data))
                 deliveries += 1
@@ -204,17 +231,16 @@ class Reader(Cursor):
     async def _wait(self) -> None:
         """Wait until there is something to do; and finish what was begun in the meantime."""
         self._waiter = asyncio.get_running_loop().create_future()
+        self._is_idle = True
         try:
             await self._waiter
         except asyncio.CancelledError as exc:
-            if self._rest is not None:
-                self._rest.cancel(exc)
-            elif self.cancelled is not None or self._is_evicted() or not self._drain_on_cancel():
+            if self._rest is None:
                 raise
-            else:
-                self.cancelled = exc
+            self._rest.cancel(exc)
         finally:
             self._waiter = None
+        self._is_idle = False
         if self._rest is not None:
             rest, self._rest = self._rest, None
             await rest
@@ -225,6 +251,11 @@ class Reader(Cursor):
         self._sending_since = monotonic()
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._stall_timeout, self._check_progress)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _check_progress(self) -> None:
         """Give up on a client that has taken nothing for too long; look again if it is being sent something."""

@@ -42,11 +42,15 @@ class Head:
     """Whether the body is server-sent events, as they are."""
 
     def __post_init__(self) -> None:
-        content_type = next((value.decode("latin-1") for name, value in self.headers if name == b"content-type"), None)
-        object.__setattr__(self, "content_type", content_type)
+        content_type, is_encoded = None, False
+        for name, value in self.headers:
+            if name == b"content-type" and content_type is None:
+                content_type = value.decode("latin-1")
+            elif name == b"content-encoding" and value != b"identity":
+                # Under an encoding of the application's own, bytes are no lines.
+                is_encoded = True
         media_type = (content_type or "").partition(";")[0].strip().lower()
-        # Under an encoding of the application's own, bytes are no lines.
-        is_encoded = any(name == b"content-encoding" and value != b"identity" for name, value in self.headers)
+        object.__setattr__(self, "content_type", content_type)
         object.__setattr__(self, "is_event_stream", media_type == "text/event-stream" and not is_encoded)
 
 

@@ -9,9 +9,9 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import StreamingResponse
 
 EVENT_SIZE = 128
@@ -67,8 +67,9 @@ async def source(
 def make_app(kind: str, **options: Any) -> FastAPI:
     """An application with `POST /generate`: `plain`, `sse-starlette`, `native`, or with the library.
 
-    Those with the library: `resumable` (no ids), `resumable-ids`, `resumable-native`; `options` are its settings.
-    Of these, the others know `ping`.
+    Those with the library: `resumable` (no ids), `resumable-ids`, by the dependency or the route class
+    (`resumable-dependency`, `resumable-route`), `resumable-native`; `options` are its settings. Of these, the others
+    know `ping`.
     """
     app = FastAPI()
     if kind == "plain":
@@ -101,9 +102,7 @@ def make_app(kind: str, **options: Any) -> FastAPI:
     elif kind == "native":
         _add_native(app)
     else:
-        from fastapi import APIRouter
-
-        from fastapi_resumable import Resumable
+        from fastapi_resumable import Resumable, ResumableStream
 
         settings: dict[str, Any] = {
             "event_ids": kind == "resumable-ids",
@@ -118,6 +117,21 @@ def make_app(kind: str, **options: Any) -> FastAPI:
         if kind == "resumable-native":
             router = APIRouter(route_class=resumable.route_class)
             _add_native(router)
+            app.include_router(router)
+        elif kind == "resumable-dependency":
+            OwnStream = Annotated[ResumableStream, Depends(resumable)]  # noqa: N806  # a type
+
+            @app.post("/generate")
+            async def generate_by_dependency(n: int, stream: OwnStream) -> StreamingResponse:
+                return stream(StreamingResponse(source(n), media_type="text/event-stream"))
+
+        elif kind == "resumable-route":
+            router = APIRouter(route_class=resumable.route_class)
+
+            @router.post("/generate")
+            async def generate_by_route(n: int) -> StreamingResponse:
+                return StreamingResponse(source(n), media_type="text/event-stream")
+
             app.include_router(router)
         else:
 

@@ -29,6 +29,9 @@ import uvloop
 ROOT = Path(__file__).parent.parent.parent
 KINDS = ("plain", "sse-starlette", "native", "resumable", "resumable-ids", "resumable-native")
 PACES = {"awaits": "awaits=1", "never awaits": "awaits=0", "50/s": "rate=50"}
+SHORT = ("plain", "resumable", "resumable-ids", "resumable-dependency", "resumable-route")
+EVENTS_OF_SHORT = 8
+"""How many events a short answer has: what it costs is to open and to end its stream."""
 STREAMS = 16
 """How many streams share the event loop, so that the turns of the loop itself are shared as on a busy server."""
 READERS = 50
@@ -45,6 +48,8 @@ def scenarios() -> dict[str, tuple[str, int, Callable[[], Awaitable[Run]]]]:
             for kind in KINDS:
                 events = 1600 if "native" not in kind else 400
                 found[f"{way}/{pace}/{kind}"] = ("event", events, _stream(kind, way, pace))
+        for kind in SHORT:
+            found[f"{way}/short/{kind}"] = ("event", 1600, _short(kind, way))
     found["send/replay/64 KiB block"] = ("block", 400, _replay)
     found["uvicorn/replay/64 KiB block"] = ("block", 400, lambda: _replay("uvicorn"))
     found[f"send/fan-out to {READERS}/delivery"] = ("delivery", 50 * READERS, _fan_out)
@@ -68,6 +73,25 @@ def _stream(kind: str, way: str, pace: str) -> Callable[[], Awaitable[Run]]:
             calls = [CALLS[way](app, "/generate", query, stream_id=f"{number}") for number in range(STREAMS)]
             got = sum(await asyncio.gather(*calls))
             assert got >= n * 128, got
+
+        return run
+
+    return prepare
+
+
+def _short(kind: str, way: str) -> Callable[[], Awaitable[Run]]:
+    async def prepare() -> Run:
+        from .apps import make_app
+        from .inprocess import CALLS
+
+        app = make_app(kind)
+        numbers = itertools.count()
+
+        async def run(n: int) -> None:
+            query = f"n={EVENTS_OF_SHORT}"
+            for _ in range(n // EVENTS_OF_SHORT):
+                got = await CALLS[way](app, "/generate", query, stream_id=f"short-{next(numbers)}")
+                assert got >= EVENTS_OF_SHORT * 128, got
 
         return run
 

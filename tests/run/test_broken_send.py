@@ -17,14 +17,16 @@ pytestmark = pytest.mark.anyio
 async def test_a_response_is_only_closed_for_a_client_that_has_gone(gone: bool) -> None:
     """Else the client would take the end of what it has not had for the end of the stream."""
     resumable = Resumable()
+    broken = asyncio.Event()
     app = FastAPI()
 
     @app.post("/chat")
     @resumable.stream
     async def chat() -> StreamingResponse:
         async def events() -> AsyncIterator[str]:
-            for number in range(3):
-                yield f"data: {number}\n\n"
+            yield "data: 0\n\n"
+            await broken.wait()
+            yield "data: 1\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")
 
@@ -41,6 +43,7 @@ async def test_a_response_is_only_closed_for_a_client_that_has_gone(gone: bool) 
     async def send(message: Any) -> None:
         sent.append(message)
         if message.get("body"):
+            broken.set()
             raise ConnectionError("cut")
 
     headers = [(b"x-conversation-id", b"chat")]

@@ -7,6 +7,7 @@ import pytest
 
 from fastapi_resumable import MemoryStore, ResumableStatus
 from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._fastapi.settings import load_settings
 from fastapi_resumable._run.manager import StreamManager
 from fastapi_resumable._run.producer import Producer
 from fastapi_resumable._stream.reader import Reading
@@ -17,8 +18,8 @@ KEY = StreamKey(None, "chat")
 
 
 def make_manager(**options) -> StreamManager:
-    defaults = {"on_conflict": "replace", "ping": 0, "stall_timeout": 30.0, "stop_grace": 0.05, "shutdown_grace": 0.05}
-    return StreamManager(MemoryStore(), **defaults | options)
+    settings = {"ping": 0, "stop_grace": 0.05, "shutdown_grace": 0.05} | options
+    return StreamManager(MemoryStore(), load_settings(settings))
 
 
 async def started(manager: StreamManager) -> Producer:

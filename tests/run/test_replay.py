@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._fastapi.settings import load_settings
 from fastapi_resumable._run.manager import StreamManager
-from fastapi_resumable._run.replay import ReplayResponse, StreamBroken, serve
+from fastapi_resumable._run.replay import ReplayResponse, Serving, StreamBroken
 from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.stream import Budget, Head, Limits, WritableStream
 from fastapi_resumable.models import ResumableStatus
@@ -16,9 +17,7 @@ from fastapi_resumable.stores.memory import MemoryStore
 
 def overtaken(media_type: bytes) -> tuple[StreamManager, MemoryStream]:
     """A stream whose head is gone."""
-    manager = StreamManager(
-        MemoryStore(), on_conflict="replace", ping=0, stall_timeout=30, stop_grace=1, shutdown_grace=1
-    )
+    manager = StreamManager(MemoryStore(), load_settings({"ping": 0}))
     stream = MemoryStream(
         StreamKey(None, "s"),
         "abcdefghijklmnop",
@@ -45,7 +44,7 @@ async def served(media_type: bytes) -> list[dict]:
         await asyncio.Event().wait()
 
     try:
-        await serve(manager.reader(stream, 0), manager, [], {"headers": []}, send, never)
+        await Serving(manager.reader(stream, 0), manager, [], {"headers": []}, send).run(never)
     finally:
         assert not manager._readers
     return sent
@@ -81,9 +80,8 @@ async def finished(
 def make_manager(stall_timeout: float = 30) -> StreamManager:
     store = MemoryStore()
     store.configure(Limits(event_ids=False))
-    return StreamManager(
-        store, on_conflict="replace", ping=0, stall_timeout=stall_timeout, stop_grace=0.1, shutdown_grace=0.1
-    )
+    settings = {"ping": 0, "stall_timeout": stall_timeout, "stop_grace": 0.1, "shutdown_grace": 0.1}
+    return StreamManager(store, load_settings(settings))
 
 
 async def never() -> dict:
