@@ -6,7 +6,7 @@ reserved, and the client learns nothing about the stream.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -66,7 +66,7 @@ class Admission:
         self.exchange: Exchange | None = None
         """The exchange of a request that is to run and be recorded."""
         self.producer: Producer | None = None
-        self.generator: AsyncIterator[Any] | None = None
+        self.generator: AsyncIterator[Any] | Iterator[Any] | None = None
         """That of an endpoint that uses `yield`, once it has begun."""
         self.records_result = False
         """Whether what the endpoint returns is recorded, rather than only what it hands to its handle."""

@@ -89,7 +89,8 @@ class _AfterTheDoor:
 def _after_the_door(call: Callable[[], Iterator[Any]], admission: Admission) -> Iterator[Any]:
     # Iterated over in a thread.
     if anyio.from_thread.run(_is_to_run, admission):
-        yield from call()
+        generator = admission.generator = call()
+        yield from generator
 
 
 async def _is_to_run(admission: Admission) -> bool:

@@ -11,7 +11,7 @@ import anyio.from_thread
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .._run.exchange import Exchange, close_body, stopped_while_queued
+from .._run.exchange import Exchange, close_generator, stopped_while_queued
 from . import internals
 from .admission import Admission
 from .errors import http_error, http_errors
@@ -183,7 +183,7 @@ class RecordedResponse(_Base):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await close_body(self)
+            await close_generator(getattr(self, "body_iterator", None))
 
 
 class _Answered(Response):

@@ -22,7 +22,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._run.body import RequestBody
-from .._run.exchange import Exchange
+from .._run.exchange import Exchange, close_generator
 from .._run.recorder import inner_scope
 from . import door
 from .admission import Admission, Service
@@ -49,6 +49,8 @@ class RouteAdmission(Admission):
         self._at_the_door: asyncio.Future[None] = loop.create_future()
         self._decision: asyncio.Future[Response | None] = loop.create_future()
         self._channel: tuple[Receive, Send] = self._body.receive, self._send
+        self.response: Response | None = None
+        """What the endpoint has returned, or FastAPI made of it."""
 
     async def enter(self) -> Response | None:
         """Wait at the door for the decision."""
@@ -89,11 +91,8 @@ class RouteAdmission(Admission):
             # A task hands these to its event loop, which would end.
             raise RuntimeError(f"The application raised {type(exc).__name__}.") from exc
         finally:
-            # FastAPI leaves an endpoint's generator that was cut short to the garbage collector.
-            aclose = getattr(self.generator, "aclose", None)
-            if aclose is not None:
-                with anyio.CancelScope(shield=True):
-                    await aclose()
+            await close_generator(self.generator)
+            await close_generator(getattr(self.response, "body_iterator", None))
 
     async def _go_on(self, task: "asyncio.Task[None]", scope: Scope) -> None:
         try:
@@ -171,8 +170,10 @@ def route_class(service: Service) -> type[APIRoute]:
             async def handle(request: Request) -> Response:
                 response = await handler(request)
                 admission = request.scope.get(service.scope_key)
-                answer = await admission.enter() if isinstance(admission, RouteAdmission) else None
-                return response if answer is None else answer
+                if not isinstance(admission, RouteAdmission):
+                    return response
+                admission.response = response
+                return await admission.enter() or response
 
             return handle
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import anyio
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Scope, Send
 
@@ -222,14 +223,20 @@ class Exchange:
         await response({"type": "http"}, self._body.receive, self._send)
 
 
-async def close_body(response: Response) -> None:
-    """Close the generator of a response that has run: Starlette leaves one that was cut short to the collector."""
-    body = getattr(response, "body_iterator", None)
-    aclose = getattr(body, "aclose", None)
+async def close_generator(generator: object) -> None:
+    """Close a generator that was cut short; frameworks leave it to the garbage collector.
+
+    One that runs in threads is closed in a thread, like each of its steps.
+    """
     # One that has come to its end has no frame any more, and nothing to close.
-    if aclose is not None and getattr(body, "ag_frame", body) is not None:
+    if getattr(generator, "ag_frame", generator) is None or getattr(generator, "gi_frame", generator) is None:
+        return
+    if (aclose := getattr(generator, "aclose", None)) is not None:
         with anyio.CancelScope(shield=True):
             await aclose()
+    elif (close := getattr(generator, "close", None)) is not None and not getattr(generator, "gi_running", False):
+        with anyio.CancelScope(shield=True):
+            await run_in_threadpool(close)
 
 
 def stopped_while_queued(code: str) -> ResumableError:
