@@ -31,6 +31,30 @@ class QuietlyBroken(asyncio.CancelledError):
     """The same where the server takes a cancellation for it, and reports no error."""
 
 
+class BrokenBody(dict[str, Any]):
+    """A part of a body that breaks off the response where a middleware looks into it.
+
+    `BaseHTTPMiddleware` ends every body in order, whatever the application raises. It looks in the server's own task.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(type="http.response.body", body=b"", more_body=True)
+        self._why = why
+
+    def get(self, _key: str, _default: Any = None) -> Any:
+        """Break off.
+
+        Raises:
+            StreamBroken: The server has to close the connection.
+            QuietlyBroken: The same.
+        """
+        raise _broken(self._why)
+
+
+def _broken(why: str) -> BaseException:
+    return QuietlyBroken(why) if takes_cancellation() else StreamBroken(why)
+
+
 def end_of_body() -> Message:
     """The message that ends a response in order; a new one each time, because middleware changes what it passes on."""
     return {"type": "http.response.body", "body": b"", "more_body": False}
@@ -45,7 +69,9 @@ async def break_off(why: str, manager: StreamManager, scope: Scope, send: Send, 
     """
     transport = transport_of(scope, manager.termination.servers)
     if transport is None:
-        raise QuietlyBroken(why) if takes_cancellation() else StreamBroken(why)
+        if not at_once and not takes_cancellation():
+            await send(BrokenBody(why))
+        raise _broken(why)
     if at_once:
         transport.abort()
     else:

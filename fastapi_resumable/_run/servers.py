@@ -8,7 +8,7 @@ None of it is documented by the server; each has a test that fails when it chang
   alternatives are an exception, which servers log with its traceback, and a clean end, which is not true
   (`tests/servers/test_quiet.py`).
 - A request of hypercorn's that ends as cancelled is broken off without an error in its log (the same test). Granian
-  gets an exception, and logs it. Behind a `BaseHTTPMiddleware`, which ends every body cleanly, neither can be made to.
+  gets an exception, and logs it. So it is with both behind a `BaseHTTPMiddleware`, which has to be made to raise it.
 """
 
 import asyncio

@@ -7,11 +7,11 @@ import pytest
 
 from tests.servers.test_shutdown import GRANIAN, HYPERCORN, UVICORNS, running
 
-BASED = [pytest.param(*how.values, True, id=f"{how.id}-behind-base-http-middleware") for how in UVICORNS[:2]]
-"""Under other servers the middleware ends every body cleanly, whatever the application raises."""
+SERVERS = (*UVICORNS[:2], GRANIAN, HYPERCORN)
 COMBINATIONS = [
-    *(pytest.param(*how.values, False, id=how.id, marks=how.marks) for how in (*UVICORNS[:2], GRANIAN, HYPERCORN)),
-    *BASED,
+    pytest.param(*how.values, base, id=f"{how.id}{'-behind-base-http-middleware' * base}", marks=how.marks)
+    for base in (False, True)
+    for how in SERVERS
 ]
 
 
