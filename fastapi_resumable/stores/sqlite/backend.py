@@ -1,141 +1,159 @@
-"""What a stream needs of the file: its writes as jobs for the writer's thread, and pages of its log."""
+"""What a `SqliteStore` has on one event loop: what requests and streams ask of the file, as jobs for its threads."""
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..._core.ids import StreamKey
-from ..._core.lifecycle import Current, Outcome, Verdict
+from ..._core.lifecycle import Current, Outcome, Queued, Verdict
+from ..._stream.stream import Limits
 from ...exceptions import StoreUnavailable
+from ...models import ResumableStatus
+from ..base import OnConflict, Reservation
 from ..shared.local import LocalStream
 from ..shared.remote import RemoteStream
-from ..shared.writes import Begin, Begun, Ended, Page, Reply, Restore
-from .log import Append, read_page
+from ..shared.store import Answer
+from ..shared.streams import WorkerStreams
+from ..shared.writes import Begin, Begun, Ended, KeyState, Page, Restore
+from .log import UNREAD, Append, Piece, read_page
+from .reader import Found
+from .rows import read_states
+from .threads import File
+from .transactions import Terminal, Transactions
+from .worker import SqliteWorker
 from .writer import Job
 
-if TYPE_CHECKING:
-    from .worker import SqliteWorker
+REPORT = 5.0
+"""Seconds between reports of where the readers here are."""
 
 
-class SqliteWriter:
-    """For a stream that is produced here."""
+class SqliteBackend:
+    """The worker, and the streams that it has in hand."""
 
-    stream: LocalStream
-    """Set as soon as there is one."""
-    begin_job: Job
-    """What begins the stream, where that could not be done at once."""
+    def __init__(self, file: File, limits: Limits, *, degrade: bool) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.streams = WorkerStreams(limits)
+        self.worker = SqliteWorker(file, limits, self)
+        self.tasks = self.worker.tasks
+        self.start, self.subscribe = self.worker.start, self.worker.subscribe
+        self.writer = SqliteWriter(self, degrade=degrade)
+        self.reader = SqliteReader(self.worker, self.streams, file.timeout)
+        self._limits = limits
 
-    def __init__(self, worker: "SqliteWorker", key: StreamKey, epoch: str) -> None:
-        self._worker = worker
-        self._key = key
-        self._epoch = epoch
+    async def aclose(self) -> None:
+        """Write what is left, and end."""
+        await self.worker.aclose()
+        for stream in list(self.streams.local.values()):
+            # For producers that ignore their cancellation, and write on.
+            stream.on_outage(StoreUnavailable("The store is closed."))
 
-    @property
-    def degrade(self) -> bool:
-        """Whether a stream goes on without the file while that cannot be used."""
-        return self._worker.degrade
+    # Requests.
 
-    def mark(self, _stream: LocalStream, *, may_wait: bool = False) -> None:
-        """Write soon."""
-        self._worker.appender.mark(self, may_wait=may_wait)
-
-    async def slowest_reader(self, _stream: LocalStream) -> int | None:
-        """Where the slowest reader on another worker is."""
-        # Asked before the next look begins, so that a report in between is not missed.
-        self._worker.waiting_for_room.add(self.stream)
-        self._worker.note_interest()
-        slowest: int | None = await self._worker.writer.run(
-            lambda transactions: transactions.logs.slowest_reader(self._epoch)
+    async def reserve(self, reservation: Reservation, on_conflict: OnConflict, now: float) -> Answer:
+        """Queue a request, or say what it has to follow."""
+        reservation.requested_at = now
+        request = self._request(reservation)
+        outcome = await self._transact(
+            lambda transactions, terminal: transactions.reserve(reservation.key, request, on_conflict, terminal)
         )
-        return slowest
+        if outcome.verdict is Verdict.QUEUED:
+            self.streams.check_limit(replaces=outcome.replaces)
+        return Answer(outcome.verdict, outcome.rival)
 
-    async def page(self, _stream: LocalStream, offset: int) -> Page:
-        """Bytes of the log from `offset` on."""
-        page: Page = await self._worker.reader.run(lambda connection: read_page(connection, self._epoch, offset))
-        return page
+    def _request(self, reservation: Reservation) -> Queued:
+        return Queued(reservation.epoch, self.worker.name, reservation.idempotency_key, reservation.requested_at)
 
-    def forget(self, _stream: LocalStream) -> None:
-        """Ask for no more writes."""
-        self._worker.forget(self.stream)
+    async def begin(self, reservation: Reservation, stream: LocalStream) -> Answer:
+        """Make a request the current epoch."""
+        request, queued = self._request(reservation), self.streams.queued
+        outcome = await self._transact(
+            lambda transactions, terminal: transactions.begin(
+                stream.key, request, stream.head, terminal, queue=stream.epoch in queued
+            )
+        )
+        return Answer(outcome.verdict, code=outcome.code)
 
-    def abandon(self, _stream: LocalStream) -> None:
-        """Make sure that the stream does not stay live in the file."""
-        self._worker.abandon(self._key, self._epoch)
+    def begin_later(self, stream: LocalStream, failure: StoreUnavailable) -> None:
+        """Begin a stream without the file, and there as soon as it can be used."""
+        stream.begin_later(failure)
 
-    def end_elsewhere(self, _stream: LocalStream, code: str = "cancelled") -> None:
-        """Take over how another worker has ended the stream."""
-        self._worker.end_elsewhere(self.stream, code)
+    async def release(self, reservation: Reservation) -> None:
+        """See to it that a request stays neither queued nor live, now or when the file can be used again."""
+        key, epoch = reservation.key, reservation.epoch
+        try:
+            await self._transact(lambda transactions, terminal: transactions.release(key, epoch, terminal))
+        except StoreUnavailable:
+            self.abandon(key, epoch)
 
-    async def announce_end(self, _stream: LocalStream) -> None:
-        """The transaction that has ended it has written that."""
+    def abandon(self, key: StreamKey, epoch: str) -> None:
+        """See to it that an epoch stays neither queued nor live, once the file can be used."""
+        terminal = {"producer_lost": self.worker.terminal_event(ResumableStatus.INTERRUPTED, "producer_lost")}
+        self.worker.queue.post(lambda transactions: transactions.release(key, epoch, terminal))
 
-    # What the appender asks and tells.
+    async def stop(self, key: StreamKey, epoch: str | None) -> None:
+        """Stop what is queued or live, forget what has ended."""
+        await self._transact(lambda transactions, terminal: transactions.stop(key, epoch, terminal))
 
-    def next_job(self) -> Job | None:
-        """What to do now."""
-        write = self.stream.next_write()
-        if write is None:
-            return None
-        if isinstance(write, Begin):
-            return self.begin_job
-        if isinstance(write, Restore):
-            stream, how = self.stream, write
-            lost = Current(stream.epoch, self._worker.name, stream.idempotency_key, stream.started_at)
-            return lambda transactions: transactions.restore(stream.key, lost, stream.head, how)
-        return Append(self._key, self._epoch, write)
+    async def _transact(self, job: Callable[[Transactions, Terminal], Outcome]) -> Outcome:
+        return self.obey(await self.worker.transact(job))
 
-    def take_result(self, result: Any) -> None:
-        """What came of it."""
-        self.stream.take_reply(self._reply_to_begin(result) if isinstance(result, Outcome) else result)
+    def obey(self, outcome: Outcome) -> Outcome:
+        """Do here what follows from a transition at once, rather than when it is read; return the outcome."""
+        for change in outcome.changes:
+            if change.code:
+                self.streams.stop(change.stream.epoch, change.code)
+        self.worker.note_change()
+        return outcome
 
-    def _reply_to_begin(self, outcome: Outcome) -> Reply:
-        self._worker.obey(outcome)
-        return Begun() if outcome.verdict is Verdict.BEGUN else Ended()
+    # Looking.
+
+    async def state(self, key: StreamKey) -> KeyState:
+        """What there is under a key."""
+        states = await self._states(key.owner, [key.id])
+        return states[0] if states else KeyState(key, None, (), {})
+
+    async def states(self, owner: str | None, ids: Sequence[str]) -> list[KeyState]:
+        """What there is under some ids and their variants, each once, in the order asked for."""
+        return await self._states(owner, ids, with_variants=True)
+
+    async def _states(self, owner: str | None, ids: Sequence[str], *, with_variants: bool = False) -> list[KeyState]:
+        return await self.worker.read(
+            lambda connection: read_states(connection, owner, ids, with_variants=with_variants),
+            lambda states: {worker for state in states for worker in state.workers},
+        )
+
+    # What the worker hears.
+
+    def on_found(self, found: Found) -> None:
+        """Take over what other workers have changed."""
+        for piece in found.news:
+            self.reader.take(piece)
+        for change in found.changes:
+            if change.code:
+                self.streams.stop(change.epoch, change.code)
+        self.writer.note_room()
+
+    def on_return(self) -> None:
+        """Ask whether the file still has everything, and read on from where the readers are."""
+        for stream in self.streams.local.values():
+            stream.check()
+        for followed in self.streams.followed.values():
+            self.worker.reader.follow(followed.epoch, followed.log.tail)
+        self.worker.note_interest()
 
     def on_outage(self, failure: StoreUnavailable) -> None:
-        """The file cannot be used; there will be another attempt."""
-        self.stream.on_outage(failure)
+        """Send the readers away."""
+        self.streams.fail_followed(failure)
 
+    def is_following(self) -> bool:
+        """Whether something here waits for what another worker writes."""
+        return bool(self.streams.followed or self.writer.waiting)
 
-class SqliteReader:
-    """For a stream that is read here, and produced elsewhere or over."""
+    def is_live(self) -> bool:
+        """Whether there is something here that another worker could end."""
+        return bool(self.streams.local or self.streams.queued)
 
-    stream: RemoteStream
-    """Set as soon as there is one."""
-
-    def __init__(self, worker: "SqliteWorker", epoch: str) -> None:
-        self._worker = worker
-        self._epoch = epoch
-
-    def follow(self, _stream: RemoteStream) -> None:
-        """Read what is added to the stream."""
-        self._worker.followed[self._epoch] = self.stream
-        self._worker.reader.follow(self._epoch, self.stream.log.tail)
-        self._worker.note_interest()
-
-    def unfollow(self, _stream: RemoteStream) -> None:
-        """Stop that."""
-        if self._worker.followed.get(self._epoch) is self.stream:
-            del self._worker.followed[self._epoch]
-            self._worker.reader.unfollow(self._epoch)
-            self._worker.note_interest()
-
-    def report(self, _stream: RemoteStream) -> None:
-        """Tell the producer's worker how far the readers are."""
-        self._worker.appender.mark(self)
-
-    async def page(self, _stream: RemoteStream, offset: int) -> Page:
-        """Bytes of the log from `offset` on."""
-        page: Page = await self._worker.reader.run(lambda connection: read_page(connection, self._epoch, offset))
-        return page
-
-    # What the appender asks and tells.
-
-    def next_job(self) -> Job:
-        """What to do now."""
-        epoch, slowest = self._epoch, self.stream.slowest
-        return lambda transactions: transactions.logs.report(epoch, slowest)
-
-    def take_result(self, _result: Any) -> None:
-        """The producer's worker finds it in the file."""
-
-    def on_outage(self, _failure: StoreUnavailable) -> None:
-        """It is written as soon as it can be."""
+    def look(self) -> None:
+        """Keep the reports of the readers from expiring, and give up what the file has lost for good."""
+        self.reader.look()

@@ -10,6 +10,8 @@ from ..._core.ids import StreamKey
 from ..._core.lifecycle import REMEMBERED, Current, Gone, Queued, Slot, expire
 from ..._stream.stream import Head
 from ...models import ResumableStatus, ResumableStreamItem
+from ..base import queued_item
+from ..shared.writes import KeyState, RemoteState
 
 COLUMNS = (
     "stream, epoch, worker, idempotency_key, status, code, gone, requested_at, started_at, completed_at, expires_at, "
@@ -65,45 +67,46 @@ class Row(NamedTuple):
         """The columns of `STATE`."""
         return self.status, self.code, self.gone, self.started_at, self.completed_at, self.expires_at
 
-    def item(self, key: StreamKey) -> ResumableStreamItem:
-        """The epoch as a lookup shows it."""
-        is_queued = self.headers is None
-        return ResumableStreamItem(
-            conversation_id=key.id,
-            status=ResumableStatus(self.status),
-            is_done=not self.is_live,
+    def remote(self, key: StreamKey) -> RemoteState:
+        """An epoch that has begun, for those who read it."""
+        return RemoteState(
+            key=key,
             epoch=self.epoch,
-            total_bytes=self.tail,
-            dropped_bytes=self.earliest,
-            content_type=None if is_queued else self.head.content_type,
-            started_at=int(self.requested_at if is_queued else self.started_at),
-            completed_at=int(self.completed_at),
+            worker=self.worker,
+            head=self.head,
+            status=ResumableStatus(self.status),
+            tail=self.tail,
+            earliest=self.earliest,
+            started_at=self.started_at,
+            completed_at=self.completed_at,
+            idempotency_key=self.idempotency_key,
         )
 
+    def item(self, key: StreamKey) -> ResumableStreamItem:
+        """The epoch as those who watch see it."""
+        return queued_item(key, self.epoch, self.requested_at) if self.headers is None else self.remote(key).item
 
-class KeyState:
-    """Everything under one key, as it was at `now`."""
+
+class Rows:
+    """Everything that the file has under one key, at `now`."""
 
     def __init__(self, key: StreamKey, rows: Iterable[Row], now: float) -> None:
         self.key = key
         self.now = now
-        self.rows = {row.epoch: row for row in rows}
-        self.slot = expire(_slot(self.rows.values()), now)
-
-    @property
-    def current(self) -> Row | None:
-        """The current epoch."""
-        return self.rows[self.slot.current.epoch] if self.slot.current is not None else None
-
-    @property
-    def shown(self) -> Row | None:
-        """What a lookup shows."""
-        return self.rows[self.slot.shown.epoch] if self.slot.shown is not None else None
+        self.by_epoch = {row.epoch: row for row in rows}
+        self.slot = expire(_slot(self.by_epoch.values()), now)
 
     @property
     def workers(self) -> set[str]:
         """The workers that have to be alive for this to be true."""
-        return {row.worker for row in self.rows.values() if row.is_live}
+        return {row.worker for row in self.by_epoch.values() if row.is_live}
+
+    @property
+    def state(self) -> KeyState:
+        """What those see that look."""
+        current = self.slot.current
+        remote = None if current is None else self.by_epoch[current.epoch].remote(self.key)
+        return KeyState(self.key, remote, self.slot.queued, {gone.epoch: gone.code for gone in self.slot.gone})
 
 
 def _slot(rows: Iterable[Row]) -> Slot:
@@ -193,7 +196,7 @@ def read_states(
         row = Row(*values)
         by_id.setdefault(stream_id, {})[row.epoch] = row
     now = time.time()
-    return [KeyState(StreamKey(owner, stream_id), found.values(), now) for stream_id, found in by_id.items()]
+    return [Rows(StreamKey(owner, stream_id), found.values(), now).state for stream_id, found in by_id.items()]
 
 
 def read_workers(connection: sqlite3.Connection) -> list[str]:

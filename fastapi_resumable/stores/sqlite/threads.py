@@ -7,26 +7,27 @@ import asyncio
 import logging
 import os
 import queue
-import random
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
 from ...exceptions import ResumableError, StoreUnavailable
+from ..shared.outage import Outage
 from .files import UnusableFileError, connect, explain
 from .transactions import LacksEventError
 
 logger = logging.getLogger("fastapi_resumable")
 
-BATCH = 256
+BATCH = 512
 """How many works are done together at most."""
-RETRY = 0.5
-"""The longest pause between two attempts, in seconds."""
 CLOSING = 2.0
 """The most seconds for which a thread is waited for at the end."""
+
+UNAVAILABLE = "The store of streams cannot be used now. Try again in a moment."
 
 ANSWERS = (ResumableError, LacksEventError)
 """What a work raises to answer, before it has changed anything: it is no failure of the file."""
@@ -39,11 +40,6 @@ class File(NamedTuple):
     synchronous: str
     timeout: float
     """Seconds for which it may be unusable before it is given up."""
-
-    @property
-    def attempt(self) -> float:
-        """Seconds after which one attempt is taken for lost."""
-        return max(0.5, self.timeout / 4)
 
 
 class FileThread:
@@ -64,8 +60,12 @@ class FileThread:
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._is_closed = False
-        self._down_since: float | None = None
-        self._is_unusable = False
+        self.outage = Outage(
+            file.timeout,
+            f"the store of streams cannot be {self.use}: %s",
+            f"the store of streams can be {self.use} again after %.1f s",
+            on_up,
+        )
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
         self._log: int | None = None
@@ -89,20 +89,20 @@ class FileThread:
         Raises:
             StoreUnavailable: None of them could be done, as for `run`.
         """
-        begun, delay = monotonic(), 0.02
-        while not self._is_closed:
+        begun = monotonic()
+        for attempts in count():
+            if self._is_closed:
+                break
             futures = [self._submit(work) for work in works]
-            await asyncio.wait(futures, timeout=self.file.attempt)
-            results = [_outcome(future) for future in futures]
+            await asyncio.wait(futures, timeout=self.outage.attempt)
+            results = [_take_result(future) for future in futures]
             failures = [each for each in results if isinstance(each, Exception) and not isinstance(each, ANSWERS)]
             if len(failures) < len(results):
-                self.note_success()
+                self.outage.note_up()
                 return results
-            self.note_failure(failures[0])
-            if self.is_given_up or monotonic() - begun + delay > self.file.timeout:
-                raise unavailable() from failures[0]
-            await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # no secret
-            delay = min(2 * delay, RETRY)
+            since = self.note_failure(failures[0])
+            if isinstance(failures[0], UnusableFileError) or not await self.outage.pause(begun, since, attempts):
+                raise StoreUnavailable(UNAVAILABLE) from failures[0]
         raise StoreUnavailable("The store is closed.")
 
     def _submit(self, work: Any) -> asyncio.Future[Any]:
@@ -118,25 +118,9 @@ class FileThread:
         """Have the thread look whether something is due."""
         self._submit(None).cancel()
 
-    def note_failure(self, failure: Exception) -> None:
-        """Note that the file cannot be used."""
-        if self._down_since is None:
-            self._down_since = monotonic()
-            logger.warning("the store of streams cannot be %s: %s", self.use, explain(failure, self.file.path))
-        self._is_unusable = isinstance(failure, UnusableFileError)
-
-    @property
-    def is_given_up(self) -> bool:
-        """Whether the file has been unusable for longer than the timeout, or can never be used."""
-        down = self._down_since
-        return down is not None and (self._is_unusable or monotonic() - down > self.file.timeout)
-
-    def note_success(self) -> None:
-        """Note that the file can be used."""
-        if self._down_since is not None:
-            down, self._down_since = monotonic() - self._down_since, None
-            logger.warning("the store of streams can be %s again after %.1f s", self.use, down)
-            self._on_up()
+    def note_failure(self, failure: Exception) -> float:
+        """Note that the file cannot be used; return since when."""
+        return self.outage.note_down(explain(failure, self.file.path))
 
     async def aclose(self) -> None:
         """Do what was handed over, and end the thread."""
@@ -258,12 +242,7 @@ class FileThread:
                 logger.warning("%s was not closed in order: %s", self.file.path, exc)
 
 
-def unavailable() -> StoreUnavailable:
-    """What to answer when the file cannot be used."""
-    return StoreUnavailable("The store of streams cannot be used now. Try again in a moment.")
-
-
-def _outcome(future: asyncio.Future[Any]) -> Any:
+def _take_result(future: asyncio.Future[Any]) -> Any:
     if not future.done():
         future.cancel()
         return TimeoutError("the disk does not answer")

@@ -19,7 +19,7 @@ from ...models import ResumableStatus
 from ..shared.writes import Ended, Gap, Reply, Restore, Written
 from .files import WorkerLock
 from .log import Append, Log, Logs, check
-from .rows import COLUMNS, STATE, KeyState, Row, bindable, dump_headers, text_of, wanted
+from .rows import COLUMNS, STATE, Row, Rows, bindable, dump_headers, text_of, wanted
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -110,9 +110,9 @@ class Transactions:
 
     # The state of a key.
 
-    def _load(self, key: StreamKey) -> KeyState:
+    def _load(self, key: StreamKey) -> Rows:
         rows = self._rows("owner IS ? AND id = ? ORDER BY stream", bindable(key.owner), key.id)
-        return KeyState(key, rows, time.time())
+        return Rows(key, rows, time.time())
 
     def _rows(self, where: str, *values: object) -> Iterable[Row]:
         query = f"SELECT {COLUMNS} FROM streams WHERE {where}"  # noqa: S608  # no input
@@ -124,19 +124,19 @@ class Transactions:
         state = self._load(key)
         return self._apply(state, change(state.slot, state.now), terminal, head)
 
-    def _apply(self, state: KeyState, outcome: Outcome, terminal: Terminal, head: Head | None = None) -> Outcome:
+    def _apply(self, state: Rows, outcome: Outcome, terminal: Terminal, head: Head | None = None) -> Outcome:
         """Make the file say what a transition came to; `head` is that of a stream that has begun.
 
         Raises:
             LacksEventError: It ends a stream that needs a terminal event, and there is none in `terminal`.
         """
         self._end_logs(state, outcome, terminal)
-        states = wanted(outcome.slot, state.rows)
+        states = wanted(outcome.slot, state.by_epoch)
         for stream in (*outcome.slot.queued, outcome.slot.current):
-            if stream is not None and stream.epoch not in state.rows:
+            if stream is not None and stream.epoch not in state.by_epoch:
                 self._insert(state.key, stream, states[stream.epoch][0])
         for epoch, columns in states.items():
-            if (row := state.rows.get(epoch)) is not None and columns != row.state:
+            if (row := state.by_epoch.get(epoch)) is not None and columns != row.state:
                 assignments = ", ".join(f"{name} = ?" for name in STATE)
                 query = f"UPDATE streams SET {assignments} WHERE stream = ?"  # noqa: S608  # no input
                 self._execute(query, (*columns, row.stream))
@@ -144,15 +144,15 @@ class Transactions:
             self._set_head(outcome.slot.current.epoch, head)
         for change in outcome.changes:
             self._announce(state, change)
-        for epoch in state.rows.keys() - states.keys():
-            self.logs.delete(state.rows[epoch].stream)
+        for epoch in state.by_epoch.keys() - states.keys():
+            self.logs.delete(state.by_epoch[epoch].stream)
         return outcome
 
-    def _end_logs(self, state: KeyState, outcome: Outcome, terminal: Terminal) -> None:
+    def _end_logs(self, state: Rows, outcome: Outcome, terminal: Terminal) -> None:
         ended = [
             (change, row)
             for change in outcome.changes
-            if change.code and (row := state.rows.get(change.stream.epoch)) is not None and row.is_live_event_stream
+            if change.code and (row := state.by_epoch.get(change.stream.epoch)) is not None and row.is_live_event_stream
         ]
         for change, _ in ended:
             if change.code not in terminal:
@@ -186,7 +186,7 @@ class Transactions:
             (head.status_code, dump_headers(head), head.traceparent, epoch),
         )
 
-    def _announce(self, state: KeyState, change: Change) -> None:
+    def _announce(self, state: Rows, change: Change) -> None:
         stream, status = change.stream, change.status
         (row,) = self._rows("epoch = ?", stream.epoch)
         item = row.item(state.key)

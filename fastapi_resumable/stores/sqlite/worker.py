@@ -1,4 +1,4 @@
-"""What a worker has to do with the file on one event loop: its streams, what it follows, and what it watches.
+"""What a worker has of the file on one event loop, whatever it streams: threads, tasks, and what it hears of others.
 
 Invariant: another worker may change the file at any time; what is held here is only ever a view of it.
 """
@@ -10,114 +10,135 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
-from weakref import WeakValueDictionary
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
 
-from ..._core.ids import StreamKey
-from ..._core.lifecycle import Outcome
 from ..._core.terminal import write_terminal_event
-from ..._stream.stream import Budget, Limits
+from ..._stream.stream import Limits
 from ..._stream.tasks import Tasks
 from ...exceptions import StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
-from ..base import Reservation
-from ..shared.local import LocalStream
-from ..shared.remote import RemoteStream
+from ..shared.queue import WriteQueue
 from ..shared.writes import END_MESSAGES
 from ..watchers import Notify, Watchers
-from .access import Appender
 from .files import WorkerLock
-from .log import UNREAD, Piece
-from .lookout import LookOut
-from .reader import FAST, SLOW, Found, ReaderThread
-from .rows import KeyState, read_states, read_workers
+from .log import Append
+from .reader import FAST, SLOW, Changed, Found, ReaderThread
+from .rows import read_workers
 from .threads import File
 from .transactions import LacksEventError, Terminal, Transactions
-from .writer import WriterThread
+from .writer import Job, WriterThread
 
 logger = logging.getLogger("fastapi_resumable")
 
+T = TypeVar("T")
+
+INTERVAL = 0.002
+"""The fewest seconds between two transactions in which streams are written, so that many of them share one."""
+LOOK = 0.25
+"""Seconds between looks at whether other workers are alive, while that matters here."""
+CLEAN_UP = 5.0
+"""The fewest seconds between clean-ups."""
+
+
+class Handlers(Protocol):
+    """What is done with what a worker hears."""
+
+    def on_found(self, found: Found) -> None:
+        """The file was changed."""
+
+    def on_return(self) -> None:
+        """The file can be used again, or is another one, or changes were missed: see what it has."""
+
+    def on_outage(self, failure: StoreUnavailable) -> None:
+        """The file could not be read for too long."""
+
+    def is_following(self) -> bool:
+        """Whether something here waits for what another worker writes."""
+
+    def is_live(self) -> bool:
+        """Whether there is something here that another worker could end."""
+
+    def look(self) -> None:
+        """See to what has to be seen to now and then, while something is followed."""
+
 
 class SqliteWorker:
-    """Everything of a `SqliteStore` that belongs to one event loop."""
+    """The threads and tasks of one worker."""
 
-    def __init__(self, file: File, limits: Limits, *, degrade: bool) -> None:
-        self.loop = asyncio.get_running_loop()
+    def __init__(self, file: File, limits: Limits, handlers: Handlers) -> None:
         self.name = secrets.token_hex(8)
-        self.limits = limits
-        self.degrade = degrade
-        self.budget = Budget()
         self.tasks = Tasks()
-        self.lock = WorkerLock(file.path, self.name)
-        self.writer = WriterThread(file, self._check_all, self._register)
-        self.reader = ReaderThread(file, self._check_all, on_found=self._on_found, on_look_failed=self._on_look_failed)
-        self.appender = Appender(self.writer)
-        # What is queued and what is recorded here, by epoch.
-        self.reservations: dict[str, Reservation] = {}
-        self.streams: dict[str, LocalStream] = {}
-        self.views: WeakValueDictionary[str, RemoteStream] = WeakValueDictionary()
-        """Other streams, by epoch, while anything here refers to them: one view for all."""
-        self.followed: dict[str, RemoteStream] = {}
-        """Those that have readers."""
-        self.waiting_for_room: set[LocalStream] = set()
-        """Streams whose producers wait for readers on other workers."""
-        self.waiting = 0
-        """How many requests wait for a change."""
+        self.writer = WriterThread(file, handlers.on_return, self._register)
+        self.reader = ReaderThread(
+            file, handlers.on_return, on_found=self._on_found, on_look_failed=self._on_look_failed
+        )
+        self.queue: WriteQueue[Job] = WriteQueue(self.writer.run_all, _size, INTERVAL)
+        self._lock = WorkerLock(file.path, self.name)
+        self._limits = limits
+        self._handlers = handlers
         self._watchers = Watchers()
-        self._started: asyncio.Task[None] | None = None
-        self._look_out = LookOut(self.writer, self.followed, is_watching=self._is_watching, bury_dead=self.bury_dead)
+        self._urgent = 0
+        """How many of those that watch wait for a change."""
+        self._starting: asyncio.Task[StoreUnavailable | None] | None = None
+        self._is_started = False
+        self._wake = asyncio.Event()
+        self._clean_up_at: float | None = None
 
     # Starting and ending.
 
     async def start(self) -> None:
-        """Register this worker, and end what dead ones have left; once, and all that ask meanwhile wait for it.
+        """Register, and end what dead workers have left; once, and all that ask meanwhile wait for the same attempt.
 
         Raises:
             StoreUnavailable: The file cannot be used.
         """
-        if self._started is None:
-            self._started = self.loop.create_task(self._start(), name="resumable start")
-            self._started.add_done_callback(self._note_start)
-        await asyncio.shield(self._started)
+        if self._starting is None:
+            self._starting = self.tasks.spawn(self._start(), "resumable start")
+        failure = await asyncio.shield(self._starting)
+        if failure is not None:
+            raise failure
 
-    async def _start(self) -> None:
-        await self.bury_dead()
-        await self.reader.run(self.reader.catch_up)
-        self.tasks.keep_running(self.appender.run, "resumable appender", lambda _: None)
-        self.tasks.keep_running(self._look_out.run, "resumable look-out", lambda _: None)
-        self._look_out.plan_clean_up(time.time())
-
-    def _note_start(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or task.exception() is not None:
-            self._started = None
+    async def _start(self) -> StoreUnavailable | None:
+        try:
+            await self.bury_dead()
+            await self.reader.run(self.reader.catch_up)
+        except Exception as exc:
+            # The next request tries again.
+            self._starting = None
+            if isinstance(exc, StoreUnavailable):
+                return exc
+            raise
+        self.tasks.keep_running(self.queue.run, "resumable appender", self.writer.note_failure)
+        self.tasks.keep_running(self._look_out, "resumable look-out", self.writer.note_failure)
+        self.plan_clean_up(time.time())
+        self._is_started = True
+        return None
 
     def _register(self, connection: sqlite3.Connection) -> Transactions:
         """In the writer's thread: register with a file that has just been opened."""
-        self.lock.take()
-        transactions = Transactions(connection, self.name, self.limits, self.lock)
+        self._lock.take()
+        transactions = Transactions(connection, self.name, self._limits, self._lock)
         connection.execute("BEGIN IMMEDIATE")
         transactions.register(os.getpid())
         connection.execute("COMMIT")
         return transactions
 
     async def aclose(self) -> None:
-        """Write what is left, give the lock back, and end the threads."""
-        if self._started is not None:
+        """Write what is left, give the lock back, and end the threads and tasks."""
+        if self._is_started:
             try:
-                async with asyncio.timeout(self.writer.file.attempt):
-                    await asyncio.shield(self._started)
-                    await self.appender.flush()
+                async with asyncio.timeout(self.writer.outage.attempt):
+                    await self.queue.flush()
                     await self.writer.run(Transactions.leave)
             except (TimeoutError, StoreUnavailable):
-                logger.warning("the worker ended before everything was in the file")
-        for stream in list(self.streams.values()):
-            stream.on_outage(StoreUnavailable("The store is closed."))
+                logger.warning("the file of streams did not take everything before the end")
         await self.tasks.aclose()
         await self.reader.aclose()
         await self.writer.aclose()
-        self.lock.release()
+        self._lock.release()
 
-    # Transactions that end streams.
+    # Transactions, and what is read before them.
 
     async def transact(self, job: Callable[[Transactions, Terminal], Any]) -> Any:
         """Do a job in a transaction, given the terminal events that it needs.
@@ -134,28 +155,20 @@ class SqliteWorker:
 
     def terminal_event(self, status: ResumableStatus, code: str) -> bytes:
         """The terminal event of a stream that its producer does not end itself."""
-        event, failure = write_terminal_event(self.limits.terminal_event, status.value, code, END_MESSAGES[code])
+        event, failure = write_terminal_event(self._limits.terminal_event, status.value, code, END_MESSAGES[code])
         if failure is not None:
             logger.error("terminal_event failed; the stream ends with the default one", exc_info=failure)
         return event or b""
 
-    def abandon(self, key: StreamKey, epoch: str) -> None:
-        """Make sure that what has no producer here stays neither queued nor live, once the file can be used."""
-        terminal = {"producer_lost": self.terminal_event(ResumableStatus.INTERRUPTED, "producer_lost")}
-        self.appender.post(lambda transactions: transactions.release(key, epoch, terminal))
-
-    async def bury_dead(self) -> None:
-        """End what belongs to workers that have died."""
-        await self._read(read_workers, set)
-
-    async def _read(self, read: Callable[[sqlite3.Connection], Any], workers_of: Callable[[Any], Iterable[str]]) -> Any:
+    async def read(self, read: Callable[[sqlite3.Connection], T], workers_of: Callable[[T], Iterable[str]]) -> T:
         """Read something, after what belongs to those of its workers was ended that have died."""
 
-        def look(connection: sqlite3.Connection) -> tuple[Any, list[str]]:
+        def look(connection: sqlite3.Connection) -> tuple[T, list[str]]:
             found = read(connection)
-            return found, self.lock.find_dead(workers_of(found))
+            return found, self._lock.find_dead(workers_of(found))
 
         while True:
+            found: T
             found, dead = await self.reader.run(look)
             if not dead:
                 return found
@@ -165,127 +178,100 @@ class SqliteWorker:
         await self.transact(lambda transactions, terminal: transactions.bury(dead, terminal))
         self.reader.look_now()
 
-    def obey(self, outcome: Outcome) -> Outcome:
-        """Do here what follows from a transition at once, rather than when it is read; return the outcome."""
-        for change in outcome.changes:
-            if change.code:
-                self._end_here(change.stream.epoch, change.code)
-        if self._watchers:
-            self.reader.look_now()
-        self.note_interest()
-        return outcome
-
-    def _end_here(self, epoch: str, code: str) -> None:
-        if reservation := self.reservations.pop(epoch, None):
-            reservation.stop(code)
-        elif (stream := self.streams.get(epoch)) is not None:
-            self.end_elsewhere(stream, code)
-
-    # Streams that are recorded here.
-
-    def forget(self, stream: LocalStream) -> None:
-        """The file has all of a stream, or is to have no more."""
-        if self.streams.pop(stream.epoch, None) is not None:
-            self.waiting_for_room.discard(stream)
-            stream.leave_store()
-            self._look_out.plan_clean_up(time.time() + min(UNREAD, self.limits.retention))
-            self.note_interest()
-
-    def end_elsewhere(self, stream: LocalStream, code: str = "cancelled") -> None:
-        """Take over that another worker has ended a stream, and stop its producer."""
-        if stream.epoch in self.streams:
-            self.forget(stream)
-            self.tasks.spawn(self._end_elsewhere(stream, code), f"resumable end {stream.key.id}")
-
-    async def _end_elsewhere(self, stream: LocalStream, code: str) -> None:
-        code = await stream.adopt_end(code)
-        stream.stop_producer("interrupted" if code == "producer_lost" else code)
-
-    def _check_all(self) -> None:
-        """The file can be used again, or is another one: see what it has of the streams here."""
-        for stream in self.streams.values():
-            stream.check()
-        for followed in self.followed.values():
-            self.reader.follow(followed.epoch, followed.log.tail)
-        self.note_interest()
-
-    # Looking.
-
-    async def states(self, owner: str | None, ids: Sequence[str], *, with_variants: bool = False) -> list[KeyState]:
-        """What the file holds under some ids, after what belonged to dead workers was ended."""
-        states: list[KeyState] = await self._read(
-            lambda connection: read_states(connection, owner, ids, with_variants=with_variants),
-            lambda states: {worker for state in states for worker in state.workers},
-        )
-        return states
-
-    async def state(self, key: StreamKey) -> KeyState:
-        """The same for one key; it may be empty."""
-        states = await self.states(key.owner, [key.id])
-        return states[0] if states else KeyState(key, (), time.time())
+    async def bury_dead(self) -> None:
+        """End what belongs to workers that have died."""
+        await self.read(read_workers, set)
 
     # What others have changed.
 
     def note_interest(self) -> None:
         """Look at the file as often as anything here needs it."""
-        if self.followed or self.waiting_for_room or self.waiting:
+        is_watching = bool(self._watchers)
+        if self._urgent or self._handlers.is_following():
             interval: float | None = FAST
         else:
-            interval = SLOW if self.streams or self.reservations or self._watchers else None
+            interval = SLOW if is_watching or self._handlers.is_live() else None
         self.reader.set_interval(interval)
-        if interval is not None:
-            self._look_out.wake()
+        if interval == FAST or is_watching:
+            self._wake.set()
 
-    def _is_watching(self) -> bool:
-        """Whether it matters here that another worker dies."""
-        return bool(self.followed or self.waiting or self._watchers)
-
-    async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
+    async def subscribe(
+        self, owner: str | None, ids: Sequence[str], notify: Notify, *, is_urgent: bool = False
+    ) -> Callable[[], None]:
         """Call `notify` with each change from now on, until what is returned is called."""
         await self.start()
         # Changes that came before are read before.
         await self.reader.run(self.reader.catch_up)
         remove = self._watchers.add(owner, ids, notify)
+        self._urgent += is_urgent
         self.note_interest()
 
         def unsubscribe() -> None:
+            nonlocal is_urgent
             remove()
+            self._urgent -= is_urgent
+            is_urgent = False
             self.note_interest()
 
         return unsubscribe
 
-    def _on_found(self, found: Found) -> None:
-        self.reader.note_success()
-        for news in found.news:
-            self._take_news(news)
-        for change in found.changes:
-            if change.code:
-                self._end_here(change.epoch, change.code)
-            if self._watchers:
-                try:
-                    self._watchers.tell(change.owner, ResumableStreamItem.model_validate_json(change.item))
-                except Exception:
-                    # One watcher, or a change that another version has written, must not hide what comes after it.
-                    logger.exception("a change of stream epoch %s could not be passed on", change.epoch)
-        if found.has_gap:
-            self._check_all()
-        for waiting in list(self.waiting_for_room):
-            self.waiting_for_room.discard(waiting)
-            waiting.note_room()
+    def note_change(self) -> None:
+        """This worker has changed the file: those that watch here hear of it at once."""
+        if self._watchers:
+            self.reader.look_now()
+        self.note_interest()
 
-    def _take_news(self, news: Piece) -> None:
-        stream = self.followed.get(news.epoch)
-        if stream is None:
-            return
-        # What a loss of the file has taken, its worker puts back, if it lives.
-        stream.missing_since = (stream.missing_since or self.loop.time()) if news.is_missing else None
-        if news.data:
-            stream.take(news.start, news.data)
-        if news.status is not None:
-            stream.finish(news.tail, news.status, news.completed_at)
+    def _on_found(self, found: Found) -> None:
+        self.reader.outage.note_up()
+        self._handlers.on_found(found)
+        for change in found.changes:
+            self._tell(change)
+        if found.has_gap:
+            self._handlers.on_return()
+
+    def _tell(self, change: Changed) -> None:
+        if self._watchers:
+            try:
+                self._watchers.tell(change.owner, ResumableStreamItem.model_validate_json(change.item))
+            except Exception:
+                # One watcher, or a change that another version has written, must not hide what comes after it.
+                logger.exception("a change could not be passed on", extra={"epoch": change.epoch})
 
     def _on_look_failed(self, failure: Exception) -> None:
         self.reader.note_failure(failure)
-        if self.reader.is_given_up:
-            for stream in list(self.followed.values()):
-                stream.fail(StoreUnavailable("The store of streams cannot be used now. Resume in a moment."))
+        if self.reader.outage.is_too_long:
+            self._handlers.on_outage(StoreUnavailable("The store of streams cannot be used now. Resume in a moment."))
+
+    # What is done now and then; nothing, while nothing here needs it.
+
+    def plan_clean_up(self, at: float | None) -> None:
+        """Clean up at a time; not sooner than `CLEAN_UP` from now."""
+        if at is not None:
+            at = max(at, time.time() + CLEAN_UP)
+            self._clean_up_at = at if self._clean_up_at is None else min(at, self._clean_up_at)
+            self._wake.set()
+
+    async def _look_out(self) -> None:
+        while True:
+            is_watching = bool(self._watchers) or self._handlers.is_following()
+            pause = None if self._clean_up_at is None else max(LOOK, self._clean_up_at - time.time())
+            if is_watching:
+                await asyncio.sleep(LOOK)
+            else:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._wake.wait()
+            self._wake.clear()
+            try:
+                if is_watching:
+                    self._handlers.look()
+                    await self.bury_dead()
+                if self._clean_up_at is not None and time.time() >= self._clean_up_at:
+                    self._clean_up_at = None
+                    self.plan_clean_up(await self.writer.run(Transactions.clean_up))
+            except StoreUnavailable:
+                await asyncio.sleep(LOOK)
+
+
+def _size(job: Job) -> int:
+    return len(job.write.data) if isinstance(job, Append) else 0
