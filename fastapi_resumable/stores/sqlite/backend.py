@@ -1,31 +1,22 @@
 """What a `SqliteStore` has on one event loop: what requests and streams ask of the file, as jobs for its threads."""
 
 import asyncio
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ..._core.ids import StreamKey
-from ..._core.lifecycle import Current, Outcome, Queued, Verdict
+from ..._core.lifecycle import Queued, Verdict
 from ..._stream.stream import Limits
 from ...exceptions import StoreUnavailable
-from ...models import ResumableStatus
 from ..base import OnConflict, Reservation
 from ..shared.local import LocalStream
-from ..shared.remote import RemoteStream
 from ..shared.store import Answer
 from ..shared.streams import WorkerStreams
-from ..shared.writes import Begin, Begun, Ended, KeyState, Page, Restore
-from .log import UNREAD, Append, Piece, read_page
-from .reader import Found
+from ..shared.writes import KeyState
+from .log import Piece
 from .rows import read_states
+from .streams import SqliteReader, SqliteWriter
 from .threads import File
-from .transactions import Terminal, Transactions
 from .worker import SqliteWorker
-from .writer import Job
-
-REPORT = 5.0
-"""Seconds between reports of where the readers here are."""
 
 
 class SqliteBackend:
@@ -37,9 +28,8 @@ class SqliteBackend:
         self.worker = SqliteWorker(file, limits, self)
         self.tasks = self.worker.tasks
         self.start, self.subscribe = self.worker.start, self.worker.subscribe
-        self.writer = SqliteWriter(self, degrade=degrade)
+        self.writer = SqliteWriter(self.worker, self.streams, degrade=degrade)
         self.reader = SqliteReader(self.worker, self.streams, file.timeout)
-        self._limits = limits
 
     async def aclose(self) -> None:
         """Write what is left, and end."""
@@ -54,7 +44,7 @@ class SqliteBackend:
         """Queue a request, or say what it has to follow."""
         reservation.requested_at = now
         request = self._request(reservation)
-        outcome = await self._transact(
+        outcome = await self.worker.change(
             lambda transactions, terminal: transactions.reserve(reservation.key, request, on_conflict, terminal)
         )
         if outcome.verdict is Verdict.QUEUED:
@@ -67,7 +57,7 @@ class SqliteBackend:
     async def begin(self, reservation: Reservation, stream: LocalStream) -> Answer:
         """Make a request the current epoch."""
         request, queued = self._request(reservation), self.streams.queued
-        outcome = await self._transact(
+        outcome = await self.worker.change(
             lambda transactions, terminal: transactions.begin(
                 stream.key, request, stream.head, terminal, queue=stream.epoch in queued
             )
@@ -82,29 +72,13 @@ class SqliteBackend:
         """See to it that a request stays neither queued nor live, now or when the file can be used again."""
         key, epoch = reservation.key, reservation.epoch
         try:
-            await self._transact(lambda transactions, terminal: transactions.release(key, epoch, terminal))
+            await self.worker.change(lambda transactions, terminal: transactions.release(key, epoch, terminal))
         except StoreUnavailable:
-            self.abandon(key, epoch)
-
-    def abandon(self, key: StreamKey, epoch: str) -> None:
-        """See to it that an epoch stays neither queued nor live, once the file can be used."""
-        terminal = {"producer_lost": self.worker.terminal_event(ResumableStatus.INTERRUPTED, "producer_lost")}
-        self.worker.queue.post(lambda transactions: transactions.release(key, epoch, terminal))
+            self.worker.abandon(key, epoch)
 
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live, forget what has ended."""
-        await self._transact(lambda transactions, terminal: transactions.stop(key, epoch, terminal))
-
-    async def _transact(self, job: Callable[[Transactions, Terminal], Outcome]) -> Outcome:
-        return self.obey(await self.worker.transact(job))
-
-    def obey(self, outcome: Outcome) -> Outcome:
-        """Do here what follows from a transition at once, rather than when it is read; return the outcome."""
-        for change in outcome.changes:
-            if change.code:
-                self.streams.stop(change.stream.epoch, change.code)
-        self.worker.note_change()
-        return outcome
+        await self.worker.change(lambda transactions, terminal: transactions.stop(key, epoch, terminal))
 
     # Looking.
 
@@ -125,14 +99,15 @@ class SqliteBackend:
 
     # What the worker hears.
 
-    def on_found(self, found: Found) -> None:
-        """Take over what other workers have changed."""
-        for piece in found.news:
+    def on_news(self, news: Sequence[Piece]) -> None:
+        """Pass on what other workers have written."""
+        for piece in news:
             self.reader.take(piece)
-        for change in found.changes:
-            if change.code:
-                self.streams.stop(change.epoch, change.code)
         self.writer.note_room()
+
+    def on_ended(self, epoch: str, code: str) -> None:
+        """Stop what another worker, or a request to this one, has ended."""
+        self.streams.stop(epoch, code)
 
     def on_return(self) -> None:
         """Ask whether the file still has everything, and read on from where the readers are."""

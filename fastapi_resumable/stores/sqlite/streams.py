@@ -1,18 +1,32 @@
 """What streams ask of the file, those that are produced here and those that are read here, and what it answers."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from ..._core.lifecycle import Current, Outcome, Queued, Verdict
+from ...exceptions import StoreUnavailable
+from ...models import ResumableStatus
+from ..shared.local import LocalStream
+from ..shared.remote import RemoteStream
+from ..shared.streams import WorkerStreams
+from ..shared.writes import Begin, Begun, Ended, Page, Restore
+from .log import UNREAD, Append, Piece, read_page
+from .worker import SqliteWorker
+from .writer import Job
+
+REPORT = 5.0
+"""Seconds between reports of where the readers here are."""
+
 
 class SqliteWriter:
     """What the streams need that are produced here."""
 
-    def __init__(self, backend: SqliteBackend, *, degrade: bool) -> None:
+    def __init__(self, worker: SqliteWorker, streams: WorkerStreams, *, degrade: bool) -> None:
         self.degrade = degrade
         self.waiting: set[LocalStream] = set()
         """Streams whose producers wait for readers on other workers."""
-        self._backend = backend
-        self._worker = backend.worker
-        self._streams = backend.streams
+        self._worker = worker
+        self._streams = streams
 
     def mark(self, stream: LocalStream, *, may_wait: bool = False) -> None:
         """Write soon."""
@@ -47,7 +61,7 @@ class SqliteWriter:
 
     def abandon(self, stream: LocalStream) -> None:
         """See to it that the stream does not stay live in the file."""
-        self._backend.abandon(stream.key, stream.epoch)
+        self._worker.abandon(stream.key, stream.epoch)
 
     def end_elsewhere(self, stream: LocalStream, code: str = "cancelled") -> None:
         """Take over that another worker has ended a stream, and stop its producer."""
@@ -85,7 +99,7 @@ class SqliteWriter:
     def take_reply(self, stream: LocalStream, reply: Any) -> None:
         """What came of it."""
         if isinstance(reply, Outcome):
-            self._backend.obey(reply)
+            self._worker.obey(reply)
             reply = Begun() if reply.verdict is Verdict.BEGUN else Ended()
         stream.take_reply(reply)
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
+from ..._core.ids import StreamKey
+from ..._core.lifecycle import Outcome
 from ..._core.terminal import write_terminal_event
 from ..._stream.stream import Limits
 from ..._stream.tasks import Tasks
@@ -22,7 +24,7 @@ from ..shared.queue import WriteQueue
 from ..shared.writes import END_MESSAGES
 from ..watchers import Notify, Watchers
 from .files import WorkerLock
-from .log import Append
+from .log import Append, Piece
 from .reader import FAST, SLOW, Changed, Found, ReaderThread
 from .rows import read_workers
 from .threads import File
@@ -44,8 +46,11 @@ CLEAN_UP = 5.0
 class Handlers(Protocol):
     """What is done with what a worker hears."""
 
-    def on_found(self, found: Found) -> None:
-        """The file was changed."""
+    def on_news(self, news: Sequence[Piece]) -> None:
+        """Other workers have changed the file, and may have written to what is followed."""
+
+    def on_ended(self, epoch: str, code: str) -> None:
+        """Something other than its producer has ended an epoch."""
 
     def on_return(self) -> None:
         """The file can be used again, or is another one, or changes were missed: see what it has."""
@@ -153,6 +158,23 @@ class SqliteWorker:
             except LacksEventError as exc:
                 terminal[exc.code] = self.terminal_event(exc.status, exc.code)
 
+    async def change(self, job: Callable[[Transactions, Terminal], Outcome]) -> Outcome:
+        """The same for a job that changes the state of a stream: what follows from that is done here at once."""
+        return self.obey(await self.transact(job))
+
+    def obey(self, outcome: Outcome) -> Outcome:
+        """Do here what follows from a transition, rather than when it is read; return the outcome."""
+        for change in outcome.changes:
+            if change.code:
+                self._handlers.on_ended(change.stream.epoch, change.code)
+        self.note_change()
+        return outcome
+
+    def abandon(self, key: StreamKey, epoch: str) -> None:
+        """See to it that an epoch stays neither queued nor live, once the file can be used."""
+        terminal = {"producer_lost": self.terminal_event(ResumableStatus.INTERRUPTED, "producer_lost")}
+        self.queue.post(lambda transactions: transactions.release(key, epoch, terminal))
+
     def terminal_event(self, status: ResumableStatus, code: str) -> bytes:
         """The terminal event of a stream that its producer does not end itself."""
         event, failure = write_terminal_event(self._limits.terminal_event, status.value, code, END_MESSAGES[code])
@@ -223,8 +245,10 @@ class SqliteWorker:
 
     def _on_found(self, found: Found) -> None:
         self.reader.outage.note_up()
-        self._handlers.on_found(found)
+        self._handlers.on_news(found.news)
         for change in found.changes:
+            if change.code:
+                self._handlers.on_ended(change.epoch, change.code)
             self._tell(change)
         if found.has_gap:
             self._handlers.on_return()
