@@ -27,7 +27,7 @@ from .files import WorkerLock
 from .log import Append, Piece
 from .reader import FAST, SLOW, Changed, Found, ReaderThread
 from .rows import read_workers
-from .threads import File
+from .threads import UNAVAILABLE, File
 from .transactions import LacksEventError, Terminal, Transactions
 from .writer import Job, WriterThread
 
@@ -264,7 +264,7 @@ class SqliteWorker:
     def _on_look_failed(self, failure: Exception) -> None:
         self.reader.note_failure(failure)
         if self.reader.outage.is_too_long:
-            self._handlers.on_outage(StoreUnavailable("The store of streams cannot be used now. Resume in a moment."))
+            self._handlers.on_outage(StoreUnavailable(UNAVAILABLE))
 
     # What is done now and then; nothing, while nothing here needs it.
 
