@@ -16,6 +16,8 @@ from ..shared.writes import Ended, Gap, Missing, Page, Reply, Write, Written
 
 READER = 20.0
 """Seconds for which a reader on another worker holds a producer without being heard of again."""
+TOGETHER = 64
+"""How many rows one statement adds."""
 MOST_ROWS = 2048
 """How many rows of one log are read at once, at most."""
 PAGE_SIZE = 256 * 1024
@@ -47,6 +49,13 @@ WHERE s.stream IS NULL OR s.expires_at IS NOT NULL
 _LOGS = f"""
 SELECT json_group_array(json_array(epoch, stream, status, gone, earliest, mid_event, {TAIL})) FROM streams AS s
 WHERE epoch IN (SELECT value FROM json_each(?))
+"""  # noqa: S608  # no input
+
+
+_APPEND = f"""
+INSERT INTO chunks WITH w (epoch, first, last, data) AS (VALUES %s)
+SELECT s.stream, w.last, w.data FROM w CROSS JOIN streams AS s ON s.epoch = w.epoch
+WHERE s.status = 'in_progress' AND s.gone = '' AND s.mid_event = 0 AND {TAIL} = w.first
 """  # noqa: S608  # no input
 
 
@@ -107,6 +116,27 @@ class Append(NamedTuple):
     key: StreamKey
     epoch: str
     write: Write
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but some bytes has to be written."""
+        write = self.write
+        return bool(write.data) and not (write.ending or write.earliest or write.is_mid_event or write.may_fill)
+
+
+def append_plainly(connection: sqlite3.Connection, appends: Sequence[Append]) -> bool:
+    """Write what is plain, where the file is as expected; return whether everything was written.
+
+    Each statement is a transaction of its own, which takes the lock of the file and gives it back without needing the
+    interpreter in between. So what is written most often hardly ever keeps others waiting, not even if this process is
+    stopped.
+    """
+    written = 0
+    for start in range(0, len(appends), TOGETHER):
+        some = appends[start : start + TOGETHER]
+        values = [value for each in some for value in (each.epoch, each.write.first, each.write.last, each.write.data)]
+        written += connection.execute(_APPEND % ", ".join(["(?, ?, ?, ?)"] * len(some)), values).rowcount
+    return written == len(appends)
 
 
 class Log(NamedTuple):
@@ -177,15 +207,14 @@ class Logs:
 
     # Room.
 
-    def take(self, size: int) -> None:
-        """Look at the bound now and then while streams grow."""
+    def take(self, size: int) -> bool:
+        """Note that streams grow; return whether it is time to `shrink`."""
         self._unchecked += size
-        if self._unchecked >= min(1024 * 1024, self._limits.max_total_bytes // 64):
-            self._unchecked = 0
-            self.shrink()
+        return self._unchecked >= min(1024 * 1024, self._limits.max_total_bytes // 64)
 
     def shrink(self) -> bool:
         """Let finished streams expire early, those first that are gone, until there is room; whether there is."""
+        self._unchecked = 0
         while self._used() >= self._limits.max_total_bytes:
             oldest = self._execute(
                 "SELECT stream FROM streams WHERE expires_at IS NOT NULL ORDER BY gone = '', expires_at LIMIT 1"

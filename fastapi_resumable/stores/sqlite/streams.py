@@ -65,7 +65,7 @@ class SqliteWriter:
 
     def end_elsewhere(self, stream: LocalStream, code: str = "cancelled") -> None:
         """Take over that another worker has ended a stream, and stop its producer."""
-        if self._streams.has(stream.epoch):
+        if stream.epoch in self._streams.local:
             self.forget(stream)
             self._worker.tasks.spawn(self._end_elsewhere(stream, code), f"resumable end {stream.key.id}")
 

@@ -18,13 +18,10 @@ from ...exceptions import TooManyStreams, TooManyStreamsOfOwner
 from ...models import ResumableStatus
 from ..shared.writes import Ended, Gap, Reply, Restore, Written
 from .files import WorkerLock
-from .log import Append, Log, Logs, check
+from .log import TOGETHER, Append, Log, Logs, check
 from .rows import COLUMNS, STATE, Row, Rows, bindable, dump_headers, text_of, wanted
 
 logger = logging.getLogger("fastapi_resumable")
-
-TOGETHER = 64
-"""How many rows one statement adds."""
 
 Terminal = Mapping[str, bytes]
 """The terminal events that were made, by code: the application makes them, so that is done outside of a transaction."""
@@ -214,7 +211,8 @@ class Transactions:
         for append in written:
             if append.write.last > logs[append.epoch].tail:
                 chunks += (logs[append.epoch].stream, append.write.last, append.write.data)
-        self.logs.take(sum(len(append.write.data) for append in written))
+        if self.logs.take(sum(len(append.write.data) for append in written)):
+            self.logs.shrink()
         for start in range(0, len(chunks), 3 * TOGETHER):
             some = chunks[start : start + 3 * TOGETHER]
             values = ", ".join(["(?, ?, ?)"] * (len(some) // 3))

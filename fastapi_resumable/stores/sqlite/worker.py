@@ -139,6 +139,7 @@ class SqliteWorker:
             except (TimeoutError, StoreUnavailable):
                 logger.warning("the file of streams did not take everything before the end")
         await self.tasks.aclose()
+        self.queue.close()
         await self.reader.aclose()
         await self.writer.aclose()
         self._lock.release()

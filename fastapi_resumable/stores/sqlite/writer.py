@@ -4,8 +4,9 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..shared.writes import Written
 from .files import is_of_the_whole_file
-from .log import Append, give_room_back
+from .log import Append, Logs, append_plainly, give_room_back
 from .threads import ANSWERS, File, FileThread
 from .transactions import Transactions
 
@@ -40,11 +41,14 @@ class WriterThread(FileThread):
         return super().perform([lambda _, job=job: self._commit([job])[0] for job in works])
 
     def _commit(self, jobs: Sequence[Job]) -> list[Any]:
-        connection = self.open()
-        assert self._transactions is not None
+        connection, transactions = self.open(), self._transactions
+        assert transactions is not None
+        if self._append(connection, transactions.logs, jobs):
+            self.sync()
+            return [Written()] * len(jobs)
         connection.execute("BEGIN IMMEDIATE")
         try:
-            results = _do(jobs, self._transactions)
+            results = _do(jobs, transactions)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -54,6 +58,12 @@ class WriterThread(FileThread):
         if Transactions.clean_up in jobs:
             give_room_back(connection)
         return results
+
+    def _append(self, connection: sqlite3.Connection, logs: Logs, jobs: Sequence[Job]) -> bool:
+        appends = [job for job in jobs if isinstance(job, Append) and job.is_plain]
+        if len(appends) < len(jobs) or logs.take(sum(len(append.write.data) for append in appends)):
+            return False
+        return append_plainly(connection, appends)
 
 
 def _do(jobs: Sequence[Job], transactions: Transactions) -> list[Any]:
