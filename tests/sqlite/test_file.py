@@ -206,7 +206,7 @@ def test_what_was_stopped_or_replaced_goes_when_it_is_read_no_longer(
 ) -> None:
     """Not its whole retention later; while it is read elsewhere, it stays."""
     monkeypatch.setattr("fastapi_resumable.stores.sqlite.worker.CLEAN_UP", 0.05)
-    for module in ("log", "backend"):
+    for module in ("log", "streams"):
         monkeypatch.setattr(f"fastapi_resumable.stores.sqlite.{module}.UNREAD", 0.1)
     path = tmp_path / "streams.db"
 
