@@ -233,7 +233,7 @@ async def test_a_lock_that_is_held_for_long_is_an_outage_and_a_short_one_is_not(
 async def test_a_damaged_page_harms_its_own_stream_alone(tmp_path: Path) -> None:
     """The others go on; a request for the damaged one gets an error, and no wrong byte."""
     damaged, well = unique("damaged"), unique("well")
-    async with workers(tmp_path, tmp_path, count=1) as site:
+    async with workers(tmp_path, tmp_path, count=1, store_timeout=5.0) as site:
         bad = await site.player(0).record(damaged, numbered(1500, 1000))
         good = await site.player(0).record(well, numbered(1500, 1000))
     path = tmp_path / "streams.db"
@@ -246,7 +246,7 @@ async def test_a_damaged_page_harms_its_own_stream_alone(tmp_path: Path) -> None
         # Not an interior page (it begins with a 2), by which other streams are found.
         file.seek(next(place for place in places if content[place] != 2))
         file.write(os.urandom(4096))
-    async with workers(tmp_path, tmp_path, count=1) as site:
+    async with workers(tmp_path, tmp_path, count=1, store_timeout=5.0) as site:
         broken = await within(ANSWERED, site.player(0).replay(damaged))
         if broken.status == 200:
             assert code_of(broken.body) == "store_unavailable" or not broken.clean

@@ -20,7 +20,7 @@ from .worker import SqliteWorker
 
 
 class SqliteBackend:
-    """The worker, and the streams that it has in hand."""
+    """The worker, and the streams that it has."""
 
     def __init__(self, file: File, limits: Limits, *, degrade: bool) -> None:
         self.loop = asyncio.get_running_loop()
@@ -69,7 +69,7 @@ class SqliteBackend:
         stream.begin_later(failure)
 
     async def release(self, reservation: Reservation) -> None:
-        """See to it that a request stays neither queued nor live, now or when the file can be used again."""
+        """Make sure that a request stays neither queued nor live, now or when the file can be used again."""
         key, epoch = reservation.key, reservation.epoch
         try:
             await self.worker.change(lambda transactions, terminal: transactions.release(key, epoch, terminal))

@@ -60,7 +60,7 @@ class SqliteWriter:
             self._worker.note_interest()
 
     def abandon(self, stream: LocalStream) -> None:
-        """See to it that the stream does not stay live in the file."""
+        """Make sure that the stream does not stay live in the file."""
         self._worker.abandon(stream.key, stream.epoch)
 
     def end_elsewhere(self, stream: LocalStream, code: str = "cancelled") -> None:

@@ -65,7 +65,7 @@ class Handlers(Protocol):
         """Whether there is something here that another worker could end."""
 
     def look(self) -> None:
-        """See to what has to be seen to now and then, while something is followed."""
+        """Do what has to be done now and then, while something is followed."""
 
 
 class SqliteWorker:
@@ -137,7 +137,7 @@ class SqliteWorker:
                     await self.queue.flush()
                     await self.writer.run(Transactions.leave)
             except (TimeoutError, StoreUnavailable):
-                logger.warning("the file of streams did not take everything before the end")
+                logger.warning("the worker ended before everything was in the file")
         await self.tasks.aclose()
         self.queue.close()
         await self.reader.aclose()
@@ -172,7 +172,7 @@ class SqliteWorker:
         return outcome
 
     def abandon(self, key: StreamKey, epoch: str) -> None:
-        """See to it that an epoch stays neither queued nor live, once the file can be used."""
+        """Make sure that an epoch stays neither queued nor live, once the file can be used."""
         terminal = {"producer_lost": self.terminal_event(ResumableStatus.INTERRUPTED, "producer_lost")}
         self.queue.post(lambda transactions: transactions.release(key, epoch, terminal))
 
