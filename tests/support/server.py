@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from tests.support.forking import Forked
+
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 LOOP = os.environ.get("RESUMABLE_LOOP")
@@ -47,25 +49,29 @@ class Server:
         self._ready = ready
         self.port = port
         self.command = list(command)
-        self.process = subprocess.Popen(
-            self.command,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **env},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **env}
+        reading, writing = os.pipe()
+        self._stdout = os.fdopen(reading, encoding="utf-8", errors="replace")
+        self.process: Forked | subprocess.Popen[bytes]
+        if _can_be_forked(self.command, env):
+            self.process = Forked(self.command[2:], environment, writing)
+        else:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=writing,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        os.close(writing)
         self._pump = threading.Thread(target=self._read_output, daemon=True)
         self._pump.start()
 
     def _read_output(self) -> None:
-        assert self.process.stdout
-        with self.process.stdout as output:
-            for line in output:
+        with self._stdout:
+            for line in self._stdout:
                 self._lines.append(line.rstrip("\n"))
 
     @property
@@ -216,6 +222,17 @@ def _command(server: str, app: str, *, http: str, loop: str, workers: int, port:
         ]
         return [sys.executable, "-m", "granian", app, *options]
     raise ValueError(f"unknown server {server!r}: use uvicorn, hypercorn or granian")
+
+
+def _can_be_forked(command: list[str], env: Mapping[str, str]) -> bool:
+    """One process of uvicorn, whose interpreter has no settings of its own, and is not measured."""
+    return (
+        command[:3] == [sys.executable, "-m", "uvicorn"]
+        and not {"--workers", "--reload"} & set(command)
+        and "WEB_CONCURRENCY" not in env
+        and not any(name.startswith("PYTHON") for name in env)
+        and "COVERAGE_PROCESS_CONFIG" not in os.environ
+    )
 
 
 def _descendants(pid: int) -> list[int]:
