@@ -3,9 +3,22 @@
 import gc
 from typing import Any
 
+import hypothesis
 import pytest
 
 from .support.server import LOOP
+
+hypothesis.settings.register_profile(
+    "usual",
+    max_examples=50,
+    derandomize=True,  # the same examples each time: a new one is found by `make test-long`
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile(
+    "long", hypothesis.settings.get_profile("usual"), max_examples=1000, derandomize=False
+)
+hypothesis.settings.load_profile("usual")
 
 OUTSIDE = {"browser", "clients", "docs", "servers"}
 """The folders of tests that start programs, and add nothing to the coverage of the others."""

@@ -24,7 +24,7 @@ def run(*arguments: str) -> str:
 
 
 @pytest.mark.redis
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_the_benchmark_prints_a_row_for_each_target(tmp_path: Path) -> None:
     """Every workload runs on all its targets, and its table has all its numbers."""
@@ -41,7 +41,7 @@ def test_the_benchmark_prints_a_row_for_each_target(tmp_path: Path) -> None:
     assert [run["faults"] for run in runs if run["workload"] == "W6"] == [0, 0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_growth_is_measured_in_every_direction(tmp_path: Path) -> None:
     """Each measure has points for each kind, in the order of their size."""

@@ -6,7 +6,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.apps.player import Player, forever, send, unique
@@ -71,6 +71,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield running
 
 
+one_parser = pytest.mark.parametrize("server", ["httptools"], indirect=True)
+
+
 @pytest.fixture
 async def player(server: Server) -> AsyncIterator[Player]:
     async with Player(server.port) as opened:
@@ -103,6 +106,7 @@ async def test_any_id_leads_back_to_its_stream(player: Player, stream_id: str) -
     assert [item["conversation_id"] for item in await player.lookup(stream_id)] == [stream_id]
 
 
+@one_parser
 @pytest.mark.parametrize("stream_id", ODD)
 async def test_any_id_may_be_given_in_the_path(player: Player, stream_id: str) -> None:
     """With every character escaped, and with slashes left as they are."""
@@ -112,6 +116,7 @@ async def test_any_id_may_be_given_in_the_path(player: Player, stream_id: str) -
         assert (reply.status, reply.body) == (200, first.body), safe
 
 
+@one_parser
 @pytest.mark.parametrize("stream_id", ODD)
 async def test_a_client_of_the_usual_kind_follows_content_location(server: Server, stream_id: str) -> None:
     """httpx resolves it as browsers do."""
@@ -125,7 +130,6 @@ async def test_a_client_of_the_usual_kind_follows_content_location(server: Serve
         assert (again.status_code, again.content) == (200, first.content)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stream_id=st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=40))
 async def test_every_printable_text_is_an_id(server: Server, stream_id: str) -> None:
     """Started by header; found by query, by path and by `Content-Location`."""

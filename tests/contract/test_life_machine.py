@@ -303,10 +303,8 @@ def test_any_order_of_events_agrees_with_the_model(rule_of_conflict: str, monkey
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         UnderRule,
         settings=settings(
-            max_examples=25,
+            max_examples=15,
             stateful_step_count=25,
-            deadline=None,
-            derandomize=True,
             suppress_health_check=list(HealthCheck),
         ),
     )

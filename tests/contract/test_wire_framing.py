@@ -5,7 +5,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.apps.player import Player, fail, send, sends, unique, wait
@@ -121,7 +121,6 @@ def chunked(draw: st.DrawFn) -> tuple[bytes, list[bytes]]:
     return body, [body[begin:end] for begin, end in itertools.pairwise(edges) if begin < end]
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=chunked())
 async def test_any_chunking_of_any_line_ends_is_recorded_as_the_same_events(
     server: Server, case: tuple[bytes, list[bytes]]
@@ -140,7 +139,6 @@ async def test_any_chunking_of_any_line_ends_is_recorded_as_the_same_events(
         assert (await player.replay(name)).body == log
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=chunked())
 async def test_any_stream_resumes_at_each_event_wherever_it_was_cut(
     server: Server, case: tuple[bytes, list[bytes]]
@@ -187,7 +185,6 @@ def rubble(draw: st.DrawFn) -> list[bytes]:
     return [body[begin:end] for begin, end in itertools.pairwise([0, *cuts, len(body)]) if begin < end]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chunks=rubble())
 async def test_whatever_the_app_sends_a_browser_reads_the_same_from_the_log(
     server: Server, chunks: list[bytes]
@@ -204,7 +201,6 @@ async def test_whatever_the_app_sends_a_browser_reads_the_same_from_the_log(
         assert (await player.replay(name)).body == log
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chunks=rubble())
 async def test_without_event_ids_no_byte_is_changed_whatever_the_app_sends(
     untouched: Server, chunks: list[bytes]

@@ -177,7 +177,7 @@ def epochs(slot: Slot) -> list[str]:
     return [*([slot.current.epoch] if slot.current else []), *(request.epoch for request in slot.queued)]
 
 
-Life.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+Life.TestCase.settings = settings(stateful_step_count=30)
 TestLife = Life.TestCase
 
 

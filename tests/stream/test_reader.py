@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from time import monotonic
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastapi_resumable._core.ids import StreamKey
@@ -172,7 +172,6 @@ STEPS = st.lists(
 
 @given(STEPS, st.sampled_from([16, 32, 1 << 16]))
 @example([("hold", 0), ("write", 8), ("write", 8), ("let go", 0), ("turns", 0), ("write", 8), ("pulse", 0)], 16)
-@settings(deadline=None, max_examples=300)
 def test_every_reader_gets_every_byte_in_order(steps: list[tuple[str, int]], block_size: int) -> None:
     """However they fall behind and catch up, and wherever the log's blocks end."""
 
