@@ -6,14 +6,22 @@ BIN := $(VENV)/bin
 UV := .venv-uv/bin/uv
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 JS := tests/javascript
-MATRIX := $(addprefix tests/,core stream stores run)
 CORE := $(addprefix tests/,core stream stores run fastapi contract client)
+# What touches asyncio, threads and processes: on every Python and event loop.
+MATRIX := $(addprefix tests/,stream run stores/test_memory_conformance.py stores/test_sqlite_conformance.py \
+	stores/test_redis_conformance.py contract/test_life_drain.py contract/test_life_shutdown.py redis/test_faults.py)
+# What touches FastAPI, Starlette, uvicorn, pydantic, redis-py and httpx: on other versions of them.
+VERSIONS := $(addprefix tests/,fastapi $(addprefix contract/test_,faces_matrix.py faces_request.py faces_settings.py \
+	http_openapi.py http_start.py wire_record.py life_drain.py) client/test_python_client.py client/test_transport.py \
+	stores/test_memory_conformance.py stores/test_redis_conformance.py redis/test_connections.py)
+# What touches Redis itself: on other servers.
+REDIS := $(addprefix tests/,stores/test_redis_conformance.py redis/test_faults.py redis/test_memory.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 # Some machines are told to keep no bytecode: then every process of a test would compile anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install demo demo-redis test lint format typecheck docs build js js-build cov test-inside test-outside test-low test-matrix test-next bench bench-docs lock clean prepare system-tools
+.PHONY: help install demo demo-redis test test-long lint format typecheck docs build js js-build cov test-inside test-outside test-low test-matrix test-redis test-next bench bench-docs lock clean prepare prepare-matrix system-tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +37,13 @@ demo-redis: .venv-demo/.installed ## start three workers of it, on Redis and beh
 
 test: ## run every check there is: what CI runs
 	@$(MAKE) --no-print-directory --jobs 4 prepare
-	@bash tools/check lint typecheck docs build js test-outside test-low test-inside
+	@bash tools/check test-outside test-inside test-matrix js test-low build typecheck docs lint
+
+test-long: ## what takes too long for every change: more examples, benchmarks, the whole suite on other versions
+	$(BIN)/python $(PYTEST) --hypothesis-profile long --timeout 600 -m "long or not (outside or slow)"
+	$(MAKE) --no-print-directory test-low VERSIONS="$(CORE)"
+	MATRIX_WITHOUT= bash tools/matrix -m "not (outside or slow or long or servers)" $(CORE)
+	$(MAKE) --no-print-directory test-redis
 
 lint: $(VENV)/.installed ## ruff: rules and format
 	$(BIN)/ruff check
@@ -65,18 +79,23 @@ js-build: $(JS)/node_modules/.installed ## build the JavaScript modules that the
 
 cov: $(VENV)/.installed $(JS)/node_modules/.installed system-tools test-outside ## the whole suite, most of it with coverage
 	$(BIN)/coverage erase
-	RESUMABLE_REQUIRE_ALL=1 $(BIN)/coverage run $(PYTEST) -m "not outside and not slow"
+	$(BIN)/coverage run $(PYTEST) -m "not (outside or slow or long)"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 test-inside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## most of the suite
-	RESUMABLE_REQUIRE_ALL=1 $(BIN)/python $(PYTEST) -m "not outside and not slow"
+	$(BIN)/python $(PYTEST) -m "not (outside or slow or long)"
 
 test-outside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## the rest of it: browsers, pages, servers, faults
-	RESUMABLE_REQUIRE_ALL=1 $(BIN)/python $(PYTEST) --numprocesses 3 -m "outside or slow" # they often wait
+	$(BIN)/python $(PYTEST) --numprocesses 4 -m "(outside or slow) and not long" # they often wait
 
-test-matrix: .venv-uv/.installed system-tools ## the core of the suite on every Python and event loop that there is
-	bash tools/matrix -m "not outside and not slow and not servers" $(MATRIX)
+test-matrix: prepare-matrix system-tools ## the core of the suite on every Python and event loop that there is
+	MATRIX_WITHOUT=$(MATRIX_WITHOUT) bash tools/matrix -m "not (slow or long)" $(MATRIX)
+
+MATRIX_WITHOUT ?= $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)-asyncio
+
+test-redis: $(VENV)/.installed ## what speaks to Redis, on Redis 6.2 and 8 and on Valkey
+	bash tools/redis-servers $(BIN)/python $(PYTEST) -m "redis and not (slow or long)" $(REDIS)
 
 test-next: .venv-uv/.installed system-tools ## the core of the suite on pre-releases of FastAPI, Starlette and pydantic
 	rm -rf .venv-next
@@ -85,10 +104,10 @@ test-next: .venv-uv/.installed system-tools ## the core of the suite on pre-rele
 		--extra client --extra redis --group tests
 	.venv-next/bin/python tools/link.py
 	$(UV) pip list --quiet --python .venv-next/bin/python | grep -E '^(fastapi|starlette|pydantic|uvicorn) '
-	.venv-next/bin/python $(PYTEST) -m "not outside and not slow and not servers" $(CORE)
+	.venv-next/bin/python $(PYTEST) -m "not (outside or slow or long or servers)" $(CORE)
 
-test-low: .venv-low/.installed system-tools ## the core of the suite on the lowest supported versions
-	RESUMABLE_REQUIRE_ALL=1 .venv-low/bin/python $(PYTEST) -m "not servers and not slow" $(CORE)
+test-low: .venv-low/.installed system-tools ## what depends on other packages, on the lowest supported versions of them
+	.venv-low/bin/python $(PYTEST) -m "not (outside or slow or long or servers)" $(VERSIONS)
 
 bench: $(VENV)/.installed ## what resumability costs, against a plain response: some tables, in three minutes
 	@$(BIN)/python -m tests.benchmarks
@@ -108,7 +127,10 @@ clean: ## remove all that the other targets made
 	rm -rf .venv .venv-* .node $(JS)/node_modules build dist site htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-prepare: $(VENV)/.installed .venv-low/.installed $(JS)/node_modules/.installed system-tools
+prepare: $(VENV)/.installed .venv-low/.installed $(JS)/node_modules/.installed system-tools prepare-matrix
+
+prepare-matrix: $(VENV)/.installed
+	@bash tools/matrix --prepare
 
 system-tools:
 	@bash tools/system-tools chromium redis-server nginx:nginx-light prometheus
