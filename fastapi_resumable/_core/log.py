@@ -5,19 +5,37 @@ object per event, so that a log costs little more than its bytes, and a replay s
 Not thread-safe; it decides nothing about waiting, time or readers.
 """
 
+import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 BLOCK_SIZE = 64 * 1024
 
 
+class Budget:
+    """How many bytes everything holds that shares it; `on_excess` is to be called when that is more than `limit`."""
+
+    __slots__ = ("limit", "on_excess", "used")
+
+    def __init__(self, limit: float = math.inf, on_excess: Callable[[], None] = lambda: None) -> None:
+        self.limit = limit
+        self.on_excess = on_excess
+        self.used = 0
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether more is held than may be."""
+        return self.used > self.limit
+
+
 class ByteLog:
-    """An append-only run of bytes that may lose its head."""
+    """An append-only run of bytes that may lose its head, and counts what it holds."""
 
-    __slots__ = ("_blocks", "_open", "_open_start", "_starts", "block_size", "tail")
+    __slots__ = ("_blocks", "_budget", "_open", "_open_start", "_starts", "block_size", "tail")
 
-    def __init__(self, block_size: int = BLOCK_SIZE, start: int = 0) -> None:
+    def __init__(self, block_size: int = BLOCK_SIZE, start: int = 0, budget: Budget | None = None) -> None:
         """A log without bytes, whose first one will have the offset `start`."""
+        self._budget = budget or Budget()
         self.block_size = block_size
         self.tail = start
         """The offset that the next byte will have."""
@@ -39,22 +57,25 @@ class ByteLog:
 
     def append(self, data: bytes) -> None:
         """Add `data` at the tail."""
+        size = len(data)
         self._open += data
-        self.tail += len(data)
+        self.tail += size
+        self._budget.used += size
         if len(self._open) >= self.block_size:
-            self.seal()
+            self._pack()
 
     def close(self) -> None:
         """Give back the spare room: nothing is likely to follow."""
         self._open = bytes(self._open)
 
-    def seal(self) -> None:
-        """Pack what is open into a block of its own."""
-        if self._open:
-            self._blocks += (bytes(self._open),)
-            self._starts += (self._open_start,)
-            self._open = bytearray()
-            self._open_start = self.tail
+    def _pack(self) -> None:
+        """Make blocks of what is open, none of them larger than `BLOCK_SIZE`."""
+        starts = range(0, len(self._open), BLOCK_SIZE)
+        with memoryview(self._open) as view:
+            self._blocks += tuple(bytes(view[start : start + BLOCK_SIZE]) for start in starts)
+        self._starts += tuple(self._open_start + start for start in starts)
+        self._open = bytearray()
+        self._open_start = self.tail
 
     def read(self, offset: int, size: int = BLOCK_SIZE) -> bytes:
         """Return bytes from `offset` on: at most `size`, at least one unless `offset` is the tail.
@@ -77,19 +98,27 @@ class ByteLog:
         with memoryview(block) as view:
             return bytes(view[start : start + size])
 
-    def trim(self, offset: int) -> int:
-        """Drop whole blocks that end at or before `offset`; return how many bytes that gave back."""
+    def trim(self, offset: int, *, exactly: bool = False) -> int:
+        """Drop the bytes before `offset`, whole blocks of them unless `exactly` those are to go; return how many."""
+        before = self.floor
         count = 0
         while count < len(self._blocks) and self._starts[count] + len(self._blocks[count]) <= offset:
             count += 1
-        if not count:
-            return 0
-        before = self.floor
         self._blocks, self._starts = self._blocks[count:], self._starts[count:]
-        return self.floor - before
+        if exactly and offset > self.floor:
+            if self._blocks:
+                self._blocks = (self._blocks[0][offset - self._starts[0] :], *self._blocks[1:])
+                self._starts = (offset, *self._starts[1:])
+            else:
+                self._open = self._open[offset - self._open_start :]
+                self._open_start = offset
+        dropped = self.floor - before
+        self._budget.used -= dropped
+        return dropped
 
     def restart(self, offset: int) -> None:
         """Drop all bytes, and go on at `offset`."""
+        self._budget.used -= self.size
         self._blocks = self._starts = ()
         self._open = bytearray()
         self._open_start = self.tail = offset
@@ -101,6 +130,7 @@ class ByteLog:
             self._blocks, self._starts = self._blocks[:-1], self._starts[:-1]
         self._open = bytearray(self._open[: max(0, offset - self._open_start)])
         self._open_start = min(self._open_start, offset)
+        self._budget.used -= self.tail - offset
         self.tail = offset
 
     def chunks(self, offset: int) -> Iterator[bytes]:

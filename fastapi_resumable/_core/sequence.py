@@ -16,7 +16,6 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 """What a filter waits for the end of. A larger event goes through it, whatever its number."""
 
 _NAME = b'"sequence_number"'
-_DATA_VALUE = re.compile(rb"(?:\A|[\r\n])data(?:: ?([^\r\n]*))?(?=[\r\n])")
 _DIGITS = re.compile(r"[0-9]+")
 _MAX_NUMBER = 2**63 - 1
 _AT_ONCE = 256
@@ -51,8 +50,9 @@ def sequence_number(event: bytes) -> int | None:
     """The number of an event; `None` if it has none."""
     if _NAME not in event:
         return None
+    lines = event.removeprefix(BOM).splitlines(keepends=True)
     try:
-        data = json.loads(b"\n".join(_DATA_VALUE.findall(event.removeprefix(BOM))))
+        data = json.loads(b"".join(line[5:] for line in lines if line.startswith(b"data:") and line[-1] in b"\r\n"))
     except (ValueError, RecursionError):
         return None
     number = data.get("sequence_number") if isinstance(data, dict) else None

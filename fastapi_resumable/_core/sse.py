@@ -8,6 +8,8 @@ import re
 from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
 
+from .log import Budget
+
 T = TypeVar("T")
 
 BOM = b"\xef\xbb\xbf"
@@ -18,12 +20,38 @@ CR = 13
 _LINE_END = rb"(?>\r\n|\n|\r)"
 _BLANK_LINE = re.compile(_LINE_END + _LINE_END)
 _LINE_ENDS = re.compile(rb"[\r\n]+")
-_DATA = re.compile(rb"(?:\A|[\r\n])data(?=[:\r\n]|\Z)")
-_ID = re.compile(rb"(?:\A|[\r\n])id(?=[:\r\n]|\Z)")
-_ID_VALUE = re.compile(rb"(?:\A|[\r\n])id(?:: ?([^\r\n]*))?(?=[\r\n])")
+_FIELD_NAME = 5
+"""How many bytes tell which field a line is, of those that matter."""
 _NOTHING_TO_DISPATCH = re.compile(rb"(?:(?::[^\r\n]*|retry(?::[^\r\n]*)?)" + _LINE_END + rb")*+")
 _STEP = 64 * 1024
 """How many bytes a search looks at before it lets others run."""
+
+
+class _Line:
+    """Finds a line that has a form.
+
+    A pattern that begins with one certain byte is found fifty times as fast as one that has a choice.
+    """
+
+    def __init__(self, form: bytes) -> None:
+        self._first, self._after_lf, self._after_cr = (re.compile(before + form) for before in (b"", rb"\n", rb"\r"))
+
+    def search(
+        self, data: bytes, start: int = 0, stop: int | None = None, *, at_start: bool = True
+    ) -> re.Match[bytes] | None:
+        """The first such line between `start`, which a line begins at if `at_start`, and `stop`."""
+        stop = len(data) if stop is None else stop
+        if at_start and (match := self._first.match(data, start, stop)):
+            return match
+        match = self._after_lf.search(data, start, stop)
+        if CR not in data:
+            return match
+        return self._after_cr.search(data, start, stop if match is None else match.start()) or match
+
+
+_DATA = _Line(rb"data(?=[:\r\n]|\Z)")
+# With a NUL in it, it is no id: clients ignore the line.
+_ID = _Line(rb"id(?::[^\r\n\0]*+)?(?=[\r\n]|\Z)")
 
 
 class EventFramer:
@@ -36,20 +64,25 @@ class EventFramer:
     __slots__ = (
         "_added",
         "_begun",
+        "_budget",
         "_epoch",
         "_flushed_data",
         "_flushed_id",
+        "_has_cr",
         "_ids_first",
+        "_is_mid_line",
+        "_limit",
         "_more_digits",
         "_pending",
         "_prefix",
         "_skip_lf",
-        "limit",
         "oversize",
     )
 
-    def __init__(self, epoch: str | None, limit: int, *, ids_first: bool = False) -> None:
+    def __init__(self, epoch: str | None, limit: int, *, ids_first: bool = False, budget: Budget | None = None) -> None:
         """Stamp ids of `epoch` (none: leave the bytes alone); hand on an event unfinished once it passes `limit`.
+
+        What is held back is counted in the `budget`.
 
         With `ids_first`, an id is the first line of its event rather than the last. It names the same place: the
         position right after the event.
@@ -57,14 +90,16 @@ class EventFramer:
         self._epoch = epoch
         self._ids_first = ids_first
         self._prefix = b"id: %s-" % (epoch or "").encode("ascii")
-        self.limit = limit
-        """How large an event may be that is held back until it is whole."""
+        self._limit = limit
+        self._budget = budget or Budget()
         # Offsets below `_more_digits` are written in so many digits that an `id:` line has `_added` bytes, and its end.
         self._more_digits = 10
         self._added = len(self._prefix) + 1
         self._pending = bytearray()
+        self._has_cr = False
         self._begun = False
         self._skip_lf = False
+        self._is_mid_line = False
         self._flushed_data = False
         self._flushed_id = False
         self.oversize = False
@@ -88,22 +123,21 @@ class EventFramer:
             return chunk if self._epoch is None else self._stamp(chunk, offset)
         return self._feed(chunk, offset, final=False)
 
-    def _add_id(self, event: bytes, offset: int, line_end: bytes, blank: int) -> bytes:
+    def _add_id(self, event: bytes, offset: int, line_end: bytes, blank: int, *, ids_first: bool) -> bytes:
         """Add an `id:` line to an event, whose blank line has `blank` bytes; the id counts the line itself in."""
         end = offset + len(event) + self._added + len(line_end)
         while end >= self._more_digits:
             self._more_digits *= 10
             self._added += 1
             end += 1
-        if self._ids_first and not self.oversize:
+        if ids_first:
             return b"%b%d%b%b" % (self._prefix, end, line_end, event)
         return b"%b%b%d%b%b" % (event[:-blank], self._prefix, end, line_end, event[-blank:])
 
     def finish(self, offset: int) -> bytes:
         """Return what is left when the application has ended in order: recorded as it is."""
         ready = self._feed(b"", offset, final=True)
-        rest = bytes(self._pending)
-        self._pending.clear()
+        rest = self._take(len(self._pending))
         # A line end that follows a blank line is one more blank line, and would end a block of nothing.
         return ready + (rest if self._epoch is None or self.oversize else rest.lstrip(b"\r\n"))
 
@@ -118,9 +152,10 @@ class EventFramer:
                 chunk = chunk[1:]
         position = max(0, len(pending) - 3)
         pending += chunk
+        self._budget.used += len(chunk)
         ready: list[bytes] = []
         size = start = 0
-        has_cr = CR in pending
+        has_cr = self._has_cr = self._has_cr or CR in chunk
         if self._epoch is None and not has_cr and (end := pending.rfind(b"\n\n", position)) >= 0:
             # Nothing is changed, so that all whole events are one piece.
             start = position = end + 2
@@ -135,23 +170,43 @@ class EventFramer:
             ready.append(event)
             size += len(event)
             start = position = end
-            if self._epoch is not None and (blank := _LINE_ENDS.match(pending, start)) and blank.end() < len(pending):
+            if self._epoch is not None and (blank := _LINE_ENDS.match(pending, start)):
                 # Any number of blank lines more, of which nothing is recorded, in one go.
                 start = position = blank.end()
-        del pending[:start]
-        if len(pending) > self.limit:
-            ready.append(self._flush_oversize())
+        if start:
+            self._drop(start)
+        if self.oversize or len(pending) > self._limit:
+            ready.append(self.flush(offset + size))
         return b"".join(ready)
 
-    def _flush_oversize(self) -> bytes:
-        """Give up on holding back an event that is larger than the log."""
-        # Keep a few bytes, so that a blank line across the cut is still seen as one.
+    def _drop(self, size: int) -> None:
+        del self._pending[:size]
+        self._budget.used -= size
+        self._has_cr = CR in self._pending
+
+    def _take(self, size: int) -> bytes:
+        with memoryview(self._pending) as view:
+            part = bytes(view[:size])
+        self._drop(size)
+        return part
+
+    def flush(self, offset: int) -> bytes:
+        """Hand on what there is of an unfinished event, which is too large to be held back."""
+        # A few bytes stay, so that a blank line across the cut is still seen as one, and the name of a field.
         cut = max(0, len(self._pending) - 3)
-        part = bytes(self._pending[:cut])
-        del self._pending[:cut]
-        self._flushed_data = self._flushed_data or _DATA.search(part) is not None
-        self._flushed_id = self._flushed_id or _ID.search(part) is not None
-        self.oversize = self._begun = True
+        line = 1 + max(self._pending.rfind(end, max(0, cut - _FIELD_NAME), cut) for end in (b"\n", b"\r"))
+        part = self._take(line or (cut if self._is_mid_line or cut > _FIELD_NAME else 0))
+        if not self._begun and self._epoch is not None and part.startswith(BOM):
+            lines = part[len(BOM) :]
+            part = lines if offset else part
+        else:
+            lines = part
+        at_start = not self._is_mid_line
+        self._flushed_data = self._flushed_data or _DATA.search(lines, at_start=at_start) is not None
+        self._flushed_id = self._flushed_id or _ID.search(lines, at_start=at_start) is not None
+        if part:
+            self._is_mid_line = not part.endswith((b"\r", b"\n"))
+            self.oversize = self._begun = True
         return part
 
     def _stamp(self, event: bytes, offset: int) -> bytes:
@@ -163,15 +218,16 @@ class EventFramer:
             and event.find(b"\nid") < 0
         ):
             # Most events have data, and no id, at a glance.
-            return self._add_id(event, offset, b"\n", 1)
+            return self._add_id(event, offset, b"\n", 1, ids_first=self._ids_first)
         bom = b""
         if not self._begun:
             self._begun = True
             if event.startswith(BOM):
                 bom, event = BOM, event[len(BOM) :]
         was_oversize, has_data, has_id = self.oversize, self._flushed_data, self._flushed_id
+        at_start = not self._is_mid_line
+        self.oversize = self._flushed_data = self._flushed_id = self._is_mid_line = False
         if self._epoch is None:
-            self.oversize = self._flushed_data = self._flushed_id = False
             return bom + event
         if offset:
             # A keep-alive has come first, so it would be no byte order mark any more, but part of a field's name.
@@ -185,11 +241,12 @@ class EventFramer:
                 event = b"\n" + event
         blank = _last_line_end(event)
         lines = event[: len(event) - len(blank)]
-        if (has_data or _DATA.search(event)) and not (has_id or (b"id" in event and _ID.search(event))):
-            event = self._add_id(event, offset + len(bom), _last_line_end(lines), len(blank))
+        has_data = has_data or _DATA.search(event, at_start=at_start) is not None
+        if has_data and not (has_id or _ID.search(event, at_start=at_start)):
+            ids_first = self._ids_first and not was_oversize
+            event = self._add_id(event, offset + len(bom), _last_line_end(lines), len(blank), ids_first=ids_first)
         elif not has_data and _NOTHING_TO_DISPATCH.fullmatch(lines):
             event = lines
-        self.oversize = self._flushed_data = self._flushed_id = False
         return bom + event
 
 
@@ -210,16 +267,18 @@ def _last_line_end(data: bytes) -> bytes:
 def events(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """Cut recorded bytes into whole events; what follows the last blank line comes as it is."""
     pending = bytearray()
+    has_cr = False
     for block in blocks:
         position = max(0, len(pending) - 3)
         pending += block
-        start, has_cr = 0, CR in pending
+        start, has_cr = 0, has_cr or CR in block
         while (end := _find_blank_line(pending, position, has_cr)) >= 0:
             if end == len(pending) and pending[-1:] == b"\r":
                 break
             yield bytes(pending[start:end])
             start = position = end
         del pending[:start]
+        has_cr = has_cr and CR in pending
     if pending:
         yield bytes(pending)
 
@@ -255,7 +314,7 @@ def search_dispatch(blocks: Iterable[bytes]) -> Search[bool]:
     """Whether a client that reads `blocks` would dispatch an event."""
     seen = 0
     for event in events(blocks):
-        if _DATA.search(event) and _BLANK_LINE.search(event[-4:]):
+        if _BLANK_LINE.search(event[-4:]) and _DATA.search(event):
             return True
         seen += len(event)
         if seen > _STEP:
@@ -268,21 +327,22 @@ def search_event_id(blocks: Iterable[bytes], event_id: str) -> Search[int | None
     """The position right after the first event whose id is `event_id`; `None` if no event has it."""
     wanted = event_id.encode("utf-8", "surrogateescape")
     data = b"".join(blocks)
-    start = len(BOM) if data.startswith(BOM) else 0
     # The line has to be whole; and a space after the colon is never a part of the value.
-    line_of = re.compile(rb"(?:\A|(?<=[\r\n])|(?<=\A\xef\xbb\xbf))id: ?+" + re.escape(wanted) + rb"(?=[\r\n])")
-    # An id that is not there seldom occurs in any other way, so that most of the search is this one.
-    position = data.find(wanted, start)
-    while position >= 0:
+    id_line = _Line(rb"id: ?+" + re.escape(wanted) + rb"(?=[\r\n])")
+    position = len(BOM) if data.startswith(BOM) else 0
+    at_start, event_end = True, 0
+    while position < len(data):
         yield
-        line = line_of.search(data, max(start, position - 4), position + _STEP + len(wanted) + 8)
+        line = id_line.search(data, position, position + _STEP + len(wanted) + 8, at_start=at_start)
+        at_start = False
         if line is None:
-            position = data.find(wanted, position + _STEP - 8)
+            position += _STEP
             continue
-        end = _boundary_in(data, line.end())
-        end = len(data) if end < 0 else end
-        if not _ID.search(data, line.end(), end):
-            return end
+        if line.end() > event_end:
+            event_end = _boundary_in(data, line.end())
+            event_end = len(data) if event_end < 0 else event_end
+        if _ID.search(data, line.end(), event_end, at_start=False) is None:
+            return event_end
         # The last id of an event is the one that counts.
-        position = data.find(wanted, line.end())
+        position = line.end()
     return None

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 
 from .._core.ids import StreamKey
+from .._core.lifecycle import Current
+from .._core.log import Budget
 from .._core.sse import PING
 from ..exceptions import OffsetLost, ResumableError
 from ..models import ResumableStatus, ResumableStreamItem
 from .fanout import Cursor, Fanout
 from .recording import PIECE, Recording
-from .stream import Budget, Head, Limits, stream_item
+from .stream import Head, Limits, stream_item
 
 
 class MemoryStream:
@@ -20,6 +22,7 @@ class MemoryStream:
     """
 
     __slots__ = (
+        "__weakref__",
         "_check_at",
         "_fanout",
         "_recording",
@@ -33,6 +36,7 @@ class MemoryStream:
         "log",
         "on_stop",
         "started_at",
+        "state",
         "status",
     )
 
@@ -56,6 +60,8 @@ class MemoryStream:
         self.status = ResumableStatus.IN_PROGRESS
         self.is_final = False
         self.failure: ResumableError | None = None
+        self.state: Current | None = None
+        """The epoch as the store has it."""
         self.gone: str | None = None
         """Why the store keeps it no longer: `cancelled`, `replaced` or `expired`."""
         self.on_stop = on_stop
@@ -67,6 +73,11 @@ class MemoryStream:
         # Often enough for both bounds.
         self._step = max(1, min(4096, limits.max_stream_bytes // 8, limits.max_total_bytes // 1024))
         self._check_at = 0
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a reader is attached."""
+        return self._fanout is not None
 
     @property
     def epoch(self) -> str:
@@ -99,9 +110,9 @@ class MemoryStream:
             fanout = self._fanout
             if fanout is not None and not fanout.is_due:
                 fanout.announce(chunk, log.tail, now)
-        else:
+        elif recording.budget.is_exceeded:
             # It is held back, as a part of an event that is not whole.
-            recording.settle(self._fanout)
+            recording.budget.on_excess()
         return True
 
     def _offer_with_check(self, chunk: bytes, now: float) -> bool:
@@ -119,10 +130,27 @@ class MemoryStream:
         if data and self._fanout is not None:
             self._fanout.announce(data, self.log.tail, now)
 
-    def settle(self) -> None:
-        """Hold no more than the store has room for."""
-        self._recording.settle(self._fanout)
+    @property
+    def held(self) -> int:
+        """How many bytes it is counted for."""
+        return self._recording.held
+
+    @property
+    def unread(self) -> int:
+        """How many bytes attached readers have yet to read."""
+        return 0 if self._fanout is None else self.log.tail - int(min(self._fanout.find_slowest(), self.log.tail))
+
+    def shrink(self, size: int) -> None:
+        """Hold no more than `size`, except what a reader still needs of a stream that the store keeps."""
+        if self.held <= size:
+            return
         self._check_at = 0
+        if self.gone is not None and self.unread > size:
+            # It has lost its place.
+            self._recording.release()
+            return
+        if (flushed := self._recording.shrink(self._fanout, size)) and self._fanout is not None:
+            self._fanout.announce(flushed, self.log.tail, monotonic())
 
     def ping(self) -> None:
         """Record a keep-alive, except in other media than events, in mid-event, or while readers leave no room."""
@@ -132,8 +160,12 @@ class MemoryStream:
 
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes leave everything in place that an attached reader still needs."""
-        fanout, tail, bound = self._fanout, self.log.tail, self._recording.bound
-        if fanout is None or tail + size - fanout.slowest <= bound:
+        fanout, tail = self._fanout, self.log.tail
+        if fanout is None:
+            return True
+        # In a store that is full, nothing is added to what readers have yet to read.
+        bound = 0 if self._recording.budget.is_exceeded else self._recording.bound
+        if tail + size - fanout.slowest <= bound:
             return True
         slowest = fanout.find_slowest()
         return tail + size - slowest <= bound or slowest >= tail
@@ -155,7 +187,7 @@ class MemoryStream:
         if rest:
             self.log.append(rest)
         self.log.close()
-        recording.settle(self._fanout)
+        recording.trim(self._fanout)
         if self._fanout is not None:
             if rest:
                 self._fanout.announce(rest, self.log.tail, monotonic())
@@ -200,11 +232,16 @@ class MemoryStream:
         self.gone = why
         if self._fanout is None:
             self._recording.release()
+        else:
+            self._recording.bound = 0
+            self._recording.trim(self._fanout)
 
     def advance(self, cursor: Cursor, size: int) -> None:
         """Note that the reader has sent `size` bytes on."""
         if self._fanout is not None:
             self._fanout.advance(cursor, size)
+            if self.gone is not None:
+                self._recording.trim(self._fanout)
 
     def read(self, cursor: Cursor) -> bytes:
         """Return the next bytes; none at the tail.

@@ -2,12 +2,12 @@
 
 import logging
 
-from .._core.log import BLOCK_SIZE, ByteLog
+from .._core.log import BLOCK_SIZE, Budget, ByteLog
 from .._core.sse import EventFramer, find_boundary
 from .._core.terminal import write_terminal_event
 from ..models import ResumableStatus
 from .fanout import Fanout
-from .stream import Budget, Head, Limits
+from .stream import Head, Limits
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -23,12 +23,10 @@ class Recording:
 
     __slots__ = (
         "_boundary",
-        "_budget",
-        "_counted",
-        "_most",
         "_overhead",
         "_searched",
         "bound",
+        "budget",
         "closed",
         "epoch",
         "framer",
@@ -41,28 +39,38 @@ class Recording:
         """Begin a log; `overhead` is what is counted beside its bytes."""
         self.epoch = epoch
         self.head = head
+        self.limits = limits
+        self.budget = budget
         self.closed = False
         """Whether no more may be written."""
-        self.log = ByteLog(max(1, min(BLOCK_SIZE, limits.max_stream_bytes // 8)))
-        self.bound = self._most = limits.max_stream_bytes
-        """How many of the newest bytes are kept for readers that come later: `max_stream_bytes`, or less if the store
-        is full."""
-        self.framer = new_framer(epoch, limits, limits.max_stream_bytes) if head.is_event_stream else None
+        self.bound = limits.max_stream_bytes
+        """How many of the newest bytes are kept for readers that come later."""
+        self.log = ByteLog(max(1, min(BLOCK_SIZE, self.bound // 8)), budget=budget)
+        self.framer = new_framer(epoch, limits, self.bound, budget) if head.is_event_stream else None
         self._boundary = 0
         self._searched = 0
-        self.limits = limits
-        self._budget = budget
-        self._overhead = self._counted = overhead
+        self._overhead = overhead
         budget.used += overhead
 
     def __del__(self) -> None:
-        self._budget.used -= self._counted
+        self.release()
 
     def release(self) -> None:
-        """Give back the bytes now, even if something still refers to the recording."""
+        """Give back everything now, even if something still refers to the recording."""
         self.log.restart(self.log.tail)
-        self._budget.used -= self._counted
-        self._counted = 0
+        self._drop_framer()
+        self.budget.used -= self._overhead
+        self._overhead = 0
+
+    def _drop_framer(self) -> None:
+        if self.framer is not None:
+            self.budget.used -= self.framer.held_back
+            self.framer = None
+
+    @property
+    def held(self) -> int:
+        """What is counted now."""
+        return self._overhead + self.log.size + (0 if self.framer is None else self.framer.held_back)
 
     @property
     def is_mid_event(self) -> bool:
@@ -79,47 +87,48 @@ class Recording:
         self.settle(fanout)
 
     def settle(self, fanout: Fanout | None) -> None:
-        """Drop what is beyond the bound, except what an attached reader still needs, and count what is held."""
-        self._trim(fanout)
-        budget = self._budget
-        self._count()
-        if budget.is_exceeded:
-            budget.on_excess()
-        # While live streams alone fill the store, each is held to an equal share. One that has readers waits for them,
-        # and one that has none keeps less of its past. So no stream has to be ended for want of memory.
-        bound = int(min(self._most, budget.share)) if budget.is_exceeded else self._most
-        if bound != self.bound and not self.closed:
-            self.bound = bound
-            self.log.block_size = max(1, min(BLOCK_SIZE, bound // 8))
-            if self.framer is not None:
-                self.framer.limit = bound
-            self._trim(fanout)
-            self._count()
+        """Drop what is beyond the bound, and see to it that everything together is not too much."""
+        self.trim(fanout)
+        if self.budget.is_exceeded:
+            self.budget.on_excess()
 
-    def _trim(self, fanout: Fanout | None) -> None:
-        log, bound = self.log, self.bound
-        if log.tail > bound and log.size > bound + log.block_size:
-            # Three bytes more, to see the blank line that the first event which is kept comes after.
-            keep_from: float = log.tail - bound - 3
-            if fanout is not None:
-                keep_from = min(
-                    keep_from, fanout.slowest if log.tail - fanout.slowest <= bound else fanout.find_slowest()
-                )
-            log.trim(int(keep_from))
+    def trim(self, fanout: Fanout | None) -> None:
+        """Drop what is beyond the bound, except what an attached reader still needs."""
+        log = self.log
+        if log.tail > self.bound and log.size > self.bound + log.block_size:
+            self._trim_to(fanout, self.bound)
 
-    def _count(self) -> None:
-        size = self._overhead + self.log.size + (0 if self.framer is None else self.framer.held_back)
-        self._budget.used += size - self._counted
-        self._counted = size
+    def _trim_to(self, fanout: Fanout | None, size: int, *, exactly: bool = False) -> None:
+        log = self.log
+        # Three bytes more, to see the blank line that the first event which is kept comes after.
+        keep_from: float = log.tail - size - 3
+        if fanout is not None:
+            keep_from = min(keep_from, fanout.slowest if log.tail - fanout.slowest <= size else fanout.find_slowest())
+        log.trim(int(keep_from), exactly=exactly)
+
+    def shrink(self, fanout: Fanout | None, size: int) -> bytes:
+        """Hold no more than `size`, except what an attached reader still needs; return bytes that came into the log."""
+        size = max(0, size - self._overhead)
+        flushed = b""
+        if self.framer is not None:
+            if self.framer.held_back > size:
+                flushed = self.framer.flush(self.log.tail)
+                self.log.append(flushed)
+            size = max(0, size - self.framer.held_back)
+        self._trim_to(fanout, size, exactly=True)
+        return flushed
 
     def end(self, status: ResumableStatus, code: str, message: str) -> bytes:
         """Take no more; return the last bytes to keep: what is left over if it `completed`, or the terminal event."""
         self.closed = True
-        framer, self.framer = self.framer, None
+        framer = self.framer
         if framer is None:
             return b""
         if status is ResumableStatus.COMPLETED:
-            return framer.finish(self.log.tail)
+            rest = framer.finish(self.log.tail)
+            self.framer = None
+            return rest
+        self._drop_framer()
         event = end_event(self.epoch, self.limits, self.log.tail, framer.oversize, status, code, message)
         # How it ended is kept on top of what the bound allows, however small that is.
         self.bound += len(event)
@@ -129,7 +138,7 @@ class Recording:
         """Drop what was written from `offset` on, so that the log can end otherwise."""
         self.log.truncate(offset)
         if self.closed and self.head.is_event_stream:
-            self.framer = EventFramer(None, self.bound)
+            self.framer = EventFramer(None, self.bound, budget=self.budget)
         self.closed = False
 
     @property
@@ -152,9 +161,10 @@ class Recording:
         return low
 
 
-def new_framer(epoch: str, limits: Limits, limit: int) -> EventFramer:
+def new_framer(epoch: str, limits: Limits, limit: int, budget: Budget | None = None) -> EventFramer:
     """A framer for bytes of one epoch, that holds back no more than `limit` of them."""
-    return EventFramer(epoch if limits.event_ids else None, limit, ids_first=limits.event_ids == "first")
+    ids = epoch if limits.event_ids else None
+    return EventFramer(ids, limit, ids_first=limits.event_ids == "first", budget=budget)
 
 
 def end_event(

@@ -1,11 +1,11 @@
 """A stream as the rest of the library sees it: what it is, what a reader may ask of it, what its producer may do."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from .._core.ids import StreamKey
+from .._core.log import Budget as Budget  # noqa: PLC0414  # what a stream is made with
 from .._core.terminal import TerminalEvent
 from ..exceptions import ResumableError
 from ..models import ResumableStatus, ResumableStreamItem
@@ -52,27 +52,6 @@ class Head:
         media_type = (content_type or "").partition(";")[0].strip().lower()
         object.__setattr__(self, "content_type", content_type)
         object.__setattr__(self, "is_event_stream", media_type == "text/event-stream" and not is_encoded)
-
-
-@dataclass(slots=True)
-class Budget:
-    """Bytes held by all streams of a store; `on_excess` is called when they pass `limit`."""
-
-    limit: float = math.inf
-    on_excess: Callable[[], None] = lambda: None
-    used: int = 0
-    live: int = 0
-    """How many streams are live."""
-
-    @property
-    def is_exceeded(self) -> bool:
-        """Whether more is held than may be."""
-        return self.used > self.limit
-
-    @property
-    def share(self) -> float:
-        """What each live stream may hold while live streams alone exceed the limit."""
-        return self.limit // max(1, self.live)
 
 
 class Stream(Protocol):

@@ -1,9 +1,14 @@
-"""How much a process takes: its bytes, its live streams, and those of each owner."""
+"""How much a process takes: its bytes, its live streams, and those of each owner; and what it keeps until when."""
 
+import asyncio
+import math
 import sys
-from weakref import WeakValueDictionary
+from collections.abc import Callable
+from weakref import ref
 
-from .._stream.stream import Budget, Head, Limits
+from .._core.log import Budget
+from .._stream.memory import MemoryStream
+from .._stream.stream import Head, Limits
 from ..exceptions import TooManyStreams, TooManyStreamsOfOwner
 from .base import Reservation
 
@@ -11,6 +16,8 @@ STREAM_OVERHEAD = 1024
 """What a stream is counted for beside its bytes, its id and its keys: without it, empty streams would be free."""
 HEADER_OVERHEAD = 128
 """What each header is counted for beside its bytes."""
+HEAD_OVERHEAD = 512
+"""What a head is counted for beside its headers."""
 REQUEST_OVERHEAD = 1024
 """What a request that waits is counted for."""
 
@@ -20,13 +27,15 @@ class Capacity:
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
+        self.live = 0
+        """How many streams are queued or live."""
         self._live_of_owner: dict[str, int] = {}
-        # Equal heads are one object, by its hash: most streams of an application have the same one.
-        self._heads: WeakValueDictionary[int, Head] = WeakValueDictionary()
+        # Equal heads are one object: most streams of an application have the same one.
+        self._heads: dict[object, ref[Head]] = {}
 
     def count(self, owner: str | None, change: int) -> None:
         """Note that there are more or fewer queued and live streams."""
-        self._budget.live += change
+        self.live += change
         if owner is not None:
             count = self._live_of_owner.get(owner, 0) + change
             if count:
@@ -43,19 +52,28 @@ class Capacity:
         most = limits.max_streams_per_owner
         if owner is not None and most is not None and self._live_of_owner.get(owner, 0) >= most + allowed:
             raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
-        if self._budget.live >= limits.max_streams + allowed:
+        if self.live >= limits.max_streams + allowed:
             raise TooManyStreams("The server has reached its limit of live streams. Try again in a moment.")
         self._budget.on_excess()
-        if self._budget.used >= limits.max_total_bytes:
+        if self._budget.used + REQUEST_OVERHEAD > limits.max_total_bytes:
             raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")
 
-    def share_head(self, head: Head) -> tuple[Head, int]:
-        """An equal head that is held already, or this one and its size."""
-        shared = self._heads.get(hash(head))
-        if shared == head:
-            return shared, 0
-        self._heads[hash(head)] = head
-        return head, sum(len(name) + len(value) + HEADER_OVERHEAD for name, value in head.headers)
+    def share_head(self, head: Head) -> Head:
+        """An equal head that is held already, or this one, which is counted for as long as a stream has it."""
+        fields = (head.status_code, head.headers, head.traceparent)
+        held = self._heads.get(fields)
+        if held is not None and (shared := held()) is not None:
+            return shared
+        size = HEAD_OVERHEAD + sum(len(name) + len(value) + HEADER_OVERHEAD for name, value in head.headers)
+        heads, budget = self._heads, self._budget
+
+        def give_back(_: object) -> None:
+            del heads[fields]
+            budget.used -= size
+
+        heads[fields] = ref(head, give_back)
+        budget.used += size
+        return head
 
 
 def request_size(reservation: Reservation) -> int:
@@ -71,3 +89,60 @@ def stream_size(reservation: Reservation) -> int:
 def _strings_size(reservation: Reservation) -> int:
     strings = (reservation.key.id, reservation.key.owner, reservation.idempotency_key)
     return sum(sys.getsizeof(text) for text in strings if text is not None)
+
+
+class EndedStreams:
+    """The streams that have ended and are kept for the retention, in the order in which they expire."""
+
+    def __init__(self, clock: Callable[[], float], expire: Callable[[MemoryStream, float], bool]) -> None:
+        """`expire` gets a stream and the time; it `discard`s the stream and returns true, if that is due."""
+        self._clock = clock
+        self._expire = expire
+        # Retention is one constant, so streams expire in the order in which they ended.
+        self._streams: dict[MemoryStream, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_loop: asyncio.AbstractEventLoop | None = None
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def add(self, stream: MemoryStream) -> None:
+        """Keep a stream that has just ended."""
+        self._streams[stream] = None
+        self._arm()
+
+    def discard(self, stream: MemoryStream) -> None:
+        """Keep a stream no longer."""
+        self._streams.pop(stream, None)
+
+    def expire(self) -> None:
+        """Forget the streams whose time has come."""
+        now = self._clock()
+        while self.expire_oldest(now):
+            pass
+
+    def expire_oldest(self, now: float) -> bool:
+        """Forget the first stream if its time has come; return whether there was one."""
+        return bool(self._streams) and self._expire(next(iter(self._streams)), now)
+
+    def _arm(self) -> None:
+        """Set a timer, so that memory is freed even if no request comes."""
+        loop = asyncio.get_running_loop()
+        if self._streams and self._timer_loop is not loop:
+            state = next(iter(self._streams)).state
+            assert state is not None
+            self._timer = loop.call_later(max(0.0, state.expires_at - self._clock()) + 0.01, self._on_timer)
+            self._timer_loop = loop
+
+    def _on_timer(self) -> None:
+        self._timer_loop = None
+        self.expire()
+        self._arm()
+
+    def close(self) -> None:
+        """Stop the timer and forget every stream."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = self._timer_loop = None
+        while self.expire_oldest(math.inf):
+            pass

@@ -1,30 +1,38 @@
 """The default store: streams live in this process, and nowhere else.
 
-No method waits between looking and deciding, so on one event loop each call is atomic.
+No method waits between looking and deciding, so on one event loop each call is atomic. How a stream may change is for
+`lifecycle` to say; this module does what follows from each change.
 """
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from weakref import WeakSet
 
+from .._core import lifecycle
 from .._core.ids import StreamKey
+from .._core.lifecycle import Change, Outcome, Queued, Slot, Verdict
+from .._core.log import Budget
 from .._stream.memory import MemoryStream
-from .._stream.stream import Budget, Head, Limits, Stream, WritableStream
-from ..exceptions import StreamCancelled, StreamNotFound, StreamPending, StreamReplaced
+from .._stream.stream import Head, Limits, Stream, WritableStream
+from ..exceptions import StreamCancelled, StreamExists, StreamNotFound, StreamPending, StreamReplaced
 from ..models import ResumableStatus, ResumableStreamItem
 from .base import OnConflict, Reservation
-from .capacity import Capacity, request_size, stream_size
-from .ended import EndedStreams
+from .capacity import Capacity, EndedStreams, request_size, stream_size
 from .several import ADVICE, count_workers
-from .slot import Slot
+from .shared.writes import END_MESSAGES
 from .variants import VariantIndex
 from .watchers import Watchers
 
 logger = logging.getLogger("fastapi_resumable")
 
 LOOKED_UP_AT_ONCE = 256
-"""How many streams a lookup finds before others run."""
+"""How many ids a lookup looks at before others run."""
+Key = tuple[str | None, str]
+"""An owner and an id."""
 
 
 class MemoryStore:
@@ -43,16 +51,23 @@ class MemoryStore:
         self, *, clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time
     ) -> None:
         self._has_warned = False
+        self._clock = clock
         self._wall_clock = wall_clock
         self._limits = Limits()
         self._budget = Budget(on_excess=self._shrink)
-        # By owner and id: a `StreamKey`, or a plain pair, which is made in less time.
-        self._slots: dict[tuple[str | None, str], Slot] = {}
-        self._variants = VariantIndex()
-        self._watchers = Watchers(self._budget)
-        self._swept_at = 0
         self._capacity = Capacity(self._budget)
-        self._ended = EndedStreams(clock, self._retire)
+        self._watchers = Watchers(self._budget)
+        # What a slot has, by owner and id: a `StreamKey`, or a plain pair, which is made in less time. Most slots have
+        # nothing but a stream that has ended.
+        self._streams: dict[Key, MemoryStream] = {}
+        self._queued: dict[Key, tuple[Queued, ...]] = {}
+        self._requests: dict[str, Reservation] = {}
+        """What is queued, by epoch."""
+        self._variants = VariantIndex()
+        self._ended = EndedStreams(clock, self._expire)
+        self._still_read: WeakSet[MemoryStream] = WeakSet()
+        """Streams that are not kept any more, but for the readers that they have."""
+        self._shrunk_at: float = 0
 
     @property
     def held_bytes(self) -> int:
@@ -62,142 +77,196 @@ class MemoryStore:
     @property
     def _live(self) -> int:
         """How many streams are queued or live."""
-        return self._budget.live
+        return self._capacity.live
 
     def configure(self, limits: Limits) -> None:
         """Take the limits."""
         self._limits = limits
         self._budget.limit = limits.max_total_bytes
 
+    # Starting and ending.
+
     async def reserve(self, reservation: Reservation, on_conflict: OnConflict) -> Stream | None:
         """Queue a request, or return the stream it is to follow."""
-        if not self._has_warned:
-            # Not before there is a request, when all workers have been started.
-            self._has_warned = True
-            if (workers := count_workers()) > 1:
-                logger.warning(ADVICE, workers)
-        while (rival := self._rival(reservation, on_conflict)) is not None:
-            if not isinstance(rival, Reservation):
-                return rival
-            stream = await reservation.wait(rival.settled())
+        self._warn_of_workers()
+        key, epoch = reservation.key, reservation.epoch
+        request = Queued(epoch, idempotency_key=reservation.idempotency_key)
+        while True:
+            self._ended.expire()
+            outcome = lifecycle.reserve(self._slot(key), request, on_conflict)
+            if outcome.verdict is Verdict.QUEUED:
+                break
+            if outcome.verdict is Verdict.EXISTS:
+                raise StreamExists
+            if outcome.verdict is Verdict.FOLLOW:
+                return self._streams[key]
+            stream = await reservation.wait(self._requests[outcome.rival].settled())
             if stream is not None:
                 assert isinstance(stream, MemoryStream)
                 if stream.gone in ("cancelled", "replaced"):
                     raise StreamReplaced if stream.gone == "replaced" else StreamCancelled
                 if stream.gone is None:
                     return stream
-        slot = self._slots.get(reservation.key)
         # The stream that this one replaces gives up its place to it.
-        replaces = slot is not None and slot.live is not None and not slot.queued
-        self._capacity.check(self._limits, reservation.key.owner, allowed=1 if replaces else 0)
-        if slot is None:
-            slot = self._slots[reservation.key] = Slot()
-            self._variants.add(*reservation.key)
+        self._capacity.check(self._limits, key.owner, allowed=1 if outcome.replaces else 0)
         self._budget.used += request_size(reservation)
+        self._capacity.count(key.owner, 1)
         reservation.requested_at = self._wall_clock()
-        slot.queued += (reservation,)
-        self._capacity.count(reservation.key.owner, 1)
-        self._tell(reservation)
+        self._requests[epoch] = reservation
+        self._apply(key, outcome)
         return None
 
-    def _rival(self, reservation: Reservation, on_conflict: OnConflict) -> MemoryStream | Reservation | None:
-        """What a request has to follow, or to wait for before it can tell."""
-        self._expire()
-        slot = self._slots.get(reservation.key)
-        return None if slot is None else slot.find_rival(reservation.idempotency_key, on_conflict)
+    def _warn_of_workers(self) -> None:
+        # Not before there is a request, when all workers have been started.
+        if not self._has_warned:
+            self._has_warned = True
+            if (workers := count_workers()) > 1:
+                logger.warning(ADVICE, workers)
 
     async def begin(self, reservation: Reservation, head: Head) -> MemoryStream:
         """Make the reservation the current epoch."""
-        slot = self._slots.get(reservation.key)
-        if slot is None or reservation not in slot.queued:
+        key, epoch = reservation.key, reservation.epoch
+        if epoch not in self._requests:
             raise StreamReplaced if reservation.stop_code == "replaced" else StreamCancelled
-        older = slot.queued[: slot.queued.index(reservation)]
-        self._dequeue(reservation)
-        for queued in older:
-            self._dequeue(queued)
-            queued.stop("replaced")
-            self._tell_end(queued, ResumableStatus.CANCELLED)
-        if slot.current is not None:
-            self._stop_live(slot.current, "replaced")
-            self._drop(slot, "replaced")
         now = self._wall_clock()
-        head, head_size = self._capacity.share_head(head)
-        slot.current = MemoryStream(
-            reservation.key,
-            reservation.epoch,
-            head,
+        outcome = lifecycle.begin(self._slot(key), epoch, now)
+        del self._requests[epoch]
+        self._budget.used -= request_size(reservation)
+        stream = MemoryStream(
+            key,
+            epoch,
+            self._capacity.share_head(head),
             limits=self._limits,
             budget=self._budget,
             started_at=now,
             idempotency_key=reservation.idempotency_key,
             on_stop=reservation.on_stop,
-            overhead=stream_size(reservation) + head_size,
+            overhead=stream_size(reservation),
         )
-        self._capacity.count(reservation.key.owner, 1)
-        reservation.settle(slot.current)
-        self._tell(slot.current)
-        return slot.current
+        self._apply(key, outcome, "replaced", stream)
+        reservation.settle(stream)
+        return stream
 
     async def release(self, reservation: Reservation) -> None:
         """Give a reservation back."""
-        slot = self._slots.get(reservation.key)
-        if slot is not None and reservation in slot.queued:
-            self._dequeue(reservation)
-            self._forget_if_empty(reservation.key, slot)
-            reservation.settle()
-            self._tell_end(reservation, ResumableStatus.FAILED)
-            self._tell_rest(slot)
-
-    def _dequeue(self, reservation: Reservation) -> None:
-        slot = self._slots[reservation.key]
-        slot.queued = tuple(queued for queued in slot.queued if queued is not reservation)
-        self._budget.used -= request_size(reservation)
-        self._capacity.count(reservation.key.owner, -1)
+        if reservation.epoch in self._requests:
+            self._apply(reservation.key, lifecycle.release(self._slot(reservation.key), reservation.epoch))
 
     async def finish(self, stream: WritableStream, status: ResumableStatus, code: str, message: str) -> None:
         """End a stream; it expires after the retention."""
         assert isinstance(stream, MemoryStream)
         if stream.is_final:
             return
+        key, retention = stream.key, self._limits.retention
+        outcome = lifecycle.end(self._slot(key), stream.epoch, status, code, self._clock(), retention)
         self._end(stream, status, code, message)
-        self._ended.add(stream, self._limits.retention)
+        self._apply(key, outcome)
+        self._ended.add(stream)
+
+    async def stop(self, key: StreamKey, epoch: str | None) -> None:
+        """Stop what is queued or live, forget what has ended."""
+        self._apply(key, lifecycle.stop(self._slot(key), epoch, self._clock()), "cancelled")
+
+    # What follows from a transition.
+
+    def _slot(self, key: Key) -> Slot:
+        stream = self._streams.get(key)
+        return Slot(None if stream is None else stream.state, self._queued.get(key, ()))
+
+    def _apply(self, key: Key, outcome: Outcome, why: str = "", begun: MemoryStream | None = None) -> None:
+        """Take the outcome of a transition. `why` the stream of before is kept no longer; `begun` is the new one."""
+        # What is gone is not kept: each request and each stream knows by itself why it is.
+        current, queued, _ = outcome.slot
+        before = self._streams.get(key)
+        had_any, has_any = before is not None or key in self._queued, current is not None or bool(queued)
+        if queued:
+            self._queued[key] = queued
+        else:
+            self._queued.pop(key, None)
+        if current is None:
+            self._streams.pop(key, None)
+        elif (stream := begun or before) is not None:
+            self._streams[key] = stream
+            stream.state = current
+        for change in outcome.changes:
+            self._carry_out(key, change, begun if begun is not None and change.stream.epoch == begun.epoch else before)
+        if before is not None and (begun is not None or current is None):
+            self._ended.discard(before)
+            before.discard(why)
+            if before.is_read:
+                self._still_read.add(before)
+        if has_any is not had_any:
+            (self._variants.add if has_any else self._variants.discard)(*key)
+
+    def _carry_out(self, key: Key, change: Change, stream: MemoryStream | None) -> None:
+        changed, status, code = change
+        if not isinstance(changed, Queued):
+            assert stream is not None
+            if code:
+                self._stop(stream, code)
+            self._tell(key, lambda: stream.item)
+        elif status is ResumableStatus.QUEUED:
+            self._tell(key, lambda: self._requests[changed.epoch].item)
+        else:
+            request = self._requests.pop(changed.epoch)
+            self._budget.used -= request_size(request)
+            self._capacity.count(key[0], -1)
+            if code:
+                request.stop(code)
+            else:
+                request.settle()
+            self._tell(key, lambda: request.ended(status, self._wall_clock()))
+
+    def _tell(self, key: Key, item: Callable[[], ResumableStreamItem]) -> None:
+        if self._watchers:
+            self._watchers.tell(key[0], item())
+
+    def _stop(self, stream: MemoryStream, code: str) -> None:
+        on_stop = stream.on_stop
+        self._end(stream, ResumableStatus.CANCELLED, code, END_MESSAGES[code])
+        if on_stop is not None:
+            on_stop(code)
 
     def _end(self, stream: MemoryStream, status: ResumableStatus, code: str, message: str) -> None:
         stream.end(status, code, message, self._wall_clock())
         self._capacity.count(stream.key.owner, -1)
-        self._tell(stream)
+
+    # Looking.
 
     async def find(self, key: StreamKey, timeout: float, *, live: bool = False) -> Stream:
         """Return the current epoch, after waiting for one that is queued."""
-        self._expire()
-        slot = self._slots.get(key)
-        if slot is None:
-            raise StreamNotFound
-        if slot.current is not None and not (live and slot.queued):
-            return slot.current
+        self._ended.expire()
         try:
             async with asyncio.timeout(timeout):
-                while slot.queued and (slot.current is None or (live and slot.current.is_final)):
-                    await slot.queued[0].settled()
+                while (stream := self._streams.get(key)) is None or (live and stream.is_final):
+                    if (queued := self._queued.get(key)) is None:
+                        break
+                    with suppress(StreamCancelled, StreamReplaced):
+                        await self._requests[queued[0].epoch].settled()
         except TimeoutError:
             raise StreamPending from None
-        except (StreamCancelled, StreamReplaced):
-            return await self.find(key, timeout, live=live)
-        if slot.current is None:
+        if stream is None:
             raise StreamNotFound
-        return slot.current
+        return stream
 
     async def lookup(self, owner: str | None, ids: Sequence[str]) -> list[ResumableStreamItem]:
         """Return the streams with these `ids`, each once, in the order asked for."""
-        self._expire()
+        self._ended.expire()
         found: dict[str, ResumableStreamItem] = {}
+        looked_at = 0
         for asked in dict.fromkeys(ids):
             for stream_id in (asked, *self._variants.find(owner, asked)):
-                if stream_id not in found and (slot := self._slots.get((owner, stream_id))) is not None:
-                    found[stream_id] = slot.shown.item
-                    if len(found) % LOOKED_UP_AT_ONCE == 0:
-                        await asyncio.sleep(0)
+                looked_at += 1
+                if looked_at % LOOKED_UP_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                if stream_id not in found and (shown := self._shown((owner, stream_id))) is not None:
+                    found[stream_id] = shown.item
         return list(found.values())
+
+    def _shown(self, key: Key) -> MemoryStream | Reservation | None:
+        """What a lookup shows."""
+        shown = self._slot(key).shown
+        return self._requests[shown.epoch] if isinstance(shown, Queued) else self._streams.get(key)
 
     async def watch(
         self, owner: str | None, ids: Sequence[str], notify: Callable[[ResumableStreamItem], None]
@@ -205,81 +274,39 @@ class MemoryStore:
         """Call `notify` at each change."""
         return self._watchers.add(owner, ids, notify)
 
-    def _tell(self, changed: MemoryStream | Reservation) -> None:
-        if self._watchers:
-            self._watchers.tell(changed.key.owner, changed.item)
+    # What is given back.
 
-    def _tell_end(self, reservation: Reservation, status: ResumableStatus) -> None:
-        if self._watchers:
-            self._watchers.tell(reservation.key.owner, reservation.ended(status, self._wall_clock()))
-
-    def _tell_rest(self, slot: Slot) -> None:
-        """Pass on what a lookup shows, now that a request has gone."""
-        if not slot.is_empty:
-            self._tell(slot.shown)
-
-    async def stop(self, key: StreamKey, epoch: str | None) -> None:
-        """Stop what is queued or live, forget what has ended."""
-        slot = self._slots.get(key)
-        if slot is None:
-            return
-        stopped: list[MemoryStream | Reservation] = []
-        for queued in slot.queued:
-            if epoch in (None, queued.epoch):
-                stopped.append(queued)
-                self._dequeue(queued)
-                queued.stop("cancelled")
-                self._tell_end(queued, ResumableStatus.CANCELLED)
-        if slot.current is not None and epoch in (None, slot.current.epoch):
-            stopped.append(slot.current)
-            self._stop_live(slot.current, "cancelled")
-            self._drop(slot, "cancelled")
-        self._forget_if_empty(key, slot)
-        if stopped:
-            self._tell_rest(slot)
-
-    def _stop_live(self, stream: MemoryStream, code: str) -> None:
-        if stream.is_final:
-            return
-        on_stop = stream.on_stop
-        message = "A newer request replaced this stream." if code == "replaced" else "The stream was stopped."
-        self._end(stream, ResumableStatus.CANCELLED, code, message)
-        if on_stop is not None:
-            on_stop(code)
-
-    def _drop(self, slot: Slot, why: str) -> None:
-        """Forget the current epoch. Readers that are attached read it to its end."""
-        assert slot.current is not None
-        self._ended.discard(slot.current)
-        slot.current.discard(why)
-        slot.current = None
-
-    def _forget_if_empty(self, key: StreamKey, slot: Slot) -> None:
-        if slot.is_empty:
-            del self._slots[key]
-            self._variants.discard(*key)
-
-    def _expire(self) -> None:
-        self._ended.expire()
+    def _expire(self, stream: MemoryStream, now: float) -> bool:
+        """Forget a stream that has ended, if it is past its retention."""
+        before = self._slot(stream.key)
+        left = lifecycle.expire(before, now)
+        if left is before:
+            return False
+        self._apply(stream.key, Outcome(left), "expired")
+        return True
 
     def _shrink(self) -> None:
         """Make finished streams expire early, oldest first, and then live ones keep less; none of these is ended."""
         budget = self._budget
-        while self._ended and budget.is_exceeded:
-            self._ended.retire_oldest()
+        while budget.is_exceeded and self._ended.expire_oldest(math.inf):
+            pass
         if not budget.is_exceeded:
-            self._swept_at = 0
-        elif budget.used > self._swept_at:
-            # Seldom, as this looks at all of them. A stream that settles calls back here, so the mark comes first.
-            self._swept_at = budget.used + self._limits.max_total_bytes // 64
-            for slot in list(self._slots.values()):
-                if slot.live is not None:
-                    slot.live.settle()
+            self._shrunk_at = 0
+        elif budget.used > self._shrunk_at:
+            # Seldom, as this looks at all of them. A stream that shrinks calls back here, so the mark comes first.
+            self._shrunk_at = math.inf
+            self._share_out()
+            self._shrunk_at = max(budget.used, budget.limit) + budget.limit // 64
 
-    def _retire(self, stream: MemoryStream) -> None:
-        slot = self._slots[stream.key]
-        self._drop(slot, "expired")
-        self._forget_if_empty(stream.key, slot)
+    def _share_out(self) -> None:
+        """Hold each stream to an equal share; what readers of live ones have yet to read comes off that of the rest."""
+        streams = [*self._streams.values(), *(stream for stream in self._still_read if stream.is_read)]
+        left = self._budget.limit - (self._budget.used - sum(stream.held for stream in streams))
+        share = left // max(1, len(streams))
+        kept = [unread for stream in self._streams.values() if (unread := stream.unread) > share]
+        share = (left - sum(kept)) // max(1, len(streams) - len(kept))
+        for stream in streams:
+            stream.shrink(max(0, int(share)))
 
     async def aclose(self) -> None:
         """Forget every stream that has ended."""

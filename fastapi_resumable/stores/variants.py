@@ -31,11 +31,8 @@ class VariantIndex:
         ids = self._by_root.get((owner, _root(stream_id)))
         if ids is None:
             return []
-        prefix = stream_id + "::"
-        first = last = bisect_left(ids, prefix)
-        while last < len(ids) and ids[last].startswith(prefix):
-            last += 1
-        return ids[first:last]
+        # Right after `::`, in the order of characters, comes `:;`.
+        return ids[bisect_left(ids, stream_id + "::") : bisect_left(ids, stream_id + ":;")]
 
 
 def _root(stream_id: str) -> str:

@@ -1,12 +1,15 @@
 """core/framing.py against a decoder written from the specification, on any chunking and any line endings."""
 
 import re
+import sys
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastapi_resumable._core.ids import parse_event_id
+from fastapi_resumable._core.log import Budget
 from fastapi_resumable._core.sse import (
     BOM,
     EventFramer,
@@ -281,3 +284,65 @@ def test_after_a_giant_event_the_log_is_between_events_again_without_ids_too():
     assert framer.oversize
     framer.feed(b"\n\n", 40)
     assert not framer.oversize
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """How many functions are called, in C or in Python."""
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_blank_lines_are_passed_over_at_once(end):
+    """However many there are in one chunk, and nothing of them is recorded."""
+    framer = EventFramer(EPOCH, 10**6)
+    blank = end * 60_000
+    recorded = []
+    assert calls_of(lambda: recorded.append(framer.feed(blank, 0))) < 100
+    assert recorded == [b""]
+    event = b"data: x" + end
+    assert framer.feed(blank + event + end + blank, 0).startswith(event + b"id: ")
+    assert framer.held_back <= 2
+
+
+def test_an_event_that_was_cut_is_still_known_by_its_fields():
+    """Wherever the cut was: within the name of a field, within a value that looks like one, and after a mark."""
+    text = BOM + b"event: a\ndata: x\nid: 5\nvalid: x\n\n"
+    for size in range(1, len(text)):
+        framer = EventFramer(EPOCH, 0)
+        recorded = b"".join(framer.feed(text[start : start + size], 0) for start in range(0, len(text), size))
+        assert recorded == text, "it has an id"
+    text = b"event: a\ndata: valid: \n\n"
+    for size in range(1, len(text)):
+        framer, recorded = EventFramer(EPOCH, 0), b""
+        for start in range(0, len(text), size):
+            recorded += framer.feed(text[start : start + size], len(recorded))
+        assert recorded == text[:-1] + b"id: %s-%d\n\n" % (EPOCH.encode(), len(recorded)), "it has none"
+
+
+def test_an_id_with_a_nul_is_none():
+    """Clients ignore such a line, so that the event gets an id that they take."""
+    assert EventFramer(EPOCH, 100).feed(b"id: a\0b\ndata: x\n\n", 0).count(EPOCH.encode()) == 1
+    assert EventFramer(EPOCH, 100).feed(b"id: ab\ndata: x\n\n", 0).count(EPOCH.encode()) == 0
+    assert find_event_id([b"id: a\ndata: x\nid: b\0\n\n"], "a") == 22
+
+
+def test_what_is_held_back_is_counted():
+    """Until it is handed on."""
+    budget = Budget()
+    framer = EventFramer(EPOCH, 10**6, budget=budget)
+    for start in range(0, 100_000, 7):
+        framer.feed(b"data: x" + b"\n\n" * (start % 11 == 0), 0)
+        assert budget.used == framer.held_back
+    framer.finish(0)
+    assert budget.used == framer.held_back == 0

@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from fastapi_resumable import MemoryStore, ResumableStatus
+from fastapi_resumable import MemoryStore, ResumableStatus, StreamExists
+from fastapi_resumable._core import lifecycle
 from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._core.lifecycle import OnConflict, Outcome, Queued, Verdict
 from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.stream import Head, Limits
 from fastapi_resumable.stores.base import Reservation
@@ -147,7 +149,7 @@ class DoublesALookup(MemoryStore):
 
 class LooksUpPrefixes(MemoryStore):
     async def lookup(self, owner, ids):
-        wanted = [key.id for asked in ids for key in self._slots if key.owner == owner and key.id.startswith(asked)]
+        wanted = [key.id for asked in ids for key in self._streams if key.owner == owner and key.id.startswith(asked)]
         return await super().lookup(owner, wanted)
 
 
@@ -157,14 +159,16 @@ class SortsALookup(MemoryStore):
 
 
 class NeverExpires(MemoryStore):
-    def _expire(self):
-        pass
+    def _expire(self, stream, now):
+        return False
 
 
 class ExpiresWhatIsLive(MemoryStore):
     async def begin(self, reservation, head):
         stream = await super().begin(reservation, head)
-        self._ended.add(stream, self._limits.retention)
+        expires_at = self._clock() + self._limits.retention
+        stream.state = stream.state._replace(status=ResumableStatus.COMPLETED, expires_at=expires_at)
+        self._ended.add(stream)
         return stream
 
 
@@ -192,30 +196,37 @@ class ForgetsIdempotencyKeys(MemoryStore):
 
 class AttachesToWhatHasEnded(MemoryStore):
     async def reserve(self, reservation, on_conflict):
-        slot = self._slots.get(reservation.key)
-        if on_conflict == "attach" and slot is not None and slot.current is not None:
-            return slot.current
+        if on_conflict == "attach" and reservation.key in self._streams:
+            return self._streams[reservation.key]
         return await super().reserve(reservation, on_conflict)
 
 
 class RejectsOnlyWhatIsLive(MemoryStore):
     async def reserve(self, reservation, on_conflict):
-        slot = self._slots.get(reservation.key)
-        queued = slot is not None and slot.current is None
+        queued = reservation.key not in self._streams and reservation.key in self._queued
         return await super().reserve(reservation, "replace" if on_conflict == "reject" and queued else on_conflict)
+
+
+def asks(store: MemoryStore, reservation: Reservation, on_conflict: OnConflict) -> Outcome:
+    """What a store would say to a request."""
+    request = Queued(reservation.epoch, idempotency_key=reservation.idempotency_key)
+    return lifecycle.reserve(store._slot(reservation.key), request, on_conflict)
 
 
 class BeginsTwiceAtOnce(MemoryStore):
     async def reserve(self, reservation, on_conflict):
-        rival = self._rival(reservation, on_conflict)
+        outcome = asks(self, reservation, on_conflict)
         await asyncio.sleep(0)
-        return rival if isinstance(rival, MemoryStream) else await super().reserve(reservation, "replace")
+        if outcome.verdict is Verdict.EXISTS:
+            raise StreamExists
+        follows = outcome.verdict is Verdict.FOLLOW
+        return self._streams[reservation.key] if follows else await super().reserve(reservation, "replace")
 
 
 class AsksAgainAfterItHasWaited(MemoryStore):
     async def reserve(self, reservation, on_conflict):
-        while isinstance(rival := self._rival(reservation, on_conflict), Reservation):
-            await rival.settled()
+        while (outcome := asks(self, reservation, on_conflict)).verdict is Verdict.WAIT:
+            await self._requests[outcome.rival].settled()
         return await super().reserve(reservation, on_conflict)
 
 
@@ -246,8 +257,7 @@ class StopsAnyEpoch(MemoryStore):
 
 class StopsOnlyWhatIsLive(MemoryStore):
     async def stop(self, key, epoch):
-        slot = self._slots.get(key)
-        if slot is not None and slot.current is not None:
+        if key in self._streams:
             await super().stop(key, epoch)
 
 
@@ -259,9 +269,9 @@ class TellsNobody(MemoryStore):
 
 
 class KeepsTheReplacedOpen(MemoryStore):
-    def _stop_live(self, stream, code):
+    def _stop(self, stream, code):
         if code != "replaced":
-            super()._stop_live(stream, code)
+            super()._stop(stream, code)
 
 
 class NeverReleases(MemoryStore):
@@ -282,7 +292,7 @@ class KnowsNoLimits(MemoryStore):
 class CountsWhatHasEnded(MemoryStore):
     def _end(self, stream, status, code, message):
         super()._end(stream, status, code, message)
-        self._count(stream.key.owner, 1)
+        self._capacity.count(stream.key.owner, 1)
 
 
 class LeavesATask(MemoryStore):
@@ -292,9 +302,9 @@ class LeavesATask(MemoryStore):
 
 
 class ShowsNobodyTheEnd(MemoryStore):
-    def _tell(self, changed):
-        if not getattr(changed, "is_final", False):
-            super()._tell(changed)
+    def _tell(self, key, item):
+        if not item().is_done:
+            super()._tell(key, item)
 
 
 class WatchesForEver(MemoryStore):
@@ -320,15 +330,14 @@ class SharesNothing(View):
 
 class StopsInSilence(View):
     async def stop(self, key, epoch):
-        slot = self.store._slots.get(key)
-        if slot is not None and slot.current is not None:
-            slot.current.on_stop = lambda code: None
+        if key in self.store._streams:
+            self.store._streams[key].on_stop = lambda code: None
         await self.store.stop(key, epoch)
 
 
 class NotFenced(View):
     async def begin(self, reservation, head):
-        replaced = self.store._slots[reservation.key].current
+        replaced = self.store._streams.get(reservation.key)
         stream = await self.store.begin(reservation, head)
         if replaced is not None:
             WritesIntoTheNextEpoch.successors[replaced] = stream
