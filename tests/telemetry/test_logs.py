@@ -1,9 +1,12 @@
 """What is logged about a stream names it in fields, and what happens every day is no warning."""
 
+import ast
 import logging
+from pathlib import Path
 
 import pytest
 
+import fastapi_resumable
 from tests.support.asgi import running, settle
 from tests.support.life_apps import FACES, stage
 
@@ -52,3 +55,15 @@ async def test_a_stream_that_fails_is_logged_with_its_id_owner_and_epoch(face, c
     assert record.levelno == logging.ERROR
     assert (record.stream_id, record.owner, record.epoch) == ("chat", "alice", epoch)
     assert record.exc_info[0] is RuntimeError
+
+
+def test_every_record_about_a_stream_has_its_fields():
+    """A call that names a stream in its message has the fields, too."""
+    without = []
+    for path in Path(fastapi_resumable.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("logger."):
+                names_a_stream = "stream %r" in ast.unparse(node)
+                if names_a_stream and not {"extra", None} & {keyword.arg for keyword in node.keywords}:
+                    without.append(f"{path.name}:{node.lineno}")
+    assert without == []
