@@ -3,8 +3,8 @@
 Invariant: nothing is measured per event, and nothing at all unless the application has set a provider. OpenTelemetry is
 never imported here: an application that has set a provider has imported it.
 
-Private to FastAPI and used where it is there: `scope["fastapi.telemetry"]`, by which FastAPI counts how a request ends.
-Without it, a response that ends in order would count as a success although its stream has failed.
+Private state of FastAPI that is used if it exists: `scope["fastapi.telemetry"]`, by which FastAPI records the end of a
+request. Without it, a response that ends in order would count as a success although its stream has failed.
 """
 
 import functools
@@ -24,7 +24,6 @@ _SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800]
 _FIRST = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 _CALL = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
 _BYTES = [2**power for power in range(8, 25, 2)]
-_RESULTS = {"stream_not_found": "not_found", "stream_replaced": "replaced", "stream_pending": "pending"}
 
 # OpenTelemetry keeps the callbacks of the first gauge of a name only, so all applications on a provider share one.
 _observed: "WeakKeyDictionary[MeterProvider, WeakSet[Telemetry]]" = WeakKeyDictionary()
@@ -125,10 +124,9 @@ class StreamTelemetry:
     @_harmless
     def first_byte(self) -> None:
         """Note that the application has sent its first bytes."""
-        if not self._has_first:
-            self._has_first = True
-            if self._instruments is not None:
-                self._instruments.first.record(perf_counter() - self._started, self._route)
+        if not self._has_first and self._instruments is not None:
+            self._instruments.first.record(perf_counter() - self._started, self._route)
+        self._has_first = True
 
     @_harmless
     def client_left(self) -> None:
@@ -278,7 +276,7 @@ class Telemetry:
             traceparent: The stream's own, see `StreamTelemetry.open_span`.
         """
         if (instruments := self.instruments()) is not None:
-            instruments.reads.add(1, {"kind": kind, "result": _RESULTS.get(result, result)})
+            instruments.reads.add(1, {"kind": kind, "result": result.removeprefix("stream_")})
         trace = sys.modules.get("opentelemetry.trace")
         if traceparent is not None and trace is not None and (span := trace.get_current_span()).is_recording():
             _, trace_id, span_id, flags = (int(part, 16) for part in traceparent.split("-"))
