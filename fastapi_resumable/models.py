@@ -47,7 +47,7 @@ class ResumableStreamItem(BaseModel):
     conversation_id: str = Field(description="The stream id.")
     status: ResumableStatus = Field(description="What the stream is doing, or how it ended.")
     is_done: bool = Field(description="Whether the stream has ended, in whatever way.")
-    epoch: str = Field(description="Which incarnation of the id this is; a new request begins a new one.")
+    epoch: str = Field(description="Which run of the id this is; a new request begins a new one.")
     total_bytes: int = Field(ge=0, description="The tail of the log: how many bytes have been recorded.")
     dropped_bytes: int = Field(ge=0, description="The earliest offset that can still be read.")
     content_type: str | None = Field(description="The media type of the response; null while queued.")

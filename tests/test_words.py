@@ -40,6 +40,9 @@ OLD = {
 }
 """Names that no reader guessed, and what they were replaced by."""
 
+OTHER_MEANINGS = {"cursor", "position", "abort", "kill"}
+"""Words of the glossary that mean other things as well, such as the signal that kills a process."""
+
 _IDIOM = re.compile(rf"\b({'|'.join(IDIOMS)})(?!\w)", re.IGNORECASE)
 _BARE_WHO = re.compile(r"(^|[.:;(] |\n\n|\| )Who (?![^.?]*\?)[a-z]+")
 """`Who knows the id may read`: a question is no such sentence."""
@@ -95,6 +98,20 @@ def test_tests_are_named_in_plain_english() -> None:
         for name in re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8"))
     ]
     assert found(iter(names)) == []
+
+
+def test_the_documentation_uses_the_words_of_the_glossary() -> None:
+    """What the glossary says not to use is used by no page, except for other tools and other things."""
+    rows = re.findall(
+        r"(?m)^\| ([a-z ,-]+) \| [a-z ,-]+ \|$", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    )
+    avoided = [word for row in rows[1:] for word in row.split(", ") if word not in OTHER_MEANINGS]
+    assert len(avoided) > 3
+    pattern = re.compile(rf"\b({'|'.join(avoided)})s?\b", re.IGNORECASE)
+    pages = [
+        (place, text) for place, text in prose() if place not in ("docs/glossary.md", "docs/explanation/comparison.md")
+    ]
+    assert [f"{place}: {match[0]}" for place, text in pages for match in pattern.finditer(text)] == []
 
 
 def test_old_names_are_gone() -> None:

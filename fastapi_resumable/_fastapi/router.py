@@ -54,7 +54,7 @@ _REPLAY_RESPONSES: dict[int | str, dict[str, Any]] = {
             name: {"description": description, "schema": {"type": "string"}}
             for name, description in {
                 "X-Conversation-Id": "The stream id.",
-                "X-Stream-Epoch": "Which incarnation of the id this is.",
+                "X-Stream-Epoch": "Which run of the id this is.",
                 "Content-Location": "The URL of the replay.",
             }.items()
         },

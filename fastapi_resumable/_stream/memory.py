@@ -81,7 +81,7 @@ class MemoryStream:
 
     @property
     def epoch(self) -> str:
-        """Which incarnation of the id this is."""
+        """Which run of the id this is."""
         return self._recording.epoch
 
     @property

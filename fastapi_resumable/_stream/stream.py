@@ -63,7 +63,7 @@ class Stream(Protocol):
 
     @property
     def epoch(self) -> str:
-        """Which incarnation of the id this is."""
+        """Which run of the id this is."""
 
     @property
     def head(self) -> Head:

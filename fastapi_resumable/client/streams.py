@@ -37,7 +37,7 @@ class ResumableStream:
 
     @property
     def epoch(self) -> str:
-        """Which incarnation of the id this is."""
+        """Which run of the id this is."""
         return self._machine.epoch or ""
 
     @property
