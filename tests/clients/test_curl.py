@@ -12,6 +12,8 @@ from tests.docs.player import blocks
 from tests.support.server import Server
 from tests.support.ssemodel import parse
 
+pytestmark = pytest.mark.timeout(400)
+TIMEOUT = 360
 START = 'curl -sNf -X POST "$START" > answer'
 
 
@@ -27,7 +29,7 @@ def curl(line: Line, start: str, folder: Path) -> bytes:
     """Start a stream, if told where, and read it to its end; the file that all this makes."""
     script = ["bash", "-c", f"{START if start else 'touch answer'}\n{loop()}"]
     env = {"PATH": "/usr/bin:/bin", "START": start, "REPLAY": line.replay}
-    subprocess.run(script, cwd=folder, env=env, timeout=50, check=True)
+    subprocess.run(script, cwd=folder, env=env, timeout=TIMEOUT, check=True)
     return (folder / "answer").read_bytes()
 
 

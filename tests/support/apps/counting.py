@@ -98,7 +98,10 @@ async def line_of(name: Annotated[str, Depends(named)]) -> Line:
 
 
 LineOf = Annotated[Line, Depends(line_of)]
-resumable = Resumable(stream_id=named, on_conflict="attach", ping=0.05, shutdown_grace=0.1)
+# Some clients begin again at the start, so all that a slow machine counts has to be there.
+resumable = Resumable(
+    stream_id=named, on_conflict="attach", ping=0.05, shutdown_grace=0.1, max_stream_bytes=32 * 1024 * 1024
+)
 app = FastAPI(lifespan=lifespan)
 app.include_router(resumable.router)
 app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])
