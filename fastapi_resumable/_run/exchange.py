@@ -111,7 +111,7 @@ class Exchange:
             self._note_cancellation(exc)
         except Exception as exc:  # noqa: BLE001  # raised again below, once nothing hangs on the request any more
             failure = exc
-        await self._outlast()
+        await self._wait_until_over()
         # Nothing leads back here, so that what hangs on the request is freed with it, and not at some collection.
         recorder.release()
         self._reader = None
@@ -123,7 +123,7 @@ class Exchange:
             if self.failure is not None:
                 raise unwrap(self.failure) if recorder.holds_head else self.failure
 
-    async def _outlast(self) -> None:
+    async def _wait_until_over(self) -> None:
         """Stay until the application has ended, even if the request is cancelled; then give back what is held."""
         while not self.producer.is_over:
             try:
@@ -154,7 +154,7 @@ class Exchange:
 
     def _outlive_cancellation(self) -> bool:
         """Go on although the request is cancelled, with a bound: servers cancel requests when they shut down."""
-        if not self._manager.hurry() and self._interrupting is None:
+        if not self._manager.skip_grace() and self._interrupting is None:
             # Some servers do so without a word to the application, and wait for the request then.
             self._interrupting = self._manager.spawn(
                 self._manager.interrupt_late(self.producer, self._reader),

@@ -45,7 +45,7 @@ class StreamManager:
         self._watches: set[Watch] = set()
         self._shutdown: asyncio.Task[None] | None = None
         self._left: asyncio.Future[None] | None = None
-        self._impatient = False
+        self._grace_is_over = False
         self.termination = TerminationWatch(self.begin_shutdown, lambda: bool(self._producers or self._readers))
 
     @property
@@ -95,7 +95,7 @@ class StreamManager:
             counted: Whether telemetry counts it.
         """
         timeout = self.settings.stall_timeout
-        reader = Reader(stream, offset, stall_timeout=timeout, drain_on_cancel=drain_on_cancel or self.hurry)
+        reader = Reader(stream, offset, stall_timeout=timeout, drain_on_cancel=drain_on_cancel or self.skip_grace)
         self._readers[reader] = self.telemetry.reader_attached() if counted else None
         return reader
 
@@ -139,15 +139,15 @@ class StreamManager:
     async def _shut_down(self) -> None:
         # A watch has no end of its own: it is to tell how the last streams end, and is not waited for before. A server
         # that is about to cancel requests would keep their readers from the terminal event.
-        grace = min(self.settings.shutdown_grace, self.termination.patience)
-        await self._quiet(grace, lambda: self._impatient or not (self._producers or self._readers))
+        grace = min(self.settings.shutdown_grace, self.termination.server_timeout)
+        await self._quiet(grace, lambda: self._grace_is_over or not (self._producers or self._readers))
         for producer in list(self._producers):
             await self.interrupt(producer)
         for watch in list(self._watches):
             watch.leave()
         # What is left then are readers of streams that live elsewhere, and clients that do not take the end.
-        await self._quiet(LAST_DELIVERY, lambda: self._impatient or not (self._readers or self._watches))
-        if self._impatient:
+        await self._quiet(LAST_DELIVERY, lambda: self._grace_is_over or not (self._readers or self._watches))
+        if self._grace_is_over:
             await self._quiet(LAST_MOMENT, lambda: not (self._readers or self._watches))
         clients: list[Reader | Watch] = [*self._readers, *self._watches]
         for client in clients:
@@ -156,9 +156,9 @@ class StreamManager:
         await self.hooks.wait(self.settings.stop_grace)
         await self.store.aclose()
 
-    def hurry(self) -> bool:
+    def skip_grace(self) -> bool:
         """Cut the grace short: the server cancels requests. No-op, and false, if it is not shutting down."""
-        self._impatient = self.closing
+        self._grace_is_over = self.closing
         self._note_departure()
         return self.closing
 
@@ -194,7 +194,7 @@ class StreamManager:
 
     def reopen(self) -> None:
         """Take streams again: the application is started anew in the same process."""
-        self.around.closing = self._impatient = False
+        self.around.closing = self._grace_is_over = False
         self._shutdown = None
 
 

@@ -56,7 +56,7 @@ class TerminationWatch:
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def patience(self) -> float:
+    def server_timeout(self) -> float:
         """Seconds that the server waits for responses from its exit on, less what it takes to end them in order."""
         timeouts = [found.config.timeout_graceful_shutdown for found in self.servers]
         return min((timeout - min(0.5, timeout / 5) for timeout in timeouts if timeout), default=math.inf)

@@ -39,7 +39,7 @@ class Calls:
         self._block = block_size(limits.max_stream_bytes)
         self._ttl = int((LIVE + limits.retention) * 1000)
         self._retention = max(1, int(limits.retention * 1000))
-        self._patience = int(lease * 2000)
+        self._expiry = int(lease * 2000)
         """Milliseconds for which a worker's readers hold a producer without being heard of again."""
 
     def _name(self, key: StreamKey) -> list[str]:
@@ -132,5 +132,5 @@ class Calls:
     def report(self, key: StreamKey, epoch: str, slowest: int | None) -> Call:
         """Say how far the slowest reader here is."""
         name = self._keys.stream(key)
-        words = [self._worker, "" if slowest is None else slowest, self._patience]
+        words = [self._worker, "" if slowest is None else slowest, self._expiry]
         return Call(REPORT, [name, readers_key(name, epoch)], words)
