@@ -113,7 +113,8 @@ class Serving:
             else:
                 reading = await reader.supervise(self._send_all(rest))
             if reading is Reading.STALLED and reader.cancelled is None:
-                why = f"the client of stream {self._stream.key.id!r} took nothing for too long"
+                cause = "the server exits" if self._manager.closing else "its client took nothing for too long"
+                why = f"a response of stream {self._stream.key.id!r} breaks off: {cause}"
                 await break_off(why, self._manager, self._scope, self._send, at_once=True)
             if reader.cancelled is not None:
                 raise reader.cancelled

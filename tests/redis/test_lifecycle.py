@@ -213,5 +213,5 @@ def test_the_scripts_do_what_the_machine_does(redis_server: RedisServer) -> None
     """Queue, begin, append, end, stop, release, lose, restore: in any order."""
     with Redis.from_url(redis_server.url) as client:
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
-            lambda: Scripts(client), settings=settings(max_examples=40, stateful_step_count=25, deadline=None)
+            lambda: Scripts(client), settings=settings(max_examples=25, stateful_step_count=25, deadline=None)
         )

@@ -80,7 +80,7 @@ async def test_readers_elsewhere_are_sent_away_when_reading_alone_is_refused(
 
 @pytest.mark.parametrize("rule", ["degrade", "fail"])
 async def test_a_log_that_is_no_log_is_dropped_alone(
-    server: RedisServer, open_store: OpenStore, keys: Keys, rule: str
+    server: RedisServer, open_store: OpenStore, keys: Keys, caplog: pytest.LogCaptureFixture, rule: str
 ) -> None:
     """Its reader elsewhere is sent away, its producer does as the rule says; the stream beside it goes on."""
     here, there = open_store(rule), open_store(rule)
@@ -106,6 +106,8 @@ async def test_a_log_that_is_no_log_is_dropped_alone(
         assert await reader.reach(6) == b"onetwo"
         await complete(here, intact)
         assert await reader.end() == b"onetwo"
+    [refusal] = [record for record in caplog.records if "cannot be read" in record.message]
+    assert (vars(refusal)["stream_id"], vars(refusal)["epoch"]) == (ONE.id, broken.epoch)
 
 
 async def test_messages_arrive_although_something_else_lay_in_their_place(

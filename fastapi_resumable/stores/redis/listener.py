@@ -6,7 +6,7 @@ different slots cannot be read together, it is one for each key.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ COUNT = 64
 Entry = tuple[str, dict[bytes, bytes]]
 Handler = Callable[[list[Entry]], None]
 OnOutage = Callable[[StoreUnavailable], None]
+NO_FIELDS: Mapping[str, str | None] = {}
 
 
 class Place(NamedTuple):
@@ -36,6 +37,8 @@ class Place(NamedTuple):
     last: str
     handler: Handler
     on_failure: OnOutage
+    fields: Mapping[str, str | None]
+    """What log records of it carry."""
 
 
 class Listener:
@@ -53,7 +56,9 @@ class Listener:
         self._on_outage = on_outage
         self._groups: dict[str, _Group] = {}
 
-    def follow(self, key: str, last: str, handler: Handler, on_failure: OnOutage) -> None:
+    def follow(
+        self, key: str, last: str, handler: Handler, on_failure: OnOutage, fields: Mapping[str, str | None] = NO_FIELDS
+    ) -> None:
         """Hand entries of `key` after the id `last` to `handler`, until `unfollow`.
 
         `on_failure` is called if this key alone cannot be read; it is followed no longer then.
@@ -63,7 +68,7 @@ class Listener:
         if group is None or group.task is None or group.task.done():
             group = self._groups[name] = _Group(self._link, self._wake, self._on_outage)
             group.task = self._tasks.keep_running(group.run, "resumable follower", self._link.note_failure)
-        group.add(key.encode(), Place(last, handler, on_failure))
+        group.add(key.encode(), Place(last, handler, on_failure, fields))
 
     def unfollow(self, key: str) -> None:
         """Stop reading `key`."""
@@ -117,7 +122,7 @@ class _Group:
                         place.handler(entries)
                     except Exception:
                         # Another version of this library may have written it; later entries can still be read.
-                        logger.exception("an entry of %r could not be handled", key)
+                        logger.exception("an entry of %r could not be handled", key, extra=place.fields)
 
     async def _note_failure(self, failure: Exception) -> None:
         if isinstance(failure, ResponseError) and not is_passing(failure):
@@ -150,7 +155,7 @@ class _Group:
         for key, refusal in refused.items():
             if self._places.get(key) is places[key]:
                 del self._places[key]
-                logger.error("%r cannot be read: %s", key, refusal.__cause__)
+                logger.error("%r cannot be read: %s", key, refusal.__cause__, extra=places[key].fields)
                 places[key].on_failure(refusal)
         return bool(refused)
 

@@ -43,7 +43,8 @@ class RedisReader:
         self._streams.followed[stream.epoch] = stream
         self._check(stream)
         last = f"{stream.log.tail}-0"
-        self._worker.listener.follow(self._log(stream), last, partial(self._take, stream), stream.fail)
+        take, fields = partial(self._take, stream), stream.key.fields(stream.epoch)
+        self._worker.listener.follow(self._log(stream), last, take, stream.fail, fields)
 
     def _check(self, stream: RemoteStream) -> None:
         """Have the worker of a stream end it, should it know nothing of it."""

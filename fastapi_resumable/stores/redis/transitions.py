@@ -171,8 +171,10 @@ class Transitions:
         calls = [self._calls.reap(key, worker) for key, worker in dead_owners]
         replies = await self.end(calls, ResumableStatus.INTERRUPTED, "producer_lost")
         for (key, worker), ended in zip(dead_owners, replies, strict=True):
+            for epoch in ended:
+                fields = key.fields(epoch.decode())
+                logger.warning("worker %s is gone: its stream %r was ended", worker, key.id, extra=fields)
             if ended:
-                logger.warning("worker %s is gone: its stream %r was ended", worker, key.id, extra=key.fields())
                 await self.free(key, *ended)
                 await self.announce_rest(key)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
+from ..._core.ids import StreamKey
 from ..._stream.fanout import FLUSH_INTERVAL
 from ...exceptions import StoreUnavailable
 
@@ -34,8 +35,20 @@ Job = TypeVar("Job")
 Job_co = TypeVar("Job_co", covariant=True)
 
 
+class Subject(Hashable, Protocol):
+    """What is marked: a stream, or an epoch that has none."""
+
+    @property
+    def key(self) -> StreamKey:
+        """Owner and id."""
+
+    @property
+    def epoch(self) -> str:
+        """Which incarnation of the id it is."""
+
+
 class Source(Protocol[Job_co]):
-    """Where jobs come from. `subject` is whatever was marked: a stream, mostly."""
+    """Where jobs come from."""
 
     def next_job(self, subject: Any) -> Job_co | None:
         """What to do for it now."""
@@ -64,14 +77,14 @@ class WriteQueue(Generic[Job]):
         self._interval = interval
         self._begun = 0.0
         self._is_closed = False
-        self._dirty: dict[Hashable, Source[Job]] = {}
-        self._collecting: dict[Hashable, Source[Job]] = {}
+        self._dirty: dict[Subject, Source[Job]] = {}
+        self._collecting: dict[Subject, Source[Job]] = {}
         self._posts: deque[Job] = deque(maxlen=MOST_POSTS)
         self._pause = FLUSH_INTERVAL
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
 
-    def mark(self, source: Source[Job], subject: Hashable, *, may_wait: bool = False) -> None:
+    def mark(self, source: Source[Job], subject: Subject, *, may_wait: bool = False) -> None:
         """Note that there is something to write; if it `may_wait`, with what else comes in the next moment."""
         if self._is_closed:
             return
@@ -133,16 +146,16 @@ class WriteQueue(Generic[Job]):
                 _note_outage(source, subject, exc)
             await asyncio.sleep(RETRY)
 
-    def _take(self) -> list[tuple[Hashable, Source[Job], Job]]:
+    def _take(self) -> list[tuple[Subject, Source[Job], Job]]:
         """Take as many streams as fill a batch, each with what is to be done for it."""
-        taken: list[tuple[Hashable, Source[Job], Job]] = []
+        taken: list[tuple[Subject, Source[Job], Job]] = []
         size = 0
         for subject in list(self._dirty)[:BATCH]:
             source = self._dirty.pop(subject)
             try:
                 job = source.next_job(subject)
             except Exception as exc:
-                logger.exception("the next write of a stream could not be determined")
+                logger.exception("the next write of a stream could not be determined", extra=_fields(subject))
                 self._put_off(source, subject, exc)
                 continue
             if job is not None:
@@ -152,7 +165,7 @@ class WriteQueue(Generic[Job]):
                     break
         return taken
 
-    async def _write(self, taken: Sequence[tuple[Hashable, Source[Job], Job]], posts: Sequence[Job]) -> None:
+    async def _write(self, taken: Sequence[tuple[Subject, Source[Job], Job]], posts: Sequence[Job]) -> None:
         if not taken and not posts:
             return
         replies = await self._execute([*(job for _, _, job in taken), *posts])
@@ -163,10 +176,10 @@ class WriteQueue(Generic[Job]):
             try:
                 source.take_reply(subject, reply)
             except Exception as exc:
-                logger.exception("a reply of the store could not be handled")
+                logger.exception("a reply of the store could not be handled", extra=_fields(subject))
                 self._put_off(source, subject, exc)
 
-    def _put_off(self, source: Source[Job], subject: Hashable, failure: Exception) -> None:
+    def _put_off(self, source: Source[Job], subject: Subject, failure: Exception) -> None:
         """Try again with one stream later, while the others go on."""
         if not isinstance(failure, StoreUnavailable):
             cause, failure = failure, StoreUnavailable("The store of streams cannot be used. Try again in a moment.")
@@ -175,8 +188,12 @@ class WriteQueue(Generic[Job]):
         asyncio.get_running_loop().call_later(RETRY, self.mark, source, subject)
 
 
-def _note_outage(source: Source[Any], subject: Any, failure: StoreUnavailable) -> None:
+def _fields(subject: Subject) -> dict[str, str | None]:
+    return subject.key.fields(subject.epoch)
+
+
+def _note_outage(source: Source[Any], subject: Subject, failure: StoreUnavailable) -> None:
     try:
         source.on_outage(subject, failure)
     except Exception:
-        logger.exception("a stream could not take note of an outage")
+        logger.exception("a stream could not take note of an outage", extra=_fields(subject))
