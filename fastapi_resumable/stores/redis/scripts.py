@@ -17,7 +17,7 @@ from importlib.resources import files
 
 
 class Script:
-    """A Lua script: `common.lua`, and the file of its name; and the name Redis knows it by."""
+    """`common.lua`, and the file of its name; and the digest that Redis knows the two by."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -34,50 +34,20 @@ class Script:
         return sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-PEEK = Script("peek")
-"""The hash, without what has expired."""
-
-RESERVE = Script("reserve")
-"""Queue a request, or name its rival, and the worker without which that one is over."""
-
-RELEASE = Script("release")
-"""Take a request out of the queue; should it have begun without its worker learning of it, end it."""
-
-BEGIN = Script("begin")
-"""Make a queued request the current epoch. Replies whom to tell that they were replaced."""
-
+# What each does, and what it replies, is said at the head of its file.
 APPEND = Script("append")
-"""Write bytes, and the end if there is one. Refused unless the epoch is the live one, and goes on at `first`."""
-
-RESTORE = Script("restore")
-"""Put a live epoch back that Redis has lost, to be written again from `offset` on."""
-
-STOP = Script("stop")
-"""Stop what is queued or live, forget what has ended. Replies whom to tell."""
-
-REAP = Script("reap")
-"""End what belongs to a worker that is gone. Replies the epochs that were ended, so that only one caller gets each."""
-
-TOUCH = Script("touch")
-"""Keep a live stream from expiring."""
-
-PAGE = Script("page")
-"""Bytes of a log from the entry that holds `offset` on, and how the log ended if that comes into view."""
-
-REPORT = Script("report")
-"""Say how far a worker's slowest reader is. Replies whom to tell, if the producer waits for that."""
-
-WAIT = Script("wait")
-"""Ask for a message when a reader advances. Replies where the slowest one is."""
-
-CLAIM = Script("claim")
-"""Count a stream against its owner's limit. Replies all that count, with their workers, if there is no room."""
-
+BEGIN = Script("begin")
 BEAT = Script("beat")
-"""Renew a lease. Replies whether it was still there."""
-
-POST = Script("post")
-"""Add a message to an inbox, or to the changes."""
-
+CLAIM = Script("claim")
 INDEX = Script("index")
-"""Note an id under a shorter one, of which it is a variant."""
+PAGE = Script("page")
+PEEK = Script("peek")
+POST = Script("post")
+REAP = Script("reap")
+RELEASE = Script("release")
+REPORT = Script("report")
+RESERVE = Script("reserve")
+RESTORE = Script("restore")
+STOP = Script("stop")
+TOUCH = Script("touch")
+WAIT = Script("wait")

@@ -7,7 +7,8 @@ try:
 except ImportError as exc:
     raise ImportError("RedisStore needs redis-py. Install it: pip install 'fastapi-resumable[redis]'") from exc
 
-from ..shared.store import OnStoreFailure, SharedBackend, SharedStore, check_seconds
+from ..shared.backend import SharedBackend
+from ..shared.store import OnStoreFailure, SharedStore, check_seconds
 from .backend import RedisBackend
 from .keys import Keys
 from .link import Client

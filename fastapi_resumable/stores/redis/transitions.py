@@ -16,8 +16,8 @@ from ..._stream.stream import Limits
 from ...exceptions import OffsetLost, StoreUnavailable, TooManyStreams, TooManyStreamsOfOwner
 from ...models import ResumableStatus
 from ..base import Reservation, queued_item
+from ..shared.backend import Answer
 from ..shared.local import LocalStream
-from ..shared.store import Answer
 from ..shared.streams import WorkerStreams
 from ..shared.writes import END_MESSAGES, KeyState, Page
 from .calls import Calls, Epoch

@@ -1,4 +1,4 @@
--- Ask to be told when a reader gets on. Replies where the slowest one is.
+-- Ask for a message when a reader advances. Replies where the slowest one is.
 
 if redis.call('HGET', H, 'epoch') ~= ARGV[1] then return false end
 redis.call('HSET', H, 'wait', 1)
