@@ -8,8 +8,8 @@ from ..._core.lifecycle import Queued, Verdict
 from ..._stream.stream import Limits
 from ...exceptions import StoreUnavailable
 from ..base import OnConflict, Reservation
+from ..shared.backend import Answer
 from ..shared.local import LocalStream
-from ..shared.store import Answer
 from ..shared.streams import WorkerStreams
 from ..shared.writes import KeyState
 from .log import Piece

@@ -2,7 +2,8 @@
 
 from os import PathLike
 
-from ..shared.store import OnStoreFailure, SharedBackend, SharedStore
+from ..shared.backend import SharedBackend
+from ..shared.store import OnStoreFailure, SharedStore
 from .backend import SqliteBackend
 from .files import check_file, check_place, parse_path
 from .threads import File
