@@ -130,7 +130,7 @@ clean: ## remove all that the other targets made
 prepare: $(VENV)/.installed .venv-low/.installed $(JS)/node_modules/.installed system-tools prepare-matrix
 
 prepare-matrix: $(VENV)/.installed
-	@bash tools/matrix --prepare
+	+@bash tools/matrix --prepare
 
 system-tools:
 	@bash tools/system-tools chromium redis-server nginx:nginx-light prometheus

@@ -86,7 +86,8 @@ async def misses_the_stream(here: Store, there: Store, rule: OnConflict, key: st
         else:
             await complete(here, await begin(here))
     [got] = await asyncio.gather(waiting, return_exceptions=True)
-    if not isinstance(got, Request | Exception):
+    if not isinstance(got, Request | BaseException):
+        assert got is not None
         assert got.epoch == stream.epoch
         assert (await content(got)).startswith(b"data: one\n")
     else:

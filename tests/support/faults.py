@@ -45,7 +45,7 @@ class FaultyLink:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._call(lambda: (self._requests_pass.set(), self._answers_pass.set()))
+        self.release()
         self.accept()
         return self
 
@@ -92,12 +92,14 @@ class FaultyLink:
 
     def hold(self, what: Literal["everything", "answers"] = "everything") -> None:
         """Pass nothing on, and say nothing: as a network that drops its packets."""
-        gates = [self._answers_pass, *([self._requests_pass] if what == "everything" else [])]
-        self._call(lambda: [gate.clear() for gate in gates])
+        self._call(self._answers_pass.clear)
+        if what == "everything":
+            self._call(self._requests_pass.clear)
 
     def release(self) -> None:
         """Pass everything on, what was held first: as a network that is back, whose packets are sent again."""
-        self._call(lambda: (self._requests_pass.set(), self._answers_pass.set()))
+        self._call(self._requests_pass.set)
+        self._call(self._answers_pass.set)
 
     def lead_to(self, target: int) -> None:
         """Pass the next connections on to another port."""

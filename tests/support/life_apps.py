@@ -5,7 +5,7 @@ import gc
 import inspect
 import queue
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -20,8 +20,11 @@ from starlette.routing import Route
 from fastapi_resumable import MemoryStore, Resumable, ResumableMiddleware, ResumableStream
 from tests.support.asgi import LIMIT, Client, Exchange, bounded, until
 
+NativeEventSource: Any
 try:
-    from fastapi.sse import EventSourceResponse as NativeEventSource
+    from fastapi.sse import EventSourceResponse
+
+    NativeEventSource = EventSourceResponse
 except ImportError:  # an older FastAPI has no `yield` endpoints
     NativeEventSource = None
 
@@ -84,7 +87,7 @@ class Run:
         """Wait until the generator's ``finally`` has run."""
         await bounded(self.closed.wait(), "the generator's finally block")
 
-    async def frames(self, encode: Callable[[str], Any]) -> AsyncIterator[Any]:
+    async def frames(self, encode: Callable[[str], Any]) -> AsyncGenerator[Any, None]:
         """The async generator."""
         self._begin()
         try:

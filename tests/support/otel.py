@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import _internal as metrics_api
@@ -29,16 +30,16 @@ class Recorded:
             span for span in self._exporter.get_finished_spans() if kind in ("", span.kind.name) and name in span.name
         ]
 
-    def points(self, name: str) -> list[tuple[dict, float]]:
+    def points(self, name: str) -> list[tuple[dict[str, Any], Any]]:
         """The data points of a metric: attributes, and value (of a histogram: how many)."""
-        found = []
+        found: list[tuple[dict[str, Any], Any]] = []
         data = self._reader.get_metrics_data()
         for resource in data.resource_metrics if data else ():
             for scope in resource.scope_metrics:
                 for metric in scope.metrics:
                     if metric.name == name:
                         found += [
-                            (dict(point.attributes), getattr(point, "value", getattr(point, "count", None)))
+                            (dict(point.attributes or {}), getattr(point, "value", getattr(point, "count", None)))
                             for point in metric.data.data_points
                         ]
         return found
@@ -47,8 +48,8 @@ class Recorded:
         """The unit of every metric of ours."""
         data = self._reader.get_metrics_data()
         return {
-            metric.name: metric.unit
-            for resource in data.resource_metrics
+            metric.name: metric.unit or ""
+            for resource in (data.resource_metrics if data else ())
             for scope in resource.scope_metrics
             if scope.scope.name == "fastapi_resumable"
             for metric in scope.metrics

@@ -199,10 +199,30 @@ class Certificates:
         key, request, certificate = directory / "redis.key", directory / "redis.csr", directory / "redis.crt"
         authority_key, names = directory / "ca.key", directory / "names"
         names.write_text(f"subjectAltName=IP:{HOST},DNS:localhost")
-        new = ["openssl", "req", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+        new: list[str | Path] = [
+            "openssl",
+            "req",
+            "-nodes",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+        ]
         _run([*new, "-x509", "-days", "2", "-subj", "/CN=tests", "-keyout", authority_key, "-out", self.authority])
         _run([*new, "-subj", f"/CN={HOST}", "-keyout", key, "-out", request])
-        sign = ["openssl", "x509", "-req", "-days", "2", "-in", request, "-CA", self.authority, "-CAkey", authority_key]
+        sign: list[str | Path] = [
+            "openssl",
+            "x509",
+            "-req",
+            "-days",
+            "2",
+            "-in",
+            request,
+            "-CA",
+            self.authority,
+            "-CAkey",
+            authority_key,
+        ]
         _run([*sign, "-CAcreateserial", "-extfile", names, "-out", certificate])
         files = {"cert-file": certificate, "key-file": key, "ca-cert-file": self.authority}
         self.options = [word for name, file in files.items() for word in (f"--tls-{name}", str(file))]

@@ -124,10 +124,14 @@ def caller(x_user: Annotated[str | None, Header()] = None) -> str | None:
 
 def create_app(*, install_router: bool = True, **extra: Any) -> tuple[FastAPI, Resumable]:
     """Build the application with the options from the environment; `extra` ones win."""
-    options = {"shutdown_grace": 0.2, **json.loads(os.environ.get("RESUMABLE_TEST_OPTIONS", "{}")), **extra}
+    options: dict[str, Any] = {
+        "shutdown_grace": 0.2,
+        **json.loads(os.environ.get("RESUMABLE_TEST_OPTIONS", "{}")),
+        **extra,
+    }
     owned = options.pop("owned", False)
     decorated = options.pop("decorated", True)
-    resumable = Resumable(**options, **({"owner": caller} if owned else {}))
+    resumable = Resumable(**options, owner=caller if owned else None)
     app = FastAPI()
     stage = Stage()
     if install_router:

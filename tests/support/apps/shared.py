@@ -111,10 +111,8 @@ def create_app(site: dict[str, Any] | None = None, notes: str | None = None) -> 
 
 def _room(stage: Stage, store: Any, options: dict[str, Any]) -> APIRouter:
     options = {"shutdown_grace": 0.2, "stop_grace": 1.0, **options}
-    extra = {"owner": caller} if options.pop("owned", False) else {}
-    if store is not None:
-        extra["store"] = store
-    resumable = Resumable(**extra, **options)
+    owner = caller if options.pop("owned", False) else None
+    resumable = Resumable(store=store, owner=owner, **options)
     router = APIRouter()
     router.include_router(resumable.router)
 
