@@ -140,6 +140,7 @@ class StreamTelemetry:
     @_harmless
     def ended(self, outcome: str, error: BaseException | None = None, size: int = 0) -> None:
         """Note how the stream ends, before it does: once its clients know, the request's span may be closed."""
+        # A stop and an end may come at the same time; the first one is what clients see.
         if self._has_ended:
             return
         self._has_ended = True
@@ -149,7 +150,7 @@ class StreamTelemetry:
                 _fail(span, error)
         if outcome == "failed":
             self._fail_request(error)
-        if outcome in {"cancelled", "replaced"}:
+        elif outcome in {"cancelled", "replaced"}:
             self._event("stopped")
         if self._instruments is not None and self._route is not None:
             seconds = perf_counter() - self._started
@@ -165,6 +166,7 @@ class StreamTelemetry:
         if hasattr(request, "status_code") and isinstance(errors := getattr(request, "_exceptions", None), list):
             if request.status_code is not None and self._request_span is not None:
                 self._request_span.set_attribute("http.response.status_code", request.status_code)
+            # FastAPI counts a request without a status as failed, and takes its last exception for the reason.
             request.status_code = None
             if error is not None:
                 errors.append(error)
@@ -204,9 +206,9 @@ class Telemetry:
     @_harmless
     def instruments(self) -> _Instruments | None:
         """The instruments, or `None` while there is no provider."""
-        metrics = sys.modules.get("opentelemetry.metrics")
-        if metrics is None:
+        if (metrics := sys.modules.get("opentelemetry.metrics")) is None:
             return None
+        # Looked up each time, because the application may set its provider after it has made the `Resumable`.
         provider = metrics.get_meter_provider()
         if provider is not self._provider:
             self._provider, self._instruments = provider, None
@@ -233,8 +235,7 @@ class Telemetry:
 
     def add_held_bytes(self, held: dict[str, int]) -> None:
         """Add what the store holds in this process to the sums by the kind of store."""
-        size = getattr(self._store, "held_bytes", None)
-        if size is not None:
+        if (size := getattr(self._store, "held_bytes", None)) is not None:
             kind = type(self._store).__name__.removesuffix("Store").lower()
             held[kind] = held.get(kind, 0) + size
 
@@ -286,8 +287,7 @@ class Telemetry:
     @_harmless
     def reader_attached(self) -> Callable[[str | None], None] | None:
         """Count a reader; call what is returned when it leaves, with the reason if the server cut it off."""
-        instruments = self.instruments()
-        if instruments is None:
+        if (instruments := self.instruments()) is None:
             return None
         instruments.readers.add(1)
 

@@ -37,6 +37,9 @@ OLD = {
     "nobody": "noop",
     "recall": "fetch what was evicted",
     "withdraw": "release",
+    "site": "worker",
+    "hurry": "skip the grace",
+    "impatient": "the grace is over",
 }
 """Names that no reader guessed, and what they were replaced by."""
 

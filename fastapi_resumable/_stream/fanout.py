@@ -108,6 +108,7 @@ class Fanout:
         """Wake the readers for `data`, the last bytes before `tail`; a little later, if they were woken just now."""
         if self.is_due or not self.cursors:
             return
+        # A write to a socket costs more than the rest of a delivery, so pieces that come close together are joined.
         if now < self._quiet_until:
             self.is_due = True
             self._announced = tail - len(data)
