@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..exceptions import InvalidOffset
-from .sse import BOM, EventFramer, Search, events, find_boundary
+from .sse import BOM, EventFramer, Search, events, find_boundary, split_events
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """What a filter waits for the end of. A larger event goes through it, whatever its number."""
@@ -77,9 +77,11 @@ def search_sequence(blocks: Iterable[bytes], number: int) -> Search[Place]:
             if first is not None:
                 break
     offset: int | None = None
-    for count, event in enumerate(events(rest)):
-        if count % _AT_ONCE == 0:
+    for count, event in enumerate(split_events(rest)):
+        if event is None or count % _AT_ONCE == 0:
             yield
+        if event is None:
+            continue
         start += len(event)
         if (found := sequence_number(event)) is not None:
             if found > number:

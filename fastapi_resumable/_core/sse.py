@@ -266,6 +266,11 @@ def _last_line_end(data: bytes) -> bytes:
 
 def events(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """Cut recorded bytes into whole events; what follows the last blank line comes as it is."""
+    return (event for event in split_events(blocks) if event is not None)
+
+
+def split_events(blocks: Iterable[bytes]) -> Iterator[bytes | None]:
+    """The events, and `None` after each block, as a place for a search to let others run."""
     pending = bytearray()
     has_cr = False
     for block in blocks:
@@ -277,8 +282,10 @@ def events(blocks: Iterable[bytes]) -> Iterator[bytes]:
                 break
             yield bytes(pending[start:end])
             start = position = end
-        del pending[:start]
-        has_cr = has_cr and CR in pending
+        if start:
+            del pending[:start]
+            has_cr = has_cr and CR in pending
+        yield None
     if pending:
         yield bytes(pending)
 
@@ -312,14 +319,11 @@ Search = Generator[None, None, T]
 
 def search_dispatch(blocks: Iterable[bytes]) -> Search[bool]:
     """Whether a client that reads `blocks` would dispatch an event."""
-    seen = 0
-    for event in events(blocks):
-        if _BLANK_LINE.search(event[-4:]) and _DATA.search(event):
-            return True
-        seen += len(event)
-        if seen > _STEP:
-            seen = 0
+    for event in split_events(blocks):
+        if event is None:
             yield
+        elif _BLANK_LINE.search(event[-4:]) and _DATA.search(event):
+            return True
     return False
 
 

@@ -17,7 +17,6 @@ import anyio
 from starlette.requests import ClientDisconnect
 
 from .._core.ids import StreamKey
-from .._stream.recording import PIECE
 from .._stream.stream import Head, WritableStream
 from .._stream.tasks import Tasks
 from ..models import ResumableStatus
@@ -192,8 +191,11 @@ class Producer:
         """
         stream = self.stream
         assert stream is not None
-        for start in range(0, len(chunk), PIECE):
-            piece = chunk if len(chunk) <= PIECE else chunk[start : start + PIECE]
+        size = stream.piece
+        for start in range(0, len(chunk), size):
+            piece = chunk if len(chunk) <= size else chunk[start : start + size]
+            if start:
+                await asyncio.sleep(0)
             while not stream.offer(piece, monotonic()):
                 if stream.closed:
                     raise StreamStopped("the stream has ended")

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
-from .._stream.stream import YIELD_EVERY, Head, WritableStream
+from .._stream.stream import YIELD_EVERY, YIELD_SIZE, Head, WritableStream
 from ..exceptions import StreamCancelled, StreamReplaced
 from ..models import ResumableStatus
 from .body import DISCONNECT, RequestBody
@@ -112,7 +112,7 @@ class Recorder:
         producer = self.producer
         producer.last_write = now
         self._writes += 1
-        if not self._writes % YIELD_EVERY:
+        if not self._writes % YIELD_EVERY or len(body) > YIELD_SIZE:
             await asyncio.sleep(0)
         if not message.get("more_body"):
             await self._sent_all()

@@ -10,6 +10,8 @@ from .._stream.reader import Reading
 from ..models import ResumableStreamItem
 from ..stores.base import Store
 
+AT_ONCE = 500
+"""How many changes are delivered before other tasks run."""
 MAX_BEHIND = 10_000
 """How many streams may have undelivered changes; a client that is further behind is disconnected, and may ask again."""
 
@@ -82,7 +84,9 @@ class Watch:
         while self._news or not self._over:
             news, self._news = list(self._news.values()), {}
             self._changed.clear()
-            await self._in_time(deliver(news))
+            for first in range(0, len(news) or 1, AT_ONCE):
+                await self._in_time(deliver(news[first : first + AT_ONCE]))
+                await asyncio.sleep(0)
             try:
                 async with asyncio.timeout(self._ping):
                     if not self._news and not self._over:

@@ -10,7 +10,7 @@ from .._core.sse import PING
 from ..exceptions import OffsetLost, ResumableError
 from ..models import ResumableStatus, ResumableStreamItem
 from .fanout import Cursor, Fanout
-from .recording import PIECE, Recording
+from .recording import Recording
 from .stream import Head, Limits, stream_item
 
 
@@ -96,6 +96,11 @@ class MemoryStream:
         """Whether no more may be written."""
         return self.is_final
 
+    @property
+    def piece(self) -> int:
+        """The most bytes that `offer` takes."""
+        return self._recording.piece
+
     def offer(self, chunk: bytes, now: float) -> bool:
         """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room."""
         log = self.log
@@ -116,7 +121,7 @@ class MemoryStream:
         return True
 
     def _offer_with_check(self, chunk: bytes, now: float) -> bool:
-        if self.is_final or len(chunk) > PIECE or not self.has_room(len(chunk)):
+        if self.is_final or len(chunk) > self._recording.piece or not self.has_room(len(chunk)):
             return False
         self._keep(self._recording.frame(chunk), now)
         if not self.is_final:

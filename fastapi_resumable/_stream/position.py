@@ -26,7 +26,11 @@ async def find_position(stream: Stream, offset: int | None, last_event_id: str |
         if event_id is None:
             return await _after_event(stream, last_event_id)
         if event_id.epoch != stream.epoch:
-            raise StreamReplaced
+            try:
+                # It may be the application's own: what it passes on was recorded by another server of this kind.
+                return await _after_event(stream, last_event_id)
+            except UnknownEventId:
+                raise StreamReplaced from None
         position = event_id.offset
     if position > stream.tail:
         raise OffsetOutOfRange(stream.tail)

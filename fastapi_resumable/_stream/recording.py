@@ -13,6 +13,8 @@ logger = logging.getLogger("fastapi_resumable")
 
 PIECE = 64 * 1024
 """The most that is recorded at once, so that a huge chunk goes through a small log piece by piece."""
+EVENT_PIECE = 16 * 1024
+"""The same of an event stream: it may be thousands of events, each of which takes its time."""
 
 
 class Recording:
@@ -71,6 +73,11 @@ class Recording:
     def held(self) -> int:
         """What is counted now."""
         return self._overhead + self.log.size + (0 if self.framer is None else self.framer.held_back)
+
+    @property
+    def piece(self) -> int:
+        """The most that may be recorded at once."""
+        return EVENT_PIECE if self.head.is_event_stream else PIECE
 
     @property
     def is_mid_event(self) -> bool:

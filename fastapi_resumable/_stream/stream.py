@@ -14,6 +14,9 @@ from .fanout import Cursor
 YIELD_EVERY = 16
 """After how many writes a producer yields to the event loop, which a generator that never awaits would block."""
 
+YIELD_SIZE = 8192
+"""It yields after each write of more bytes, which may be thousands of events."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -138,6 +141,10 @@ class WritableStream(Stream, Protocol):
     @property
     def closed(self) -> bool:
         """Whether no more may be written."""
+
+    @property
+    def piece(self) -> int:
+        """The most bytes that `offer` takes."""
 
     def offer(self, chunk: bytes, now: float) -> bool:
         """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room.

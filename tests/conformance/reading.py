@@ -125,13 +125,15 @@ class Reading(Conformance):
     async def test_a_stream_is_read_from_an_event_id_of_the_applications_own(self, store: Store) -> None:
         """It keeps it, live and finished; one that the log does not have is an error."""
         stream = await begin(store)
-        sent = [b"id: %s\ndata: %d\n\n" % (name, index) for index, name in enumerate([b"a", "ö-1".encode(), b"0"])]
+        like_ours = str(EventId(Request().epoch, 7))
+        names = ["a", "ö-1", "0", like_ours]
+        sent = [b"id: %s\ndata: %d\n\n" % (name.encode(), index) for index, name in enumerate(names)]
         async with following(stream) as follower:
             await write(stream, b"data: first\n\n", *sent, b"data: last\n\n")
-            await follower.events(5)
+            await follower.events(6)
             for _ in range(2):
                 found = await store.find(KEY, 0)
-                for index, name in enumerate(["a", "ö-1", "0"]):
+                for index, name in enumerate(names):
                     place = await find_position(found, None, name)
                     assert follower.data[:place].endswith(sent[index])
                 for unknown in ["b", "A", "00", "a "]:
@@ -139,7 +141,7 @@ class Reading(Conformance):
                         await find_position(found, None, unknown)
                 await complete(store, stream)
             seen = await follower.end()
-        assert seen.count(b"id: ") == 5
+        assert seen.count(b"id: ") == 6
 
     @MEDIA
     @scenario()

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from fastapi_resumable._core.ids import EPOCH_BYTES, StreamKey, format_epoch
 from fastapi_resumable._core.sse import events
 from fastapi_resumable._stream.reader import Reader, Reading
-from fastapi_resumable._stream.recording import PIECE
 from fastapi_resumable._stream.stream import Head, Stream, WritableStream
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.base import OnConflict, Reservation, Store
@@ -68,8 +67,8 @@ async def begin(store: Store, key: StreamKey = KEY, head: Head = EVENTS) -> Writ
 async def write(stream: WritableStream, *chunks: bytes) -> None:
     """Write as a producer does: piece by piece, and each waits for the room it needs."""
     for chunk in chunks:
-        for start in range(0, len(chunk), PIECE):
-            piece = chunk[start : start + PIECE]
+        for start in range(0, len(chunk), stream.piece):
+            piece = chunk[start : start + stream.piece]
             while not stream.offer(piece, monotonic()):
                 assert not stream.closed
                 await stream.wait_for_room(len(piece))

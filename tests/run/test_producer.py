@@ -11,6 +11,7 @@ from fastapi_resumable._fastapi.settings import load_settings
 from fastapi_resumable._run.manager import StreamManager
 from fastapi_resumable._run.producer import Producer
 from fastapi_resumable._stream.reader import Reading
+from fastapi_resumable._stream.recording import EVENT_PIECE
 from fastapi_resumable._stream.stream import Head
 
 HEAD = Head(200, ((b"content-type", b"text/plain"),))
@@ -223,3 +224,29 @@ async def test_keep_alives_have_no_timer_once_the_stream_has_ended(end: str) -> 
         await manager.interrupt(producer)
 
     assert producer._idle is None
+
+
+async def test_a_large_chunk_lets_others_run():
+    """It may be thousands of events, so it is recorded piece by piece."""
+    manager = make_manager()
+    producer = await started(manager)
+    await producer.begin(Head(200, ((b"content-type", b"text/event-stream"),)), lambda stream: None)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(others())
+    await asyncio.sleep(0)
+    chunk = b": x\n\n" * 100_000
+    await bounded(producer.write(chunk))
+    task.cancel()
+
+    assert producer.stream is not None
+    assert producer.stream.tail == 400_000
+    assert turns >= len(chunk) / EVENT_PIECE
+    await producer.end(ResumableStatus.COMPLETED)
+    await manager.release(producer)

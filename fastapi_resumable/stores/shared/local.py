@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from ..._core.ids import StreamKey
 from ..._core.sse import PING
 from ..._stream.fanout import Cursor, Fanout
-from ..._stream.recording import PIECE, Recording
+from ..._stream.recording import Recording
 from ..._stream.stream import Budget, Head, Limits, stream_item
 from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
@@ -80,9 +80,14 @@ class LocalStream:
         """Wait until readers, here and elsewhere, and the backend have got far enough for `size` more bytes."""
         await self._room.wait(self, size)
 
+    @property
+    def piece(self) -> int:
+        """The most bytes that `offer` takes."""
+        return self._recording.piece
+
     def offer(self, chunk: bytes, _now: float) -> bool:
         """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room."""
-        if self.closed or len(chunk) > PIECE or not self._room.has(self, len(chunk)):
+        if self.closed or len(chunk) > self.piece or not self._room.has(self, len(chunk)):
             return False
         if data := self._recording.frame(chunk):
             self._keep(data)
