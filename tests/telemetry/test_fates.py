@@ -8,14 +8,13 @@ import pytest
 from packaging.version import Version
 
 from tests.support.asgi import running, until
-from tests.support.life_apps import FACES, ID, stage
+from tests.support.life_apps import FACES, PLACES, stage
 from tests.support.otel import recording
 
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.skipif(Version(fastapi.__version__) < Version("0.142"), reason="FastAPI has no telemetry"),
 ]
-NAMED = {ID: "chat"}
 
 
 async def leave(exchange, made):
@@ -153,9 +152,10 @@ def observed(recorded, made, observer):
     yield
 
 
-@pytest.mark.parametrize("observer", ["fastapi", "contrib"])
+@pytest.mark.parametrize(
+    ("face", "observer"), [*((face, "fastapi") for face in FACES), *((place, "contrib") for place in PLACES)]
+)
 @pytest.mark.parametrize("fate", FATES, ids=lambda fate: fate.__name__)
-@pytest.mark.parametrize("face", FACES)
 async def test_the_span_of_a_request_tells_the_truth(face, fate, observer):
     """Only a stream that failed is an error, with its exception; how it ended is on both spans and in the metric."""
     with recording() as recorded:

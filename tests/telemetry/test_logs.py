@@ -8,12 +8,12 @@ import pytest
 
 import fastapi_resumable
 from tests.support.asgi import running, settle
-from tests.support.life_apps import FACES, stage
+from tests.support.life_apps import PLACES, stage
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("face", PLACES)
 async def test_a_stop_a_client_that_leaves_and_a_replacement_are_no_warnings(face, caplog):
     """Nothing above INFO is logged of them, nor of a shutdown during which a stream is live."""
     caplog.set_level(logging.DEBUG, logger="fastapi_resumable")
@@ -42,7 +42,7 @@ async def test_a_stop_a_client_that_leaves_and_a_replacement_are_no_warnings(fac
     assert {record.name for record in ours} <= {"fastapi_resumable"}
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("face", PLACES)
 async def test_a_stream_that_fails_is_logged_with_its_id_owner_and_epoch(face, caplog):
     """A log pipeline filters by the fields, and need not parse the message."""
     made = stage(face, owner=lambda: "alice")
