@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._fastapi.handle import ResumableStream
 from ._fastapi.request import body_field, header
-from ._fastapi.resumable import Resumable
-from ._fastapi.route import ResumableMiddleware
-from ._fastapi.settings import ResumableSettings
+from ._fastapi.resumable import Resumable, ResumableMiddleware
 from ._run.finished import FinishedStream
 from .exceptions import (
     InvalidOffset,
@@ -29,6 +27,7 @@ from .exceptions import (
     UnknownEventId,
 )
 from .models import ResumableStatus
+from .settings import ResumableSettings
 from .stores.memory import MemoryStore
 
 if TYPE_CHECKING:

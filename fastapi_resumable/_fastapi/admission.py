@@ -6,47 +6,69 @@ reserved, and the client learns nothing about the stream.
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import anyio
 import anyio.from_thread
 from fastapi import Request
+from pydantic import Field
 from starlette.responses import Response
-from starlette.types import Send
+from starlette.types import ASGIApp, Scope, Send
 
+from .._core.ids import StreamKey
 from .._run.body import RequestBody
 from .._run.exchange import Exchange, accepted
 from .._run.manager import StreamManager
 from .._run.producer import Producer
 from .._run.replay import counting_refusals, replay
-from ..exceptions import StoreUnavailable
+from .._stream.stream import Stream
+from ..exceptions import StoreUnavailable, StreamPending
+from ..settings import ResumableSettings, StoreUrl
+from ..stores.base import Store
 from .errors import http_errors
-from .request import Identifier, Identity, Locator, last_event_id, prefers_async
-from .settings import ResumableSettings
+from .request import IdDependency, Identifier, Identity, Locator, header, last_event_id, prefers_async, raw_header
 
 logger = logging.getLogger("fastapi_resumable")
 
+MAX_WARNINGS = 100
+
 _T = TypeVar("_T")
+_A_DEPENDENCY = "must be a FastAPI dependency: a function that returns str or None"
 
 
-@dataclass(frozen=True)
+class ResumableOptions(ResumableSettings):
+    """What `Resumable` takes: its settings, and what can be set in code alone."""
+
+    store: Store | StoreUrl | None = Field(  # type: ignore[assignment]  # wider: the object, too
+        default=None,
+        description="must be a store, like MemoryStore(), 'memory', a file like 'sqlite:///streams.db', or the URL of "
+        "a Redis, like 'redis://localhost:6379/0'",
+    )
+    stream_id: IdDependency | None = Field(default=None, description=_A_DEPENDENCY)
+    owner: IdDependency | None = Field(default=None, description=_A_DEPENDENCY)
+
+
 class Service:
-    """What the faces of one `Resumable` share."""
+    """What the faces and the routes of one `Resumable` share."""
 
-    manager: StreamManager
-    settings: ResumableSettings
-    identifier: Identifier
-    locator: Locator
-    scope_key: str
-    """Under which a request's scope has its admission: two `Resumable` in one application must not be confused."""
-    warned: set[str] = field(default_factory=set)
+    def __init__(self, manager: StreamManager, settings: ResumableOptions) -> None:
+        self.manager = manager
+        self.settings = settings
+        stream_id = settings.stream_id or header("X-Conversation-Id")
+        self.identifier = Identifier(stream_id, settings.owner, auto_id=settings.auto_id)
+        # Two of them in one application must not be confused.
+        token = secrets.token_hex(8)
+        self.locator = Locator(f"resumable_replay_{token}")
+        self.scope_key = f"fastapi_resumable.{token}"
+        """Under which a request's scope has its admission."""
+        self._warned: set[str] = set()
 
     def warn_once(self, message: str) -> None:
         """Log a warning, the first time."""
-        if message not in self.warned and len(self.warned) < 100:
-            self.warned.add(message)
+        if message not in self._warned and len(self._warned) < MAX_WARNINGS:
+            self._warned.add(message)
             logger.warning(message)
 
 
@@ -57,9 +79,10 @@ class ClientGone(Exception):
 class Admission:
     """The decision about one request, and the exchange of one that is recorded."""
 
-    def __init__(
-        self, service: Service, request: Request, identity: Identity, body: RequestBody, send: Send, *, end_delay: float
-    ) -> None:
+    end_delay = 0.0
+    """Seconds for which the end of the body waits for its application to return, in case it raises instead."""
+
+    def __init__(self, service: Service, request: Request, identity: Identity, body: RequestBody, send: Send) -> None:
         self.service = service
         self.request = request
         self.identity = identity
@@ -72,7 +95,6 @@ class Admission:
         """Whether what the endpoint returns is recorded, rather than only what it hands to its handle."""
         self._body = body
         self._send = send
-        self._end_delay = end_delay
         self._is_decided = False
         self._answer: Response | None = None
 
@@ -106,42 +128,51 @@ class Admission:
         assert key is not None
         # Where no lifespan runs, as in a mounted application, this is our first call on the event loop.
         service.manager.termination.start()
-        locate = service.locator.within(request.scope)
         last = None if self.identity.is_chosen else last_event_id(request)
         if last:
             with counting_refusals(service.manager, "resume"):
                 find = service.manager.store.find(key, service.settings.pending_timeout)
                 stream = await self._unless_client_leaves(find)
-                return await replay(service.manager, stream, None, last, locate(key.id))
-        idempotency_key = request.headers.get("idempotency-key")
-        start = service.manager.start(key, idempotency_key)
+                return await replay(service.manager, stream, None, last, self._locate(key.id))
         try:
-            if idempotency_key is not None or service.settings.on_conflict == "attach":
-                started = await self._unless_client_leaves(start)
-            else:
-                # Nothing to wait for but the store, so no need of tasks.
-                started = await start
+            started = await self._start(key)
         except StoreUnavailable as exc:
             if not exc.degrade:
                 raise
             logger.warning("request for stream %r is answered unrecorded: %s", key.id, exc.message, extra=key.fields())
             return None
+        except StreamPending as exc:
+            service.manager.telemetry.read("attach", exc.code)
+            raise
         if not isinstance(started, Producer):
             if prefers_async(request):
-                return accepted(started.item, locate(key.id))
+                return accepted(started.item, self._locate(key.id))
             kind = "replay" if started.is_final else "attach"
-            return await replay(service.manager, started, None, None, locate(key.id), kind=kind)
+            return await replay(service.manager, started, None, None, self._locate(key.id), kind=kind)
         self.producer = started
         self.exchange = Exchange(
             service.manager,
             started,
             self._body,
             self._send,
-            locate=locate,
-            end_delay=self._end_delay,
+            locate=self._locate,
+            end_delay=self.end_delay,
             respond_async=prefers_async(request),
         )
         return None
+
+    def _locate(self, stream_id: str) -> str | None:
+        return self.service.locator.path(self.request.scope, stream_id)
+
+    async def _start(self, key: StreamKey) -> Producer | Stream:
+        settings = self.service.settings
+        idempotency_key = raw_header(self.request.scope, b"idempotency-key")
+        text = None if idempotency_key is None else idempotency_key.decode("latin-1")
+        start = self.service.manager.start(key, text)
+        if idempotency_key is None and settings.on_conflict != "attach":
+            # There is nothing to wait for but the store, so no need of tasks.
+            return await start
+        return await self._unless_client_leaves(start)
 
     async def _unless_client_leaves(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Do what may wait for another request's stream to begin, for as long as the client is there."""
@@ -154,25 +185,16 @@ class Admission:
             return working.result()
         except asyncio.CancelledError:
             if working.done() and not working.cancelled() and working.exception() is None:
-                await self._give_back(working.result())
+                started = working.result()
+                if isinstance(started, Producer):
+                    with anyio.CancelScope(shield=True):
+                        await self.service.manager.release(started)
             raise
         finally:
             working.cancel()
             leaving.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait({working, leaving})
-
-    async def _give_back(self, started: Any) -> None:
-        if isinstance(started, Producer):
-            with anyio.CancelScope(shield=True):
-                await self.service.manager.release(started)
-
-    async def release(self) -> None:
-        """Give the id back, if it is held. No-op if the stream has begun."""
-        exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            with anyio.CancelScope(shield=True):
-                await exchange.release()
 
     # Called at the endpoint, where FastAPI has solved and validated everything.
 
@@ -195,4 +217,24 @@ class Admission:
         return response
 
 
-__all__ = ["Admission", "Service"]
+async def run_recorded(exchange: Exchange, app: ASGIApp, scope: Scope, send: Send) -> None:
+    """Run an application whose request was admitted.
+
+    Raises:
+        HTTPException: The stream was stopped before it began.
+        Exception: What the application raised before the stream had begun.
+    """
+    try:
+        with http_errors():
+            await exchange.run(app, scope, send)
+    except Exception as exc:
+        if not exchange.answered:
+            raise
+        log_failure(exchange, exc)
+
+
+def log_failure(exchange: Exchange, error: Exception) -> None:
+    """Log what went wrong when the client had been answered 202 already."""
+    producer = exchange.producer
+    fields = producer.key.fields(producer.reservation.epoch)
+    logger.error("stream %r failed before it began", producer.key.id, exc_info=error, extra=fields)

@@ -30,9 +30,11 @@ from ..exceptions import (
     StreamPending,
 )
 from ..models import ResumableChatStop, ResumableChatStopped, ResumableStatus
-from .errors import Answer, AnswerRoute, error_responses
-from .request import IdDependency, Locator, read_body
-from .router import OTHER_RESPONSES, no_owner
+from .admission import Service
+from .errors import Answer, AnswerRoute
+from .openapi import OTHER_RESPONSES, error_responses
+from .request import read_body
+from .router import no_owner
 
 MAX_STOP_BYTES = 16 * 1024 * 1024
 """Room for the message so far, which the AI SDK's guide sends along."""
@@ -78,12 +80,11 @@ _EVENTS_PER_TURN = 512
 """How many events are counted before other requests have their turn."""
 
 
-def build_ai_sdk_router(
-    manager: StreamManager, *, owner: IdDependency | None, pending_timeout: float, locator: Locator
-) -> APIRouter:
+def build_ai_sdk_router(service: Service) -> APIRouter:
     """Make the AI SDK's routes of one `Resumable`."""
+    manager = service.manager
     router = APIRouter(tags=["AI SDK"], route_class=AnswerRoute)
-    OwnerId = Annotated[Any, Depends(owner or no_owner)]  # noqa: N806  # a type, for the signatures below
+    OwnerId = Annotated[Any, Depends(service.settings.owner or no_owner)]  # noqa: N806  # a type, for the signatures below
 
     @router.get(
         "/{chat_id:path}/stream",
@@ -96,8 +97,8 @@ def build_ai_sdk_router(
     async def follow_chat(request: Request, owner: OwnerId, chat_id: ChatId, start: StartIndex = None) -> Response:
         with counting_refusals(manager, read_kind(start)):
             key = StreamKey(owner, require_stream_id(chat_id))
-            location = locator.within(request.scope)(key.id)
-            return Answer(await _follow(manager, key, _parse_index(start), pending_timeout, location))
+            location = service.locator.path(request.scope, key.id)
+            return Answer(await _follow(manager, key, _parse_index(start), service.settings.pending_timeout, location))
 
     @router.post(
         "/{chat_id:path}/stop",

@@ -1,16 +1,11 @@
 """The one place that turns exceptions into answers, in the format of FastAPI's errors."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 from fastapi import HTTPException
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..exceptions import ResumableError
-from ..models import ResumableErrorResponse
 
 _ANSWER = "fastapi_resumable.answer"
 
@@ -20,13 +15,16 @@ def http_error(error: ResumableError) -> HTTPException:
     return HTTPException(error.status_code, detail=error.detail, headers=error.headers or None)
 
 
-@contextmanager
-def http_errors() -> Iterator[None]:
+class http_errors:  # noqa: N801  # called like a function
     """Within the context, our errors are raised as the `HTTPException`s that FastAPI answers with."""
-    try:
-        yield
-    except ResumableError as exc:
-        raise http_error(exc) from exc
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        """Raise `HTTPException` for an error of ours."""
+        if isinstance(error, ResumableError):
+            raise http_error(error) from error
 
 
 class Answer(Response):
@@ -55,26 +53,3 @@ class AnswerRoute(APIRoute):
             answer: Response | None = scope.pop(_ANSWER, None)
             if answer is not None:
                 await answer(scope, receive, send)
-
-
-def error_responses(*errors: type[ResumableError]) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI `responses` for these errors, with an example of each."""
-    responses: dict[int | str, dict[str, Any]] = {}
-    for error in errors:
-        entry = responses.setdefault(
-            error.status_code,
-            {
-                "model": ResumableErrorResponse,
-                "description": "",
-                "content": {"application/json": {"examples": {}}},
-            },
-        )
-        summary = (error.__doc__ or "").strip().partition("\n")[0]
-        entry["description"] = f"{entry['description']}`{error.code}`: {summary} ".lstrip()
-        entry["content"]["application/json"]["examples"][error.code] = {
-            "summary": summary,
-            "value": {"detail": {"code": error.code, "message": summary}},
-        }
-    for entry in responses.values():
-        entry["description"] = entry["description"].strip()
-    return responses

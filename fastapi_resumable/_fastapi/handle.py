@@ -1,6 +1,5 @@
 """The handle that an endpoint gets, `stream(response)`, and what it makes of a response: one that is recorded."""
 
-import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -13,15 +12,13 @@ from starlette.types import Receive, Scope, Send
 
 from .._run.exchange import Exchange, close_generator, stopped_while_queued
 from . import internals
-from .admission import Admission
-from .errors import http_error, http_errors
+from .admission import Admission, log_failure, run_recorded
+from .errors import http_error
 
 if TYPE_CHECKING:
     from starlette.responses import Response as _Base
 else:
     _Base = object
-
-logger = logging.getLogger("fastapi_resumable")
 
 ResponseT = TypeVar("ResponseT", bound=Response)
 
@@ -61,13 +58,11 @@ class ResumableStream:
 class EndpointAdmission(Admission):
     """Admits one request to its endpoint, and has the response recorded that the endpoint returns."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._holds = False
+    _holds = False
 
     async def enter(self) -> Response | None:
         """Decide, and hold the id until the request ends."""
-        answer = await super().enter()
+        answer = await self.decide()
         if self.exchange is not None and not self._holds:
             self._holds = True
             internals.dependency_stack(self.request.scope).push_async_callback(self.exchange.release)
@@ -87,9 +82,7 @@ class EndpointAdmission(Admission):
                 result = await call()
         except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
             return self._too_late(exc)
-        if not self._is_recorded(result):
-            await self._give_up()
-        return self._finish(result)
+        return await self._finish(result)
 
     def run_in_thread(self, call: Callable[[], Any]) -> Any:
         """Run a `def` endpoint, which nothing can cancel."""
@@ -102,9 +95,7 @@ class EndpointAdmission(Admission):
             result = call()
         except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
             return self._too_late(exc)
-        if not self._is_recorded(result):
-            anyio.from_thread.run(self._give_up)
-        return self._finish(result)
+        return anyio.from_thread.run(self._finish, result)
 
     @contextmanager
     def _cancelled_by_stop(self) -> Iterator[None]:
@@ -119,32 +110,24 @@ class EndpointAdmission(Admission):
         """What is left to do if the endpoint fails: nothing, if the client has been answered 202 already."""
         if self.exchange is None or not self.exchange.answered:
             raise error
-        producer = self.exchange.producer
-        fields = producer.key.fields(producer.reservation.epoch)
-        logger.error("stream %r failed before it began", producer.key.id, exc_info=error, extra=fields)
+        log_failure(self.exchange, error)
         return _Answered(error)
 
-    def _is_recorded(self, result: Any) -> bool:
-        return isinstance(result, RecordedResponse) or (self.records_result and isinstance(result, Response))
-
-    async def _give_up(self) -> None:
-        if self.exchange is not None:
-            await self.exchange.release()
-
-    def _finish(self, result: Any) -> Any:
+    async def _finish(self, result: Any) -> Any:
+        """What FastAPI gets in place of the endpoint's result."""
+        if self.records_result and isinstance(result, Response):
+            result = self.record(result)
         if isinstance(result, RecordedResponse):
             return result
-        if not self.records_result:
-            # It has not used its handle.
-            return result if self.exchange is None or not self.exchange.answered else _Answered(None)
-        if isinstance(result, Response):
-            return self.record(result)
-        self.service.warn_once(
-            f"the endpoint of {self.request.url.path} returned a {type(result).__name__}, which FastAPI has yet to "
-            "render: it is not recorded. Return a Response, or put the endpoint on a router made with "
-            "APIRouter(route_class=resumable.route_class)."
-        )
-        return _Answered(None) if self.exchange is not None and self.exchange.answered else result
+        assert self.exchange is not None
+        await self.exchange.release()
+        if self.records_result:
+            self.service.warn_once(
+                f"the endpoint of {self.request.url.path} returned a {type(result).__name__}, which FastAPI has yet to "
+                "render: it is not recorded. Return a Response, or put the endpoint on a router made with "
+                "APIRouter(route_class=resumable.route_class)."
+            )
+        return _Answered(None) if self.exchange.answered else result
 
     def record(self, response: Response) -> Response:
         """Return a response like this one that runs in the background and is answered from the log."""
@@ -168,14 +151,7 @@ class RecordedResponse(_Base):
         """
         exchange = self._exchange
         try:
-            with http_errors():
-                await exchange.run(self._run, scope, send)
-        except Exception:
-            if not exchange.answered:
-                raise
-            producer = exchange.producer
-            fields = producer.key.fields(producer.reservation.epoch)
-            logger.exception("stream %r failed before it began", producer.key.id, extra=fields)
+            await run_recorded(exchange, self._run, scope, send)
         finally:
             _close_dependencies(scope, exchange.failure if exchange.has_begun else None, exchange.cancelled)
 

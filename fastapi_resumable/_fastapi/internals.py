@@ -1,4 +1,4 @@
-"""What is used of FastAPI's and Starlette's private state: six things, all here, each with its reason.
+"""What is used of FastAPI's and Starlette's private state: five things, all here, each with its reason.
 
 1. `Request._receive`: `request.is_disconnected()` in a generator must tell of a stop, not of a client that has left.
 2. `Request._send`: `Prefer: respond-async` is answered while the endpoint is still at work, and has returned nothing.
@@ -6,8 +6,7 @@
    server has cancelled the request, and to see how the stream ended.
 4. `Dependant.call` and `.request_param_name`, of the route that runs: the door of the endpoint. Nothing public comes
    after the last parameter was validated and before the endpoint runs, which is where a resume has to be answered.
-5. `scope["starlette.exception_handlers"]`: what a dependency raises that we have FastAPI solve must reach us.
-6. `scope["fastapi_async_cleanup_scopes"]`: the cancel scope that newer FastAPI keeps open until the dependencies are
+5. `scope["fastapi_async_cleanup_scopes"]`: the cancel scope that newer FastAPI keeps open until the dependencies are
    closed. No scope of ours may be open when that one closes, so it is the one that shields them.
 
 `tests/fastapi/test_transparent.py` and `tests/contract` fail when one of them breaks.
@@ -56,8 +55,3 @@ def running_dependant(scope: Scope) -> "Dependant | None":
         context = scope.get("route")
     dependant: Any = getattr(context, "dependant", None)
     return dependant if getattr(dependant, "call", None) is not None else None
-
-
-def without_exception_handlers(scope: Scope) -> Scope:
-    """A copy of the scope for a route whose exceptions are not to be made into responses."""
-    return {name: value for name, value in scope.items() if name != "starlette.exception_handlers"}

@@ -11,13 +11,14 @@ from weakref import WeakKeyDictionary
 from fastapi import Depends, Request, Response
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import NoMatchFound
 from starlette.types import ASGIApp, Message, Receive, Scope
 
 from .._core.ids import StreamKey, parse_stream_id
 from .._run.headers import replay_path
 from ..exceptions import InvalidRequest, InvalidStreamId
-from . import internals
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -25,6 +26,12 @@ IdDependency = Callable[..., Any]
 """A FastAPI dependency that returns (or yields) `str | None`."""
 
 _FOUND = "fastapi_resumable.identity"
+_SAFE = "/:@!$&'()*+,;=~%"
+
+
+def raw_header(scope: Scope, wanted: bytes) -> bytes | None:
+    """The value of the first header of that name, in lower case."""
+    return next((value for name, value in scope["headers"] if name == wanted), None)
 
 
 # Which stream, and whose.
@@ -40,15 +47,17 @@ class _Header:
     async def __call__(self, request: Request) -> str | None:
         return self.read(request)
 
+    def is_in(self, request: Request) -> bool:
+        """Whether there is such a header."""
+        return raw_header(request.scope, self._raw_name) is not None
+
     def read(self, request: Request) -> str | None:
         """Return the header's value."""
-        for name, value in request.scope["headers"]:
-            if name == self._raw_name:
-                try:
-                    return str(value, "utf-8")
-                except UnicodeDecodeError as exc:
-                    raise InvalidStreamId(f"The header {self.name} is not valid UTF-8.") from exc
-        return None
+        value = raw_header(request.scope, self._raw_name)
+        try:
+            return None if value is None else str(value, "utf-8")
+        except UnicodeDecodeError as exc:
+            raise InvalidStreamId(f"The header {self.name} is not valid UTF-8.") from exc
 
 
 def header(name: str) -> IdDependency:
@@ -110,6 +119,10 @@ class Identifier:
         # parameters, as FastAPI tells path from query parameters by the names in the path.
         self._routes: WeakKeyDictionary[Any, dict[tuple[IdDependency, tuple[str, ...]], ASGIApp]] = WeakKeyDictionary()
 
+    def may_name_a_stream(self, request: Request) -> bool:
+        """Whether the request must be looked at: known at once of the most that name no stream."""
+        return self._auto_id or not isinstance(self._stream_id, _Header) or self._stream_id.is_in(request)
+
     async def identify(self, request: Request, receive: Receive) -> Identity:
         """Find owner and id; never raises. `receive` gives the body, for a dependency that looks for the id there."""
         if request.method == "HEAD":
@@ -132,7 +145,7 @@ class Identifier:
         return Identity(StreamKey(owner, stream_id), is_chosen)
 
     async def _solve(self, name: str, dependency: IdDependency, request: Request, receive: Receive) -> str | None:
-        scope = internals.without_exception_handlers(request.scope)
+        scope = dict(request.scope)
         await self._route(dependency, request.scope.get("app"), tuple(request.path_params))(scope, receive, _discard)
         value = scope[_FOUND]
         if not isinstance(value, str | None):
@@ -149,8 +162,10 @@ class Identifier:
                 methods=["GET"],
                 dependency_overrides_provider=app if hasattr(app, "dependency_overrides") else None,
             )
-            # FastAPI closes uploaded files there; every app of its own begins with one.
-            routes[key] = AsyncExitStackMiddleware(route.app)
+            # FastAPI closes uploaded files there; every app of its own begins with one. What the dependency raises is
+            # to come here, and not to the application's handlers.
+            handlers = {Exception: _raise, HTTPException: _raise}
+            routes[key] = ExceptionMiddleware(AsyncExitStackMiddleware(route.app), handlers=handlers)
         return routes[key]
 
 
@@ -160,6 +175,10 @@ def _endpoint(dependency: IdDependency) -> Callable[..., Any]:
         return Response()
 
     return identify
+
+
+async def _raise(_request: Request, error: Exception) -> Response:
+    raise error
 
 
 async def _discard(_message: Message) -> None:
@@ -174,9 +193,9 @@ def last_event_id(request: Request) -> str | None:
 
     Polyfills of `EventSource` send it in the query, to spare a preflight; only where there is no such header.
     """
-    for name, value in request.scope["headers"]:
-        if name == b"last-event-id":
-            return str(value, "utf-8", "surrogateescape") or None
+    value = raw_header(request.scope, b"last-event-id")
+    if value is not None:
+        return str(value, "utf-8", "surrogateescape") or None
     if b"vent" not in request.scope["query_string"]:
         return None
     query = request.query_params
@@ -187,8 +206,8 @@ def prefers_async(request: Request) -> bool:
     """Whether the client would rather not wait for the answer: `Prefer: respond-async` (RFC 7240 §4.1)."""
     if request.method == "GET":
         return False
-    preferences = ",".join(request.headers.getlist("prefer")).split(",")
-    return any(preference.partition(";")[0].strip().lower() == "respond-async" for preference in preferences)
+    preferences = b",".join(value for name, value in request.scope["headers"] if name == b"prefer").split(b",")
+    return any(preference.partition(b";")[0].strip().lower() == b"respond-async" for preference in preferences)
 
 
 async def read_body(request: Request, limit: int, advice: str) -> bytes:
@@ -232,27 +251,26 @@ class Locator:
         # have no hash; the application is kept with it, so that no other gets its identity.
         self._paths: dict[int, tuple[Any, str]] = {}
 
-    def within(self, scope: Scope) -> Callable[[str], str | None]:
-        """A function from a stream id to the path of its replay, as the client of this request has to ask for it."""
-        base = self._base(scope)
-        return lambda stream_id: None if base is None else replay_path(base, stream_id)
-
-    def _base(self, scope: Scope) -> str | None:
+    def path(self, scope: Scope, stream_id: str) -> str | None:
+        """The path of a stream's replay, as the client of this request has to ask for it."""
         root_path = scope.get("root_path", "")
         # The router is in the application that serves the request, or in one that this one is mounted in.
         for provider, root in (
             (scope.get("app"), root_path),
             (scope.get("router"), scope.get("app_root_path", root_path)),
         ):
-            if provider is not None:
-                if id(provider) not in self._paths:
-                    try:
-                        self._paths[id(provider)] = provider, str(provider.url_path_for(self.route_name))
-                    except NoMatchFound:
-                        continue
-                path = self._paths[id(provider)][1]
-                return quote(root.rstrip("/") + path, safe="/:@!$&'()*+,;=~%")
+            if provider is not None and (path := self._path_in(provider)) is not None:
+                return replay_path(quote(root.rstrip("/"), safe=_SAFE) + path, stream_id)
         if not self._warned:
             self._warned = True
             logger.warning("streams cannot be replayed: add app.include_router(resumable.router) to the application")
         return None
+
+    def _path_in(self, provider: Any) -> str | None:
+        if id(provider) not in self._paths:
+            try:
+                path = str(provider.url_path_for(self.route_name))
+            except NoMatchFound:
+                return None
+            self._paths[id(provider)] = provider, quote(path, safe=_SAFE)
+        return self._paths[id(provider)][1]

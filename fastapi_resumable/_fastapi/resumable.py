@@ -1,43 +1,41 @@
 """`Resumable`: what an application makes one of. It wires the store, the manager, the router and the faces together."""
 
-import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from functools import cached_property
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from fastapi import APIRouter, Request
+from fastapi.exception_handlers import http_exception_handler, request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .._core.terminal import TerminalEvent
-from .._run.body import RequestBody
 from .._run.hooks import Hook
 from .._run.manager import StreamManager
 from .._stream.stream import Limits
-from ..stores.base import OnConflict, Store
+from ..settings import takes
+from ..stores.base import Store
 from ..stores.measured import MeasuredStore
 from ..stores.memory import MemoryStore
 from ..stores.opening import open_store
 from ..telemetry import Telemetry
-from . import door, internals
-from .admission import Admission, Service
+from .admission import ResumableOptions, Service
 from .ai_sdk import build_ai_sdk_router
-from .decorator import decorate
+from .endpoint import decorate, handle_of
 from .errors import http_errors
-from .handle import EndpointAdmission, ResumableStream
-from .request import IdDependency, Identifier, Locator, body_again, header
+from .handle import ResumableStream
+from .openapi import ReplayQuery
 from .route import route_class, serve
 from .router import Routes, build_router
-from .settings import load_settings
 
 _HookT = TypeVar("_HookT", bound=Hook)
 _EndpointT = TypeVar("_EndpointT", bound=Callable[..., Any])
-
-
-UNSET: Any = object()
-"""Not given: from the environment, or the default."""
 
 
 class Resumable:
@@ -74,93 +72,24 @@ class Resumable:
         ValueError: A setting is wrong; the message says which, and what it must be.
     """
 
-    def __init__(
-        self,
-        *,
-        store: Store | str | None = None,
-        prefix: str = UNSET,
-        stream_id: IdDependency | None = None,
-        owner: IdDependency | None = None,
-        on_conflict: OnConflict = UNSET,
-        event_ids: bool | Literal["first"] = UNSET,
-        ping: float = UNSET,
-        max_stream_bytes: int = UNSET,
-        max_total_bytes: int = UNSET,
-        max_streams: int = UNSET,
-        max_streams_per_owner: int | None = UNSET,
-        retention: float = UNSET,
-        head_timeout: float = UNSET,
-        pending_timeout: float = UNSET,
-        stall_timeout: float = UNSET,
-        stop_grace: float = UNSET,
-        shutdown_grace: float = UNSET,
-        auto_id: bool = UNSET,
-        terminal_event: TerminalEvent = UNSET,
-        trace_stream_ids: bool = UNSET,
-    ) -> None:
-        given = {
-            "store": store if isinstance(store, str) else UNSET,
-            "prefix": prefix,
-            "on_conflict": on_conflict,
-            "event_ids": event_ids,
-            "ping": ping,
-            "max_stream_bytes": max_stream_bytes,
-            "max_total_bytes": max_total_bytes,
-            "max_streams": max_streams,
-            "max_streams_per_owner": max_streams_per_owner,
-            "retention": retention,
-            "head_timeout": head_timeout,
-            "pending_timeout": pending_timeout,
-            "stall_timeout": stall_timeout,
-            "stop_grace": stop_grace,
-            "shutdown_grace": shutdown_grace,
-            "auto_id": auto_id,
-            "terminal_event": terminal_event,
-            "trace_stream_ids": trace_stream_ids,
-        }
-        self.settings = load_settings({name: value for name, value in given.items() if value is not UNSET})
-        for name, dependency in (("stream_id", stream_id), ("owner", owner)):
-            if dependency is not None and not callable(dependency):
-                raise ValueError(
-                    f"{name} must be a FastAPI dependency: a function that returns str or None, not {dependency!r}."
-                )
-        if store is None or isinstance(store, str):
-            store = open_store(self.settings.store)
-        elif not isinstance(store, Store):
-            raise ValueError(
-                f"store must be a store, like MemoryStore(), or its URL, like sqlite:///streams.db, not {store!r}."
-            )
-        self.store: Store = store
-        self.store.configure(
-            Limits(
-                max_stream_bytes=self.settings.max_stream_bytes,
-                max_total_bytes=self.settings.max_total_bytes,
-                max_streams=self.settings.max_streams,
-                max_streams_per_owner=self.settings.max_streams_per_owner,
-                retention=self.settings.retention,
-                event_ids=self.settings.event_ids,
-                terminal_event=self.settings.terminal_event,
-            )
+    @takes(ResumableOptions)
+    def __init__(self, **given: Any) -> None:
+        # A store that is `None` may still come from the environment.
+        self.settings = ResumableOptions.load(
+            {key: value for key, value in given.items() if value is not None or key != "store"}
         )
-        telemetry = Telemetry(store, stream_ids=self.settings.trace_stream_ids)
+        store = self.settings.store
+        self.store: Store = open_store(store or "memory") if store is None or isinstance(store, str) else store
+        self.store.configure(Limits(**{limit.name: getattr(self.settings, limit.name) for limit in fields(Limits)}))
+        telemetry = Telemetry(self.store, stream_ids=self.settings.trace_stream_ids)
         self.manager = StreamManager(
             # In this process, a call takes less time than it takes to measure it.
-            self.store if isinstance(store, MemoryStore) else cast(Store, MeasuredStore(store, telemetry)),
+            self.store if isinstance(self.store, MemoryStore) else cast(Store, MeasuredStore(self.store, telemetry)),
             self.settings,
             telemetry,
         )
-        # Two of them in one application must not be confused.
-        token = secrets.token_hex(8)
-        self._locator = locator = Locator(f"resumable_replay_{token}")
-        self._owner = owner
-        self._service = Service(
-            self.manager,
-            self.settings,
-            Identifier(stream_id or header("X-Conversation-Id"), owner, auto_id=self.settings.auto_id),
-            locator,
-            scope_key=f"fastapi_resumable.{token}",
-        )
-        self._routes = Routes(self.manager, self.settings.pending_timeout, locator)
+        self._service = Service(self.manager, self.settings)
+        self._routes = Routes(self._service)
         self.route_class: type[APIRoute] = route_class(self._service)
         """Makes every endpoint of a router resumable: `APIRouter(route_class=resumable.route_class)`."""
 
@@ -169,24 +98,12 @@ class Resumable:
     @cached_property
     def router(self) -> APIRouter:
         """Replay, stop, lookup and watch: `app.include_router(resumable.router)`."""
-        return build_router(
-            self.manager,
-            prefix=self.settings.prefix,
-            owner=self._owner,
-            pending_timeout=self.settings.pending_timeout,
-            locator=self._locator,
-            lifespan=self._lifespan,
-        )
+        return build_router(self._service, self._routes, self._lifespan)
 
     @cached_property
     def ai_sdk_router(self) -> APIRouter:
         """What the AI SDK asks for: `app.include_router(resumable.ai_sdk_router, prefix="/api/chat")`."""
-        return build_ai_sdk_router(
-            self.manager,
-            owner=self._owner,
-            pending_timeout=self.settings.pending_timeout,
-            locator=self._locator,
-        )
+        return build_ai_sdk_router(self._service)
 
     # The faces.
 
@@ -196,30 +113,11 @@ class Resumable:
         Raises:
             TypeError: The endpoint uses `yield`; the message names the route class that serves those.
         """
-        return decorate(endpoint, self._admission)  # type: ignore[return-value]  # the same to call
+        return decorate(endpoint, self._service)  # type: ignore[return-value]  # the same to call
 
     async def __call__(self, request: Request) -> ResumableStream:
         """The dependency: `stream: Annotated[ResumableStream, Depends(resumable)]`."""
-        admission = await self._admission(request)
-        if isinstance(admission, EndpointAdmission) and admission.names_a_stream:
-            # A resume is answered there, in place of the endpoint.
-            door.put_up(request.scope, self._service.scope_key)
-        return ResumableStream(admission)
-
-    async def _admission(self, request: Request) -> Admission:
-        """The admission of a request, one for all that ask for it."""
-        key = self._service.scope_key
-        admission: Admission | None = request.scope.get(key)
-        if admission is None:
-            receive = body_again(request)
-            identity = await self._service.identifier.identify(request, receive)
-            body = RequestBody(request.receive, owed=False)
-            send = internals.send_of(request)
-            admission = EndpointAdmission(self._service, request, identity, body, send, end_delay=0.0)
-            request.scope[key] = admission
-            # So that the request is freed when it is over: nothing leads from it back to itself.
-            internals.dependency_stack(request.scope).callback(request.scope.pop, key, None)
-        return admission
+        return await handle_of(request, self._service)
 
     async def serve(
         self,
@@ -245,15 +143,6 @@ class Resumable:
         """
         await serve(self._service, app, scope, receive, send, headers)
 
-    def warn_without_owner(self) -> None:
-        """Say, once, what the middleware cannot check."""
-        if self._owner is None:
-            self._service.warn_once(
-                "ResumableMiddleware answers a resume before the application can check who asks: without `owner`, "
-                "anyone who knows a stream id can read that stream, and replace it. "
-                "Set Resumable(owner=...) to a dependency that returns who asks."
-            )
-
     # For routes of the application's own.
 
     async def replay(self, request: Request, stream_id: str, *, owner: str | None = None) -> Response:
@@ -262,10 +151,9 @@ class Resumable:
         Raises:
             HTTPException: There is no such stream, or no such place in it.
         """
-        query = request.query_params
         with http_errors():
             return await self._routes.replay(
-                request, owner, stream_id, query.get("from"), query.get("starting_after"), query.get("epoch")
+                request, owner, stream_id, ReplayQuery.model_validate(dict(request.query_params))
             )
 
     async def stop(self, stream_id: str, *, owner: str | None = None, epoch: str | None = None) -> None:
@@ -305,3 +193,55 @@ class Resumable:
             self.manager.termination.stop()
             # A server sends no request after this; a test client may, without another start.
             self.manager.reopen()
+
+
+class ResumableMiddleware:
+    """Makes the given paths of an application resumable, also if the application is not FastAPI's.
+
+    A resume is answered here, before the application can check the user. Set `owner`, so that only the user who started
+    a stream can read it; without it, anyone who knows an id can read its stream, and replace it.
+
+    Args:
+        app: The application.
+        resumable: What the streams are kept in; its router is to be included too.
+        paths: Paths as in a route, like `/v1/chat/completions` or `/runs/{run_id}/events`, below the root path.
+
+    Raises:
+        ValueError: A path does not start with a slash.
+    """
+
+    def __init__(self, app: ASGIApp, *, resumable: Resumable, paths: Sequence[str]) -> None:
+        if isinstance(paths, str) or not all(path.startswith("/") for path in paths):
+            raise ValueError(f"paths must be a list of paths that start with '/', like ['/v1/chat'], not {paths!r}.")
+        self._app = app
+        self._resumable = resumable
+        self._paths = [compile_path(path)[0] for path in paths]
+        if resumable.settings.owner is None:
+            resumable._service.warn_once(  # noqa: SLF001  # of this module
+                "ResumableMiddleware answers a resume before the application can check who asks: without `owner`, "
+                "anyone who knows a stream id can read that stream, and replace it. "
+                "Set Resumable(owner=...) to a dependency that returns who asks."
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application in the background, if the request is for one of the paths and names a stream."""
+        if scope["type"] != "http" or scope["method"] in ("HEAD", "OPTIONS") or not self._matches(scope):
+            await self._app(scope, receive, send)
+            return
+        handlers = {
+            HTTPException: http_exception_handler,
+            RequestValidationError: request_validation_exception_handler,
+            **getattr(scope.get("app"), "exception_handlers", {}),
+        }
+        # The application's own handlers are inside it, where they cannot see what is raised here.
+        handlers = {key: handler for key, handler in handlers.items() if key not in (500, Exception)}
+        await ExceptionMiddleware(self._serve, handlers=handlers)(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The log holds the application's own bytes; a compression inside it would be recorded.
+        headers = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
+        await self._resumable.serve(self._app, scope, receive, send, headers=headers)
+
+    def _matches(self, scope: Scope) -> bool:
+        path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        return any(pattern.fullmatch(path) for pattern in self._paths)

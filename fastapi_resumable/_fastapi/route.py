@@ -1,4 +1,4 @@
-"""The faces that record more than a response: the route class, and the middleware.
+"""The face that records more than a response: the route class; and `serve`, which records any ASGI application.
 
 A route of the class runs in a task of its own. It stops at the door of its endpoint until the request is admitted, and
 goes on from there as the application that is recorded. So all that hangs on the request is in that task, and endpoints
@@ -6,32 +6,21 @@ that use `yield` are recorded like any other.
 """
 
 import asyncio
-import logging
-from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import anyio
 from fastapi import Request
-from fastapi.exception_handlers import http_exception_handler, request_validation_exception_handler
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
-from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._run.body import RequestBody
 from .._run.exchange import Exchange, close_generator
 from .._run.recorder import inner_scope
-from . import door
-from .admission import Admission, Service
+from .admission import Admission, Service, run_recorded
+from .endpoint import put_up_door
 from .errors import http_errors
-
-if TYPE_CHECKING:
-    from .resumable import Resumable
-
-logger = logging.getLogger("fastapi_resumable")
 
 END_DELAY = 0.05
 """Seconds for which the end of a body that an application sends waits for the application to return.
@@ -40,8 +29,16 @@ FastAPI's own event streams end the body in order when their generator raises, a
 """
 
 
+class AppAdmission(Admission):
+    """Admits one request to an application, before that has seen anything of it."""
+
+    end_delay = END_DELAY
+
+
 class RouteAdmission(Admission):
     """Admits one request to a route: runs it up to its endpoint, decides, and has it go on."""
+
+    end_delay = END_DELAY
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -112,7 +109,7 @@ class RouteAdmission(Admission):
             self._decision.set_result(None)
             await _wait_for(task)
 
-        await run_recorded(self.exchange, go_on, scope, self._send)
+        await _run_to_the_end(self.exchange, go_on, scope, self._send)
 
 
 async def _wait_for(task: "asyncio.Task[None]") -> None:
@@ -137,22 +134,8 @@ async def _wait_for(task: "asyncio.Task[None]") -> None:
     raise cancellation
 
 
-async def run_recorded(exchange: Exchange, app: ASGIApp, scope: Scope, send: Send) -> None:
-    """Run an application whose request was admitted.
-
-    Raises:
-        HTTPException: The stream was stopped before it began.
-        Exception: What the application raised before the stream had begun.
-    """
-    try:
-        with http_errors():
-            await exchange.run(app, scope, send)
-    except Exception:
-        if not exchange.answered:
-            raise
-        producer = exchange.producer
-        fields = producer.key.fields(producer.reservation.epoch)
-        logger.exception("stream %r failed before it began", producer.key.id, extra=fields)
+async def _run_to_the_end(exchange: Exchange, app: ASGIApp, scope: Scope, send: Send) -> None:
+    await run_recorded(exchange, app, scope, send)
     if exchange.cancelled is not None:
         raise exchange.cancelled
 
@@ -188,58 +171,11 @@ def route_class(service: Service) -> type[APIRoute]:
             if not identity.names_a_stream:
                 await super().handle(scope, body.receive, send)
                 return
-            door.put_up(scope, service.scope_key)
-            admission = RouteAdmission(service, request, identity, body, send, end_delay=END_DELAY)
+            put_up_door(scope, service.scope_key)
+            admission = RouteAdmission(service, request, identity, body, send)
             await admission.serve(super().handle, inner_scope({**scope, service.scope_key: admission}))
 
     return ResumableRoute
-
-
-class ResumableMiddleware:
-    """Makes the given paths of an application resumable, also if the application is not FastAPI's.
-
-    A resume is answered here, before the application can check the user. Set `owner`, so that only the user who started
-    a stream can read it; without it, anyone who knows an id can read its stream, and replace it.
-
-    Args:
-        app: The application.
-        resumable: What the streams are kept in; its router is to be included too.
-        paths: Paths as in a route, like `/v1/chat/completions` or `/runs/{run_id}/events`, below the root path.
-
-    Raises:
-        ValueError: A path does not start with a slash.
-    """
-
-    def __init__(self, app: ASGIApp, *, resumable: "Resumable", paths: Sequence[str]) -> None:
-        if isinstance(paths, str) or not all(path.startswith("/") for path in paths):
-            raise ValueError(f"paths must be a list of paths that start with '/', like ['/v1/chat'], not {paths!r}.")
-        self._app = app
-        self._resumable = resumable
-        self._paths = [compile_path(path)[0] for path in paths]
-        resumable.warn_without_owner()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application in the background, if the request is for one of the paths and names a stream."""
-        if scope["type"] != "http" or scope["method"] in ("HEAD", "OPTIONS") or not self._matches(scope):
-            await self._app(scope, receive, send)
-            return
-        handlers = {
-            HTTPException: http_exception_handler,
-            RequestValidationError: request_validation_exception_handler,
-            **getattr(scope.get("app"), "exception_handlers", {}),
-        }
-        # The application's own handlers are inside it, where they cannot see what is raised here.
-        handlers = {key: handler for key, handler in handlers.items() if key not in (500, Exception)}
-        await ExceptionMiddleware(self._serve, handlers=handlers)(scope, receive, send)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The log holds the application's own bytes; a compression inside it would be recorded.
-        headers = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
-        await self._resumable.serve(self._app, scope, receive, send, headers=headers)
-
-    def _matches(self, scope: Scope) -> bool:
-        path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        return any(pattern.fullmatch(path) for pattern in self._paths)
 
 
 async def serve(
@@ -260,7 +196,7 @@ async def serve(
     if not identity.names_a_stream:
         await app(scope, body.receive, send)
         return
-    admission = Admission(service, request, identity, body, send, end_delay=END_DELAY)
+    admission = AppAdmission(service, request, identity, body, send)
     answer = await admission.decide()
     if answer is not None:
         with http_errors():
@@ -271,4 +207,4 @@ async def serve(
         inner = {**scope, service.scope_key: admission}
         if headers is not None:
             inner["headers"] = headers
-        await run_recorded(admission.exchange, app, inner, send)
+        await _run_to_the_end(admission.exchange, app, inner, send)

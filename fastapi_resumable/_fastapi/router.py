@@ -2,158 +2,53 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import TypeAdapter, ValidationError
+from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from .._core.ids import StreamKey, parse_offset, require_stream_id
 from .._core.sequence import parse_sequence_number
+from .._core.sse import PING
 from .._run.headers import describe
 from .._run.manager import StreamManager
-from .._run.replay import counting_refusals, read_kind, replay
+from .._run.replay import break_off, counting_refusals, end_of_body, read_kind, replay
 from .._run.sequence import replay_after
-from ..exceptions import (
-    InvalidOffset,
-    InvalidRequest,
-    InvalidStreamId,
-    OffsetLost,
-    OffsetOutOfRange,
-    StoreUnavailable,
-    StreamNotFound,
-    StreamPending,
-    StreamReplaced,
-    UnknownEventId,
-)
+from .._run.watch import encode
+from .._stream.reader import Reading
+from ..exceptions import InvalidRequest, StreamReplaced
 from ..models import ResumableLookup, ResumableStreamItem
+from . import openapi
+from .admission import Service
 from .assets import add_assets
-from .errors import Answer, AnswerRoute, error_responses
-from .request import IdDependency, Locator, last_event_id, read_body
-from .watch import RESPONSES as WATCH_RESPONSES
-from .watch import WatchResponse
+from .errors import Answer, AnswerRoute
+from .openapi import Epoch, LastEventId, PathId, QueryId, ReplayQuery, ReplayQueryWithId
+from .request import IdDependency, last_event_id, read_body
 
 ITEMS_AT_ONCE = 500
 """How many items of a lookup are written before other tasks run."""
 MAX_LOOKUP_BYTES = 4 * 1024 * 1024
 
-OTHER_RESPONSES: dict[int | str, dict[str, Any]] = {
-    # Declared so that FastAPI documents no 422, which our routes do not send.
-    "4XX": {"description": "What a dependency of the application answers, like 401."},
-}
-_REPLAY_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The recorded bytes from the offset on, then live ones until the stream ends. "
-        "Media type, status and headers are those of the recorded response.",
-        "content": {
-            "text/event-stream": {
-                "schema": {"type": "string"},
-                "example": 'data: {"text":"Hello"}\nid: mfrggzdfmztwq2lk-53\n\n',
-            },
-            "*/*": {"schema": {"type": "string", "format": "binary"}},
-        },
-        "headers": {
-            name: {"description": description, "schema": {"type": "string"}}
-            for name, description in {
-                "X-Conversation-Id": "The stream id.",
-                "X-Stream-Epoch": "Which run of the id this is.",
-                "Content-Location": "The URL of the replay.",
-            }.items()
-        },
-    },
-    204: {"description": "Asked by `Last-Event-ID`: the stream has ended, and the client has had all of it."},
-    **error_responses(
-        InvalidStreamId,
-        InvalidOffset,
-        OffsetLost,
-        UnknownEventId,
-        StreamNotFound,
-        StreamReplaced,
-        OffsetOutOfRange,
-        StreamPending,
-        StoreUnavailable,
-    ),
-    **OTHER_RESPONSES,
-}
-_HEAD_RESPONSES = {
-    status: {key: value for key, value in response.items() if key not in ("content", "model")}
-    for status, response in _REPLAY_RESPONSES.items()
-}
-_STOP_RESPONSES: dict[int | str, dict[str, Any]] = {
-    204: {"description": "The stream is gone, or never was: the answer does not tell."},
-    **error_responses(InvalidStreamId, StoreUnavailable),
-    **OTHER_RESPONSES,
-}
-
-_LOOKUP_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": ResumableLookup.model_json_schema()}},
-    }
-}
-
-# All are text for FastAPI, so that it accepts any value, and wrong values get the library's own errors.
-_Place = WithJsonSchema({"type": "integer", "minimum": 0})
-PathId = Annotated[str, Path(description="The stream id; it may contain slashes.", examples=["chat-42"])]
-QueryId = Annotated[str | None, Query(description="The stream id; for ids that are awkward in a path.")]
-Epoch = Annotated[
-    str | None, Query(description="The epoch that is meant: any other is refused (replay) or left alone (stop).")
-]
-From = Annotated[
-    str | None, _Place, Query(alias="from", description="Offset in bytes to replay from. Default: the start.")
-]
-StartingAfter = Annotated[
-    str | None,
-    _Place,
-    Query(
-        description="For streams whose events carry a `sequence_number` in their JSON data, as OpenAI's do: only "
-        "events with a higher number. Wins over `from`."
-    ),
-]
-LastEventId = Annotated[
-    str | None,
-    Header(
-        alias="Last-Event-ID",
-        description="Replay from right after this event. Wins over all others. Polyfills may send it in the query, as "
-        "`lastEventId` or `last_event_id`.",
-    ),
-]
+_BY_QUERY = "/stream"
+_BY_PATH = "/stream/{conversation_id:path}"
+_BY_ANY_PATH = "/stream/{conversation_id}"
+"""A path parameter of Starlette's takes no line feed, a plain one does: so that such an id is refused by us."""
 
 _ITEMS = TypeAdapter(list[ResumableStreamItem])
-
-
-class ReplayQuery(BaseModel):
-    """The place to replay from. One model for all routes: FastAPI examines it once."""
-
-    start: From = None
-    starting_after: StartingAfter = None
-    epoch: Epoch = None
-
-
-class ReplayQueryWithId(ReplayQuery):
-    """The same where the query has the id as well."""
-
-    conv_id: QueryId = None
 
 
 class Routes:
     """What the routes do."""
 
-    def __init__(self, manager: StreamManager, pending_timeout: float, locator: Locator) -> None:
-        self._manager = manager
-        self._pending_timeout = pending_timeout
-        self._locator = locator
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._manager = service.manager
 
-    async def replay(
-        self,
-        request: Request,
-        owner: Any,
-        stream_id: str | None,
-        start: str | None,
-        starting_after: str | None,
-        epoch: str | None,
-    ) -> Response:
+    async def replay(self, request: Request, owner: Any, stream_id: str | None, query: ReplayQuery) -> Response:
         """Answer with a stream, from the place that the client asks for.
 
         Raises:
@@ -162,13 +57,13 @@ class Routes:
         key = StreamKey(owner, require_stream_id(stream_id))
         event_id = last_event_id(request)
         # A client that reconnects by itself repeats its URL, and says in the header how far it has come since.
-        number = None if event_id else parse_sequence_number(starting_after)
-        offset = None if event_id or number is not None else parse_offset(start)
+        number = None if event_id else parse_sequence_number(query.starting_after)
+        offset = None if event_id or number is not None else parse_offset(query.start)
         with counting_refusals(self._manager, read_kind(event_id, number is not None, offset)):
-            stream = await self._manager.store.find(key, self._pending_timeout)
-            if epoch and epoch != stream.epoch:
+            stream = await self._manager.store.find(key, self._service.settings.pending_timeout)
+            if query.epoch and query.epoch != stream.epoch:
                 raise StreamReplaced
-            location = self._locator.within(request.scope)(key.id)
+            location = self._service.locator.path(request.scope, key.id)
             if number is None:
                 response = await replay(self._manager, stream, offset, event_id, location)
             else:
@@ -204,44 +99,48 @@ class Routes:
         return Answer(WatchResponse(self._manager, owner, wanted.conversation_ids))
 
 
-def build_router(
-    manager: StreamManager,
-    *,
-    prefix: str,
-    owner: IdDependency | None,
-    pending_timeout: float,
-    locator: Locator,
-    lifespan: Callable[[Any], Any],
-) -> APIRouter:
+class _Router(APIRouter):
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether a request is for one of the routes; those that cannot be are not compared with a dozen of them."""
+        path: str = scope["path"]
+        return super().matches(scope) if "/stream" in path or path.endswith((".js", ".map")) else (Match.NONE, {})
+
+
+def build_router(service: Service, routes: Routes, lifespan: Callable[[Any], Any]) -> APIRouter:
     """Make the router of one `Resumable`."""
-    router = APIRouter(
-        prefix=prefix,
+    router = _Router(
+        prefix=service.settings.prefix,
         tags=["resumable streams"],
         lifespan=lifespan,
         route_class=AnswerRoute,
         # Routes are found by name, so the name is unique; what OpenAPI shows is not to change from run to run.
         generate_unique_id_function=_operation_id,
     )
-    routes = Routes(manager, pending_timeout, locator)
-    _add_stream_routes(router, routes, owner or no_owner, locator.route_name)
-    _add_lookup_routes(router, routes, owner or no_owner)
+    owner = service.settings.owner or no_owner
+    _add_replay_routes(router, routes, owner, service.locator.route_name)
+    _add_stop_routes(router, routes, owner)
+    _add_lookup_routes(router, routes, owner)
     add_assets(router)
     return router
 
 
-def _add_stream_routes(router: APIRouter, routes: Routes, dependency: IdDependency, route_name: str) -> None:
+def _add_replay_routes(router: APIRouter, routes: Routes, dependency: IdDependency, route_name: str) -> None:
     OwnerId = Annotated[Any, Depends(dependency)]  # noqa: N806  # a type, for the signatures below
 
+    @router.get(_BY_QUERY, name=route_name, **openapi.REPLAY)
+    @router.head(_BY_QUERY, **openapi.DESCRIBE)
     async def replay_by_query(
         request: Request,
         owner: OwnerId,
         query: Annotated[ReplayQueryWithId, Query()],
         _last_event_id: LastEventId = None,
     ) -> Response:
-        return Answer(
-            await routes.replay(request, owner, query.conv_id, query.start, query.starting_after, query.epoch)
-        )
+        return Answer(await routes.replay(request, owner, query.conv_id, query))
 
+    @router.get(_BY_PATH, name="replay_by_path", **openapi.REPLAY)
+    @router.head(_BY_PATH, **openapi.DESCRIBE)
+    @router.get(_BY_ANY_PATH, name="replay_by_path", include_in_schema=False, response_class=Response)
+    @router.head(_BY_ANY_PATH, include_in_schema=False, response_class=Response)
     async def replay_by_path(
         request: Request,
         owner: OwnerId,
@@ -249,83 +148,83 @@ def _add_stream_routes(router: APIRouter, routes: Routes, dependency: IdDependen
         query: Annotated[ReplayQuery, Query()],
         _last_event_id: LastEventId = None,
     ) -> Response:
-        return Answer(
-            await routes.replay(request, owner, conversation_id, query.start, query.starting_after, query.epoch)
-        )
+        return Answer(await routes.replay(request, owner, conversation_id, query))
 
+
+def _add_stop_routes(router: APIRouter, routes: Routes, dependency: IdDependency) -> None:
+    OwnerId = Annotated[Any, Depends(dependency)]  # noqa: N806  # a type, for the signatures below
+
+    @router.delete(_BY_QUERY, **openapi.STOP)
     async def stop_by_query(owner: OwnerId, conv_id: QueryId = None, epoch: Epoch = None) -> Response:
         return await routes.stop(owner, conv_id, epoch)
 
+    @router.delete(_BY_PATH, **openapi.STOP)
+    @router.delete(_BY_ANY_PATH, include_in_schema=False, response_class=Response, status_code=204)
     async def stop_by_path(owner: OwnerId, conversation_id: PathId, epoch: Epoch = None) -> Response:
         return await routes.stop(owner, conversation_id, epoch)
-
-    for path, replay_endpoint, stop_endpoint in (
-        ("/stream", replay_by_query, stop_by_query),
-        ("/stream/{conversation_id:path}", replay_by_path, stop_by_path),
-        # A path parameter of Starlette's takes no line feed, a plain one does: so that such an id is refused by us.
-        ("/stream/{conversation_id}", replay_by_path, stop_by_path),
-    ):
-        documented = path != "/stream/{conversation_id}"
-        router.add_api_route(
-            path,
-            replay_endpoint,
-            methods=["GET"],
-            name=route_name if path == "/stream" else "replay_by_path",
-            summary="Replay a stream, and follow it to its end",
-            description="Every client gets the bytes of the log, in order, from its offset. Never starts work.",
-            response_class=Response,
-            include_in_schema=documented,
-            responses=_REPLAY_RESPONSES if documented else None,
-        )
-        router.add_api_route(
-            path,
-            replay_endpoint,
-            methods=["HEAD"],
-            summary="Describe a stream",
-            description="Status and headers of the replay, and `X-Stream-*` headers.",
-            response_class=Response,
-            include_in_schema=documented,
-            responses=_HEAD_RESPONSES if documented else None,
-        )
-        router.add_api_route(
-            path,
-            stop_endpoint,
-            methods=["DELETE"],
-            status_code=204,
-            summary="Stop a stream",
-            description="The endpoint is cancelled, readers get the terminal event, and the stream is gone.",
-            response_class=Response,
-            include_in_schema=documented,
-            responses=_STOP_RESPONSES if documented else None,
-        )
 
 
 def _add_lookup_routes(router: APIRouter, routes: Routes, dependency: IdDependency) -> None:
     OwnerId = Annotated[Any, Depends(dependency)]  # noqa: N806  # a type, for the signatures below
 
-    @router.post(
-        "/streams/lookup",
-        summary="Look up streams by id",
-        description="Which of these streams there are, and what they are doing. Only ids that are asked for are shown.",
-        response_model=list[ResumableStreamItem],
-        response_description="The streams that there are, each once.",
-        responses={**error_responses(InvalidRequest, StoreUnavailable), **OTHER_RESPONSES},
-        openapi_extra=_LOOKUP_BODY,
-    )
+    @router.post("/streams/lookup", **openapi.LOOKUP)
     async def lookup(request: Request, owner: OwnerId) -> Response:
         return await routes.lookup(request, owner)
 
-    @router.post(
-        "/streams/watch",
-        summary="Watch streams by id",
-        description="What a lookup of these ids shows, and then each change, as server-sent events. Streams that come "
-        "later are shown, too. Only ids that are asked for are shown.",
-        response_class=Response,
-        responses={**WATCH_RESPONSES, **OTHER_RESPONSES},
-        openapi_extra=_LOOKUP_BODY,
-    )
+    @router.post("/streams/watch", **openapi.WATCH)
     async def watch(request: Request, owner: OwnerId) -> Response:
         return await routes.watch(request, owner)
+
+
+class WatchResponse(Response):
+    """The states of some of the owner's streams and their changes, until the client leaves or the server exits."""
+
+    def __init__(self, manager: StreamManager, owner: str | None, ids: Sequence[str]) -> None:
+        self._manager = manager
+        self._owner = owner
+        self._ids = ids
+        super().__init__()
+        self.raw_headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-store, no-transform"),
+            (b"x-accel-buffering", b"no"),
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Watch.
+
+        Raises:
+            ResumableError: The store has no answer, or the server is about to exit.
+            StreamBroken: The client took nothing for too long.
+        """
+
+        async def disconnected() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        async def start() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+
+        async def deliver(items: Sequence[ResumableStreamItem]) -> None:
+            body = b"".join(map(encode, items)) or PING
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+        watch = self._manager.watch(self._owner, self._ids)
+        departure = asyncio.ensure_future(disconnected())
+        departure.add_done_callback(lambda _: watch.leave())
+        try:
+            if await watch.run(start, deliver) is Reading.STALLED:
+                why = "the client of a watch took nothing for too long"
+                await break_off(why, self._manager, scope, send, at_once=True)
+            else:
+                await send(end_of_body())
+        except OSError:
+            # What a server of ASGI 2.4 raises from `send` once the client has gone.
+            return
+        finally:
+            self._manager.unwatch(watch)
+            departure.cancel()
+            await asyncio.wait({departure})
 
 
 async def _read_lookup(request: Request) -> ResumableLookup:

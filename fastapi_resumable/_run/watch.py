@@ -99,3 +99,8 @@ class Watch:
         self._deadline.reschedule(asyncio.get_running_loop().time() + self._stall_timeout)
         await delivery
         self._deadline.reschedule(None)
+
+
+def encode(item: ResumableStreamItem) -> bytes:
+    """Write an item as a server-sent event. It has no id: a client that comes back gets the current state first."""
+    return b"event: stream.%s\ndata: %s\n\n" % (item.status.encode("ascii"), item.model_dump_json().encode("utf-8"))

@@ -259,7 +259,7 @@ class MemoryStream:
         except LookupError:
             raise OffsetLost(self.earliest) from None
 
-    async def fetch_evicted(self, _cursor: Cursor) -> bytes:
+    async def fetch_evicted(self, cursor: Cursor) -> bytes:
         """Return what this process no longer holds: nothing else has it.
 
         Raises:

@@ -1,12 +1,31 @@
 """What FastAPI does with an endpoint's result it does as without the library: by every face, named and unnamed."""
 
+import functools
+import inspect
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Body, Cookie, Depends, FastAPI, Form, Header, HTTPException, Path, Query
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Body,
+    Cookie,
+    Depends,
+    FastAPI,
+    File,
+    Form,
+    Header,
+    HTTPException,
+    Path,
+    Query,
+    Request,
+    Security,
+    UploadFile,
+    WebSocket,
+)
 from fastapi import Response as FastAPIResponse
 from fastapi.responses import (
     FileResponse,
@@ -16,12 +35,15 @@ from fastapi.responses import (
     RedirectResponse,
     StreamingResponse,
 )
+from fastapi.security import SecurityScopes
 from fastapi.testclient import TestClient
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.background import BackgroundTask
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream
+from tests.support.life_apps import YIELDS
 
 FACES = ("decorator", "dependency", "route_class", "middleware")
 ADDED = {"x-conversation-id", "x-stream-epoch", "content-location", "x-accel-buffering", "cache-control"}
@@ -42,6 +64,18 @@ class Public(BaseModel):
     name: str
 
 
+class Aliased(BaseModel):
+    """A model whose field has another name on the wire."""
+
+    n: int = Field(serialization_alias="number")
+
+
+class PlainTextStream(StreamingResponse):
+    """A streaming response of the application's own."""
+
+    media_type = "text/plain"
+
+
 class Custom(JSONResponse):
     """A response class of the application's own."""
 
@@ -49,6 +83,14 @@ class Custom(JSONResponse):
 
     def render(self, content: Any) -> bytes:
         return b"custom:" + json.dumps(content).encode()
+
+
+callbacks = APIRouter()
+
+
+@callbacks.post("{$callback_url}/done")
+def done(item: Item) -> None:
+    """What the application calls back."""
 
 
 def quota(response: FastAPIResponse) -> None:
@@ -60,6 +102,20 @@ def quota(response: FastAPIResponse) -> None:
 def created(response: FastAPIResponse) -> None:
     """A dependency that sets the status."""
     response.status_code = 201
+
+
+ran: list[str] = []
+"""What background tasks have done."""
+
+
+def granted(scopes: SecurityScopes) -> list[str]:
+    """What the security of the endpoint asks for."""
+    return scopes.scopes
+
+
+def original() -> str:
+    """What the application overrides."""
+    return "original"
 
 
 def refuse() -> None:
@@ -166,6 +222,69 @@ def takes_session(held: Annotated[str, Depends(session)]) -> Any:
     return held
 
 
+async def takes_files(one: UploadFile, more: list[UploadFile], note: Annotated[str, Form()] = "n") -> Any:
+    return [await one.read(), *[file.filename for file in more], note]
+
+
+def streams_a_file(one: Annotated[UploadFile, File()]) -> Any:
+    # The file is read while the response is sent, so it has to be open then.
+    return StreamingResponse(iter(lambda: one.file.read(4), b""), media_type="application/octet-stream")
+
+
+def takes_scopes(scopes: Annotated[list[str], Security(granted, scopes=["read", "write"])]) -> Any:
+    return scopes
+
+
+def takes_what_is_overridden(value: Annotated[str, Depends(original)]) -> Any:
+    return value
+
+
+async def takes_a_request(request: Request, connection: HTTPConnection, q: str = "x") -> Any:
+    return [request.method, connection.url.path == request.url.path, q]
+
+
+async def takes_anything(request: Request) -> Any:
+    return (await request.body()).decode()
+
+
+class Answering:
+    """An object for an endpoint."""
+
+    async def __call__(self, q: str = "x") -> Any:
+        """Answer."""
+        return PlainTextResponse(q)
+
+
+def prefixed(prefix: str, q: str = "x") -> Any:
+    return JSONResponse([prefix, q])
+
+
+def with_background_of_its_own(background: BackgroundTasks) -> Any:
+    background.add_task(ran.append, "injected")
+    return JSONResponse({}, background=BackgroundTask(ran.append, "own"))
+
+
+def with_background_and_stream(background: BackgroundTasks) -> Any:
+    background.add_task(ran.append, "after a stream")
+    return StreamingResponse(chunks(), media_type="text/event-stream")
+
+
+async def yields_json() -> AsyncIterator[Item]:
+    yield Item(name="a")
+    yield Item(name="b", secret="s")
+
+
+def yields_json_in_def() -> Iterator[Item]:
+    yield Item(name="a")
+    yield Item(name="b", secret="s")
+
+
+async def yields_text(response: FastAPIResponse) -> AsyncIterator[str]:
+    response.headers["x-late"] = "1"
+    yield "a"
+    yield "b"
+
+
 def json_of(value: Any, **options: Any) -> Callable[[], Any]:
     return returning(lambda: JSONResponse(value, **options))
 
@@ -247,17 +366,69 @@ ENDPOINTS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] 
     "form missing": (takes_form, {}, {}),
     "header and cookie": (takes_header_and_cookie, {}, {"headers": {"x-a": "1", "cookie": "c=2"}}),
     "header missing": (takes_header_and_cookie, {}, {}),
-    "path": (takes_path, {"path": "/e/{name}"}, {"path": "/e/long"}),
-    "path invalid": (takes_path, {"path": "/e/{name}"}, {"path": "/e/x"}),
+    "path": (takes_path, {"path": "/{name}"}, {"path": "/long"}),
+    "path invalid": (takes_path, {"path": "/{name}"}, {"path": "/x"}),
+    "files": (
+        takes_files,
+        {},
+        {"files": [("one", ("a.txt", b"aaa")), ("more", ("b.txt", b"b")), ("more", ("c.txt", b"c"))]},
+    ),
+    "a file missing": (takes_files, {}, {"files": [("more", ("b.txt", b"b"))]}),
+    "a file that is streamed": (streams_a_file, {}, {"files": {"one": ("a.txt", b"0123456789")}}),
+    "scopes": (takes_scopes, {}, {}),
+    "an override": (takes_what_is_overridden, {}, {}),
+    "request and connection": (takes_a_request, {}, {"params": {"q": "y"}}),
+    "raw body": (takes_anything, {}, {"content": b"raw"}),
+    "an object": (Answering(), {}, {"params": {"q": "y"}}),
+    "a partial": (functools.partial(prefixed, "p"), {}, {}),
+    "background, own and injected": (with_background_of_its_own, {}, {}),
+    "background after a stream": (with_background_and_stream, {}, {}),
+    "by alias": (returning(lambda: Aliased(n=1)), {"response_model": Aliased}, {}),
+    "not by alias": (
+        returning(lambda: Aliased(n=1)),
+        {"response_model": Aliased, "response_model_by_alias": False},
+        {},
+    ),
+    "exclude defaults": (
+        returning(lambda: Item(name="a", price=1.0)),
+        {"response_model": Item, "response_model_exclude_defaults": True},
+        {},
+    ),
+    "own response and a model": (json_of({"a": 1}), {"response_model": Item}, {}),
+    "own 205": (returning(lambda: Response(status_code=205)), {}, {}),
+    "own 304": (returning(lambda: Response(status_code=304, headers={"etag": '"a"'})), {}, {}),
+    "own bytes": (returning(lambda: Response(b"\x00\xff", media_type="image/png")), {}, {}),
+    "own 500": (json_of({"no": 1}, status_code=500), {}, {}),
+    "out of the schema": (returning(lambda: {"a": 1}), {"include_in_schema": False}, {}),
+    "callbacks": (returning(lambda: {"a": 1}), {"callbacks": callbacks.routes}, {}),
+    "responses": (returning(lambda: {"a": 1}), {"responses": {404: {"model": Public}}, "tags": ["t"]}, {}),
     "refused": (returning(lambda: {"a": 1}), {"dependencies": [Depends(refuse)]}, {}),
 }
 
 
+if YIELDS:
+    from fastapi.sse import EventSourceResponse
+
+    # The decorator refuses these, and the handle has no response to be given.
+    ENDPOINTS |= {
+        "yield json": (yields_json, {}, {}),
+        "yield json in def": (yields_json_in_def, {}, {}),
+        "yield json, a model": (yields_json, {"response_model": Public}, {}),
+        "yield events": (yields_json, {"response_class": EventSourceResponse}, {}),
+        "yield events in def": (yields_json_in_def, {"response_class": EventSourceResponse}, {}),
+        "yield raw": (yields_text, {"response_class": StreamingResponse}, {}),
+        "yield, status": (yields_text, {"response_class": PlainTextStream, "status_code": 201}, {}),
+        "yield, refused": (yields_text, {"response_class": StreamingResponse, "dependencies": [Depends(refuse)]}, {}),
+    }
+
+
+def faces_of(name: str) -> tuple[str, ...]:
+    """The faces that an endpoint can have."""
+    return FACES[2:] if name.startswith("yield") else FACES
+
+
 def with_handle(endpoint: Callable[..., Any], resumable: Resumable) -> Callable[..., Any]:
     """The endpoint, as its author would write it with the dependency."""
-    import functools  # beside its one use
-    import inspect  # as above
-
     parameter = inspect.Parameter(
         "stream",
         inspect.Parameter.KEYWORD_ONLY,
@@ -278,44 +449,47 @@ def with_handle(endpoint: Callable[..., Any], resumable: Resumable) -> Callable[
             result = endpoint(*args, **kwargs)
             return stream(result) if isinstance(result, Response) else result
 
+    wrapper.__name__ = getattr(endpoint, "__name__", type(endpoint).__name__)
     wrapper.__signature__ = signature.replace(  # type: ignore[attr-defined]  # inspect's protocol
         parameters=[*signature.parameters.values(), parameter]
     )
     return wrapper
 
 
-def path_of(name: str, path: str = "/e") -> str:
-    """Where an endpoint is: each has a folder of its own."""
-    return f"/{list(ENDPOINTS).index(name)}{path}"
+def path_of(name: str) -> str:
+    """The path of an endpoint; its last part is the name of its stream, too."""
+    return f"/e/{list(ENDPOINTS).index(name)}"
 
 
 def build(face: str) -> FastAPI:
-    """An application with every endpoint."""
+    """An application with all the endpoints."""
     app = FastAPI()
+    app.dependency_overrides[original] = lambda: "overridden"
     resumable = Resumable(owner=lambda: "alice")
-    router = APIRouter(**({"route_class": resumable.route_class} if face == "route_class" else {}))
+    router = APIRouter(route_class=resumable.route_class) if face == "route_class" else APIRouter()
     paths = []
-    for name, (plain, options, _) in ENDPOINTS.items():
-        paths.append(path_of(name, options.get("path", "/e")))
-        match face:
-            case "decorator":
-                endpoint = resumable.stream(plain)
-            case "dependency":
-                endpoint = with_handle(plain, resumable)
-            case _:
-                endpoint = plain
-        router.api_route(**{**options, "path": paths[-1]}, methods=["POST"])(endpoint)
+    for name, (endpoint, options, _) in ENDPOINTS.items():
+        if face not in ("plain", *faces_of(name)):
+            continue
+        path = path_of(name) + options.get("path", "")
+        paths.append(path)
+        wrapped: Any = endpoint
+        if face == "decorator":
+            wrapped = resumable.stream(endpoint)
+        elif face == "dependency":
+            wrapped = with_handle(endpoint, resumable)
+        router.api_route(methods=["POST"], operation_id=path, **options | {"path": path})(wrapped)
     app.include_router(router)
-    if face != "plain":
-        app.include_router(resumable.router)
     if face == "middleware":
         app.add_middleware(ResumableMiddleware, resumable=resumable, paths=paths)
+    if face != "plain":
+        app.include_router(resumable.router, include_in_schema=False)
     return app
 
 
 @pytest.fixture(scope="module")
 def clients() -> Iterator[dict[str, TestClient]]:
-    """A client of each application."""
+    """A client of each application, by its face."""
     with ExitStack() as stack:
         yield {
             face: stack.enter_context(TestClient(build(face), raise_server_exceptions=False, follow_redirects=False))
@@ -324,32 +498,70 @@ def clients() -> Iterator[dict[str, TestClient]]:
 
 
 def ask(client: TestClient, name: str, *, named: bool) -> Any:
-    """Ask for the endpoint."""
+    """Ask for an endpoint."""
     options = dict(ENDPOINTS[name][2])
     headers = dict(options.pop("headers", {}))
     if named:
-        headers["X-Conversation-Id"] = name
-    client.cookies.clear()
-    return client.post(path_of(name, options.pop("path", "/e")), headers=headers, **options)
+        headers["X-Conversation-Id"] = path_of(name)
+    return client.post(path_of(name) + options.pop("path", ""), headers=headers, **options)
 
 
 def essence(answer: Any, *, named: bool) -> Any:
     """What must agree: for a named request, without what is added."""
     headers = sorted((key.lower(), value) for key, value in answer.headers.multi_items())
-    text = answer.text
+    body = answer.content
     if named:
         headers = [(key, value) for key, value in headers if key not in ADDED and key != "content-length"]
-        text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("id: "))
-    return answer.status_code, headers, text
+        body = b"".join(line for line in body.splitlines(keepends=True) if not line.startswith(b"id: "))
+    return answer.status_code, headers, body
 
 
 @pytest.mark.parametrize("name", ENDPOINTS)
 def test_an_endpoint_answers_as_without_the_library(clients: dict[str, TestClient], name: str) -> None:
     """Status, headers, cookies and body, by every face, with and without a stream id."""
     for named in (False, True):
-        expected = essence(ask(clients["plain"], name, named=named), named=named)
-        for face in FACES:
-            assert essence(ask(clients[face], name, named=named), named=named) == expected, (face, named)
+        ran.clear()
+        expected = essence(ask(clients["plain"], name, named=named), named=named), list(ran)
+        for face in faces_of(name):
+            ran.clear()
+            assert (essence(ask(clients[face], name, named=named), named=named), ran) == expected, (face, named)
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_the_schema_is_that_of_the_application_without_the_library(clients: dict[str, TestClient], face: str) -> None:
+    """OpenAPI shows nothing of the faces."""
+    plain, ours = (clients[one].get("/openapi.json").json()["paths"] for one in ("plain", face))
+    assert ours == {
+        path: shown for path, shown in plain.items() if face in faces_of(list(ENDPOINTS)[int(path.split("/")[2])])
+    }
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_mounted_application_answers_as_without_the_library(face: str) -> None:
+    """With its own routes and the replay in it; and a websocket of the same router stays one."""
+
+    def mounted(face: str) -> TestClient:
+        inner, app = build(face), FastAPI()
+
+        @inner.websocket("/ws")
+        async def echo(websocket: WebSocket) -> None:
+            await websocket.accept()
+            await websocket.send_text(await websocket.receive_text())
+
+        app.mount("/sub", inner)
+        return TestClient(app)
+
+    plain, ours = mounted("plain"), mounted(face)
+    path = "/sub" + path_of("event stream")
+    for named in (False, True):
+        headers = {"X-Conversation-Id": "a/b"} if named else {}
+        expected, answer = plain.post(path, headers=headers), ours.post(path, headers=headers)
+        assert essence(answer, named=named) == essence(expected, named=named)
+    assert answer.headers["content-location"] == "/sub/v1/stream/a/b"
+    assert ours.get("/sub/v1/stream/a/b").content == answer.content
+    with ours.websocket_connect("/sub/ws", headers={"X-Conversation-Id": "a"}) as websocket:
+        websocket.send_text("hello")
+        assert websocket.receive_text() == "hello"
 
 
 @pytest.mark.parametrize("level", ["app", "router", "include"])

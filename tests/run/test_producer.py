@@ -7,12 +7,12 @@ import pytest
 
 from fastapi_resumable import MemoryStore, ResumableStatus
 from fastapi_resumable._core.ids import StreamKey
-from fastapi_resumable._fastapi.settings import load_settings
 from fastapi_resumable._run.manager import StreamManager
 from fastapi_resumable._run.producer import Producer
 from fastapi_resumable._stream.reader import Reading
 from fastapi_resumable._stream.recording import EVENT_PIECE
 from fastapi_resumable._stream.stream import Head
+from fastapi_resumable.settings import ResumableSettings
 
 HEAD = Head(200, ((b"content-type", b"text/plain"),))
 KEY = StreamKey(None, "chat")
@@ -20,7 +20,7 @@ KEY = StreamKey(None, "chat")
 
 def make_manager(**options) -> StreamManager:
     settings = {"ping": 0, "stop_grace": 0.05, "shutdown_grace": 0.05} | options
-    return StreamManager(MemoryStore(), load_settings(settings))
+    return StreamManager(MemoryStore(), ResumableSettings.load(settings))
 
 
 async def started(manager: StreamManager) -> Producer:

@@ -5,19 +5,19 @@ import asyncio
 import pytest
 
 from fastapi_resumable._core.ids import StreamKey
-from fastapi_resumable._fastapi.settings import load_settings
 from fastapi_resumable._run.manager import StreamManager
 from fastapi_resumable._run.replay import ReplayResponse, Serving, StreamBroken
 from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.stream import Budget, Head, Limits, WritableStream
 from fastapi_resumable.models import ResumableStatus
+from fastapi_resumable.settings import ResumableSettings
 from fastapi_resumable.stores.base import Reservation
 from fastapi_resumable.stores.memory import MemoryStore
 
 
 def overtaken(media_type: bytes) -> tuple[StreamManager, MemoryStream]:
     """A stream whose head is gone."""
-    manager = StreamManager(MemoryStore(), load_settings({"ping": 0}))
+    manager = StreamManager(MemoryStore(), ResumableSettings.load({"ping": 0}))
     stream = MemoryStream(
         StreamKey(None, "s"),
         "abcdefghijklmnop",
@@ -81,7 +81,7 @@ def make_manager(stall_timeout: float = 30) -> StreamManager:
     store = MemoryStore()
     store.configure(Limits(event_ids=False))
     settings = {"ping": 0, "stall_timeout": stall_timeout, "stop_grace": 0.1, "shutdown_grace": 0.1}
-    return StreamManager(store, load_settings(settings))
+    return StreamManager(store, ResumableSettings.load(settings))
 
 
 async def never() -> dict:

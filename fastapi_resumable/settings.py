@@ -1,0 +1,145 @@
+"""Every option of a `Resumable`: its type, default and rule, stated once; and the error messages for wrong ones."""
+
+import functools
+import inspect
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec, Self, cast
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from uvicorn import Config
+
+from ._core.terminal import TerminalEvent
+
+if TYPE_CHECKING:
+    from pydantic_settings import BaseSettings
+
+MIB = 1024 * 1024
+PREFIX = "FASTAPI_RESUMABLE_"
+
+StoreUrl = Annotated[str, StringConstraints(pattern=r"^(memory|sqlite:///.+|(redis|rediss|unix)://.+)$")]
+
+_P = ParamSpec("_P")
+
+
+def is_reloaded() -> bool:
+    """Whether the application is imported by a server that restarts at every change of a file, as `fastapi dev`."""
+    if multiprocessing.parent_process() is None:
+        return False
+    # The server is among the callers of the import, and its configuration is available nowhere else.
+    frame = sys._getframe()  # noqa: SLF001  # the way to walk the stack that takes no time
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        config = frame.f_locals.get("config")
+        if isinstance(config, Config):
+            return config.should_reload
+    return False
+
+
+class ResumableSettings(BaseModel):
+    """Settings of a `Resumable`; each can also come from the environment, as `FASTAPI_RESUMABLE_<NAME>`.
+
+    What is given in code wins over the environment. Durations are in seconds, sizes in bytes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    prefix: str = Field(
+        default="/v1", pattern=r"^(/.*[^/])?$", description="must be empty, or start with '/' and not end with one"
+    )
+    on_conflict: Literal["replace", "attach", "reject"] = Field(
+        default="replace", description="must be 'replace', 'attach' or 'reject'"
+    )
+    event_ids: bool | Literal["first"] = Field(default=True, description="must be true, false or 'first'")
+    ping: float = Field(default=15.0, ge=0, description="must be a number of seconds, or 0 for no keep-alives")
+    max_stream_bytes: int = Field(
+        default=4 * MIB, gt=0, description="must be a positive number of bytes, like 4 * 1024 * 1024"
+    )
+    max_total_bytes: int = Field(
+        default=1024 * MIB, gt=0, description="must be a positive number of bytes, like 1024 ** 3"
+    )
+    max_streams: int = Field(default=10_000, gt=0, description="must be a positive number of streams")
+    max_streams_per_owner: int | None = Field(
+        default=None, gt=0, description="must be a positive number of streams, or None for no limit"
+    )
+    retention: float = Field(default=300.0, ge=0, description="must be a number of seconds that is not negative")
+    head_timeout: float = Field(default=1.0, ge=0, description="must be a number of seconds that is not negative")
+    pending_timeout: float = Field(default=2.0, ge=0, description="must be a number of seconds that is not negative")
+    stall_timeout: float = Field(default=30.0, gt=0, description="must be a positive number of seconds")
+    stop_grace: float = Field(default=5.0, ge=0, description="must be a number of seconds that is not negative")
+    shutdown_grace: float = Field(
+        default_factory=lambda: 0.0 if is_reloaded() else 10.0,
+        ge=0,
+        description="must be a number of seconds that is not negative",
+    )
+    auto_id: bool = Field(default=False, description="must be true or false")
+    terminal_event: TerminalEvent = Field(
+        default="sse",
+        description="must be 'sse', 'openai', 'ai-sdk', 'ag-ui', 'anthropic', or a function of status, code and "
+        "message to bytes or None",
+    )
+    trace_stream_ids: bool = Field(default=True, description="must be true or false")
+    store: StoreUrl = Field(
+        default="memory",
+        description="must be 'memory', a file like 'sqlite:///streams.db', or the URL of a Redis, like "
+        "'redis://localhost:6379/0'",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return _from_environment() | given
+
+    @classmethod
+    def load(cls, given: dict[str, Any]) -> Self:
+        """Check what was given in code, and take the rest from the environment.
+
+        Raises:
+            ValueError: A value is wrong; the message names it and says what it must be.
+        """
+        try:
+            settings = cls(**given)
+        except ValidationError as exc:
+            raise ValueError("\n".join(dict.fromkeys(cls._sentence(error, given) for error in exc.errors()))) from None
+        if settings.max_total_bytes < settings.max_stream_bytes:
+            raise ValueError(
+                f"max_total_bytes ({settings.max_total_bytes}) must be at least max_stream_bytes "
+                f"({settings.max_stream_bytes}): one stream would not fit. Raise the one or lower the other."
+            )
+        return settings
+
+    @classmethod
+    def _sentence(cls, error: Any, given: dict[str, Any]) -> str:
+        name = str(error["loc"][0])
+        source = name if name in given else f"{name} (FASTAPI_RESUMABLE_{name.upper()} in the environment)"
+        return f"{source} {cls.model_fields[name].description}, not {given.get(name, error['input'])!r}."
+
+
+def takes(options: Callable[_P, Any]) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _P], None]]:
+    """Give a method that takes `**given` the keywords of a class of settings, with their types and defaults."""
+    signature = inspect.signature(options)
+
+    def decorate(method: Callable[..., None]) -> Callable[Concatenate[Any, _P], None]:
+        @functools.wraps(method)
+        def checked(self: Any, /, *args: _P.args, **given: _P.kwargs) -> None:
+            signature.bind(*args, **given)
+            method(self, **given)
+
+        this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        checked.__signature__ = signature.replace(  # type: ignore[attr-defined]  # inspect's protocol
+            parameters=[this, *signature.parameters.values()], return_annotation=None
+        )
+        return checked
+
+    return decorate
+
+
+def _from_environment() -> dict[str, Any]:
+    if not any(name.upper().startswith(PREFIX) for name in os.environ):
+        return {}
+    # Not before it is needed: it takes as long to import as the library.
+    from pydantic_settings import EnvSettingsSource  # noqa: PLC0415  # only if a variable is set
+
+    return EnvSettingsSource(cast("type[BaseSettings]", ResumableSettings), env_prefix=PREFIX)()
