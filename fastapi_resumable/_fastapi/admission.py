@@ -128,12 +128,13 @@ class Admission:
         assert key is not None
         # Where no lifespan runs, as in a mounted application, this is our first call on the event loop.
         service.manager.termination.start()
+        location = service.locator.path(request.scope, key.id)
         last = None if self.identity.is_chosen else last_event_id(request)
         if last:
             with counting_refusals(service.manager, "resume"):
                 find = service.manager.store.find(key, service.settings.pending_timeout)
                 stream = await self._unless_client_leaves(find)
-                return await replay(service.manager, stream, None, last, self._locate(key.id))
+                return await replay(service.manager, stream, None, last, location)
         try:
             started = await self._start(key)
         except StoreUnavailable as exc:
@@ -146,23 +147,20 @@ class Admission:
             raise
         if not isinstance(started, Producer):
             if prefers_async(request):
-                return accepted(started.item, self._locate(key.id))
+                return accepted(started.item, location)
             kind = "replay" if started.is_final else "attach"
-            return await replay(service.manager, started, None, None, self._locate(key.id), kind=kind)
+            return await replay(service.manager, started, None, None, location, kind=kind)
         self.producer = started
         self.exchange = Exchange(
             service.manager,
             started,
             self._body,
             self._send,
-            locate=self._locate,
+            location=location,
             end_delay=self.end_delay,
             respond_async=prefers_async(request),
         )
         return None
-
-    def _locate(self, stream_id: str) -> str | None:
-        return self.service.locator.path(self.request.scope, stream_id)
 
     async def _start(self, key: StreamKey) -> Producer | Stream:
         settings = self.service.settings

@@ -6,7 +6,6 @@ The request itself goes on until the application has ended, whatever happens to 
 
 import asyncio
 import logging
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import anyio
@@ -30,9 +29,6 @@ logger = logging.getLogger("fastapi_resumable")
 GONE_TIMEOUT = 0.5
 """Seconds in which the server has to report a disconnect, after a `send` to the client has failed."""
 
-Locate = Callable[[str], str | None]
-"""Gives the replay URL of a stream id, if there is one."""
-
 
 class Exchange:
     """A request and its answer, around a recorder."""
@@ -44,7 +40,7 @@ class Exchange:
         body: RequestBody,
         send: Send,
         *,
-        locate: Locate,
+        location: str | None,
         end_delay: float,
         respond_async: bool,
     ) -> None:
@@ -57,7 +53,7 @@ class Exchange:
         self.producer = producer
         self._body = body
         self._send = send
-        self._locate = locate
+        self._location = location
         self._reader: Reader | None = None
         self._interrupting: asyncio.Task[None] | None = None
         self.recorder = Recorder(manager.around, producer, body, self, end_delay=end_delay)
@@ -184,7 +180,7 @@ class Exchange:
         await self.recorder.settled()
         if self._reader is not None:
             stream = self._reader.stream
-            headers = identify(self.recorder.headers, stream, self._locate(stream.key.id))
+            headers = identify(self.recorder.headers, stream, self._location)
             serving = Serving(self._reader, self._manager, headers, scope, self._send)
             self._reading = await serving.run(self._body.disconnected)
             if self._reading in (Reading.LEFT, Reading.CUT) and self.producer.telemetry is not None:
@@ -219,7 +215,7 @@ class Exchange:
             return
         self.answered = True
         item = self.producer.reservation.item if stream is None else stream.item
-        response = accepted(item, self._locate(item.conversation_id))
+        response = accepted(item, self._location)
         await response({"type": "http"}, self._body.receive, self._send)
 
 
