@@ -1,11 +1,9 @@
 """Clients that start, resume, stop and look up streams with a user's own httpx client, synchronously and not."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
-import anyio
 import httpx
 from pydantic import TypeAdapter
 
@@ -27,7 +25,6 @@ class _Client(Generic[StreamT]):
     """What both clients have in common: all but how they wait."""
 
     _stream: type[StreamT]
-    _sleep: Sleep
 
     def __init__(
         self,
@@ -43,7 +40,7 @@ class _Client(Generic[StreamT]):
         self._prefix = prefix.rstrip("/")
         self._read_timeout = read_timeout
         self._backoff = backoff or Backoff()
-        self._sleep = sleep or self._sleep
+        self._sleep = sleep
 
     def stream(
         self,
@@ -169,7 +166,6 @@ class ResumableClient(_Client[ClientStream]):
     """
 
     _stream = ClientStream
-    _sleep = staticmethod(time.sleep)
 
     def stop(self, stream_id: str, *, epoch: str | None = None, **arguments: Any) -> None:
         """Stop a stream at the server; with `epoch`, no other one of that id.
@@ -192,7 +188,6 @@ class AsyncResumableClient(_Client[AsyncClientStream]):
     """The same as `ResumableClient`, with `await`, and your own `httpx.AsyncClient`."""
 
     _stream = AsyncClientStream
-    _sleep = staticmethod(anyio.sleep)
 
     async def stop(self, stream_id: str, *, epoch: str | None = None, **arguments: Any) -> None:
         """Stop a stream at the server, as `ResumableClient.stop`."""

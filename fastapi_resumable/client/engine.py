@@ -6,9 +6,12 @@ for what interrupts it.
 """
 
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from types import ModuleType
 from typing import Any, TypeVar
 
+import anyio
 import httpx
 
 from .machine import Resumption
@@ -33,10 +36,15 @@ class Wire:
     """
 
     def __init__(
-        self, send: Callable[..., Any], start: httpx.Request, sleep: Sleep, *, is_async: bool, decoded: bool = False
+        self,
+        send: Callable[..., Any],
+        start: httpx.Request,
+        sleep: Sleep | None,
+        *,
+        is_async: bool,
+        decoded: bool = False,
     ) -> None:
-        self.module = module = sys.modules[type(start).__module__.partition(".")[0]]
-        """What the request is of: httpx, or httpx2."""
+        self.module = module = flavour(start)
         self.lost = (module.TimeoutException, module.NetworkError, module.ProxyError, module.RemoteProtocolError)
         """What is raised when a connection is lost, or there is none."""
         # The last two are the socket's, for a port or a host that is none.
@@ -50,7 +58,7 @@ class Wire:
         self._send = send
         self._start = start
         self._headers = start.headers.copy()
-        self._sleep = sleep
+        self._sleep = sleep or (anyio.sleep if is_async else time.sleep)
         self._is_async = is_async
         self._decoded = decoded
         self._stream: Any = None
@@ -202,6 +210,11 @@ class Engine:
         if self.is_reading:
             self.is_reading = False
             await self.wire.close()
+
+
+def flavour(request: httpx.Request) -> ModuleType:
+    """The module that a request is of: httpx, or httpx2."""
+    return sys.modules[type(request).__module__.partition(".")[0]]
 
 
 async def settle(value: Awaitable[ResultT] | ResultT) -> ResultT:

@@ -24,6 +24,7 @@ class ResumableStream:
         self._machine = engine.machine
         self._backoff = backoff
         self._first = first
+        self._offset = engine.machine.offset
 
     @property
     def state(self) -> StreamState:
@@ -43,7 +44,22 @@ class ResumableStream:
     @property
     def offset(self) -> int:
         """The position right after what has been delivered: with `id` and `epoch`, all that `resume` needs."""
-        return self._machine.offset
+        return self._offset
+
+    @property
+    def status_code(self) -> int:
+        """The status of the answer."""
+        return self._head.status_code
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers of the answer."""
+        return self._head.headers
+
+    @property
+    def replay_url(self) -> str | None:
+        """Where the stream can be had again; `None` if the server does not keep it."""
+        return self._machine.replay_url
 
     @property
     def _head(self) -> Head:
@@ -85,32 +101,11 @@ class BaseStream(ResumableStream):
     def __init__(self, engine: Engine, backoff: Backoff) -> None:
         super().__init__(engine, backoff)
         self._items: deque[Item] = deque()
-        self._offset = engine.machine.offset
         self._form: Form | None = None
         self._decoder = Decoder("iter_bytes", 0)
         self._ended = False
         self._raises = True
         self._failure: StreamIncomplete | None = None
-
-    @property
-    def status_code(self) -> int:
-        """The status of the answer."""
-        return self._head.status_code
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The headers of the answer."""
-        return self._head.headers
-
-    @property
-    def offset(self) -> int:
-        """The position right after what has been delivered: with `id` and `epoch`, all that `resume` needs."""
-        return self._offset
-
-    @property
-    def replay_url(self) -> str | None:
-        """Where the stream can be had again; `None` if the server does not keep it."""
-        return self._machine.replay_url
 
     def events(self, terminal_events: TerminalEvents = "raise") -> Items[ServerSentEvent]:
         """Iterate over server-sent events, each once, in order.

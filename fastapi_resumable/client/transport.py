@@ -6,19 +6,18 @@ The body that they hand out is one, however many connections it takes. What cann
 import json
 import logging
 import math
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from types import ModuleType
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 from uuid import uuid4
 
 import anyio
 import httpx
 
 from ..exceptions import ClientError
-from .engine import Engine, Sleep, Wire, run
+from .engine import Engine, Sleep, Wire, flavour, run
 from .machine import Resumption
 from .messages import Backoff, Head, first_offset, replay_url
 from .streams import ResumableStream
@@ -27,7 +26,6 @@ logger = logging.getLogger("fastapi_resumable")
 
 OnClose = Literal["detach", "stop"]
 """What it means that a response is closed before its end."""
-TransportT = TypeVar("TransportT", httpx.BaseTransport, httpx.AsyncBaseTransport)
 
 STOP_TIMEOUT = 10.0
 _DONE = b"data: [DONE]"
@@ -51,14 +49,28 @@ def fresh_stream_id(request: httpx.Request) -> str | None:
     return str(uuid4()) if isinstance(body, dict) and body.get("stream") is True else None
 
 
-class _Transport(Generic[TransportT]):
-    """What both transports have in common."""
+class ResumableTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """A transport that resumes streams below an `httpx.Client` or `httpx.AsyncClient`, and below what uses it.
 
-    _sleep: Sleep
+    `OpenAI(http_client=httpx.Client(transport=ResumableTransport()))`
+
+    `response.extensions["resumable"]` of an answer that can be resumed has its `id`, `epoch`, `offset` and `state`.
+
+    Args:
+        transport: Makes the requests; by default the `HTTPTransport()` or `AsyncHTTPTransport()` of httpx, or of httpx2
+            if the client is of that.
+        stream_id: Names the stream of a request that has no `X-Conversation-Id`: a function of the request to an id, or
+            `None` if it is not to be resumable. Default: a fresh id for each request that asks for a stream.
+        on_close: What to do if a response is closed before its end, as when a caller leaves its loop:
+            `detach` lets the stream go on at the server, `stop` stops it. After `data: [DONE]`, neither is done.
+        read_timeout: Seconds without a byte after which the connection of an event stream counts as lost.
+        backoff: How long to wait before the next attempt, and how often to try.
+        sleep: A function that waits for a number of seconds, or returns an awaitable that does.
+    """
 
     def __init__(
         self,
-        transport: TransportT | None = None,
+        transport: httpx.BaseTransport | httpx.AsyncBaseTransport | None = None,
         *,
         stream_id: Callable[[httpx.Request], str | None] | None = fresh_stream_id,
         on_close: OnClose = "detach",
@@ -68,15 +80,36 @@ class _Transport(Generic[TransportT]):
     ) -> None:
         if on_close not in ("detach", "stop"):
             raise ValueError(f"on_close must be 'detach' or 'stop', not {on_close!r}.")
-        self._transport: TransportT | None = transport
+        self._transport: Any = transport
         self._stream_id = stream_id
         self._on_close: OnClose = on_close
         self._read_timeout = read_timeout
         self._backoff = backoff or Backoff()
-        self._sleep = sleep or self._sleep
+        self._sleep = sleep
 
-    async def _handle(self, request: httpx.Request, wire: Wire) -> httpx.Response:
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Make a request, and make sure that its body is read to the end."""
+        self._transport = transport = self._transport or flavour(request).HTTPTransport()
+        return run(self._handle(request, transport.handle_request, is_async=False))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Make a request, and make sure that its body is read to the end."""
+        self._transport = transport = self._transport or flavour(request).AsyncHTTPTransport()
+        return await self._handle(request, transport.handle_async_request, is_async=True)
+
+    def close(self) -> None:
+        """Close the transport that makes the requests."""
+        if self._transport is not None:
+            self._transport.close()
+
+    async def aclose(self) -> None:
+        """Close the transport that makes the requests."""
+        if self._transport is not None:
+            await self._transport.aclose()
+
+    async def _handle(self, request: httpx.Request, send: Callable[..., Any], *, is_async: bool) -> httpx.Response:
         """Make the request; if the answer is a stream that can be resumed, put our body in the place of its own."""
+        wire = Wire(lambda request, _trusted: send(request), request, self._sleep, is_async=is_async)
         offset = first_offset(str(request.url), request.headers)
         engine = Engine(wire, Resumption(self._backoff, str(request.url), offset))
         if self._name(request):
@@ -123,57 +156,8 @@ class _Transport(Generic[TransportT]):
         return True
 
 
-class ResumableTransport(_Transport[httpx.BaseTransport], httpx.BaseTransport):
-    """A transport for `httpx.Client` that resumes streams below whatever uses the client.
-
-    `OpenAI(http_client=httpx.Client(transport=ResumableTransport()))`
-
-    `response.extensions["resumable"]` of an answer that can be resumed has its `id`, `epoch`, `offset` and `state`.
-
-    Args:
-        transport: Makes the requests; by default an `HTTPTransport()` of httpx, or of httpx2 if the client is of that.
-        stream_id: Names the stream of a request that has no `X-Conversation-Id`: a function of the request to an id, or
-            `None` if it is not to be resumable. Default: a fresh id for each request that asks for a stream.
-        on_close: What to do if a response is closed before its end, as when a caller leaves its loop:
-            `detach` lets the stream go on at the server, `stop` stops it. After `data: [DONE]`, neither is done.
-        read_timeout: Seconds without a byte after which the connection of an event stream counts as lost.
-        backoff: How long to wait before the next attempt, and how often to try.
-        sleep: A function that waits for a number of seconds.
-    """
-
-    _sleep = staticmethod(time.sleep)
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Make a request, and make sure that its body is read to the end."""
-        wire = Wire(lambda request, _trusted: handle(request), request, self._sleep, is_async=False)
-        if self._transport is None:
-            self._transport = wire.module.HTTPTransport()
-        handle = self._transport.handle_request
-        return run(self._handle(request, wire))
-
-    def close(self) -> None:
-        """Close the transport that makes the requests."""
-        if self._transport is not None:
-            self._transport.close()
-
-
-class AsyncResumableTransport(_Transport[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport):
-    """The same for `httpx.AsyncClient`; its arguments are those of `ResumableTransport`."""
-
-    _sleep = staticmethod(anyio.sleep)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Make a request, and make sure that its body is read to the end."""
-        wire = Wire(lambda request, _trusted: handle(request), request, self._sleep, is_async=True)
-        if self._transport is None:
-            self._transport = wire.module.AsyncHTTPTransport()
-        handle = self._transport.handle_async_request
-        return await self._handle(request, wire)
-
-    async def aclose(self) -> None:
-        """Close the transport that makes the requests."""
-        if self._transport is not None:
-            await self._transport.aclose()
+class AsyncResumableTransport(ResumableTransport):
+    """The same class, by the name that goes with `httpx.AsyncClient`."""
 
 
 class _Body(ResumableStream):
@@ -206,6 +190,7 @@ class _Body(ResumableStream):
             data = await self._engine.read()
         except ClientError as exc:
             raise as_transport_error(exc, self._engine.wire.module) from exc
+        self._offset = self._machine.offset
         if not self._done:
             self._done = _DONE in self._tail + data
             self._tail = data[1 - len(_DONE) :]
