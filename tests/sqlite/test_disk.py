@@ -46,7 +46,10 @@ class Power:
         for end in ("", "-wal"):
             shutil.copy(f"{self._path}{end}", copy / f"streams.db{end}")
         self._sync(fd)
-        self.latest = copy
+        with self._lock:
+            # The other thread may be later with a copy that it has begun before.
+            if self.latest.name == "none" or int(self.latest.name) < int(copy.name):
+                self.latest = copy
 
 
 def test_what_was_shown_outlives_a_power_cut_between_any_two_writes(

@@ -11,7 +11,7 @@ import pytest
 from fastapi_resumable import Resumable, SqliteStore
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.stream import Limits
-from fastapi_resumable.exceptions import StreamNotFound, TooManyStreams
+from fastapi_resumable.exceptions import StreamNotFound, StreamPending, TooManyStreams
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.sqlite import files
 from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write, written
@@ -269,3 +269,16 @@ def test_no_thread_and_no_task_ends_with_what_it_raises(
             await store.aclose()
 
     asyncio.run(main())
+
+
+async def test_a_request_that_is_to_follow_another_waits_for_pending_timeout(tmp_path: Path) -> None:
+    """However long the other one takes to begin, and whichever worker it waits on."""
+    here, there = in_store(tmp_path / "streams.db", 2)
+    await Request().reserve(here)
+    for store in (here, there):
+        late = Request()
+        late.reservation.pending_timeout = 0.01
+        with pytest.raises(StreamPending):
+            await late.reserve(store, "attach")
+    for store in (here, there):
+        await store.aclose()

@@ -16,10 +16,10 @@ logger = logging.getLogger("fastapi_resumable")
 
 FAST = 0.004
 """Seconds between looks at the file while readers here follow what another worker writes."""
-CALM = 0.02
-"""The same, once nothing has changed for `CALM_AFTER` seconds."""
-CALM_AFTER = 1.0
-SLOW = 0.1
+CALM = 0.1
+"""The same, once nothing has come for long; in between, it is one part in `PATIENCE` of the silence."""
+PATIENCE = 50
+SLOW = 0.2
 """Seconds between looks while there are only streams here that another worker could stop; and after a failure."""
 
 
@@ -75,12 +75,14 @@ class ReaderThread(FileThread):
         """Look so often; `None`: not at all."""
         if interval != self._interval:
             self._interval = interval
+            self._changed_at = monotonic()
             self.wake()
 
     def follow(self, epoch: str, offset: int) -> None:
         """Look for what is added to a stream after `offset`."""
         with self._lock:
             self._followed[epoch] = offset
+        self._changed_at = monotonic()
         self.look_now()
 
     def unfollow(self, epoch: str) -> None:
@@ -120,8 +122,8 @@ class ReaderThread(FileThread):
         now = monotonic()
         if self._has_failed:
             interval = SLOW
-        elif interval == FAST and now - self._changed_at > CALM_AFTER:
-            interval = CALM
+        elif interval == FAST:
+            interval = min(CALM, max(FAST, (now - self._changed_at) / PATIENCE))
         return self._looked_at + interval - now
 
     def _look(self) -> None:
@@ -131,8 +133,9 @@ class ReaderThread(FileThread):
             (version,) = connection.execute("PRAGMA data_version").fetchone()
             if version != self._version or is_due:
                 found = self._find(connection)
-                self._version, self._changed_at = version, self._looked_at
+                self._version = version
                 if found.news:
+                    self._changed_at = self._looked_at
                     self.sync()
                 self._hand_over(found)
             self._has_failed = False

@@ -14,7 +14,7 @@ from .log import UNREAD, Append, Piece, read_page
 from .worker import SqliteWorker
 from .writer import Job
 
-REPORT = 5.0
+REPORT = 8.0
 """Seconds between reports of where the readers here are."""
 
 

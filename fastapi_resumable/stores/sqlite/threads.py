@@ -54,6 +54,7 @@ class FileThread:
     def __init__(self, file: File, on_up: Callable[[], object]) -> None:
         """`on_up` is called on the event loop when the file can be used again, or is another one."""
         self.file = file
+        self._name = str(file.path)
         self._on_up = on_up
         self._loop = asyncio.get_running_loop()
         self._works: queue.SimpleQueue[tuple[Any, asyncio.Future[Any]] | None] = queue.SimpleQueue()
@@ -214,7 +215,7 @@ class FileThread:
         """
         if self.file.synchronous == "full" and self._connection is not None:
             if self._log is None:
-                self._log = os.open(f"{self.file.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+                self._log = os.open(f"{self._name}-wal", os.O_RDONLY | os.O_CLOEXEC)
             (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(self._log)
 
     def note_failed(self, failure: Exception) -> None:
@@ -225,7 +226,7 @@ class FileThread:
 
     def _find_identity(self) -> tuple[int, int] | None:
         try:
-            found = self.file.path.stat()
+            found = os.stat(self._name)  # noqa: PTH116  # looked at so often that it matters
         except FileNotFoundError:
             return None
         return found.st_dev, found.st_ino
