@@ -58,7 +58,8 @@ def prose() -> Iterator[tuple[str, str]]:
         yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     yield "CHANGELOG.md", changelog.partition("## [0.1.0]")[0]
-    for path in (ROOT / "example_app" / "static").glob("*.js"):
+    sources = [*(ROOT / "example_app" / "static").glob("*.js"), *(ROOT / "fastapi_resumable").rglob("*.d.ts")]
+    for path in [*sources, *(ROOT / "fastapi_resumable").rglob("*.lua"), *(ROOT / ".github").glob("*.md")]:
         yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
 
 

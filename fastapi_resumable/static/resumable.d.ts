@@ -89,11 +89,11 @@ export interface StreamEvent {
 
 /**
  * - `connecting`: the request is on its way.
- * - `open`: the stream comes in.
+ * - `open`: connected; the stream comes in.
  * - `reconnecting`: the connection was lost; `error` says how. It will be open again, or over.
  * - `done`: it has ended, and all of it came.
- * - `stopped`: somebody stopped it.
- * - `lost`: it failed, or the rest of it is not to be had; `error` says why.
+ * - `stopped`: it was stopped, or replaced by a newer request.
+ * - `lost`: it failed, or the rest of it cannot be reached; `error` says why.
  * - `detached`: it is not followed any more; it goes on at the server.
  */
 export type StreamState = "connecting" | "open" | "reconnecting" | "done" | "stopped" | "lost" | "detached";
@@ -110,7 +110,7 @@ export interface ResumableStream<Saved = unknown> extends EventTarget, AsyncIter
   /** The latest response, for its headers; its body is taken. */
   readonly response: Response | null;
   readonly id: string;
-  /** Which incarnation of the id this is; known once the stream is `open`. */
+  /** Which run of the id this is; known once the stream is `open`. */
   readonly epoch: string | undefined;
   /** How many bytes of the stream have been handed out: where `resume(id, { from: offset, epoch })` goes on. */
   readonly offset: number;
@@ -124,7 +124,7 @@ export interface ResumableStream<Saved = unknown> extends EventTarget, AsyncIter
 
   /**
    * Keep the place up to which the stream was handed out, and with it what was made of it so far, as JSON. After a
-   * reload it goes on from there. Whoever never saves begins at the start. Call it now and then, or on `pagehide`.
+   * reload it continues from there; without a saved place, from the start. Call it now and then, or on `pagehide`.
    */
   save(value: Saved): void;
   /** Stop the generation at the server, for everybody. Rejects if the server was not reached. */

@@ -5,7 +5,7 @@ local CURRENT = {'epoch', 'status', 'worker', 'tail', 'earliest', 'mid', 'head',
     'expires', 'idem', 'code', 'wait', 'told', 'small', 'packed', 'held'}
 -- Milliseconds for which what is left of an epoch stays, for those who read it or wait for it.
 local REMAINS = 60000
--- Milliseconds for which a log that nobody reads stays, for a reader that has found it just now.
+-- Milliseconds for which a log without readers stays, for a reader that has found it just now.
 local PARTING = 300
 -- The most bytes of a live stream that its own worker does not know to be in its log.
 local UNACKNOWLEDGED = 262144
