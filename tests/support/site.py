@@ -20,7 +20,7 @@ from typing import Any
 from tests.support.apps.player import Player
 from tests.support.asgi import terminal_of
 from tests.support.rawhttp import Headers, Reply, Response
-from tests.support.server import HOST, Server
+from tests.support.server import HOST, LOOP, Server
 from tests.support.ssemodel import without_ids
 
 APP = "tests.support.apps.shared:build"
@@ -106,6 +106,7 @@ def environment(
 def serving(environments: Sequence[Mapping[str, str]], *, workers: int = 1) -> Iterator[list[Server]]:
     """One server for each environment, all started at once; what they have printed is told at the end."""
     command = [sys.executable, "-m", "uvicorn", "--factory", APP, "--host", HOST, "--port", "0", "--no-access-log"]
+    command += ["--loop", LOOP or "auto"]
     if workers > 1:
         command += ["--workers", str(workers)]
     with ExitStack() as stack:
