@@ -3,14 +3,15 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from time import time
 
-from ..._core.ids import StreamKey
 from ..._core.sse import PING
 from ..._stream.fanout import Cursor, Fanout
 from ..._stream.recording import Recording
 from ..._stream.stream import Budget, Head, Limits, stream_item
 from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
+from ..base import Reservation
 from .outbox import Outbox, Sync
 from .room import Room
 from .writes import END_MESSAGES, Ending, Reply, WriterBackend, Written
@@ -26,24 +27,13 @@ class LocalStream:
     """
 
     def __init__(
-        self,
-        backend: "WriterBackend[LocalStream]",
-        key: StreamKey,
-        epoch: str,
-        head: Head,
-        *,
-        limits: Limits,
-        budget: Budget,
-        now: Callable[[], float],
-        idempotency_key: str | None,
-        on_stop: Callable[[str], None],
+        self, backend: "WriterBackend[LocalStream]", request: Reservation, head: Head, limits: Limits, budget: Budget
     ) -> None:
-        """`on_stop` is called with the reason if the stream is ended by anything else than its producer."""
-        self.key = key
-        self.epoch = epoch
+        self.key = request.key
+        self.epoch = request.epoch
         self.head = head
-        self.idempotency_key = idempotency_key
-        self.started_at = now()
+        self.idempotency_key = request.idempotency_key
+        self.started_at = time()
         self.completed_at = 0.0
         self.status = ResumableStatus.IN_PROGRESS
         self.is_final = False
@@ -51,9 +41,8 @@ class LocalStream:
         self.is_detached = False
         """Whether readers here are shown what the backend has not got."""
         self.backend = backend
-        self._now = now
-        self._stop_producer: Callable[[str], None] | None = on_stop
-        self._recording = Recording(epoch, head, limits, budget)
+        self._stop_producer: Callable[[str], None] | None = request.on_stop
+        self._recording = Recording(self.epoch, head, limits, budget)
         self.log = self._recording.log
         self._fanout = Fanout(self.log)
         self._fanout.visible = 0
@@ -186,8 +175,7 @@ class LocalStream:
         self.is_final = True
         self._fanout.notify()
         self._fanout.make_room()
-        if not self._settled.done():
-            self._settled.set_result(None)
+        self._settled.set_result(None)
 
     # Without the backend.
 
@@ -203,7 +191,7 @@ class LocalStream:
             self._detach_from_store(failure)
         if (ending := self._outbox.ending) is not None:
             self._finalize(ending.status, ending.completed_at)
-            if self._now() > self.completed_at + self._recording.limits.retention:
+            if time() > self.completed_at + self._recording.limits.retention:
                 self.backend.forget(self)
 
     def _give_up(self, failure: StoreUnavailable) -> None:
@@ -220,6 +208,9 @@ class LocalStream:
 
     def _detach_from_store(self, failure: StoreUnavailable) -> None:
         self._warn("stream %r goes on unrecorded: %s", failure.message)
+        self._show_unrecorded()
+
+    def _show_unrecorded(self) -> None:
         self.is_detached = True
         self._fanout.show(self.log.tail)
 
@@ -232,9 +223,8 @@ class LocalStream:
     def stop_here(self) -> None:
         """Stop the stream while the backend is away, and tell it later."""
         if not self.closed:
-            self.is_detached = True
-            self._fanout.show(self.log.tail)
-            self.end(ResumableStatus.CANCELLED, "cancelled", END_MESSAGES["cancelled"], self._now())
+            self._show_unrecorded()
+            self.end(ResumableStatus.CANCELLED, "cancelled", END_MESSAGES["cancelled"], time())
             self.stop_producer("cancelled")
 
     async def adopt_end(self, code: str) -> str:
@@ -254,7 +244,7 @@ class LocalStream:
                         self._recording.keep(page.data, self._fanout)
                     if page.ending is not None:
                         status, code = page.ending
-                        self._finalize(status, self._now())
+                        self._finalize(status, time())
                     elif not page.data:
                         break
             except (StoreUnavailable, OffsetLost) as exc:
@@ -268,7 +258,7 @@ class LocalStream:
         """End what the readers here see, and nothing else."""
         if not self.closed:
             self._close(status, code, message)
-        self._finalize(status, self._now())
+        self._finalize(status, time())
 
     # The readers' side.
 

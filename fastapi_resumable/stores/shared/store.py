@@ -134,17 +134,7 @@ class SharedStore:
     async def begin(self, reservation: Reservation, head: Head) -> WritableStream:
         """Make the reservation the current epoch."""
         backend, epoch = self._here(), reservation.epoch
-        stream = LocalStream(
-            backend.writer,
-            reservation.key,
-            epoch,
-            head,
-            limits=self._limits,
-            budget=backend.streams.budget,
-            now=time.time,
-            idempotency_key=reservation.idempotency_key,
-            on_stop=reservation.on_stop,
-        )
+        stream = LocalStream(backend.writer, reservation, head, self._limits, backend.streams.budget)
         _check_stop(reservation)
         failure: StoreUnavailable | None = None
         try:
