@@ -123,8 +123,9 @@ class Producer:
         task = asyncio.current_task()
         is_torn_down = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
         try:
-            if self.stop_code is None and isinstance(error, StreamStopped):
-                # The store has ended the stream, and is about to say why.
+            is_refused = self.stream is not None and self.stream.closed and error is not None and is_disconnect(error)
+            if self.stop_code is None and is_refused and not is_torn_down:
+                # The store has ended the stream, and is about to say why. Starlette raises a disconnect for that.
                 self.stop_code = "cancelled"
             if self.stop_code is not None:
                 if error is not None and not is_disconnect(error):

@@ -13,11 +13,13 @@ from typing import Any, cast
 from uuid import uuid4
 
 import pytest
+from fastapi import FastAPI
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
+from starlette.responses import StreamingResponse
 
-from fastapi_resumable import RedisStore
+from fastapi_resumable import RedisStore, Resumable
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.position import is_exhausted
 from fastapi_resumable._stream.stream import Limits
@@ -30,6 +32,7 @@ from fastapi_resumable.stores.redis.keys import Keys
 from fastapi_resumable.stores.redis.scripts import Script
 from fastapi_resumable.stores.shared import queue
 from tests.conformance.tools import KEY, TEXT, Request, begin, complete, following, terminal, write
+from tests.support.asgi import running
 from tests.support.faults import FaultyLink
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.site import until
@@ -396,6 +399,44 @@ async def test_a_stopped_producer_is_stopped_although_the_reply_was_lost(plant: 
     async with asyncio.timeout(2):
         assert await request.told() == "cancelled"
     await begin(one, OTHER)
+
+
+async def test_a_producer_that_writes_while_its_end_is_fetched_is_no_failure(
+    plant: Plant, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was stopped elsewhere: Starlette makes a disconnect of the refusal, and that is no error to report."""
+    client, asked, go_on, fetched = plant.meddled(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+    resumable, app = Resumable(store=plant.open(client)), FastAPI()
+
+    async def dawdle() -> None:
+        asked.set()
+        await fetched.wait()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"one"
+        await go_on.wait()
+        for _ in range(5):
+            yield b"more"
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat() -> StreamingResponse:
+        return StreamingResponse(chunks(), media_type="text/plain")
+
+    async with running(app, spec_version="2.4") as browser:
+        live = browser.start("POST", "/chat", headers={"x-conversation-id": "chat"})
+        await live.read_until(b"one")
+        client.meddle(scripts.PAGE, before=dawdle)
+        await plant.open().stop(StreamKey(None, "chat"), None)
+        await asked.wait()
+        go_on.set()
+        await until(
+            lambda: not any(task.get_name().startswith("resumable producer") for task in asyncio.all_tasks()),
+            "the end of the application",
+        )
+        fetched.set()
+        await live.rest()
+    assert "failed" not in caplog.text
 
 
 @pytest.mark.parametrize("script", ["RESERVE", "BEGIN", "APPEND", "PAGE", "REPORT", "RELEASE", "CLAIM", "BEAT", "PEEK"])
