@@ -60,7 +60,7 @@ async def _stop(moment: str, made: Stage, client: Client, number: int) -> float:
     exchange, run = await _bring_to(moment, made, client, number)
     if number // len(MOMENTS) % 2:
         # As if other streams had been stopped in the meantime: what lives grows old, and is not looked at next time.
-        gc.collect()
+        gc.collect(1)
     begun = time.process_time()
     await client.delete(f"/v1/stream/chat-{number}")
     took = float("inf")
@@ -80,7 +80,7 @@ async def measure(face: str, kind: str, stops: int) -> dict[str, list[float]]:
     moments = MOMENTS[2:] if kind in IN_THREADS else MOMENTS
     took: dict[str, list[float]] = {moment: [] for moment in moments}
     async with running(made.app) as client:
-        gc.collect()
+        gc.collect(1)
         gc.disable()
         try:
             for number in range(stops):
