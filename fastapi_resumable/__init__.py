@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ._fastapi.handle import ResumableStream
 from ._fastapi.request import body_field, header
 from ._fastapi.resumable import Resumable, ResumableMiddleware
-from ._run.finished import FinishedStream
+from ._run.hooks import FinishedStream
 from .exceptions import (
     InvalidOffset,
     InvalidRequest,

@@ -22,8 +22,7 @@ from .._stream.tasks import Tasks
 from ..models import ResumableStatus
 from ..stores.base import OnConflict, Reservation, Store
 from ..telemetry import StreamTelemetry, Telemetry
-from .finished import FinishedStream
-from .hooks import Hooks
+from .hooks import FinishedStream, Hooks
 
 logger = logging.getLogger("fastapi_resumable")
 
