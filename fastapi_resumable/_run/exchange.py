@@ -18,10 +18,11 @@ from .._stream.stream import Stream
 from ..exceptions import ResumableError, ShuttingDown, StreamCancelled, StreamReplaced
 from ..models import ResumableStreamItem
 from .body import RequestBody
+from .errors import unwrap
 from .headers import identify
 from .manager import StreamManager
 from .producer import Producer
-from .recorder import Recorder, inner_scope, unwrap
+from .recorder import Recorder, inner_scope
 from .replay import QuietlyBroken, Serving, end_of_body
 
 logger = logging.getLogger("fastapi_resumable")

@@ -5,16 +5,13 @@ task ends, `_conclude` ends the stream.
 """
 
 import asyncio
-import gc
 import logging
-import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Any, Protocol
 
 import anyio
-from starlette.requests import ClientDisconnect
 
 from .._core.ids import StreamKey
 from .._stream.stream import Head, WritableStream
@@ -22,18 +19,13 @@ from .._stream.tasks import Tasks
 from ..models import ResumableStatus
 from ..stores.base import OnConflict, Reservation, Store
 from ..telemetry import StreamTelemetry, Telemetry
+from .errors import StreamStopped, is_disconnect, release_frames
 from .hooks import FinishedStream, Hooks
 
 logger = logging.getLogger("fastapi_resumable")
 
-MAX_YOUNG_OBJECTS = 50_000
-"""With more, a collection takes over 5 ms, and does not look for what a stopped application has left."""
 HOOK_PATIENCE = 0.1
 """Seconds for which a request that is over waits for its hooks: an event loop that is closed next cancels them."""
-
-
-class StreamStopped(OSError):
-    """Raised by `send` after the stream was stopped, as servers do after a disconnect."""
 
 
 class RunSettings(Protocol):
@@ -288,31 +280,6 @@ class Producer:
             await self._stopped.wait()
         finally:
             self._listeners -= 1
-
-
-def is_disconnect(error: BaseException) -> bool:
-    """Whether an exception is one that a disconnect causes in an application."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(is_disconnect(inner) for inner in error.exceptions)
-    return isinstance(error, asyncio.CancelledError | StreamStopped | ClientDisconnect | anyio.BrokenResourceError)
-
-
-def release_frames(error: BaseException) -> None:
-    """Free what the frames of an exception hold, such as a generator that was cut short, which then closes itself."""
-    pending, seen = [error], set()
-    while pending:
-        exc = pending.pop()
-        if id(exc) in seen:
-            continue
-        seen.add(id(exc))
-        traceback.clear_frames(exc.__traceback__)
-        pending += [linked for linked in (exc.__cause__, exc.__context__) if linked is not None]
-        if isinstance(exc, BaseExceptionGroup):
-            pending += exc.exceptions
-    # A task group of anyio's leaves the exceptions of its tasks in a cycle with their frames. They are the youngest
-    # objects there are, so this looks at few; unless collection is turned off, and all objects are young.
-    if gc.get_count()[0] < MAX_YOUNG_OBJECTS:
-        gc.collect(1)
 
 
 def _noop() -> None:

@@ -11,8 +11,9 @@ from .._stream.stream import YIELD_EVERY, YIELD_SIZE, Head, WritableStream
 from ..exceptions import StreamCancelled, StreamReplaced
 from ..models import ResumableStatus
 from .body import DISCONNECT, RequestBody
+from .errors import StreamStopped
 from .headers import RawHeaders, end_to_end, recorded
-from .producer import Producer, StreamStopped, Surroundings
+from .producer import Producer, Surroundings
 
 
 class Client(Protocol):
@@ -226,22 +227,3 @@ def inner_scope(scope: Scope) -> Scope:
     the disconnect, and a stop is a cancellation.
     """
     return {**scope, "extensions": {}, "asgi": {**scope.get("asgi", {}), "spec_version": "2.4"}}
-
-
-def unwrap(error: BaseException) -> BaseException:
-    """The exception that the user's code raised, without those that frameworks wrap around it.
-
-    Starlette and anyio wrap what is raised after a response has started, or in a task group. While we hold the head
-    back the response has not started, so the original can still be handled.
-    """
-    while True:
-        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        elif (
-            type(error) is RuntimeError
-            and error.__cause__ is not None
-            and str(error).startswith("Caught handled exception")
-        ):
-            error = error.__cause__
-        else:
-            return error
