@@ -153,10 +153,13 @@ class Reader(Cursor):
 
         `end` is called last, unless the client has stalled.
         """
+        self._deliver = deliver
         try:
-            return await self.supervise(self._run(start, deliver, end))
+            return await self.supervise(self._run(start, end))
         finally:
             self.close()
+            # It may lead back to the reader, which would then wait for the garbage collector.
+            del self._deliver
 
     async def supervise(self, work: Awaitable[Reading]) -> Reading:
         """Await `work`, which sends to the client, for as long as that takes something."""
@@ -173,8 +176,7 @@ class Reader(Cursor):
             self._stop_timer()
             self._deadline = None
 
-    async def _run(self, start: Callable[[], Awaitable[None]], deliver: Deliver, end: End | None) -> Reading:
-        self._deliver = deliver
+    async def _run(self, start: Callable[[], Awaitable[None]], end: End | None) -> Reading:
         self._run_inline = InlineRunner().run
         await start()
         self._sending_since = None
