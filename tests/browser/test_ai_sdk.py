@@ -70,7 +70,7 @@ def app(folder: Path, model: Model) -> Iterator[Server]:
         "OPENAI_API_KEY": API_KEY,
         "FASTAPI_RESUMABLE_SHUTDOWN_GRACE": "0.1",
     }
-    server = Server(["env", f"--chdir={folder}", *uvicorn], env)
+    server = Server(uvicorn, env, cwd=folder)
     try:
         server.wait_ready()
         yield server

@@ -41,7 +41,7 @@ def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         "FASTAPI_RESUMABLE_SHUTDOWN_GRACE": "0.1",
     }
     uvicorn = [sys.executable, "-m", "uvicorn", f"{request.param}:app", "--host", HOST, "--port", "0"]
-    server = Server(["env", f"--chdir={folder}", *uvicorn], env)
+    server = Server(uvicorn, env, cwd=folder)
     try:
         server.wait_ready()
         yield server

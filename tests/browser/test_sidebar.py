@@ -29,7 +29,7 @@ def app(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Iterator[Serv
     (folder / "model.py").write_text(MODEL)
     env = {"OPENAI_BASE_URL": f"{model.url}/v1", "OPENAI_API_KEY": API_KEY, "FASTAPI_RESUMABLE_SHUTDOWN_GRACE": "0.1"}
     uvicorn = [sys.executable, "-m", "uvicorn", "main:app", "--host", HOST, "--port", "0"]
-    server = Server(["env", f"--chdir={folder}", *uvicorn], env)
+    server = Server(uvicorn, env, cwd=folder)
     try:
         server.wait_ready()
         yield server

@@ -173,7 +173,7 @@ class Player:
     def _start_server(self, arguments: list[str], variables: dict[str, str]) -> None:
         self._stop_server()
         server = [sys.executable, "-m", "uvicorn", *arguments, "--host", HOST, "--port", "0"]
-        self._server = Server(["env", f"--chdir={self._folder}", *server], variables)
+        self._server = Server(server, variables, cwd=self._folder)
         self._server.wait_ready()
 
     def _stop_server(self) -> None:

@@ -1,6 +1,6 @@
 """A process that has imported what servers need, and becomes one by a fork: in a tenth of the time of a start.
 
-    process = Forked(["uvicorn", "tests.support.apps.scripted:app"], environment, stdout)
+    process = Forked(["uvicorn", "tests.support.apps.scripted:app"], environment, folder, stdout)
     process.pid; process.poll(); process.wait(10)
 
 `python -m uvicorn` runs as it would from the command line, in a process, a session and an environment of its own; only
@@ -28,12 +28,12 @@ PRELOADED = ["uvicorn.main", "uvloop", "httptools", "redis.asyncio", "sqlite3", 
 class Forked:
     """A server process, as `subprocess.Popen` shows one."""
 
-    def __init__(self, args: Sequence[str], env: Mapping[str, str], stdout: int) -> None:
-        """Run `python -m` with the arguments, in that environment alone."""
+    def __init__(self, args: Sequence[str], env: Mapping[str, str], cwd: Path, stdout: int) -> None:
+        """Run `python -m` with the arguments, in that environment alone, in a folder."""
         self.args = [sys.executable, "-m", *args]
         self.returncode: int | None = None
         self._news, writing = os.pipe()
-        request = json.dumps({"args": list(args), "env": dict(env)}).encode()
+        request = json.dumps({"args": list(args), "env": dict(env), "cwd": str(cwd)}).encode()
         socket.send_fds(_parent()[0], [len(request).to_bytes(4, "big")], [stdout, writing])
         _parent()[0].sendall(request)
         os.close(writing)
@@ -103,10 +103,10 @@ def main() -> None:
             break
         for descriptor in descriptors:
             os.close(descriptor)
-    _become(request["args"], request["env"], *descriptors)
+    _become(request["args"], request["env"], request["cwd"], *descriptors)
 
 
-def _become(args: list[str], env: dict[str, str], stdout: int, news: int) -> None:
+def _become(args: list[str], env: dict[str, str], cwd: str, stdout: int, news: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if pid := os.fork():
         os.close(stdout)
@@ -119,6 +119,7 @@ def _become(args: list[str], env: dict[str, str], stdout: int, news: int) -> Non
     for standard in (1, 2):
         os.dup2(stdout, standard)
     os.close(stdout)
+    os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     sys.argv[:] = args

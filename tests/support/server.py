@@ -43,7 +43,9 @@ def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADL
 class Server:
     """One running server process."""
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], *, port: int = 0, ready: str = "/") -> None:
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str], *, port: int = 0, ready: str = "/", cwd: Path = ROOT
+    ) -> None:
         """Start `command`; without a `port`, take the one that it prints."""
         self._lines: list[str] = []
         self._ready = ready
@@ -54,11 +56,11 @@ class Server:
         self._stdout = os.fdopen(reading, encoding="utf-8", errors="replace")
         self.process: Forked | subprocess.Popen[bytes]
         if _can_be_forked(self.command, env):
-            self.process = Forked(self.command[2:], environment, writing)
+            self.process = Forked(self.command[2:], environment, cwd, writing)
         else:
             self.process = subprocess.Popen(
                 self.command,
-                cwd=ROOT,
+                cwd=cwd,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=writing,
