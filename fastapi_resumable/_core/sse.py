@@ -5,12 +5,9 @@ The framer hands on whole events only, so that a log never ends in half an event
 """
 
 import re
-from collections.abc import Generator, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
 
 from .log import Budget
-
-T = TypeVar("T")
 
 BOM = b"\xef\xbb\xbf"
 PING = b": ping\n"
@@ -18,16 +15,13 @@ PING = b": ping\n"
 CR = 13
 # Atomic groups, so that the two halves of one CR LF are never taken for two line ends.
 _LINE_END = rb"(?>\r\n|\n|\r)"
-_BLANK_LINE = re.compile(_LINE_END + _LINE_END)
+BLANK_LINE = re.compile(_LINE_END + _LINE_END)
 _LINE_ENDS = re.compile(rb"[\r\n]+")
-_FIELD_NAME = 5
-"""How many bytes tell which field a line is, of those that matter."""
+_FIELD_NAME = len(b"data:")
 _NOTHING_TO_DISPATCH = re.compile(rb"(?:(?::[^\r\n]*|retry(?::[^\r\n]*)?)" + _LINE_END + rb")*+")
-_STEP = 64 * 1024
-"""How many bytes a search looks at before it lets others run."""
 
 
-class _Line:
+class Line:
     """Finds a line that has a form.
 
     A pattern that begins with one certain byte is found fifty times as fast as one that has a choice.
@@ -49,9 +43,9 @@ class _Line:
         return self._after_cr.search(data, start, stop if match is None else match.start()) or match
 
 
-_DATA = _Line(rb"data(?=[:\r\n]|\Z)")
+DATA = Line(rb"data(?=[:\r\n]|\Z)")
 # With a NUL in it, it is no id: clients ignore the line.
-_ID = _Line(rb"id(?::[^\r\n\0]*+)?(?=[\r\n]|\Z)")
+ID = Line(rb"id(?::[^\r\n\0]*+)?(?=[\r\n]|\Z)")
 
 
 class EventFramer:
@@ -174,20 +168,17 @@ class EventFramer:
                 # Any number of blank lines more, of which nothing is recorded, in one go.
                 start = position = blank.end()
         if start:
-            self._drop(start)
+            self._take(start)
         if self.oversize or len(pending) > self._limit:
             ready.append(self.flush(offset + size))
         return b"".join(ready)
 
-    def _drop(self, size: int) -> None:
-        del self._pending[:size]
-        self._budget.used -= size
-        self._has_cr = CR in self._pending
-
     def _take(self, size: int) -> bytes:
         with memoryview(self._pending) as view:
             part = bytes(view[:size])
-        self._drop(size)
+        del self._pending[:size]
+        self._budget.used -= size
+        self._has_cr = CR in self._pending
         return part
 
     def flush(self, offset: int) -> bytes:
@@ -196,14 +187,11 @@ class EventFramer:
         cut = max(0, len(self._pending) - 3)
         line = 1 + max(self._pending.rfind(end, max(0, cut - _FIELD_NAME), cut) for end in (b"\n", b"\r"))
         part = self._take(line or (cut if self._is_mid_line or cut > _FIELD_NAME else 0))
-        if not self._begun and self._epoch is not None and part.startswith(BOM):
-            lines = part[len(BOM) :]
-            part = lines if offset else part
-        else:
-            lines = part
+        lines = part if self._begun or self._epoch is None else part.removeprefix(BOM)
+        part = lines if offset else part
         at_start = not self._is_mid_line
-        self._flushed_data = self._flushed_data or _DATA.search(lines, at_start=at_start) is not None
-        self._flushed_id = self._flushed_id or _ID.search(lines, at_start=at_start) is not None
+        self._flushed_data = self._flushed_data or DATA.search(lines, at_start=at_start) is not None
+        self._flushed_id = self._flushed_id or ID.search(lines, at_start=at_start) is not None
         if part:
             self._is_mid_line = not part.endswith((b"\r", b"\n"))
             self.oversize = self._begun = True
@@ -211,9 +199,8 @@ class EventFramer:
 
     def _stamp(self, event: bytes, offset: int) -> bytes:
         """Return a whole event as it is recorded at `offset`."""
-        is_plain = self._begun and self._epoch is not None and not self.oversize and CR not in event
         if (
-            is_plain
+            (self._begun and self._epoch is not None and not self.oversize and CR not in event)
             and (event.startswith(b"data:") or (event.startswith(b"event:") and event.find(b"\ndata:") >= 0))
             and event.find(b"\nid") < 0
         ):
@@ -241,8 +228,8 @@ class EventFramer:
                 event = b"\n" + event
         blank = _last_line_end(event)
         lines = event[: len(event) - len(blank)]
-        has_data = has_data or _DATA.search(event, at_start=at_start) is not None
-        if has_data and not (has_id or _ID.search(event, at_start=at_start)):
+        has_data = has_data or DATA.search(event, at_start=at_start) is not None
+        if has_data and not (has_id or ID.search(event, at_start=at_start)):
             ids_first = self._ids_first and not was_oversize
             event = self._add_id(event, offset + len(bom), _last_line_end(lines), len(blank), ids_first=ids_first)
         elif not has_data and _NOTHING_TO_DISPATCH.fullmatch(lines):
@@ -256,7 +243,7 @@ def _find_blank_line(data: bytearray, position: int, has_cr: bool) -> int:
         # Much faster than the pattern, where events are large.
         found = data.find(b"\n\n", position)
         return found if found < 0 else found + 2
-    match = _BLANK_LINE.search(data, position)
+    match = BLANK_LINE.search(data, position)
     return match.end() if match else -1
 
 
@@ -296,14 +283,14 @@ def find_boundary(blocks: Iterable[bytes]) -> int | None:
     tail = b""
     for block in blocks:
         data = tail + block
-        if (end := _boundary_in(data, 0)) >= 0:
+        if (end := boundary_in(data, 0)) >= 0:
             return seen - len(tail) + end
         seen += len(block)
         tail = data[-3:]
     return None
 
 
-def _boundary_in(data: bytes, start: int) -> int:
+def boundary_in(data: bytes, start: int) -> int:
     """Where the first blank line from `start` on ends; negative if there is none."""
     # Two line ends in a row, whatever they are, are one of these pairs; and a LF may belong to the second.
     found, limit = -1, len(data)
@@ -311,42 +298,3 @@ def _boundary_in(data: bytes, start: int) -> int:
         if (at := data.find(pair, start, limit)) >= 0:
             found, limit = at + 2, at + 1
     return found + 1 if found > 0 and data[found - 1] == CR and data[found : found + 1] == b"\n" else found
-
-
-Search = Generator[None, None, T]
-"""A search through a log, in steps, so that the event loop can run other tasks between two of them."""
-
-
-def search_dispatch(blocks: Iterable[bytes]) -> Search[bool]:
-    """Whether a client that reads `blocks` would dispatch an event."""
-    for event in split_events(blocks):
-        if event is None:
-            yield
-        elif _BLANK_LINE.search(event[-4:]) and _DATA.search(event):
-            return True
-    return False
-
-
-def search_event_id(blocks: Iterable[bytes], event_id: str) -> Search[int | None]:
-    """The position right after the first event whose id is `event_id`; `None` if no event has it."""
-    wanted = event_id.encode("utf-8", "surrogateescape")
-    data = b"".join(blocks)
-    # The line has to be whole; and a space after the colon is never a part of the value.
-    id_line = _Line(rb"id: ?+" + re.escape(wanted) + rb"(?=[\r\n])")
-    position = len(BOM) if data.startswith(BOM) else 0
-    at_start, event_end = True, 0
-    while position < len(data):
-        yield
-        line = id_line.search(data, position, position + _STEP + len(wanted) + 8, at_start=at_start)
-        at_start = False
-        if line is None:
-            position += _STEP
-            continue
-        if line.end() > event_end:
-            event_end = _boundary_in(data, line.end())
-            event_end = len(data) if event_end < 0 else event_end
-        if _ID.search(data, line.end(), event_end, at_start=False) is None:
-            return event_end
-        # The last id of an event is the one that counts.
-        position = line.end()
-    return None

@@ -20,10 +20,10 @@ from .._run.hooks import Hook
 from .._run.manager import StreamManager
 from .._stream.stream import Limits
 from ..settings import takes
+from ..stores import open_store
 from ..stores.base import Store
 from ..stores.measured import MeasuredStore
 from ..stores.memory import MemoryStore
-from ..stores.opening import open_store
 from ..telemetry import Telemetry
 from .admission import ResumableOptions, Service
 from .ai_sdk import build_ai_sdk_router

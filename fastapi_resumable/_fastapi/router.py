@@ -12,7 +12,7 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from .._core.ids import StreamKey, parse_offset, require_stream_id
-from .._core.sequence import parse_sequence_number
+from .._core.search import parse_sequence_number
 from .._core.sse import PING
 from .._run.headers import describe
 from .._run.manager import StreamManager

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import anyio
 
 from .._core.ids import StreamKey
+from .._core.lifecycle import OnConflict
 from .._stream.stream import Head, WritableStream
 from .._stream.tasks import Tasks
 from ..models import ResumableStatus
-from ..stores.base import OnConflict, Reservation, Store
+from ..stores.base import Reservation, Store
 from ..telemetry import StreamTelemetry, Telemetry
 from .errors import StreamStopped, is_disconnect, release_frames
 from .hooks import FinishedStream, Hooks

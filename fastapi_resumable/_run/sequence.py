@@ -3,7 +3,7 @@
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from .._core.sequence import SequenceFilter, search_sequence
+from .._core.search import SequenceFilter, search_sequence
 from .._core.sse import PING
 from .._stream.position import run_search
 from .._stream.stream import Stream

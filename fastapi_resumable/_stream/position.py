@@ -4,7 +4,7 @@ import asyncio
 from typing import TypeVar
 
 from .._core.ids import parse_event_id
-from .._core.sse import Search, search_dispatch, search_event_id
+from .._core.search import Search, search_dispatch, search_event_id
 from ..exceptions import OffsetLost, OffsetOutOfRange, StreamReplaced, UnknownEventId
 from .stream import Stream
 

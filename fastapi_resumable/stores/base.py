@@ -2,16 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from .._core.ids import StreamKey, parse_idempotency_key
+from .._core.lifecycle import OnConflict
 from .._stream.stream import Head, Limits, Stream, WritableStream
 from ..exceptions import StreamCancelled, StreamPending, StreamReplaced
 from ..models import ResumableStatus, ResumableStreamItem
 
 _T = TypeVar("_T")
-
-OnConflict = Literal["replace", "attach", "reject"]
 
 
 def no_op(_code: str) -> None:

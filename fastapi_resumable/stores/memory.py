@@ -5,7 +5,6 @@ No method waits between looking and deciding, so on one event loop each call is 
 """
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,25 +13,22 @@ from weakref import WeakSet
 
 from .._core import lifecycle
 from .._core.ids import StreamKey
-from .._core.lifecycle import Change, Outcome, Queued, Slot, Verdict
+from .._core.lifecycle import Change, OnConflict, Outcome, Queued, Slot, Verdict
 from .._core.log import Budget
 from .._stream.memory import MemoryStream
 from .._stream.stream import Head, Limits, Stream, WritableStream
 from ..exceptions import StreamCancelled, StreamExists, StreamNotFound, StreamPending, StreamReplaced
 from ..models import ResumableStatus, ResumableStreamItem
-from .base import OnConflict, Reservation
+from .base import Reservation
 from .capacity import Capacity, EndedStreams, request_size, stream_size
-from .several import ADVICE, count_workers
+from .several import warn_of_workers
 from .shared.writes import END_MESSAGES
 from .variants import VariantIndex
-from .watchers import Watchers
-
-logger = logging.getLogger("fastapi_resumable")
+from .watchers import Notify, Watchers
 
 LOOKED_UP_AT_ONCE = 256
 """How many ids a lookup looks at before others run."""
-Key = tuple[str | None, str]
-"""An owner and an id."""
+Key = tuple[str | None, str]  # an owner and an id
 
 
 class MemoryStore:
@@ -66,7 +62,7 @@ class MemoryStore:
         self._variants = VariantIndex()
         self._ended = EndedStreams(clock, self._expire)
         self._still_read: WeakSet[MemoryStream] = WeakSet()
-        """Streams that are not kept any more, but for the readers that they have."""
+        """Streams that are not kept any more, some of which still have readers."""
         self._shrunk_at: float = 0
 
     @property
@@ -76,7 +72,6 @@ class MemoryStore:
 
     @property
     def _live(self) -> int:
-        """How many streams are queued or live."""
         return self._capacity.live
 
     def configure(self, limits: Limits) -> None:
@@ -88,9 +83,12 @@ class MemoryStore:
 
     async def reserve(self, reservation: Reservation, on_conflict: OnConflict) -> Stream | None:
         """Queue a request, or return the stream it is to follow."""
-        self._warn_of_workers()
-        key, epoch = reservation.key, reservation.epoch
-        request = Queued(epoch, idempotency_key=reservation.idempotency_key)
+        if not self._has_warned:
+            # Not before there is a request, when all workers have been started.
+            self._has_warned = True
+            warn_of_workers()
+        key = reservation.key
+        request = Queued(reservation.epoch, idempotency_key=reservation.idempotency_key)
         while True:
             self._ended.expire()
             outcome = lifecycle.reserve(self._slot(key), request, on_conflict)
@@ -112,24 +110,16 @@ class MemoryStore:
         self._budget.used += request_size(reservation)
         self._capacity.count(key.owner, 1)
         reservation.requested_at = self._wall_clock()
-        self._requests[epoch] = reservation
+        self._requests[reservation.epoch] = reservation
         self._apply(key, outcome)
         return None
-
-    def _warn_of_workers(self) -> None:
-        # Not before there is a request, when all workers have been started.
-        if not self._has_warned:
-            self._has_warned = True
-            if (workers := count_workers()) > 1:
-                logger.warning(ADVICE, workers)
 
     async def begin(self, reservation: Reservation, head: Head) -> MemoryStream:
         """Make the reservation the current epoch."""
         key, epoch = reservation.key, reservation.epoch
         if epoch not in self._requests:
             raise StreamReplaced if reservation.stop_code == "replaced" else StreamCancelled
-        now = self._wall_clock()
-        outcome = lifecycle.begin(self._slot(key), epoch, now)
+        outcome = lifecycle.begin(self._slot(key), epoch, now := self._wall_clock())
         del self._requests[epoch]
         self._budget.used -= request_size(reservation)
         stream = MemoryStream(
@@ -192,9 +182,8 @@ class MemoryStore:
             self._carry_out(key, change, begun if begun is not None and change.stream.epoch == begun.epoch else before)
         if before is not None and (begun is not None or current is None):
             self._ended.discard(before)
+            self._still_read.add(before)
             before.discard(why)
-            if before.is_read:
-                self._still_read.add(before)
         if has_any is not had_any:
             (self._variants.add if has_any else self._variants.discard)(*key)
 
@@ -268,9 +257,7 @@ class MemoryStore:
         shown = self._slot(key).shown
         return self._requests[shown.epoch] if isinstance(shown, Queued) else self._streams.get(key)
 
-    async def watch(
-        self, owner: str | None, ids: Sequence[str], notify: Callable[[ResumableStreamItem], None]
-    ) -> Callable[[], None]:
+    async def watch(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
         """Call `notify` at each change."""
         return self._watchers.add(owner, ids, notify)
 

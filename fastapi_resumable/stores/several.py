@@ -1,9 +1,12 @@
 """Whether this process is one of several workers, so that what it keeps in memory is not there for the others."""
 
+import logging
 import os
 import re
 import sys
 from pathlib import Path
+
+logger = logging.getLogger("fastapi_resumable")
 
 ADVICE = (
     "MemoryStore keeps streams in this process, which is one of %s workers: a request that another worker gets finds "
@@ -16,6 +19,12 @@ ADVICE = (
 _SERVER = re.compile(r"\b(?:uvicorn|gunicorn|hypercorn|granian|fastapi)\b")
 _WORKERS = re.compile(r"\s(?:--workers[ =]|-w[ =]?)(\d+)(?=\s|$)")
 _PROC = Path("/proc")
+
+
+def warn_of_workers() -> None:
+    """Say so, if there are several."""
+    if (workers := count_workers()) > 1:
+        logger.warning(ADVICE, workers)
 
 
 def count_workers() -> int:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._core.lifecycle import OnConflict
 from fastapi_resumable._stream.stream import Stream
 from fastapi_resumable.exceptions import StreamCancelled, StreamExists, StreamNotFound, StreamReplaced
-from fastapi_resumable.stores.base import OnConflict, Store
+from fastapi_resumable.stores.base import Store
 
 from .tools import EVENTS, KEY, Request, begin, complete, content, in_turn, write
 

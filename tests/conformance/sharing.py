@@ -7,6 +7,7 @@ from operator import attrgetter
 import pytest
 
 from fastapi_resumable._core.ids import EventId, StreamKey
+from fastapi_resumable._core.lifecycle import OnConflict
 from fastapi_resumable._stream.position import find_position, is_exhausted
 from fastapi_resumable._stream.stream import Head
 from fastapi_resumable.exceptions import (
@@ -21,7 +22,7 @@ from fastapi_resumable.exceptions import (
     UnknownEventId,
 )
 from fastapi_resumable.models import ResumableStatus
-from fastapi_resumable.stores.base import OnConflict, Store
+from fastapi_resumable.stores.base import Store
 
 from .contests import (
     FATES,

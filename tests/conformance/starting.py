@@ -5,9 +5,10 @@ import asyncio
 import pytest
 
 from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._core.lifecycle import OnConflict
 from fastapi_resumable.exceptions import StreamExists, StreamNotFound, StreamPending, StreamReplaced
 from fastapi_resumable.models import ResumableStatus
-from fastapi_resumable.stores.base import OnConflict, Store
+from fastapi_resumable.stores.base import Store
 
 from .contests import (
     FATES,

@@ -12,11 +12,12 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from fastapi_resumable._core.ids import EPOCH_BYTES, StreamKey, format_epoch
+from fastapi_resumable._core.lifecycle import OnConflict
 from fastapi_resumable._core.sse import events
 from fastapi_resumable._stream.reader import Reader, Reading
 from fastapi_resumable._stream.stream import Head, Stream, WritableStream
 from fastapi_resumable.models import ResumableStatus
-from fastapi_resumable.stores.base import OnConflict, Reservation, Store
+from fastapi_resumable.stores.base import Reservation, Store
 
 KEY = StreamKey("ann", "chat")
 EVENTS = Head(200, ((b"content-type", b"text/event-stream; charset=utf-8"),))

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 
 from fastapi_resumable._core.ids import parse_event_id
 from fastapi_resumable._core.log import Budget
+from fastapi_resumable._core.search import search_dispatch, search_event_id
 from fastapi_resumable._core.sse import (
     BOM,
     EventFramer,
     events,
     find_boundary,
-    search_dispatch,
-    search_event_id,
 )
 from tests.support.searches import result_of
 
@@ -242,7 +241,7 @@ def test_an_event_is_found_by_the_applications_own_id():
     assert find_event_id([data], "0") is None
 
 
-@pytest.mark.parametrize("data", [b"id:  x\n", b"data: id: x\n", b"id: xy\n", b"id: x\nid: y\n", b"id: x"])
+@pytest.mark.parametrize("data", [b"data: id: x\n", b"id: xy\n", b"id: x\nid: y\n", b"id: x"])
 def test_what_only_looks_like_the_id_is_passed_over(data):
     """Of another value, in the middle of a line, or not the last id of its event."""
     assert find_event_id([data + b"\n"], "x") is None if data != b"id: x" else find_event_id([data], "x") is None
@@ -335,6 +334,14 @@ def test_an_id_with_a_nul_is_none():
     assert EventFramer(EPOCH, 100).feed(b"id: a\0b\ndata: x\n\n", 0).count(EPOCH.encode()) == 1
     assert EventFramer(EPOCH, 100).feed(b"id: ab\ndata: x\n\n", 0).count(EPOCH.encode()) == 0
     assert find_event_id([b"id: a\ndata: x\nid: b\0\n\n"], "a") == 22
+
+
+def test_spaces_around_an_id_do_not_matter():
+    """A header comes without those that its value begins or ends with."""
+    blocks = [b"id:  a b \ndata: x\n\nid:c\t\n\n"]
+    assert find_event_id(blocks, "a b") == find_event_id(blocks, " a b ") == 20
+    assert find_event_id(blocks, "c") == 27
+    assert find_event_id(blocks, "a") is None
 
 
 def test_what_is_held_back_is_counted():

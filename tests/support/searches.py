@@ -2,7 +2,7 @@
 
 from typing import TypeVar
 
-from fastapi_resumable._core.sse import Search
+from fastapi_resumable._core.search import Search
 
 T = TypeVar("T")
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from ..._core.ids import StreamKey
-from ..._core.lifecycle import Verdict
+from ..._core.lifecycle import OnConflict, Verdict
 from ..._stream.tasks import Tasks
 from ...exceptions import StoreUnavailable
-from ..base import OnConflict, Reservation
+from ..base import Reservation
 from ..watchers import Notify
 from .local import LocalStream
 from .remote import RemoteStream

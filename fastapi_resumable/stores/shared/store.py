@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Literal
 
 from ..._core.ids import StreamKey
-from ..._core.lifecycle import Verdict
+from ..._core.lifecycle import OnConflict, Verdict
 from ..._stream.stream import Head, Limits, Stream, WritableStream
 from ...exceptions import (
     StoreUnavailable,
@@ -18,7 +18,7 @@ from ...exceptions import (
     StreamReplaced,
 )
 from ...models import ResumableStatus, ResumableStreamItem
-from ..base import OnConflict, Reservation
+from ..base import Reservation
 from ..watchers import Notify
 from .backend import SharedBackend
 from .local import LocalStream

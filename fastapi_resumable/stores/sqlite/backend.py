@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Sequence
 
 from ..._core.ids import StreamKey
-from ..._core.lifecycle import Queued, Verdict
+from ..._core.lifecycle import OnConflict, Queued, Verdict
 from ..._stream.stream import Limits
 from ...exceptions import StoreUnavailable
-from ..base import OnConflict, Reservation
+from ..base import Reservation
 from ..shared.backend import Answer
 from ..shared.local import LocalStream
 from ..shared.streams import WorkerStreams

@@ -1,4 +1,4 @@
-"""core/sequence.py against the simplest filter that can be written, on any chunking and any line endings."""
+"""core/search.py against the simplest filter that can be written, on any chunking and any line endings."""
 
 import json
 from itertools import pairwise
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastapi_resumable._core import sequence
-from fastapi_resumable._core.sequence import (
+from fastapi_resumable._core import search
+from fastapi_resumable._core.search import (
     Place,
     SequenceFilter,
     parse_sequence_number,
@@ -166,7 +166,7 @@ def test_a_filter_hands_on_at_once_from_the_number_on() -> None:
 
 def test_a_filter_lets_an_endless_event_through(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rather than to keep it for ever."""
-    monkeypatch.setattr(sequence, "MAX_EVENT_BYTES", 100)
+    monkeypatch.setattr(search, "MAX_EVENT_BYTES", 100)
     wanted = SequenceFilter(1)
     assert b"".join(wanted.feed(b"data: " + b"x" * 60) for _ in range(3))
     assert wanted._framer.oversize

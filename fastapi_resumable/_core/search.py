@@ -1,16 +1,32 @@
-"""Events that carry a `sequence_number` in their JSON data, as those of OpenAI's Responses API do, and resuming by it.
+"""Searches through recorded events: for the place to go on from, by an event id or by a `sequence_number`.
 
-Numbers increase, so the place to go on from is right after the last event whose number the client has had. Events
-without one (a terminal event, comments) belong to the place that they are at.
+A `sequence_number` is in the JSON data of an event, as in those of OpenAI's Responses API. Numbers increase, so the
+place to go on from is right after the last event whose number the client has had. Events without one (a terminal
+event, comments) belong to the place that they are at.
 """
 
 import json
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Generator, Iterable
+from typing import NamedTuple, TypeVar
 
 from ..exceptions import InvalidOffset
-from .sse import BOM, EventFramer, Search, events, find_boundary, split_events
+from .sse import (
+    BLANK_LINE,
+    BOM,
+    DATA,
+    ID,
+    EventFramer,
+    Line,
+    boundary_in,
+    events,
+    find_boundary,
+    split_events,
+)
+
+T = TypeVar("T")
+Search = Generator[None, None, T]
+"""A search through a log, in steps, so that the event loop can run other tasks between two of them."""
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """What a filter waits for the end of. A larger event goes through it, whatever its number."""
@@ -20,6 +36,43 @@ _DIGITS = re.compile(r"[0-9]+")
 _MAX_NUMBER = 2**63 - 1
 _AT_ONCE = 256
 """How many events are looked at before others run."""
+_STEP = 64 * 1024
+"""How many bytes are looked through before others run."""
+
+
+def search_dispatch(blocks: Iterable[bytes]) -> Search[bool]:
+    """Whether a client that reads `blocks` would dispatch an event."""
+    for event in split_events(blocks):
+        if event is None:
+            yield
+        elif BLANK_LINE.search(event[-4:]) and DATA.search(event):
+            return True
+    return False
+
+
+def search_event_id(blocks: Iterable[bytes], event_id: str) -> Search[int | None]:
+    """The position right after the first event whose id is `event_id`; `None` if no event has it."""
+    wanted = event_id.encode("utf-8", "surrogateescape")
+    data = b"".join(blocks)
+    # The line has to be whole. Spaces around a value do not come back in a header.
+    id_line = Line(rb"id:[ \t]*" + re.escape(wanted) + rb"[ \t]*+(?=[\r\n])")
+    position = len(BOM) if data.startswith(BOM) else 0
+    at_start, event_end = True, 0
+    while position < len(data):
+        yield
+        line = id_line.search(data, position, position + _STEP + len(wanted) + 64, at_start=at_start)
+        at_start = False
+        if line is None:
+            position += _STEP
+            continue
+        if line.end() > event_end:
+            event_end = boundary_in(data, line.end())
+            event_end = len(data) if event_end < 0 else event_end
+        if ID.search(data, line.end(), event_end, at_start=False) is None:
+            return event_end
+        # The last id of an event is the one that counts.
+        position = line.end()
+    return None
 
 
 class Place(NamedTuple):
