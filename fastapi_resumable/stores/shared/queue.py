@@ -64,13 +64,19 @@ class WriteQueue(Generic[Job]):
     """What has something to write, each with its source; and jobs that no caller waits for."""
 
     def __init__(
-        self, execute: Callable[[Sequence[Job]], Any], size: Callable[[Job], int], interval: float = 0.0
+        self,
+        execute: Callable[[Sequence[Job]], Any],
+        size: Callable[[Job], int],
+        *,
+        interval: float = 0.0,
+        collect: float = FLUSH_INTERVAL,
     ) -> None:
         """Set it up.
 
         `execute` does some jobs, and returns a reply to each: a `StoreUnavailable` to one that is refused, while the
         others go on. It raises that if none can be done. `size` says how many bytes a job writes,
-        and `interval` how many seconds lie at least between the beginnings of two batches.
+        `interval` how many seconds lie at least between the beginnings of two batches, and `collect` for how many
+        seconds a fast stream collects what it writes next, while there is no other.
         """
         self._execute = execute
         self._size = size
@@ -80,7 +86,8 @@ class WriteQueue(Generic[Job]):
         self._dirty: dict[Subject, Source[Job]] = {}
         self._collecting: dict[Subject, Source[Job]] = {}
         self._posts: deque[Job] = deque(maxlen=MOST_POSTS)
-        self._pause = FLUSH_INTERVAL
+        self._collect_for = collect
+        self._pause = collect
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
 
@@ -97,7 +104,7 @@ class WriteQueue(Generic[Job]):
         self._collecting[subject] = source
 
     def _collect(self) -> None:
-        self._pause = min(PAUSE, FLUSH_INTERVAL + SHARE * len(self._collecting))
+        self._pause = min(PAUSE, self._collect_for + SHARE * len(self._collecting))
         self._dirty |= self._collecting
         self._collecting = {}
         self._wake.set()

@@ -75,3 +75,8 @@ def _do(jobs: Sequence[Job], transactions: Transactions) -> list[Any]:
         except ANSWERS as answer:
             results.append(answer)
     return results
+
+
+def count_bytes(job: Job) -> int:
+    """How many bytes a job writes."""
+    return len(job.write.data) if isinstance(job, Append) else 0
