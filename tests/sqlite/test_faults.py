@@ -43,7 +43,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 async def workers(directory: Path, notes: Path, count: int = 2, **store: Any) -> Any:
     """Workers on the file in a directory, and a watch over how they feel."""
     settings = {"store_timeout": STORE_TIMEOUT, **store}
-    about = environment(f"sqlite:///{directory}/streams.db", notes / "notes", store=settings)
+    # Without keep-alives, which would come on a busy machine.
+    rooms = {"": {"ping": 3600.0}}
+    about = environment(f"sqlite:///{directory}/streams.db", notes / "notes", store=settings, rooms=rooms)
     async with site_of([about] * count) as site, staying_healthy(site, count):
         yield site
 
