@@ -339,8 +339,8 @@ def test_an_id_with_a_nul_is_none():
 def test_spaces_around_an_id_do_not_matter():
     """A header comes without those that its value begins or ends with."""
     blocks = [b"id:  a b \ndata: x\n\nid:c\t\n\n"]
-    assert find_event_id(blocks, "a b") == find_event_id(blocks, " a b ") == 20
-    assert find_event_id(blocks, "c") == 27
+    assert find_event_id(blocks, "a b") == find_event_id(blocks, " a b ") == 19
+    assert find_event_id(blocks, "c") == 26
     assert find_event_id(blocks, "a") is None
 
 
