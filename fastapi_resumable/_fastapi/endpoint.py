@@ -95,7 +95,7 @@ def _with_connection(endpoint: Callable[..., Any]) -> inspect.Signature:
     parameters = list(signature.parameters.values())
     # FastAPI hands its connection to one parameter only; and a string may stand for such an annotation.
     taken = any(each.annotation in (HTTPConnection, "HTTPConnection") for each in parameters)
-    annotation: Any = Annotated[HTTPConnection, Depends(_connection)] if taken else HTTPConnection
+    annotation: Any = Annotated[Any, Depends(_connection)] if taken else HTTPConnection
     # Last, because class-based views take the first parameter for `self`; but nothing may come after `**kwargs`.
     at = len(parameters) - (bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
     kind = inspect.Parameter.KEYWORD_ONLY

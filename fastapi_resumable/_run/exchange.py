@@ -19,7 +19,7 @@ from ..exceptions import ResumableError, ShuttingDown, StreamCancelled, StreamRe
 from ..models import ResumableStreamItem
 from .body import RequestBody
 from .errors import unwrap
-from .headers import identify
+from .headers import id_value, identify
 from .manager import StreamManager
 from .producer import Producer
 from .recorder import Recorder, inner_scope
@@ -250,7 +250,7 @@ def accepted(item: ResumableStreamItem, location: str | None) -> Response:
         (b"preference-applied", b"respond-async"),
         (b"cache-control", b"no-store, no-transform"),
         (b"x-accel-buffering", b"no"),
-        (b"x-conversation-id", item.conversation_id.encode("utf-8")),
+        (b"x-conversation-id", id_value(item.conversation_id)),
         (b"x-stream-epoch", item.epoch.encode("ascii")),
     ]
     if location is not None:

@@ -64,11 +64,16 @@ def recorded(headers: RawHeaders) -> tuple[tuple[bytes, bytes], ...]:
     )
 
 
+def id_value(stream_id: str) -> bytes:
+    """A stream id as the value of a header, which has no spaces at its ends: servers refuse to send those."""
+    return stream_id.encode("utf-8").strip(b" ")
+
+
 def identify(headers: Iterable[tuple[bytes, bytes]], stream: Stream, location: str | None) -> RawHeaders:
     """Put our own headers in the place of any of the same name."""
     result = [(name, value) for name, value in headers if name not in _OURS]
     result += [
-        (b"x-conversation-id", stream.key.id.encode("utf-8")),
+        (b"x-conversation-id", id_value(stream.key.id)),
         (b"x-stream-epoch", stream.epoch.encode("ascii")),
         (b"cache-control", b"no-store, no-transform"),
         (b"x-accel-buffering", b"no"),
@@ -78,7 +83,7 @@ def identify(headers: Iterable[tuple[bytes, bytes]], stream: Stream, location: s
     if any(name == _AI_SDK for name, _ in result):
         # What the AI SDK's `WorkflowChatTransport` takes for the id in `{api}/{id}/stream`.
         result = [(name, value) for name, value in result if name != b"x-workflow-run-id"]
-        result.append((b"x-workflow-run-id", stream.key.id.encode("utf-8")))
+        result.append((b"x-workflow-run-id", id_value(stream.key.id)))
     return result
 
 

@@ -566,3 +566,69 @@ async def test_a_request_that_is_cancelled_after_its_client_left_still_waits_for
         await exchange.served()
 
     assert closed == [True]
+
+
+@pytest.mark.parametrize("stream_id", [" a ", "a ", "  é/ü ::x "])
+async def test_an_id_with_spaces_at_its_ends_makes_no_header_that_a_server_refuses(stream_id: str):
+    """A header's value has none, so there they are left out; the URL of the replay has the whole id."""
+    app, resumable = make(stream_id=body_field("id"))
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat(body: dict[str, Any]):
+        return events("hello")
+
+    async with running(app) as client:
+        for prefer in ({}, {"Prefer": "respond-async"}):
+            first = await client.post("/chat", json={"id": stream_id}, headers=prefer)
+            replay = await client.get(first.headers["content-location"])
+            assert b"hello" in replay.body
+            for answer in (first, replay):
+                assert answer.headers["x-conversation-id"].encode("latin-1").decode() == stream_id.strip()
+        found = await client.post("/v1/streams/lookup", json={"conversation_ids": [stream_id, stream_id.strip()]})
+        assert [item["conversation_id"] for item in found.json()] == [stream_id]
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"id":' * 50_000, b'{"id": "\\ud800"}', b"\xff", b"nan"])
+async def test_a_body_that_no_parser_takes_names_no_stream(body: bytes):
+    """However deep it is: it is the endpoint's to refuse."""
+    app, resumable = make(stream_id=body_field("id"))
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat(request: Request):
+        return JSONResponse(len(await request.body()))
+
+    async with running(app) as client:
+        answer = await client.request("POST", "/chat", body=body, headers={"content-type": "application/json"})
+    assert answer.status == (400 if b"ud800" in body else 200)
+    assert "x-stream-epoch" not in answer.headers
+
+
+@pytest.mark.parametrize("face", ["decorator", "route_class", "middleware"])
+async def test_an_application_that_starts_its_response_twice_has_failed(face: str, caplog: pytest.LogCaptureFixture):
+    """It is no answer that is complete."""
+    app, resumable = make()
+
+    class Twice(StreamingResponse):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+            await send(start)
+            await send({"type": "http.response.body", "body": b"data: one\n\n", "more_body": True})
+            await send(start)
+            await send({"type": "http.response.body", "body": b"data: two\n\n", "more_body": False})
+
+    async def chat():
+        return Twice(words())
+
+    router = APIRouter(route_class=resumable.route_class) if face == "route_class" else APIRouter()
+    router.post("/chat")(resumable.stream(chat) if face == "decorator" else chat)
+    app.include_router(router)
+    if face == "middleware":
+        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    async with running(app) as client:
+        answer = await client.post("/chat", headers=ID)
+        assert b"data: one" in answer.body and b"data: two" not in answer.body
+        assert b"event: error" in answer.body
+        item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()[0]
+        assert item["status"] == "failed"

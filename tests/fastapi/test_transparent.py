@@ -179,6 +179,72 @@ async def test_dishkas_inject_works_above_and_below() -> None:
             assert (await client.get(f"/v1/stream?conv_id={path}")).body == first.body
 
 
+@pytest.mark.parametrize("order", ["above", "below"])
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_dependency_injectors_inject_works_above_and_below(order: str, kind: str) -> None:
+    """It replaces markers among the arguments when the endpoint is called."""
+    containers = pytest.importorskip("dependency_injector.containers")
+    providers = pytest.importorskip("dependency_injector.providers")
+    wiring = pytest.importorskip("dependency_injector.wiring")
+    resumable = Resumable()
+    app = FastAPI()
+    app.include_router(resumable.router)
+
+    class Container(containers.DeclarativeContainer):  # type: ignore[misc]  # its class is `Any` where it is not installed
+        name = providers.Factory(str, "model")
+
+    Name = Annotated[str, Depends(wiring.Provide[Container.name])]  # noqa: N806  # a type
+
+    async def chat(name: Name, q: str = "x") -> Any:
+        return StreamingResponse(words(f"{name} {q}"), media_type="text/event-stream")
+
+    def chat_in_def(name: Name, q: str = "x") -> Any:
+        return StreamingResponse(words(f"{name} {q}"), media_type="text/event-stream")
+
+    endpoint: Any = chat if kind == "async def" else chat_in_def
+    inject: Any = wiring.inject
+    wrapped = inject(resumable.stream(endpoint)) if order == "above" else resumable.stream(inject(endpoint))
+    app.post("/chat")(wrapped)
+    container = Container()
+    for each in (chat, chat_in_def, wrapped, endpoint):
+        each.__module__ = __name__
+    container.wire(modules=[__name__])
+    try:
+        with TestClient(app) as client:
+            assert client.post("/chat").text == "data: model x\n\n"
+            first = client.post("/chat", headers={ID: "a"})
+            assert first.text.startswith("data: model x\nid: ")
+            assert client.get("/v1/stream/a").content == first.content
+    finally:
+        container.unwire()
+
+
+@pytest.mark.parametrize("face", ["decorator", "dependency"])
+def test_views_of_fastapi_class_work(face: str) -> None:
+    """Another library of class-based views."""
+    library = pytest.importorskip("fastapi_class")
+    resumable = Resumable()
+    app = FastAPI()
+    app.include_router(resumable.router)
+    Stream = Annotated[ResumableStream, Depends(resumable)]  # noqa: N806  # a type
+
+    async def plain(self: Any, q: str = "x") -> Any:
+        return StreamingResponse(words(q), media_type="text/event-stream")
+
+    async def handled(self: Any, stream: Stream, q: str = "x") -> Any:
+        return stream(StreamingResponse(words(q), media_type="text/event-stream"))
+
+    class Chat:
+        post = resumable.stream(plain) if face == "decorator" else handled
+
+    library.View(app, path="/chat")(Chat)
+    with TestClient(app) as client:
+        assert client.post("/chat?q=y").text == "data: y\n\n"
+        first = client.post("/chat", headers={ID: "a"})
+        assert first.text.startswith("data: x\nid: ")
+        assert client.get("/v1/stream/a").content == first.content
+
+
 def test_the_route_class_leaves_the_endpoint_as_it_is() -> None:
     """`route.endpoint` is the user's own function, after requests too."""
     resumable = Resumable()
