@@ -250,7 +250,7 @@ async def takes_anything(request: Request) -> Any:
 class Answering:
     """An object for an endpoint."""
 
-    async def __call__(self, q: str = "x") -> Any:
+    def __call__(self, q: str = "x") -> Any:
         """Answer."""
         return PlainTextResponse(q)
 
