@@ -125,8 +125,8 @@ class Identifier:
 
     async def identify(self, request: Request, receive: Receive) -> Identity:
         """Find owner and id; never raises. `receive` gives the body, for a dependency that looks for the id there."""
-        if request.method == "HEAD":
-            # A HEAD asks what a GET would answer: it must not begin a stream, nor replace one.
+        if request.method in ("HEAD", "OPTIONS"):
+            # They ask what another method would answer: they must not begin a stream, nor replace one.
             return NO_IDENTITY
         try:
             if isinstance(self._stream_id, _Header):

@@ -225,7 +225,7 @@ class ResumableMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application in the background, if the request is for one of the paths and names a stream."""
-        if scope["type"] != "http" or scope["method"] in ("HEAD", "OPTIONS") or not self._matches(scope):
+        if scope["type"] != "http" or not self._matches(scope):
             await self._app(scope, receive, send)
             return
         handlers = {

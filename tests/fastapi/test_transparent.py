@@ -438,8 +438,9 @@ async def test_who_waits_to_attach_waits_no_longer_than_pending_timeout() -> Non
         assert (await first.reply()).status == 200
 
 
-@pytest.mark.parametrize("face", ["decorator", "dependency", "route_class"])
-async def test_a_head_never_begins_a_stream(face: str) -> None:
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
+@pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "middleware"])
+async def test_a_request_about_another_never_begins_a_stream(face: str, method: str) -> None:
     """Nor replaces one."""
     resumable = Resumable()
     app = FastAPI()
@@ -453,12 +454,14 @@ async def test_a_head_never_begins_a_stream(face: str) -> None:
     async def handled(stream: Annotated[ResumableStream, Depends(resumable)]) -> Any:
         return stream(StreamingResponse(words("x"), media_type="text/event-stream"))
 
-    endpoint: Any = {"decorator": resumable.stream(chat), "dependency": handled, "route_class": chat}[face]
-    router.api_route("/chat", methods=["GET", "HEAD"])(endpoint)
+    endpoint: Any = {"decorator": resumable.stream(chat), "dependency": handled}.get(face, chat)
+    router.api_route("/chat", methods=["GET", method])(endpoint)
     app.include_router(router)
+    if face == "middleware":
+        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
     async with running(app) as client:
         first = await client.get("/chat", headers={ID: "a"})
-        head = await client.request("HEAD", "/chat", headers={ID: "a"})
+        head = await client.request(method, "/chat", headers={ID: "a"})
         assert head.status == 200
         assert "x-stream-epoch" not in head.headers
         assert (await client.get("/v1/stream/a")).body == first.body
