@@ -3,9 +3,10 @@
 A stream is one hash. Fields of its current epoch: `epoch`, `status`, `worker`, `tail` (offset of the next byte),
 `earliest` (the first offset to resume from), `mid` (the log ends within an event), `head`, `sse`, `started`,
 `completed`, `expires` (milliseconds), `idem`, `code`, `wait` (the producer waits for readers), `told` (what `BEGIN`
-replied). A queued request is a field `q:<epoch>`. What is stopped or replaced, be it queued, live or over, leaves
-`x:<epoch>` for a minute, the code and the time: for its worker to find, and for those who wait for it. `gone` is what
-`STOP` replied; like `told`, it is there for a caller that lost the reply.
+replied), `held` (until when nothing is appended, as the terminal event is being made). A queued request is a field
+`q:<epoch>`. What is stopped or replaced, be it queued, live or over, leaves `x:<epoch>` for a minute, the code and the
+time: for its worker to find, and for those who wait for it. `gone` is what `STOP` replied; like `told`, it is there for
+a caller that lost the reply.
 
 In a log, the entry that ends at offset N has the id `N-0`; the one that ends the log has `N-1`. So an entry cannot be
 written twice, and an offset is a place in the log. KEYS[1] is the hash, KEYS[2] the log.
