@@ -11,6 +11,7 @@
 <prefix>:changes                            stream: the latest changes of state, of all streams
 """
 
+from functools import lru_cache
 from urllib.parse import quote
 
 from ..._core.ids import StreamKey
@@ -55,6 +56,7 @@ def readers_key(stream: str, epoch: str) -> str:
     return f"{stream}:{epoch}:readers"
 
 
+@lru_cache(maxsize=1024)
 def _escape(text: str) -> str:
     # Braces would end the hash tag, and a slash the owner; what is left is easy to read and to type.
     return quote(text, safe="", errors="surrogatepass").replace("%3A", ":")
