@@ -39,6 +39,8 @@ OLD = {
     "withdraw": "release",
     "site": "worker",
     "hurry": "skip the grace",
+    "bury": "reap",
+    "obey": "apply",
     "impatient": "the grace is over",
 }
 """Names that no reader guessed, and what they were replaced by."""

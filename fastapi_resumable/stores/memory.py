@@ -193,9 +193,9 @@ class MemoryStore:
             assert stream is not None
             if code:
                 self._stop(stream, code)
-            self._tell(key, lambda: stream.item)
+            self._notify(key, lambda: stream.item)
         elif status is ResumableStatus.QUEUED:
-            self._tell(key, lambda: self._requests[changed.epoch].item)
+            self._notify(key, lambda: self._requests[changed.epoch].item)
         else:
             request = self._requests.pop(changed.epoch)
             self._budget.used -= request_size(request)
@@ -204,11 +204,11 @@ class MemoryStore:
                 request.stop(code)
             else:
                 request.settle()
-            self._tell(key, lambda: request.ended(status, self._wall_clock()))
+            self._notify(key, lambda: request.ended(status, self._wall_clock()))
 
-    def _tell(self, key: Key, item: Callable[[], ResumableStreamItem]) -> None:
+    def _notify(self, key: Key, item: Callable[[], ResumableStreamItem]) -> None:
         if self._watchers:
-            self._watchers.tell(key[0], item())
+            self._watchers.notify(key[0], item())
 
     def _stop(self, stream: MemoryStream, code: str) -> None:
         on_stop = stream.on_stop

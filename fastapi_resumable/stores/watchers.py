@@ -52,7 +52,7 @@ class Watchers:
 
         return remove
 
-    def tell(self, owner: str | None, item: ResumableStreamItem) -> None:
+    def notify(self, owner: str | None, item: ResumableStreamItem) -> None:
         """Tell each watcher of the stream, or of an id that it is a variant of, once."""
         told: dict[object, Notify] = {}
         for watched in (item.conversation_id, *variants(item.conversation_id)):

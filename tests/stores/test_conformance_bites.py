@@ -302,9 +302,9 @@ class LeavesATask(MemoryStore):
 
 
 class ShowsNobodyTheEnd(MemoryStore):
-    def _tell(self, key, item):
+    def _notify(self, key, item):
         if not item().is_done:
-            super()._tell(key, item)
+            super()._notify(key, item)
 
 
 class WatchesForEver(MemoryStore):

@@ -7,7 +7,7 @@
 <prefix>:{@<owner>/<id>}:variants           sorted set: the longer ids that this one stands for
 <prefix>:owner:<owner>                      hash: the live streams of an owner, where there is a limit
 <prefix>:worker:<worker>                    string: the lease of a worker
-<prefix>:worker:<worker>:inbox              stream: what others have to tell it
+<prefix>:worker:<worker>:inbox              stream: messages of other workers
 <prefix>:changes                            stream: the latest changes of state, of all streams
 """
 

@@ -91,7 +91,7 @@ class Transitions:
         if reply[0] != b"begun":
             return Answer(Verdict.STOPPED, code=reply[1].decode() if reply[0] == b"stopped" else "cancelled")
         await self._announce_ended(read_state(key, before), reply[2::2])
-        await self.tell_ended(key, reply[1:], "replaced")
+        await self.notify_ended(key, reply[1:], "replaced")
         await self._worker.announce(key.owner, stream.item)
         return Answer(Verdict.BEGUN)
 
@@ -121,7 +121,7 @@ class Transitions:
             [self._calls.peek(key), self._calls.stop(key, epoch)], ResumableStatus.CANCELLED, "cancelled"
         )
         if told:
-            await self.tell_ended(key, told, "cancelled")
+            await self.notify_ended(key, told, "cancelled")
             await self._announce_ended(read_state(key, before), told[1::2])
             await self.announce_rest(key)
 
@@ -180,7 +180,7 @@ class Transitions:
 
     # What others have to know.
 
-    async def tell_ended(self, key: StreamKey, told: Sequence[bytes], code: str) -> None:
+    async def notify_ended(self, key: StreamKey, told: Sequence[bytes], code: str) -> None:
         """Tell workers what a script has ended of theirs: in `told`, each worker is followed by an epoch."""
         await self.free(key, *told[1::2])
         for worker, epoch in zip(told[::2], told[1::2], strict=True):

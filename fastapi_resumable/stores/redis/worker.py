@@ -199,7 +199,7 @@ class RedisWorker:
 
     def _take_changes(self, entries: list[Entry]) -> None:
         for _, fields in entries:
-            self._watchers.tell(json.loads(fields[b"o"]), ResumableStreamItem.model_validate_json(fields[b"i"]))
+            self._watchers.notify(json.loads(fields[b"o"]), ResumableStreamItem.model_validate_json(fields[b"i"]))
 
 
 def _post(key: str, *fields: Any) -> Call:

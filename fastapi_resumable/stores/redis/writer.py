@@ -90,7 +90,7 @@ class RedisWriter:
             self.mark(stream)
             return
         if reply[0] == b"begun":
-            told = self._transitions.tell_ended(stream.key, reply[1:], "replaced")
+            told = self._transitions.notify_ended(stream.key, reply[1:], "replaced")
             self._worker.tasks.spawn(told, "resumable replaced")
         stream.take_reply(_meaning(reply))
 

@@ -221,7 +221,7 @@ class LocalStream:
         self.backend.mark(self)
 
     def stop_here(self) -> None:
-        """Stop the stream while the backend is away, and tell it later."""
+        """Stop the stream while the backend is away, and write that later."""
         if not self.closed:
             self._show_unrecorded()
             self.end(ResumableStatus.CANCELLED, "cancelled", END_MESSAGES["cancelled"], time())

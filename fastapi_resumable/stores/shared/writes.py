@@ -199,7 +199,7 @@ class WriterBackend(Protocol[S_contra]):
         """Another worker has ended the stream: `forget` it, have it `adopt_end`, and then `stop_producer`."""
 
     async def announce_end(self, stream: S_contra) -> None:
-        """The stream has ended, for everybody to see: tell those who watch, where the backend does not."""
+        """All workers can see the end of the stream: notify watchers, where the backend does not."""
 
 
 class ReaderBackend(Protocol[S_contra]):

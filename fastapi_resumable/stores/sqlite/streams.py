@@ -99,7 +99,7 @@ class SqliteWriter:
     def take_reply(self, stream: LocalStream, reply: Any) -> None:
         """What came of it."""
         if isinstance(reply, Outcome):
-            self._worker.obey(reply)
+            self._worker.apply(reply)
             reply = Begun() if reply.verdict is Verdict.BEGUN else Ended()
         stream.take_reply(reply)
 

@@ -55,7 +55,7 @@ class Transactions:
             TooManyStreams: A limit is reached.
         """
         state = self._load(key)
-        if self.bury(state.workers, terminal):
+        if self.reap(state.workers, terminal):
             state = self._load(key)
         outcome = lifecycle.reserve(state.slot, request, on_conflict)
         if outcome.changes:
@@ -72,7 +72,7 @@ class Transactions:
     def _count_live(self, owner: str, terminal: Terminal) -> int:
         query = "SELECT worker FROM streams WHERE owner = ? AND expires_at IS NULL"
         live = [worker for (worker,) in self._execute(query, (bindable(owner),)).fetchall()]
-        return self._count_live(owner, terminal) if self.bury(set(live), terminal) else len(live)
+        return self._count_live(owner, terminal) if self.reap(set(live), terminal) else len(live)
 
     def begin(self, key: StreamKey, request: Queued, head: Head, terminal: Terminal, *, queue: bool = False) -> Outcome:
         """Make a request the current epoch; if it is to `queue`, it is queued before, should the file not know it."""
@@ -258,14 +258,14 @@ class Transactions:
         self._execute("DELETE FROM readers WHERE worker = ?", (worker,))
         self._execute("DELETE FROM workers WHERE worker = ?", (worker,))
 
-    def bury(self, workers: Iterable[str], terminal: Terminal) -> bool:
+    def reap(self, workers: Iterable[str], terminal: Terminal) -> bool:
         """End everything that belongs to those workers that have died; return whether one has."""
         dead = self._lock.find_dead(workers)
         for worker in dead:
-            self._bury(worker, terminal)
+            self._reap(worker, terminal)
         return bool(dead)
 
-    def _bury(self, worker: str, terminal: Terminal) -> None:
+    def _reap(self, worker: str, terminal: Terminal) -> None:
         query = "SELECT DISTINCT owner, id FROM streams WHERE worker = ? AND expires_at IS NULL"
         keys = [StreamKey(text_of(owner), stream_id) for owner, stream_id in self._execute(query, (worker,))]
         retention = self._limits.retention

@@ -108,7 +108,7 @@ class SqliteWorker:
 
     async def _start(self) -> StoreUnavailable | None:
         try:
-            await self.bury_dead()
+            await self.reap_dead()
             await self.reader.run(self.reader.catch_up)
         except Exception as exc:
             # The next request tries again.
@@ -163,9 +163,9 @@ class SqliteWorker:
 
     async def change(self, job: Callable[[Transactions, Terminal], Outcome]) -> Outcome:
         """The same for a job that changes the state of a stream: what follows from that is done here at once."""
-        return self.obey(await self.transact(job))
+        return self.apply(await self.transact(job))
 
-    def obey(self, outcome: Outcome) -> Outcome:
+    def apply(self, outcome: Outcome) -> Outcome:
         """Do here what follows from a transition, rather than when it is read; return the outcome."""
         for change in outcome.changes:
             if change.code:
@@ -197,13 +197,13 @@ class SqliteWorker:
             found, dead = await self.reader.run(look)
             if not dead:
                 return found
-            await self._bury(dead)
+            await self._reap(dead)
 
-    async def _bury(self, dead: Sequence[str]) -> None:
-        await self.transact(lambda transactions, terminal: transactions.bury(dead, terminal))
+    async def _reap(self, dead: Sequence[str]) -> None:
+        await self.transact(lambda transactions, terminal: transactions.reap(dead, terminal))
         self.reader.look_now()
 
-    async def bury_dead(self) -> None:
+    async def reap_dead(self) -> None:
         """End what belongs to workers that have died."""
         await self.read(read_workers, set)
 
@@ -252,14 +252,14 @@ class SqliteWorker:
         for change in found.changes:
             if change.code:
                 self._handlers.on_ended(change.epoch, change.code)
-            self._tell(change)
+            self._notify(change)
         if found.has_gap:
             self._handlers.on_return()
 
-    def _tell(self, change: Changed) -> None:
+    def _notify(self, change: Changed) -> None:
         if self._watchers:
             try:
-                self._watchers.tell(change.owner, ResumableStreamItem.model_validate_json(change.item))
+                self._watchers.notify(change.owner, ResumableStreamItem.model_validate_json(change.item))
             except Exception:
                 # One watcher, or a change that another version has written, must not hide what comes after it.
                 logger.exception("a change could not be passed on", extra={"epoch": change.epoch})
@@ -292,7 +292,7 @@ class SqliteWorker:
             try:
                 if is_watching:
                     self._handlers.look()
-                    await self.bury_dead()
+                    await self.reap_dead()
                 if self._clean_up_at is not None and time.time() >= self._clean_up_at:
                     self._clean_up_at = None
                     self.plan_clean_up(await self.writer.run(Transactions.clean_up))
