@@ -79,4 +79,4 @@ def turns(app: Server, conversation: str) -> list[dict[str, str | None]]:
 
 def client_of(app: Server) -> openai.OpenAI:
     """The official client, pointed at the example app."""
-    return openai.OpenAI(base_url=f"{app.url}/v1", api_key="none", max_retries=0, timeout=20)
+    return openai.OpenAI(base_url=f"{app.url}/v1", api_key="none", max_retries=0, timeout=60)

@@ -26,7 +26,7 @@ ARGS = [
     "--disable-quic",
     "--no-first-run",
 ]
-PATIENCE = 20_000
+PATIENCE = 45_000
 """Milliseconds that the browser may take for anything: a bound, not an expectation."""
 WORDS_PER_SECOND = "100"
 """The pace of the built-in writer: three seconds for its longest answer."""

@@ -184,5 +184,5 @@ def test_a_stop_as_the_page_goes_reaches_the_server(page: Page, server: Server) 
     begin(page, "leaving")
     page.evaluate("addEventListener('pagehide', () => stream.stop())")
     page.goto("about:blank")
-    entries = httpx.get(f"{server.url}/events", params={"until": "ended:leaving"}, timeout=20).json()
+    entries = httpx.get(f"{server.url}/events", params={"until": "ended:leaving"}, timeout=60).json()
     assert "finished:leaving" not in entries

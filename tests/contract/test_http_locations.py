@@ -66,7 +66,7 @@ async def test_content_location_is_right_behind_a_proxy(app: str, start: str, ro
 async def test_content_location_is_followed_by_a_url_library() -> None:
     """httpx resolves it against the URL that it has requested."""
     with serve("tests.support.apps.placed:twice_mounted", args=["--factory"]) as server:
-        async with httpx.AsyncClient(timeout=20) as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             url = f"{server.url}/top/sub/deep/er/chat"
             first = await client.post(url, headers={"x-conversation-id": "a/b"})
             again = await client.get(first.url.join(first.headers["content-location"]))

@@ -65,7 +65,6 @@ def descriptors() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(110)  # tracing what is allocated takes its time
 @pytest.mark.parametrize("face", PLACES)
 async def test_hundreds_of_streams_of_every_fate_leave_nothing_behind(
     face: str, monkeypatch: pytest.MonkeyPatch

@@ -290,7 +290,6 @@ class Life(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(110)
 @pytest.mark.parametrize("rule_of_conflict", ["replace", "attach", "reject"])
 def test_any_order_of_events_agrees_with_the_model(rule_of_conflict: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hypothesis looks for an order that does not."""

@@ -19,7 +19,7 @@ from tests.conformance.tools import KEY, TEXT, Request, begin, complete, content
 from tests.support.redis_server import RedisServer
 from tests.support.site import until
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.redis
 
 EVENT = b"data: " + b"x" * 94 + b"\n\n"
 MIB = 1024 * 1024

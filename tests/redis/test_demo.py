@@ -49,7 +49,7 @@ def use_and_stop(demo: Server, temporary: Path) -> None:
     conversation = unique("demo")
     replay = f"/v1/stream/{conversation}"
 
-    with httpx.Client(base_url=demo.url, timeout=20) as client, ExitStack() as stack:
+    with httpx.Client(base_url=demo.url, timeout=60) as client, ExitStack() as stack:
         named = {"X-Conversation-Id": conversation}
         live = stack.enter_context(client.stream("POST", "/v1/chat/completions", json=QUESTION, headers=named))
         writer = live.headers["X-Writer"]

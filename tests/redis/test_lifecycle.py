@@ -20,7 +20,7 @@ from fastapi_resumable.stores.redis.state import read_state
 from fastapi_resumable.stores.shared.writes import KeyState
 from tests.support.redis_server import RedisServer
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.redis
 
 COMPLETED, FAILED = ResumableStatus.COMPLETED, ResumableStatus.FAILED
 INTERRUPTED = ResumableStatus.INTERRUPTED

@@ -18,7 +18,7 @@ from tests.conformance.tools import KEY, TEXT, begin, complete, content, followi
 from tests.support.redis_server import RedisServer
 from tests.support.site import until
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.redis
 
 MIB = 1024 * 1024
 SOON = 2.0

@@ -37,7 +37,7 @@ from tests.support.faults import FaultyLink
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.site import until
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.redis
 
 OTHER = StreamKey("ann", "other")
 

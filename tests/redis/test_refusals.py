@@ -15,7 +15,7 @@ from tests.conformance.tools import TEXT, Request, begin, complete, content, fol
 from tests.support.redis_server import RedisServer
 from tests.support.site import until
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(30)]
+pytestmark = pytest.mark.redis
 
 STORE_TIMEOUT = 1.0
 ONE, OTHER = StreamKey(None, "one"), StreamKey(None, "other")

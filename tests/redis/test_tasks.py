@@ -19,7 +19,7 @@ from fastapi_resumable.stores.redis import lease, worker
 from tests.conformance.tools import TEXT, Request, complete, content, following, write
 from tests.support.redis_server import RedisServer
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.redis
 
 ERRORS = [
     AttributeError("'NoneType' object has no attribute '_add_writer'"),

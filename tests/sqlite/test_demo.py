@@ -34,7 +34,7 @@ def ask(server: Server, name: str, events: int) -> bytes:
     seen = b""
     headers = {"X-Conversation-Id": name, "Idempotency-Key": f"turn-{name}"}
     with httpx.stream(
-        "POST", f"{server.url}/v1/chat/completions", json=QUESTION, headers=headers, timeout=20
+        "POST", f"{server.url}/v1/chat/completions", json=QUESTION, headers=headers, timeout=60
     ) as answer:
         assert answer.status_code == 200
         for some in answer.iter_raw():
@@ -53,7 +53,7 @@ def test_the_demo_survives_being_killed_in_the_middle_of_an_answer(tmp_path: Pat
         server.kill()
     server = start(tmp_path)
     try:
-        replay = httpx.get(f"{server.url}/v1/stream/alice", timeout=20)
+        replay = httpx.get(f"{server.url}/v1/stream/alice", timeout=60)
         assert replay.content.startswith(seen)
         assert b"producer_lost" in replay.content[len(seen) :]
         [item] = httpx.post(f"{server.url}/v1/streams/lookup", json={"conversation_ids": ["alice"]}).json()

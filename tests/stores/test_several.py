@@ -57,7 +57,7 @@ def test_a_memory_store_in_one_of_several_workers_says_so_once(
     server = Server([*command, "--port", "0", *arguments], environment)
     try:
         server.wait_ready()
-        subprocess.run([sys.executable, "-c", POST, server.url], check=True, timeout=30)
+        subprocess.run([sys.executable, "-c", POST, server.url], check=True, timeout=120)
         if warns:
             server.wait_for_output("one of 2 workers")
             assert 'store="sqlite:///streams.db"' in server.output

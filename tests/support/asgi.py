@@ -20,7 +20,7 @@ T = TypeVar("T")
 Message = dict[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
-LIMIT = 20.0
+LIMIT = 45.0
 """Seconds that any single wait may take before the test fails."""
 
 

@@ -71,12 +71,12 @@ class Site:
         """How often something was noted, by all or by one."""
         return sum(1 for who, what in self.noted() if what == entry and pid in (None, who))
 
-    async def until_noted(self, entry: str, count: int = 1, deadline: float = 20.0) -> None:
+    async def until_noted(self, entry: str, count: int = 1, deadline: float = 60.0) -> None:
         """Wait for a note of any worker."""
         await until(lambda: self.count(entry) >= count, f"{count} x {entry!r}", deadline)
 
 
-async def until(condition: Callable[[], bool], what: str, deadline: float = 20.0) -> float:
+async def until(condition: Callable[[], bool], what: str, deadline: float = 60.0) -> float:
     """Look until `condition` holds; the seconds that it took."""
     begun = time.monotonic()
     try:
