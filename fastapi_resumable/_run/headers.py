@@ -48,8 +48,12 @@ _AI_SDK = b"x-vercel-ai-ui-message-stream"
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     """The headers of a response without those of the connection, with names in lower case."""
     lowered = [(name.lower(), value) for name, value in headers]
-    named = {token.strip().lower() for name, value in lowered if name == b"connection" for token in value.split(b",")}
-    return [(name, value) for name, value in lowered if name not in _HOP_BY_HOP and name not in named]
+    dropped = _HOP_BY_HOP
+    if b"connection" in dict(lowered):
+        dropped |= {
+            token.strip().lower() for name, value in lowered if name == b"connection" for token in value.split(b",")
+        }
+    return [(name, value) for name, value in lowered if name not in dropped]
 
 
 def recorded(headers: RawHeaders) -> tuple[tuple[bytes, bytes], ...]:
@@ -80,7 +84,7 @@ def identify(headers: Iterable[tuple[bytes, bytes]], stream: Stream, location: s
     ]
     if location is not None:
         result.append((b"content-location", location.encode("ascii")))
-    if any(name == _AI_SDK for name, _ in result):
+    if _AI_SDK in dict(result):
         # What the AI SDK's `WorkflowChatTransport` takes for the id in `{api}/{id}/stream`.
         result = [(name, value) for name, value in result if name != b"x-workflow-run-id"]
         result.append((b"x-workflow-run-id", id_value(stream.key.id)))

@@ -14,10 +14,11 @@ from .._stream.stream import Stream
 from .._stream.tasks import Tasks
 from ..exceptions import ShuttingDown
 from ..models import ResumableStatus
+from ..settings import ResumableSettings
 from ..stores.base import Store
 from ..telemetry import Telemetry
 from .hooks import Hooks
-from .producer import Producer, RunSettings, Surroundings
+from .producer import Producer, Surroundings
 from .signals import TerminationWatch
 from .watch import Watch
 
@@ -30,7 +31,7 @@ LAST_MOMENT = 0.5
 class StreamManager:
     """Starts, follows, stops and retires streams on a store."""
 
-    def __init__(self, store: Store, settings: RunSettings, telemetry: Telemetry | None = None) -> None:
+    def __init__(self, store: Store, settings: ResumableSettings, telemetry: Telemetry | None = None) -> None:
         self.store = store
         self.settings = settings
         self.telemetry = telemetry or Telemetry()

@@ -9,15 +9,15 @@ import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from time import monotonic, perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 
 from .._core.ids import StreamKey
-from .._core.lifecycle import OnConflict
 from .._stream.stream import Head, WritableStream
 from .._stream.tasks import Tasks
 from ..models import ResumableStatus
+from ..settings import ResumableSettings
 from ..stores.base import Reservation, Store
 from ..telemetry import StreamTelemetry, Telemetry
 from .errors import StreamStopped, is_disconnect, release_frames
@@ -29,24 +29,12 @@ HOOK_PATIENCE = 0.1
 """Seconds for which a request that is over waits for its hooks: an event loop that is closed next cancels them."""
 
 
-class RunSettings(Protocol):
-    """The settings that the run of a request depends on; see `Resumable`."""
-
-    on_conflict: OnConflict
-    ping: float
-    head_timeout: float
-    pending_timeout: float
-    stall_timeout: float
-    stop_grace: float
-    shutdown_grace: float
-
-
 @dataclass(slots=True, eq=False)
 class Surroundings:
     """What all producers of one `Resumable` have in common."""
 
     store: Store
-    settings: RunSettings
+    settings: ResumableSettings
     telemetry: Telemetry
     tasks: Tasks
     hooks: Hooks
