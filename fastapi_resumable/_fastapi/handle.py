@@ -51,7 +51,7 @@ class ResumableStream:
         return self._admission is not None
 
     def __call__(self, response: ResponseT) -> ResponseT:
-        """Make `response` resumable; without a stream id it comes back as it is."""
+        """Make `response` resumable. Without a stream id, it is returned unchanged."""
         return response if self._admission is None else cast("ResponseT", self._admission.record(response))
 
 

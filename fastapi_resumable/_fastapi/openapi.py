@@ -1,4 +1,4 @@
-"""What OpenAPI shows of the routes: their parameters, and by the name of a route what FastAPI takes for one."""
+"""What OpenAPI shows of the routes: their parameters, and the options of each route by its name."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""`Resumable`: what an application makes one of. It wires the store, the manager, the router and the faces together."""
+"""`Resumable`, which an application makes one of: it wires store, manager, router and faces together."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -42,7 +42,7 @@ class Resumable:
     """Makes streaming endpoints survive disconnects.
 
     Include `router`, and put `stream`, `Depends(resumable)`, `route_class` or `ResumableMiddleware` where streams
-    begin. What is not given is taken from the environment (`FASTAPI_RESUMABLE_<NAME>`), or has the default shown.
+    begin. What is not given comes from the environment (`FASTAPI_RESUMABLE_<NAME>`), or has the default shown.
 
     Args:
         store: Where streams live: a store or its URL (`sqlite:///...`, `redis://...`). Default: `MemoryStore()`.
@@ -108,7 +108,7 @@ class Resumable:
     # The faces.
 
     def stream(self, endpoint: _EndpointT) -> _EndpointT:
-        """Decorate an endpoint that returns a response, to make it resumable. Called directly it is as it was.
+        """Make an endpoint that returns a response resumable. Called directly, it behaves as if it were undecorated.
 
         Raises:
             TypeError: The endpoint uses `yield`; the message names the route class that serves those.
@@ -128,7 +128,7 @@ class Resumable:
         *,
         headers: list[tuple[bytes, bytes]] | None = None,
     ) -> None:
-        """Run any ASGI application resumable; as it is, if the request names no stream.
+        """Run any ASGI application, and record its response if the request names a stream.
 
         Args:
             app: The application.
@@ -160,7 +160,7 @@ class Resumable:
         """Stop a stream, as the router's `DELETE` does: no-op if there is none.
 
         Raises:
-            HTTPException: It is no stream id.
+            HTTPException: The id is not a valid stream id.
         """
         with http_errors():
             await self._routes.stop(owner, stream_id, epoch)
@@ -170,15 +170,15 @@ class Resumable:
     def on_finish(self, hook: _HookT) -> _HookT:
         """Register a function that gets every stream once it has ended, as a `FinishedStream`.
 
-        It may be `async` or not, runs beside everything else, and what it raises is logged.
+        It may be `async` or not, runs in the background, and its exceptions are logged.
         """
         self.manager.hooks.add(hook)
         return hook
 
     async def shutdown(self) -> None:
-        """Refuse new streams, give live ones `shutdown_grace` seconds, then interrupt them; no reader is left.
+        """Refuse new streams, give live ones `shutdown_grace` seconds, then interrupt them, and end all responses.
 
-        Called on SIGTERM and SIGINT by itself. Call it where the server is stopped in another way.
+        The library calls it on SIGTERM and SIGINT. Call it yourself if the server is stopped in another way.
         """
         await self.manager.shutdown()
 
@@ -203,7 +203,7 @@ class ResumableMiddleware:
 
     Args:
         app: The application.
-        resumable: What the streams are kept in; its router is to be included too.
+        resumable: The `Resumable` that keeps the streams; include its router as well.
         paths: Paths as in a route, like `/v1/chat/completions` or `/runs/{run_id}/events`, below the root path.
 
     Raises:

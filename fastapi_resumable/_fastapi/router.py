@@ -78,13 +78,13 @@ class Routes:
         """Stop a stream.
 
         Raises:
-            ResumableError: It is no stream id.
+            ResumableError: The id is not a valid stream id.
         """
         await self._manager.store.stop(StreamKey(owner, require_stream_id(stream_id)), epoch or None)
         return Response(status_code=204)
 
     async def lookup(self, request: Request, owner: Any) -> Response:
-        """Say which streams there are."""
+        """Send the items of the streams that exist."""
         wanted = await _read_lookup(request)
         items = await self._manager.store.lookup(owner, wanted.conversation_ids)
         parts = []
