@@ -34,12 +34,7 @@ def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., An
         TypeError: `endpoint` uses `yield`.
     """
     name = getattr(endpoint, "__name__", type(endpoint).__name__)
-    innermost = inspect.unwrap(endpoint)
-    if inspect.isgeneratorfunction(innermost) or inspect.isasyncgenfunction(innermost):
-        raise TypeError(
-            f"@resumable.stream cannot wrap {name!r}, because an endpoint that uses `yield` has its response built by "
-            "FastAPI. Put it on a router made with APIRouter(route_class=resumable.route_class) instead."
-        )
+    _refuse_generator(endpoint, name)
     if _is_coroutine_function(endpoint):
 
         @functools.wraps(endpoint)
@@ -70,6 +65,15 @@ def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., An
     wrapper.__name__ = name
     wrapper.__signature__ = _with_connection(endpoint)  # type: ignore[attr-defined]  # inspect's protocol
     return wrapper
+
+
+def _refuse_generator(endpoint: Callable[..., Any], name: str) -> None:
+    innermost = inspect.unwrap(endpoint)
+    if inspect.isgeneratorfunction(innermost) or inspect.isasyncgenfunction(innermost):
+        raise TypeError(
+            f"@resumable.stream cannot wrap {name!r}, because an endpoint that uses `yield` has its response built by "
+            "FastAPI. Put it on a router made with APIRouter(route_class=resumable.route_class) instead."
+        )
 
 
 async def _decorated(request: Request, service: Service) -> Admission | None:

@@ -25,7 +25,7 @@ def lines_refused(checker: str, file: str) -> tuple[set[int], str]:
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     text = said.stdout + said.stderr
     assert said.returncode in (0, 1), text
-    found = re.findall(rf"{re.escape(file)}:(\d+):(?:\d+:)? .*error", text)
+    found = re.findall(rf"{re.escape(file)}:(\d+):(?:\d+:?)? .*error", text)
     return set(map(int, found)), text
 
 
