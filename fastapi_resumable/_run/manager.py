@@ -69,6 +69,7 @@ class StreamManager:
         stream = await self.store.reserve(producer.reservation, self.settings.on_conflict)
         if stream is not None:
             return stream
+        # The shutdown may have begun while the store waited for another request.
         if self.closing:
             await self.store.release(producer.reservation)
             raise ShuttingDown
@@ -150,6 +151,7 @@ class StreamManager:
         await self._quiet(LAST_DELIVERY, lambda: self._grace_is_over or not (self._readers or self._watches))
         if self._grace_is_over:
             await self._quiet(LAST_MOMENT, lambda: not (self._readers or self._watches))
+        # A client that has not taken the end by now keeps its response open, so its connection is closed.
         clients: list[Reader | Watch] = [*self._readers, *self._watches]
         for client in clients:
             client.evict()

@@ -106,6 +106,7 @@ class Recorder:
             StreamStopped: The stream was stopped, as a server would say that the client has left.
             RuntimeError: The application breaks the rules of ASGI.
         """
+        # The short way for nearly every chunk of nearly every stream. Whatever it refuses takes the careful way.
         stream, body = self._stream, message.get("body")
         if stream is None or not body or type(body) is not bytes or not stream.offer(body, now := monotonic()):
             await self._send_with_care(message)

@@ -125,6 +125,7 @@ class Serving:
             self._manager.dismiss(reader, self._dropped(reading))
             timer.cancel()
             if self._watch is not None:
+                # It reads from the request's channel, which other code may read only once this task has ended.
                 self._watch.cancel()
                 await asyncio.wait({self._watch})
         return reading

@@ -34,6 +34,7 @@ class _Handler:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if not self.retired and not self._loop.is_closed():
+            # A signal handler may run between any two bytecodes, so it only schedules the callback.
             self._loop.call_soon_threadsafe(self._callback)
         self.previous(number, frame)
 

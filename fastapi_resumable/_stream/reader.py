@@ -107,6 +107,7 @@ class Reader(Cursor):
     def on_append(self, data: bytes, tail: int) -> None:
         """Deliver what has come, if the task waits for it; and let the task go on with what cannot be done here."""
         waiter = self._waiter
+        # The task is awake, or about to be, and looks at the log once more before it waits.
         if waiter is None or waiter.done():
             self._missed = True
             return
@@ -163,6 +164,7 @@ class Reader(Cursor):
 
     async def supervise(self, work: Awaitable[Reading]) -> Reading:
         """Await `work`, which sends to the client, for as long as that takes something."""
+        # It has no time limit until `evict` sets one, so a delivery that makes progress costs no timer.
         deadline = self._deadline = asyncio.timeout(None)
         self._begin_sending()
         try:
@@ -183,6 +185,7 @@ class Reader(Cursor):
         try:
             return await self._read_on(end)
         except asyncio.CancelledError as exc:
+            # In the middle of a delivery it is unknown what the client has, so only an idle reading can continue.
             if self._is_evicted or not self._is_idle or not self._drain_on_cancel():
                 raise
             self.cancelled = exc
@@ -232,6 +235,7 @@ class Reader(Cursor):
 
     async def _wait(self) -> None:
         """Wait until there is something to do; and finish what was begun in the meantime."""
+        # No append can be missed: there is no `await` between the last look at the log and this future.
         self._waiter = asyncio.get_running_loop().create_future()
         self._is_idle = True
         try:
@@ -251,6 +255,7 @@ class Reader(Cursor):
 
     def _begin_sending(self) -> None:
         self._sending_since = monotonic()
+        # One timer serves many deliveries, because setting a timer for each would cost more than the delivery.
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._stall_timeout, self._check_progress)
 
