@@ -59,7 +59,8 @@ class Recording:
 
     def release(self) -> None:
         """Give back everything now, even if something still refers to the recording."""
-        self.log.restart(self.log.tail)
+        if self.log.size:
+            self.log.restart(self.log.tail)
         self._drop_framer()
         self.budget.used -= self._overhead
         self._overhead = 0

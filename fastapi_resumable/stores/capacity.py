@@ -13,13 +13,11 @@ from ..exceptions import TooManyStreams, TooManyStreamsOfOwner
 from .base import Reservation
 
 STREAM_OVERHEAD = 1024
-"""What a stream is counted for beside its bytes, its id and its keys: without it, empty streams would be free."""
+"""What a stream, queued or not, is counted for beside its bytes, id and keys: otherwise empty ones would be free."""
 HEADER_OVERHEAD = 128
 """What each header is counted for beside its bytes."""
 HEAD_OVERHEAD = 512
 """What a head is counted for beside its headers."""
-REQUEST_OVERHEAD = 1024
-"""What a request that waits is counted for."""
 
 
 class Capacity:
@@ -55,7 +53,7 @@ class Capacity:
         if self.live >= limits.max_streams + allowed:
             raise TooManyStreams("The server has reached its limit of live streams. Try again in a moment.")
         self._budget.on_excess()
-        if self._budget.used + REQUEST_OVERHEAD > limits.max_total_bytes:
+        if self._budget.used + STREAM_OVERHEAD > limits.max_total_bytes:
             raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")
 
     def share_head(self, head: Head) -> Head:
@@ -76,19 +74,13 @@ class Capacity:
         return head
 
 
-def request_size(reservation: Reservation) -> int:
-    """What a request is counted for while it waits."""
-    return REQUEST_OVERHEAD + _strings_size(reservation)
-
-
 def stream_size(reservation: Reservation) -> int:
     """What a stream is counted for beside its head and its bytes: it keeps the strings of its request."""
-    return STREAM_OVERHEAD + _strings_size(reservation)
-
-
-def _strings_size(reservation: Reservation) -> int:
-    strings = (reservation.key.id, reservation.key.owner, reservation.idempotency_key)
-    return sum(sys.getsizeof(text) for text in strings if text is not None)
+    (owner, stream_id), key = reservation.key, reservation.idempotency_key
+    size = STREAM_OVERHEAD + sys.getsizeof(stream_id)
+    if owner is not None:
+        size += sys.getsizeof(owner)
+    return size if key is None else size + sys.getsizeof(key)
 
 
 class EndedStreams:

@@ -20,7 +20,7 @@ from .._stream.stream import Head, Limits, Stream, WritableStream
 from ..exceptions import StreamCancelled, StreamExists, StreamNotFound, StreamPending, StreamReplaced
 from ..models import ResumableStatus, ResumableStreamItem
 from .base import Reservation
-from .capacity import Capacity, EndedStreams, request_size, stream_size
+from .capacity import Capacity, EndedStreams, stream_size
 from .several import warn_of_workers
 from .shared.writes import END_MESSAGES
 from .variants import VariantIndex
@@ -36,7 +36,8 @@ class MemoryStore:
 
     `max_total_bytes` bounds everything that is held, live streams included. When it is exceeded, finished streams
     expire early, oldest first. Then new requests are refused, and each live stream is held to an equal share of the
-    total: one with readers waits for the slowest of them, and one without keeps less of its past. None is ended.
+    total: one with readers waits for the slowest of them, and one without keeps less of its past. None is ended. A slow
+    reader of a stream that was replaced loses its place if that stream holds more than a share.
 
     Args:
         clock: Seconds that never go backwards, for the retention.
@@ -57,12 +58,10 @@ class MemoryStore:
         # nothing but a stream that has ended.
         self._streams: dict[Key, MemoryStream] = {}
         self._queued: dict[Key, tuple[Queued, ...]] = {}
-        self._requests: dict[str, Reservation] = {}
-        """What is queued, by epoch."""
+        self._requests: dict[str, Reservation] = {}  # what is queued, by epoch
         self._variants = VariantIndex()
         self._ended = EndedStreams(clock, self._expire)
-        self._still_read: WeakSet[MemoryStream] = WeakSet()
-        """Streams that are not kept any more, some of which still have readers."""
+        self._still_read: WeakSet[MemoryStream] = WeakSet()  # what is not kept any more; some of it has readers yet
         self._shrunk_at: float = 0
 
     @property
@@ -107,7 +106,7 @@ class MemoryStore:
                     return stream
         # The stream that this one replaces gives up its place to it.
         self._capacity.check(self._limits, key.owner, allowed=1 if outcome.replaces else 0)
-        self._budget.used += request_size(reservation)
+        self._budget.used += stream_size(reservation)
         self._capacity.count(key.owner, 1)
         reservation.requested_at = self._wall_clock()
         self._requests[reservation.epoch] = reservation
@@ -121,7 +120,8 @@ class MemoryStore:
             raise StreamReplaced if reservation.stop_code == "replaced" else StreamCancelled
         outcome = lifecycle.begin(self._slot(key), epoch, now := self._wall_clock())
         del self._requests[epoch]
-        self._budget.used -= request_size(reservation)
+        size = stream_size(reservation)
+        self._budget.used -= size
         stream = MemoryStream(
             key,
             epoch,
@@ -131,7 +131,7 @@ class MemoryStore:
             started_at=now,
             idempotency_key=reservation.idempotency_key,
             on_stop=reservation.on_stop,
-            overhead=stream_size(reservation),
+            overhead=size,
         )
         self._apply(key, outcome, "replaced", stream)
         reservation.settle(stream)
@@ -193,22 +193,23 @@ class MemoryStore:
             assert stream is not None
             if code:
                 self._stop(stream, code)
-            self._notify(key, lambda: stream.item)
+            subject: MemoryStream | Reservation = stream
         elif status is ResumableStatus.QUEUED:
-            self._notify(key, lambda: self._requests[changed.epoch].item)
+            subject = self._requests[changed.epoch]
         else:
-            request = self._requests.pop(changed.epoch)
-            self._budget.used -= request_size(request)
+            subject = self._requests.pop(changed.epoch)
+            self._budget.used -= stream_size(subject)
             self._capacity.count(key[0], -1)
             if code:
-                request.stop(code)
+                subject.stop(code)
             else:
-                request.settle()
-            self._notify(key, lambda: request.ended(status, self._wall_clock()))
-
-    def _notify(self, key: Key, item: Callable[[], ResumableStreamItem]) -> None:
+                subject.settle()
         if self._watchers:
-            self._watchers.notify(key[0], item())
+            if isinstance(subject, Reservation) and status is not ResumableStatus.QUEUED:
+                item = subject.ended(status, self._wall_clock())
+            else:
+                item = subject.item
+            self._watchers.notify(key[0], item)
 
     def _stop(self, stream: MemoryStream, code: str) -> None:
         on_stop = stream.on_stop
@@ -265,8 +266,7 @@ class MemoryStore:
 
     def _expire(self, stream: MemoryStream, now: float) -> bool:
         """Forget a stream that has ended, if it is past its retention."""
-        before = self._slot(stream.key)
-        left = lifecycle.expire(before, now)
+        left = lifecycle.expire(before := self._slot(stream.key), now)
         if left is before:
             return False
         self._apply(stream.key, Outcome(left), "expired")

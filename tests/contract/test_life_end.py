@@ -133,7 +133,7 @@ async def test_a_stream_expires_without_anybody_asking() -> None:
         await finished(made, client, "chat-1", "one")
         store = made.resumable.store
 
-        await until(lambda: not store._slots, "the expiry")
+        await until(lambda: not store._streams, "the expiry")
         assert store._budget.used == 0
 
 

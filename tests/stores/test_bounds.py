@@ -142,11 +142,11 @@ async def test_unfinished_events_of_silent_generators_give_up_what_is_over_their
     cursor = Cursor(0)
     silent.attach(cursor)
     silent.offer(b"data: 1", 0.0)
-    for _ in range(30):
-        assert silent.offer(b"1" * 64 * 1024, 0.0)
+    for _ in range(120):
+        assert silent.offer(b"1" * 16 * 1024, 0.0)
     for stream in others:
-        for _ in range(60):
-            assert stream.offer(b"data: 2" + b"2" * 60_000, 0.0)
+        for _ in range(240):
+            assert stream.offer(b"data: 2" + b"2" * 15_000, 0.0)
     assert store.held_bytes < 1.1 * 4 * MIB
     assert 1.8 * MIB < silent.tail < 2 * MIB
     silent.advance(cursor, silent.tail)
@@ -345,8 +345,8 @@ class History:
     async def on_stream(self, stream: MemoryStream, step: str, which: int) -> None:
         if step == "write":
             # Whole events, or pieces of one that has no end.
-            for _ in range(8):
-                stream.offer(b"data: " + bytes(50_000) + (b"\n\n" if which % 3 else b""), 0.0)
+            for _ in range(25):
+                stream.offer(b"data: " + bytes(16_000) + (b"\n\n" if which % 3 else b""), 0.0)
             for _ in range(which * 10):
                 stream.offer(b"data: x\n\n", 0.0)
         elif step == "finish":

@@ -302,9 +302,8 @@ class LeavesATask(MemoryStore):
 
 
 class ShowsNobodyTheEnd(MemoryStore):
-    def _notify(self, key, item):
-        if not item().is_done:
-            super()._notify(key, item)
+    async def watch(self, owner, ids, notify):
+        return await super().watch(owner, ids, lambda item: item.is_done or notify(item))
 
 
 class WatchesForEver(MemoryStore):
