@@ -50,8 +50,7 @@ class LocalStream:
         self._room = Room(self._recording, self._fanout, backend, self._outbox.ahead)
         # What others ask of the stream is done by its parts.
         self.attach, self.detach, self.advance = self._fanout.attach, self._fanout.detach, self._fanout.advance
-        self.note_room = self._fanout.make_room
-        self.next_write = self._outbox.next_write
+        self.note_room, self.next_write = self._fanout.make_room, self._outbox.next_write
         self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # The producer's side.
@@ -199,7 +198,7 @@ class LocalStream:
         self.backend.forget(self)
         self.backend.abandon(self)
         # If it had ended, no reader has seen that.
-        self._recording.reopen(self.visible)
+        self._recording.reopen(self.tail)
         self._end_here(ResumableStatus.FAILED, failure.code, failure.message)
         self.stop_producer("interrupted")
 
@@ -236,7 +235,7 @@ class LocalStream:
         self._fanout.make_room()
         status = ResumableStatus.INTERRUPTED if code == "producer_lost" else ResumableStatus.CANCELLED
         if not self.is_detached:
-            self.log.truncate(self.visible)
+            self.log.truncate(self.tail)
             try:
                 while not self.is_final:
                     page = await self.backend.page(self, self.log.tail)
@@ -263,11 +262,9 @@ class LocalStream:
     # The readers' side.
 
     @property
-    def visible(self) -> int:
+    def tail(self) -> int:
         """How far the backend has acknowledged the stream, or how far readers may read without it."""
         return self._fanout.tail
-
-    tail = visible
 
     @property
     def earliest(self) -> int:
