@@ -69,7 +69,7 @@ class WriteQueue(Generic[Job]):
         size: Callable[[Job], int],
         *,
         interval: float = 0.0,
-        collect: float = FLUSH_INTERVAL,
+        collect: float | None = None,
     ) -> None:
         """Set it up.
 
@@ -86,8 +86,7 @@ class WriteQueue(Generic[Job]):
         self._dirty: dict[Subject, Source[Job]] = {}
         self._collecting: dict[Subject, Source[Job]] = {}
         self._posts: deque[Job] = deque(maxlen=MOST_POSTS)
-        self._collect_for = collect
-        self._pause = collect
+        self._collect_for = self._pause = FLUSH_INTERVAL if collect is None else collect
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
 
