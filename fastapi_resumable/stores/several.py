@@ -16,7 +16,7 @@ ADVICE = (
 )
 """What to do about it, given how many workers there are."""
 
-_SERVER = re.compile(r"\b(?:uvicorn|gunicorn|hypercorn|granian|fastapi)\b")
+_SERVER = re.compile(r"\b(?:uvicorn|gunicorn|hypercorn|granian|fastapi (?:run|dev))\b")
 _WORKERS = re.compile(r"\s(?:--workers[ =]|-w[ =]?)(\d+)(?=\s|$)")
 _PROC = Path("/proc")
 

@@ -114,7 +114,7 @@ async def test_a_stop_is_a_disconnect_first_and_then_a_cancellation() -> None:
             seen.append("cancelled")
             raise
 
-    resumable = make()
+    resumable = make(stop_grace=0.5)
     app = FastAPI()
     app.include_router(resumable.router)
     app.mount("/raw", inner)

@@ -220,7 +220,7 @@ class Stage:
 
 def make(**settings: Any) -> Resumable:
     """A `Resumable` for tests: leftovers are not waited for at shutdown."""
-    return Resumable(**{"shutdown_grace": 0.1, "stop_grace": 1.0} | settings)
+    return Resumable(**{"shutdown_grace": 0.1, "stop_grace": 10.0} | settings)
 
 
 def stage(
