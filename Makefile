@@ -89,13 +89,13 @@ test-inside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## mo
 test-outside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## the rest of it: browsers, pages, servers, faults
 	$(BIN)/python $(PYTEST) --numprocesses 4 -m "(outside or slow) and not long" # they often wait
 
-test-matrix: prepare-matrix system-tools ## the core of the suite on every Python and event loop that there is
+test-matrix: $(VENV)/.installed prepare-matrix system-tools ## the core of the suite on every Python and event loop that there is
 	MATRIX_WITHOUT=$(MATRIX_WITHOUT) bash tools/matrix -m "not (slow or long)" $(MATRIX)
 
 MATRIX_WITHOUT ?= $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)-asyncio
 
 test-redis: $(VENV)/.installed ## what speaks to Redis, on Redis 6.2 and 8 and on Valkey
-	bash tools/redis-servers $(BIN)/python $(PYTEST) -m "redis and not (slow or long)" $(REDIS)
+	bash tools/redis-servers $(BIN)/python $(PYTEST) -m "not (slow or long)" $(REDIS)
 
 test-next: .venv-uv/.installed system-tools ## the core of the suite on pre-releases of FastAPI, Starlette and pydantic
 	rm -rf .venv-next
@@ -131,8 +131,8 @@ clean: ## remove all that the other targets made
 
 prepare: $(VENV)/.installed .venv-low/.installed $(JS)/node_modules/.installed system-tools prepare-matrix
 
-prepare-matrix: $(VENV)/.installed
-	+@bash tools/matrix --prepare
+prepare-matrix: .venv-uv/.installed
+	+@PYTHON=$(PYTHON) bash tools/matrix --prepare
 
 system-tools:
 	@bash tools/system-tools chromium redis-server nginx:nginx-light prometheus
