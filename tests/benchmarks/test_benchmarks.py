@@ -17,7 +17,7 @@ from tests.support.server import ROOT
 def run(*arguments: str) -> str:
     """What a module of the benchmarks prints."""
     result = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=170, check=False
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -25,7 +25,6 @@ def run(*arguments: str) -> str:
 
 @pytest.mark.redis
 @pytest.mark.long
-@pytest.mark.timeout(120)
 def test_the_benchmark_prints_a_row_for_each_target(tmp_path: Path) -> None:
     """Every workload runs on all its targets, and its table has all its numbers."""
     printed = run("tests.benchmarks", "--small", "--rounds", "1", "--json", str(tmp_path / "runs.json"))
@@ -42,7 +41,6 @@ def test_the_benchmark_prints_a_row_for_each_target(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(120)
 def test_growth_is_measured_in_every_direction(tmp_path: Path) -> None:
     """Each measure has points for each kind, in the order of their size."""
     run("tests.benchmarks.growth", "--small", "--json", str(tmp_path / "growth.json"))
@@ -55,8 +53,7 @@ def test_growth_is_measured_in_every_direction(tmp_path: Path) -> None:
             assert all(point["cpu"] >= 0 for point in points)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.long
 def test_the_hot_path_is_timed() -> None:
     """Every scenario of the micro-benchmark has a number, and so has every shape of event."""
     printed = run("tests.benchmarks.micro", "--rounds", "1", "--scale", "0.01")

@@ -31,7 +31,7 @@ from tests.support.server import HOST, Server
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = ("docker", "pip", "make", "npm", "npx")
-DEADLINE = 40
+DEADLINE = 150
 
 _BLOCK = re.compile(
     r"""

@@ -17,6 +17,7 @@ NEEDS = re.compile(r"<!-- needs ([\w-]+) -->")
 """At the head of a page: a package that is too large, or holds other packages back, to be in the lock file."""
 
 
+@pytest.mark.timeout(400)  # a page starts several programs
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if any(block.language in RUN for block in blocks(page))],
