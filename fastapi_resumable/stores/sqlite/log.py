@@ -21,7 +21,7 @@ TOGETHER = 64
 MOST_ROWS = 2048
 """How many rows of one log are read at once, at most."""
 PAGE_SIZE = 256 * 1024
-"""After how many bytes of a log no more rows are read."""
+"""How many bytes of one log are read at once at most, unless one row has more."""
 CHANGES_KEPT = 60.0
 """Seconds for which a change can be read by other workers."""
 UNREAD = 5.0
@@ -36,10 +36,10 @@ _PIECES = f"""
 SELECT f.key, s.status, s.code, s.expires_at IS NOT NULL, s.completed_at, {TAIL},
     (SELECT end - length(data) FROM chunks WHERE stream = s.stream AND end > f.value ORDER BY end LIMIT 1),
     (SELECT group_concat(piece, '') FROM (
-        SELECT hex(data) AS piece, sum(length(data)) OVER (ORDER BY end) - length(data) AS before FROM (
-            SELECT end, data FROM chunks WHERE stream = s.stream AND end > f.value ORDER BY end LIMIT {MOST_ROWS}
-        ) ORDER BY end
-    ) WHERE before < {PAGE_SIZE})
+        SELECT hex(data) AS piece FROM chunks WHERE stream = s.stream AND end > f.value AND end <= max(
+            f.value + {PAGE_SIZE}, (SELECT min(end) FROM chunks WHERE stream = s.stream AND end > f.value)
+        ) ORDER BY end LIMIT {MOST_ROWS}
+    ))
 FROM json_each(?) AS f LEFT JOIN streams AS s ON s.epoch = f.key
 WHERE s.stream IS NULL OR s.expires_at IS NOT NULL
     OR EXISTS (SELECT 1 FROM chunks WHERE stream = s.stream AND end > f.value)
