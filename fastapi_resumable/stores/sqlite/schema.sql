@@ -30,13 +30,13 @@ CREATE INDEX streams_by_key ON streams (owner, id, stream);
 CREATE INDEX streams_by_expiry ON streams (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX live_streams ON streams (owner, worker) WHERE expires_at IS NULL;
 
--- The logs. `end` is the offset after `data`.
+-- The logs. `end` is the offset after `data`. With rowids, so that no search has to load the data of what it passes by.
 CREATE TABLE chunks (
     stream INTEGER NOT NULL,
     end INTEGER NOT NULL,
     data BLOB NOT NULL,
     PRIMARY KEY (stream, end)
-) WITHOUT ROWID;
+);
 
 -- How far the slowest reader on a worker is, in a stream that another worker produces.
 CREATE TABLE readers (
