@@ -151,10 +151,13 @@ class Resumable:
         Raises:
             HTTPException: There is no such stream, or no such place in it.
         """
+        given = request.query_params
+        # By the names of the fields: not every pydantic takes the alias of FastAPI's `Query` for its own.
+        query = ReplayQuery.model_construct(
+            start=given.get("from"), starting_after=given.get("starting_after"), epoch=given.get("epoch")
+        )
         with http_errors():
-            return await self._routes.replay(
-                request, owner, stream_id, ReplayQuery.model_validate(dict(request.query_params))
-            )
+            return await self._routes.replay(request, owner, stream_id, query)
 
     async def stop(self, stream_id: str, *, owner: str | None = None, epoch: str | None = None) -> None:
         """Stop a stream, as the router's `DELETE` does: no-op if there is none.
