@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Literal
@@ -30,7 +31,7 @@ RECHECK = 1.0
 """Seconds after which a request that waits for another one looks again, should it have missed the change."""
 
 
-class SharedStore:
+class SharedStore(ABC):
     """A store whose streams are kept by a backend, for all workers."""
 
     def __init__(self, store_timeout: float, on_store_failure: OnStoreFailure) -> None:
@@ -42,8 +43,9 @@ class SharedStore:
         self._limits = Limits()
         self._backend: SharedBackend | None = None
 
+    @abstractmethod
     def _open_backend(self) -> SharedBackend:
-        raise NotImplementedError
+        """A worker of the backend, on the running event loop; nothing of it has begun yet."""
 
     @property
     def held_bytes(self) -> int:
