@@ -1,7 +1,7 @@
 """What goes over the wire as JSON, and the states of a stream. Public models start with `Resumable`."""
 
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -55,17 +55,6 @@ class ResumableStreamItem(BaseModel):
         ge=0, description="When the stream began, in Unix seconds; while queued, when it was asked for."
     )
     completed_at: int = Field(ge=0, description="When the stream ended, in Unix seconds; 0 while it is live.")
-
-    @classmethod
-    def of(cls, **fields: Any) -> Self:
-        """`model_construct` for all fields at once, in a quarter of its time: a lookup makes up to a thousand."""
-        item = cls.__new__(cls)
-        fill = object.__setattr__
-        fill(item, "__dict__", fields)
-        fill(item, "__pydantic_fields_set__", set(fields))
-        fill(item, "__pydantic_extra__", None)
-        fill(item, "__pydantic_private__", None)
-        return item
 
 
 class ResumableLookup(BaseModel):

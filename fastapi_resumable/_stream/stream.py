@@ -164,7 +164,7 @@ class WritableStream(Stream, Protocol):
 
 def stream_item(stream: Stream) -> ResumableStreamItem:
     """A stream as a lookup shows it."""
-    return ResumableStreamItem.of(
+    return ResumableStreamItem(
         conversation_id=stream.key.id,
         status=stream.status,
         is_done=stream.is_final,

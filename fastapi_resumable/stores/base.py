@@ -19,7 +19,7 @@ def no_op(_code: str) -> None:
 
 def queued_item(key: StreamKey, epoch: str, requested_at: float) -> ResumableStreamItem:
     """A stream that is queued, as a lookup shows it."""
-    return ResumableStreamItem.of(
+    return ResumableStreamItem(
         conversation_id=key.id,
         status=ResumableStatus.QUEUED,
         is_done=False,

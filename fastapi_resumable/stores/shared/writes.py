@@ -127,7 +127,7 @@ class RemoteState:
     @property
     def item(self) -> ResumableStreamItem:
         """The stream as a lookup shows it."""
-        return ResumableStreamItem.of(
+        return ResumableStreamItem(
             conversation_id=self.key.id,
             status=self.status,
             is_done=self.is_final,
