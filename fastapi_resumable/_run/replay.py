@@ -17,7 +17,7 @@ from ..exceptions import OffsetLost, ResumableError
 from ..models import ResumableStatus
 from .headers import RawHeaders, guard, identify
 from .manager import StreamManager
-from .servers import takes_cancellation, transport_of
+from .servers import takes_cancellation, takes_return, transport_of
 
 WATCH_DELAY = 0.01
 """Seconds after which a client is watched for its leaving; most answers are over by then, and need no task for that."""
@@ -69,6 +69,8 @@ async def break_off(why: str, manager: StreamManager, scope: Scope, send: Send, 
     """
     transport = transport_of(scope, manager.termination.servers)
     if transport is None:
+        if takes_return():
+            return
         if not at_once and not takes_cancellation():
             await send(BrokenBody(why))
         raise _broken(why)

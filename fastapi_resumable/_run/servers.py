@@ -7,8 +7,9 @@ None of it is documented by the server; each has a test that fails when it chang
 - `RequestResponseCycle.transport` of uvicorn is closed to break a response off. ASGI has no message for that: the
   alternatives are an exception, which servers log with its traceback, and a clean end, which is not true
   (`tests/servers/test_quiet.py`).
-- A request of hypercorn's that ends as cancelled is broken off without an error in its log (the same test). Granian
-  gets an exception, and logs it. So it is with both behind a `BaseHTTPMiddleware`, which has to be made to raise it.
+- A request of hypercorn's that ends as cancelled is broken off without an error in its log, and so is one of granian's
+  that returns without the end of its body (the same test). Behind a `BaseHTTPMiddleware`, which ends every body, both
+  get an exception: hypercorn takes it for a cancellation, granian logs it.
 """
 
 import asyncio
@@ -44,9 +45,21 @@ def is_exiting(found: Server) -> bool:
 
 def takes_cancellation() -> bool:
     """Whether the current task is one of hypercorn's: it closes the connection of a request that is cancelled."""
-    task = asyncio.current_task()
-    code = getattr(task.get_coro() if task is not None else None, "cr_code", None)
+    code = getattr(_coroutine(), "cr_code", None)
     return code is not None and code.co_name == "_handle" and "hypercorn" in code.co_filename
+
+
+def takes_return() -> bool:
+    """Whether the current task is one of granian's: it closes the connection of a request without an end."""
+    # On uvloop it steps its coroutines by itself, and its tasks are stand-ins.
+    code = getattr(_coroutine(), "cr_code", None)
+    name = type(asyncio.current_task()).__module__ if code is None else code.co_filename
+    return "granian" in name and "_futures" in name
+
+
+def _coroutine() -> Any:
+    task = asyncio.current_task()
+    return None if task is None else task.get_coro()
 
 
 def transport_of(scope: Scope, servers: Sequence[Server]) -> asyncio.Transport | None:
@@ -63,8 +76,7 @@ def transport_of(scope: Scope, servers: Sequence[Server]) -> asyncio.Transport |
 
 def _cycles(servers: Sequence[Server]) -> list[Any]:
     """The exchanges of uvicorn among which that of the current request is."""
-    task = asyncio.current_task()
-    coroutine: Any = task.get_coro() if task is not None else None
+    coroutine = _coroutine()
     if servers and getattr(getattr(coroutine, "cr_code", None), "co_name", None) == "run_asgi":
         return [coroutine.cr_frame.f_locals["self"]]
     # In a task of a middleware's.

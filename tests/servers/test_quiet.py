@@ -7,7 +7,8 @@ import pytest
 
 from tests.servers.test_shutdown import GRANIAN, HYPERCORN, UVICORNS, running
 
-SERVERS = (*UVICORNS[:2], GRANIAN, HYPERCORN)
+GRANIAN_UVLOOP = pytest.param({"server": "granian", "loop": "uvloop"}, id="granian-uvloop", marks=pytest.mark.servers)
+SERVERS = (*UVICORNS[:2], GRANIAN, GRANIAN_UVLOOP, HYPERCORN)
 COMBINATIONS = [
     pytest.param(*how.values, base, id=f"{how.id}{'-behind-base-http-middleware' * base}", marks=how.marks)
     for base in (False, True)
@@ -22,7 +23,8 @@ async def test_a_stop_of_a_stream_without_events_breaks_off_quietly(
 ) -> None:
     """The connection closes uncleanly, so that the client can tell; the log shows no traceback.
 
-    Granian can only be made to do so by an exception, which it logs.
+    Granian is made to do so by a return, which a `BaseHTTPMiddleware` takes for an end: there it gets, and logs, an
+    exception.
     """
     how = {**how, "env": {"RESUMABLE_TEST_BASE": "1"}} if base else how
     async with running(tmp_path, how) as site:
@@ -41,5 +43,5 @@ async def test_a_stop_of_a_stream_without_events_breaks_off_quietly(
         site.server.wait()
     assert not stream.clean
     assert not replay.clean
-    if how.get("server") != "granian":
+    if not base or how.get("server") != "granian":
         assert not re.search(r"Traceback|ERROR|rror", site.server.output), site.server.output
