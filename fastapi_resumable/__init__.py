@@ -68,6 +68,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a shared store on first use: `RedisStore` needs an extra, and both take time to import."""
+    # Imported here, `redis` is not needed by an application that does not use it.
     if name == "RedisStore":
         from .stores.redis.store import RedisStore  # noqa: PLC0415  # on first use
 

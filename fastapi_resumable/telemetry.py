@@ -10,6 +10,7 @@ request. Without it, a response that ends in order would count as a success alth
 import functools
 import sys
 from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
 from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 NAME = "fastapi_resumable"
+# The SDK may be missing, so a provider that does nothing is known by the name of its class, which the API has private.
 _UNSET = {"ProxyTracerProvider", "NoOpTracerProvider", "_ProxyMeterProvider", "NoOpMeterProvider"}
+# The SDK's default buckets begin at 5 and end at 10,000: made for milliseconds, they would hold all answers in one.
 _SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800]
 _FIRST = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 _CALL = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
@@ -69,35 +72,32 @@ class _Instruments:
         self.operation = histogram(f"{NAME}.store.operation.duration", "s", _CALL, "One call of a shared store.")
 
 
+@dataclass(slots=True)
 class StreamTelemetry:
     """What is measured of one stream, from its request to its end."""
 
-    def __init__(
-        self,
-        scope: MutableMapping[str, Any],
-        started: float,
-        instruments: _Instruments | None,
-        request_span: "Span | None",
-        start_span: "Callable[[], Span] | None",
-    ) -> None:
-        self._scope = scope
-        self._started = started
-        self._instruments = instruments
-        self._request_span = request_span
-        self._start_span = start_span
-        self._span: Span | None = None
-        self._route: dict[str, str] | None = None
-        self._has_first = self._has_left = self._has_ended = False
+    _scope: MutableMapping[str, Any]
+    _started: float
+    _instruments: _Instruments | None
+    _request_span: "Span | None"
+    _start_span: "Callable[[], Span] | None"
+    _span: "Span | None" = None
+    _route: dict[str, str] | None = None
+    _has_first: bool = False
+    _has_left: bool = False
+    _has_ended: bool = False
 
     @_harmless
     def open_span(self) -> str | None:
         """Start the span of the stream, which is about to begin; return what the spans of replays link to.
 
-        It is the text of a `traceparent` header, so that a store can keep it for other processes. A request that is
-        refused gets no span: one that never ends would be shown as running by tools that show spans as they start.
+        It is the text of a `traceparent` header, so that a store can keep it for other processes.
         """
+        # Not when the request comes: a request that is refused would leave a span that never ends, and tools that show
+        # spans as they start would show it as running.
         if self._span is None and self._start_span is not None and not self._has_ended:
             self._span = self._start_span()
+        # An application may trace its requests only, by an instrumentation that takes a provider of its own.
         span = self._span or self._request_span
         if span is None or not (context := span.get_span_context()).is_valid:
             return None
@@ -105,6 +105,7 @@ class StreamTelemetry:
 
     def _spans(self) -> "list[Span]":
         """The spans that are still open."""
+        # The request's span ends with its response, so it may have ended long before the stream does.
         return [span for span in (self._request_span, self._span) if span is not None and span.is_recording()]
 
     def _event(self, name: str) -> None:
@@ -115,7 +116,11 @@ class StreamTelemetry:
     def begun(self) -> None:
         """Note that there is a stream now: the application has sent a 2xx."""
         if self._route is None:
-            self._route = {} if (route := _route(self._scope)) is None else {"http.route": route}
+            # FastAPI puts the route into the scope as it handles the request, so it is not known before. Its telemetry
+            # has the path with the prefixes of the routers.
+            request, route = self._scope.get("fastapi.telemetry"), self._scope.get("route")
+            path = getattr(request, "route", None) or getattr(route, "path_format", None)
+            self._route = {"http.route": path} if isinstance(path, str) else {}
             if self._span is not None:
                 self._span.set_attributes(self._route)
             if self._instruments is not None and not self._has_ended:
@@ -146,8 +151,12 @@ class StreamTelemetry:
         self._has_ended = True
         for span in self._spans():
             span.set_attribute(f"{NAME}.stream.outcome", outcome)
+            # A stop, a replacement and a shutdown are no errors of the application, so the spans keep their status.
             if outcome == "failed":
-                _fail(span, error)
+                span.set_status(sys.modules["opentelemetry.trace"].StatusCode.ERROR)
+                if error is not None:
+                    span.record_exception(error)
+                    span.set_attribute("error.type", type(error).__qualname__)
         if outcome == "failed":
             self._fail_request(error)
         elif outcome in {"cancelled", "replaced"}:
@@ -172,30 +181,12 @@ class StreamTelemetry:
                 errors.append(error)
 
 
-def _fail(span: "Span", error: BaseException | None) -> None:
-    span.set_status(sys.modules["opentelemetry.trace"].StatusCode.ERROR)
-    if error is not None:
-        span.record_exception(error)
-        span.set_attribute("error.type", type(error).__qualname__)
-
-
-def _route(scope: MutableMapping[str, Any]) -> str | None:
-    """The path template of the endpoint, with the prefixes of its routers where FastAPI tells them."""
-    route = getattr(scope.get("fastapi.telemetry"), "route", None) or getattr(scope.get("route"), "path_format", None)
-    return route if isinstance(route, str) else None
-
-
 def _version() -> str:
     return str(getattr(sys.modules[__package__], "__version__", ""))
 
 
 class Telemetry:
-    """What one `Resumable` measures.
-
-    Args:
-        store: What holds the streams, for the gauge of the bytes of their logs.
-        stream_ids: Whether spans carry the stream id.
-    """
+    """What one `Resumable` measures; `store` is asked for the bytes that it holds."""
 
     def __init__(self, store: object = None, *, stream_ids: bool = True) -> None:
         self._store = store
@@ -222,6 +213,7 @@ class Telemetry:
         if provider in _observed:
             _observed[provider].add(self)
             return
+        # Weak, because a provider lives as long as the process, and would keep every application of a test suite alive.
         observers = _observed[provider] = WeakSet({self})
 
         def observe(_options: "CallbackOptions") -> "list[Observation]":
@@ -236,6 +228,7 @@ class Telemetry:
     def add_held_bytes(self, held: dict[str, int]) -> None:
         """Add what the store holds in this process to the sums by the kind of store."""
         if (size := getattr(self._store, "held_bytes", None)) is not None:
+            # By the name, which needs no import of the stores: those are above this module.
             kind = type(self._store).__name__.removesuffix("Store").lower()
             held[kind] = held.get(kind, 0) + size
 
@@ -256,6 +249,8 @@ class Telemetry:
             if request_span is not None:
                 request_span.set_attributes(attributes)
             if type(trace.get_tracer_provider()).__name__ not in _UNSET:
+                # The recorder starts it from the stream's task, so the parent and the time are those of the request,
+                # taken here.
                 start_span = functools.partial(
                     trace.get_tracer(NAME, _version()).start_span,
                     f"{NAME}.stream",
@@ -269,18 +264,19 @@ class Telemetry:
 
     @_harmless
     def read(self, kind: str, result: str = "ok", *, traceparent: str | None = None) -> None:
-        """Count a request to read a stream; its span is linked to that of the stream.
+        """Count a request to read a stream, and link its span to that of the stream.
 
-        Args:
-            kind: `first`, `resume`, `replay` or `attach`.
-            result: `ok`, `204`, or the code of the error.
-            traceparent: The stream's own, see `StreamTelemetry.open_span`.
+        `kind` is `first`, `resume`, `replay` or `attach`; `result` is `ok`, `204`, or the code of the error.
         """
         if (instruments := self.instruments()) is not None:
+            # The codes of the HTTP errors, without the prefix that all of a stream have: `not_found`, `replaced`,
+            # `pending`.
             instruments.reads.add(1, {"kind": kind, "result": result.removeprefix("stream_")})
         trace = sys.modules.get("opentelemetry.trace")
         if traceparent is not None and trace is not None and (span := trace.get_current_span()).is_recording():
             _, trace_id, span_id, flags = (int(part, 16) for part in traceparent.split("-"))
+            # Remote, because the stream may be produced by another worker. A link, because a replay is no part of the
+            # first request.
             context = trace.SpanContext(trace_id, span_id, is_remote=True, trace_flags=trace.TraceFlags(flags))
             span.add_link(context, {f"{NAME}.read.kind": kind})
 
@@ -289,6 +285,7 @@ class Telemetry:
         """Count a reader; call what is returned when it leaves, with the reason if the server cut it off."""
         if (instruments := self.instruments()) is None:
             return None
+        # Kept for `left`, so that a provider that is replaced meanwhile gets the decrement of its own increment.
         instruments.readers.add(1)
 
         @_harmless

@@ -36,6 +36,7 @@ class _Client(Generic[StreamT]):
         sleep: Sleep | None = None,
     ) -> None:
         self._http = http
+        # Not by `isinstance`: the client may be one of httpx2, or a subclass of neither.
         self._is_async = hasattr(http, "aclose")
         self._prefix = prefix.rstrip("/")
         self._read_timeout = read_timeout
@@ -65,6 +66,8 @@ class _Client(Generic[StreamT]):
         headers = httpx.Headers(arguments.get("headers"))
         if stream_id is not None:
             headers["X-Conversation-Id"] = stream_id
+        # A request that is lost before its answer can be sent again: the key leads to the run that the first one has
+        # begun.
         for name in ("X-Conversation-Id", "Idempotency-Key"):
             headers.setdefault(name, str(uuid4()))
         return self._stream(self._engine(method, url, {**arguments, "headers": headers}, on_state), self._backoff)
@@ -91,6 +94,7 @@ class _Client(Generic[StreamT]):
         return self._stream(self._engine("GET", url, arguments, on_state), self._backoff)
 
     def _route(self, stream_id: str, epoch: str | None, query: Mapping[str, Any]) -> str:
+        # In the query, because a path changes an id with `..`, `//` or an encoded slash on its way through proxies.
         names = {"conv_id": stream_id, **query, **({"epoch": epoch} if epoch else {})}
         return f"{self._prefix}/stream?{httpx.QueryParams(names)}"
 
@@ -99,11 +103,13 @@ class _Client(Generic[StreamT]):
     ) -> Engine:
         """Merge the client's settings, ours and the caller's into a request, and what makes it."""
         given = {**arguments}
+        # Absent and `None` are different for httpx: `None` switches the client's own auth off.
         auth = {"auth": given.pop("auth")} if "auth" in given else {}
         follow_redirects = given.pop("follow_redirects", self._http.follow_redirects)
         headers = httpx.Headers(given.pop("headers", None))
         # Compressed, the bytes that come would not be those of the log, by which a client finds its place.
         headers["Accept-Encoding"] = "identity"
+        # A read timeout for ordinary requests is too long or too short for a stream, which has its keep-alives.
         if "timeout" not in given:
             timeout = self._http.timeout
             given["timeout"] = type(timeout)(**{**timeout.as_dict(), "read": self._read_timeout})
@@ -125,6 +131,7 @@ class _Client(Generic[StreamT]):
             if not left or response.next_request is None:
                 return response
             left -= 1
+            # Its body is not read, so the connection would never return to the pool by itself.
             await settle(response.aclose() if self._is_async else response.close())
             request = response.next_request
             trusted = trusted and origin(str(request.url)) == home
@@ -140,6 +147,7 @@ class _Client(Generic[StreamT]):
         await self._fetch("DELETE", self._route(stream_id, epoch, {}), arguments)
 
     async def _lookup(self, ids: Iterable[str], arguments: Mapping[str, Any]) -> list[ResumableStreamItem]:
+        # Without repetitions, and in order: the limit of the server counts each id.
         wanted = list(dict.fromkeys(ids))
         found: dict[str, ResumableStreamItem] = {}
         for start in range(0, len(wanted), MAX_LOOKUP):

@@ -44,6 +44,7 @@ class Wire:
         is_async: bool,
         decoded: bool = False,
     ) -> None:
+        # The two modules share no base class for their errors, so those to catch are looked up in the one that is used.
         self.module = module = flavour(start)
         self.lost = (module.TimeoutException, module.NetworkError, module.ProxyError, module.RemoteProtocolError)
         """What is raised when a connection is lost, or there is none."""
@@ -57,6 +58,8 @@ class Wire:
         """The last answer."""
         self._send = send
         self._start = start
+        # A copy, because a client adds headers to a request as it sends it, and those of one attempt may be wrong for
+        # the next.
         self._headers = start.headers.copy()
         self._sleep = sleep or (anyio.sleep if is_async else time.sleep)
         self._is_async = is_async
@@ -71,9 +74,12 @@ class Wire:
         self.response = response = await settle(self._send(request, ask.trusted))
         self._stream = stream = response.stream
         if self._is_async:
+            # Below a client there is no decoder between us and the socket: the client decodes what we hand out.
             self._chunks = response.aiter_bytes() if self._decoded else aiter(stream)
         else:
             self._chunks = response.iter_bytes() if self._decoded else iter(stream)
+        # A client may have followed redirects, a transport never has; and the response of a transport has no request
+        # yet.
         return Head(response.status_code, response.headers, str(response.url if self._decoded else request.url))
 
     async def read(self) -> bytes | None:
@@ -85,6 +91,7 @@ class Wire:
     async def read_all(self, limit: float) -> bytes:
         """The body of the answer, or somewhat more than `limit` bytes of it."""
         body = bytearray()
+        # The check comes first: nothing is read of a stream here (`limit` is 0), as it may be silent for minutes.
         while len(body) < limit and (chunk := await self.read()) is not None:
             body += chunk
         return bytes(body)
@@ -154,6 +161,7 @@ class Engine:
                 self.is_reading = True
                 if not accept(head):
                     return None
+                # A refusal is read before the machine sees it, so that its error can have the server's words.
                 is_body = head.is_success and ask.method != "HEAD"
                 body = await self.wire.read_all(wanted if is_body else MAX_REFUSAL)
                 if self.machine.head(head, body):
@@ -165,6 +173,7 @@ class Engine:
             except self.wire.errors as exc:
                 await self.close()
                 raise self.machine.give_up(exc) from exc
+            # A cancellation, or an error of the machine. The connection would stay checked out of the client's pool.
             except BaseException:
                 await self.close()
                 raise
@@ -188,6 +197,7 @@ class Engine:
         except self.wire.errors as exc:
             await self.close()
             raise self.machine.give_up(exc) from exc
+        # A cancellation, a timeout of anyio, or Ctrl-C: it passes through, and only our state is put in order.
         except BaseException:
             # Interrupted in mid-read, so this connection is of no more use; the next read goes on with another one.
             self.is_reading = False
@@ -203,6 +213,7 @@ class Engine:
     async def stop(self, backoff: Backoff) -> None:
         """Stop the stream at the server."""
         ask = self.machine.stop()
+        # A stop may come from another thread or task while this connection is read, so it has one of its own.
         await Engine(self.wire.beside(ask), Resumption(backoff, ask.url, None)).fetch()
 
     async def close(self) -> None:
@@ -214,6 +225,7 @@ class Engine:
 
 def flavour(request: httpx.Request) -> ModuleType:
     """The module that a request is of: httpx, or httpx2."""
+    # httpx2 need not be installed, so it is not imported here; a request of it shows that it is.
     return sys.modules[type(request).__module__.partition(".")[0]]
 
 
@@ -225,6 +237,7 @@ async def settle(value: Awaitable[ResultT] | ResultT) -> ResultT:
 def run(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
     """Drive a coroutine whose wire never waits."""
     try:
+        # A synchronous wire awaits nothing, so the coroutine runs to its end at the first step.
         coroutine.send(None)
     except StopIteration as done:
         result: ResultT = done.value

@@ -118,7 +118,7 @@ class Resumption:
             self._refused(head, body, probe)
             return False
         if self._begun and head.headers.get("x-stream-epoch") != self.epoch:
-            # What a network shows that wants its user to sign in first, for one.
+            # The sign-in page of a network is a 200 as well, and would be delivered as a part of the stream.
             self.cut(ConnectionError(f"{origin(head.url)} answered with something else than the stream"))
             return False
         if probe is not None:
@@ -139,6 +139,7 @@ class Resumption:
 
     def end(self) -> None:
         """Take the end of the body. It need not be the stream's: proxies end a response in order when they lose it."""
+        # Where the server cannot be asked, the end of the response is the best that there is.
         if self.stopping or self.replay_url is None or not self._may_probe:
             self._enter(StreamState.STOPPED if self.stopping else StreamState.DONE)
         else:
@@ -146,6 +147,7 @@ class Resumption:
 
     def cut(self, error: Exception) -> None:
         """Take the loss of the connection, or the failure to make one."""
+        # A repetition of the first request would run the endpoint again, and what has been delivered would come twice.
         if self._begun and self.replay_url is None:
             self._enter(StreamState.LOST)
             raise ConnectionLost(
@@ -161,6 +163,7 @@ class Resumption:
 
     def interrupted(self) -> None:
         """Take the loss of the connection because the caller was interrupted; it is no failure."""
+        # Without a replay there is nothing to go on with.
         if self._begun and self.replay_url is None:
             self.detach()
         elif not self.is_over:
@@ -175,6 +178,7 @@ class Resumption:
 
     def wait_at_least(self, milliseconds: int) -> None:
         """The stream asks its clients to wait so long before they come back (`retry:`)."""
+        # Clipped here, because a number of thousands of digits does not fit into a float.
         self._retry = min(max(milliseconds, 0), MAX_RETRY) / 1000
 
     def go_back(self, offset: int, error: Exception) -> None:
@@ -185,6 +189,7 @@ class Resumption:
 
     def conclude(self, failure: StreamIncomplete) -> StreamIncomplete | None:
         """The stream has ended, and did not complete; return what to raise: nothing if this client has stopped it."""
+        # The caller that has stopped the stream expects its loop to end; for all others the answer is not complete.
         cancelled = isinstance(failure, StreamCancelled)
         self._enter(StreamState.STOPPED if cancelled else StreamState.FAILED)
         return None if self.stopping and cancelled else failure
@@ -193,6 +198,7 @@ class Resumption:
 
     def _replay(self, delay: float, method: str, query: Mapping[str, object]) -> Ask:
         separator = "&" if "?" in str(self.replay_url) else "?"
+        # With the epoch, so that a newer run of the id is refused (409) and never spliced to what has come of this one.
         url = f"{self.replay_url}{separator}{urlencode({'epoch': self.epoch, **query})}"
         return Ask(delay, method, url, self._trusted)
 
@@ -206,11 +212,13 @@ class Resumption:
         self._begun = True
         self._is_event_stream = "text/event-stream" in head.headers.get("content-type", "")
         self.epoch = head.headers.get("x-stream-epoch")
+        # An answer that begins at an unknown offset could only be resumed at a wrong place.
         self.replay_url = replay_url(head) if self._resumable else None
         # Both: a server that we were redirected to has no say in what is asked of the first one in our name.
         self._trusted = self.replay_url is None or {origin(head.url), origin(self.replay_url)} == {self._home}
 
     def _fail(self, error: Exception, asked: float) -> None:
+        # A connection that has brought a byte was progress, so the count of attempts in a row begins again.
         self._failures = 1 if self._heard else self._failures + 1
         # Connected, and not a byte: the stream may be silent; or it broke off, and has no event to say so.
         if self._may_probe and self.state is StreamState.OPEN and not self._heard:
@@ -224,15 +232,18 @@ class Resumption:
 
     def _refused(self, head: Head, body: bytes, probe: str | None) -> None:
         status = head.status_code
+        # An endpoint that fails at the start would fail again, at a price; a replay route that fails may recover.
         is_passing = status in NOT_NOW or (self._begun and status >= 500)
         knows_no_head = probe is not None and status in NOT_HEAD
         self._may_probe = self._may_probe and not knows_no_head
+        # A stopped stream is forgotten at once, so a reconnection after the stop finds no stream, or a newer one.
         if self.stopping and status in (404, 409):
             self._enter(StreamState.STOPPED)
         elif probe == "end" and (knows_no_head or not (is_passing or status == 404)):
             # Nothing is known but that the response has ended in order.
             self._enter(StreamState.DONE)
         elif not knows_no_head:
+            # So that the error names the cause: a 401 without credentials looks like a wrong key.
             withheld = not self._trusted or origin(head.url) != self._home
             refused = refusal(status, body, WITHHELD.format(origin(head.url)) if withheld else "")
             if not is_passing:

@@ -18,11 +18,14 @@ from ..exceptions import RequestRefused, StreamCancelled, StreamFailed, StreamIn
 
 Form = Literal["events", "iter_lines", "iter_bytes"]
 
+# Atomic, or `\r\n` could be taken for a CR and the blank line after it.
 _LINE_END = rb"(?>\r\n|\n|\r)"
 _ENDS: dict[Form, re.Pattern[bytes]] = {"events": re.compile(_LINE_END * 2), "iter_lines": re.compile(_LINE_END)}
+# An event without `data` is not dispatched (WHATWG HTML, 9.2.6), but httpx-sse hands it out.
 _DATA = re.compile(rb"(?:^|[\r\n])data(?:[:\r\n]|$)")
 _TERMINAL = {"error": StreamFailed, "cancelled": StreamCancelled}
 
+# As many as fit into 64 bits.
 MAX_DIGITS = 18
 
 # Headers of the request that begins a stream which say nothing about a replay of it.
@@ -60,6 +63,8 @@ class Backoff:
 
     def delay(self, failures: int, asked: float = 0.0) -> float:
         """Seconds to wait after so many failures in a row, if the server has `asked` for so many."""
+        # Full jitter, so that the clients of a server that comes back do not all return at once. The exponent is
+        # clipped, or a client that never gives up would end with an `OverflowError`.
         own = self.random() * min(self.maximum, self.initial * 2.0 ** min(failures - 1, 64))
         return min(max(asked, 0.0), self.server_maximum) + own
 
@@ -98,12 +103,15 @@ def origin(url: str) -> str:
 def replay_url(head: Head) -> str | None:
     """Where an answer can be had again; `None` if it cannot."""
     location = head.headers.get("content-location")
+    # `Content-Location` alone is common HTTP and no promise of a replay; and what is compressed on the way has other
+    # offsets than the log.
     if not location or "x-stream-epoch" not in head.headers or head.headers.get("content-encoding"):
         return None
     try:
         url = httpx.URL(head.url).join(location).copy_with(fragment=None)
     except (httpx.InvalidURL, ValueError):
         return None
+    # httpx takes a port of any size, and the socket raises an `OverflowError` later.
     return str(url) if url.scheme in ("http", "https") and url.host and (url.port or 0) < 65536 else None
 
 
@@ -122,11 +130,13 @@ def whole_number(text: str | None) -> int | None:
 
 def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that an answer asks to wait (RFC 9110 §10.2.3); a date counts from the answer's own `Date`."""
+    # `str.isdigit` alone is also true for the digits of other scripts.
     value = headers.get("retry-after", "")
     if value.isascii() and value.isdigit():
         seconds = whole_number(value)
         return float("inf") if seconds is None else float(seconds)
     try:
+        # Not from this machine's clock, which may be wrong.
         wait = parsedate_to_datetime(value) - parsedate_to_datetime(headers.get("date", ""))
     except (TypeError, ValueError, OverflowError):
         # No dates; or one of them does not name its time zone.
@@ -153,10 +163,12 @@ def _without(headers: httpx.Headers, leave_out: Callable[[str], bool]) -> httpx.
 
 def charset_of(content_type: str) -> str:
     """The charset of a text; UTF-8 if there is none, or none that can be read."""
+    # The parser of mail headers knows quotes and RFC 2231, and is the standard library's only one.
     message = Message()
     message["Content-Type"] = content_type
     charset = message.get_content_charset("utf-8")
     try:
+        # `codecs.lookup` would also find codecs that decode no bytes, like rot13.
         b"\xff".decode(charset, "replace")
     except (LookupError, ValueError):
         return "utf-8"
@@ -166,6 +178,7 @@ def charset_of(content_type: str) -> str:
 def refusal(status_code: int, body: bytes, note: str = "") -> RequestRefused:
     """Make the error out of an answer, whatever its body is."""
     try:
+        # FastAPI puts an error under `detail`; proxies and other frameworks do not.
         content = json.loads(body)
         detail = content.get("detail", content) if isinstance(content, Mapping) else content
         if isinstance(detail, Mapping):
@@ -223,6 +236,8 @@ class Decoder:
                     return
                 yield bytes(pending[start : match.start()]), position
                 start = position
+            # An event that is cut off by the end is not dispatched (WHATWG HTML, 9.2.6); a last line without an end is
+            # a line.
             if self._form == "events" or not final:
                 return
         if len(pending) > start:
@@ -268,6 +283,8 @@ def terminal(event: ServerSentEvent) -> StreamIncomplete | None:
         return None
     try:
         match json.loads(event.data):
+            # An application may have events of these names. The server's own has the message twice, also in the form of
+            # OpenAI's.
             case {"code": str(code), "message": str(message), "error": {"code": str(), "message": str()}}:
                 incomplete: StreamIncomplete = kind(code, message)
                 return incomplete

@@ -141,6 +141,7 @@ class BaseStream(ResumableStream):
         if self._form not in (None, form):
             raise RuntimeError(f"The stream is being read with {self._form}(); go on with that.")
         if self._form is None:
+            # Refused here: httpx-sse would find no event in it, and the loop would just end.
             content_type = self._head.headers.get("content-type", "")
             if form == "events" and content_type.partition(";")[0].strip().lower() != "text/event-stream":
                 raise ClientError(f"The answer is {content_type!r}, no text/event-stream: use iter_lines().")
@@ -151,6 +152,7 @@ class BaseStream(ResumableStream):
     async def next_item(self) -> Item | None:
         """The next item; `None` at the end. One at a time, so that none is lost when an iteration is left."""
         while not self._items:
+            # Raised only when all items before it have been handed out, and once.
             failure, self._failure = self._failure, None
             if failure is not None:
                 raise failure
@@ -158,8 +160,10 @@ class BaseStream(ResumableStream):
             if not data and self._ended:
                 return None
             self._ended = not data
+            # At the end of a stream that is not complete, its last line may be half of one; it is not handed out.
             if data or self.state is StreamState.DONE:
                 await self._decode(data, final=not data)
+        # The offset moves with each item that is handed out, and not with what has come: `resume` goes on after it.
         item = self._items.popleft()
         self._offset = item.offset
         return item
@@ -174,6 +178,7 @@ class BaseStream(ResumableStream):
                 before = item.offset
                 continue
             await self._engine.close()
+            # What is in the log has an id of its epoch and its end.
             if failure.code == "store_unavailable" and item.value.id != f"{self.epoch}-{item.offset}":
                 # It is not in the log: this server cannot reach the stream now, which may be well.
                 self._decoder = Decoder("events", before)
@@ -198,6 +203,7 @@ class BaseStream(ResumableStream):
 
     async def _close(self) -> None:
         self._machine.detach()
+        # What was read ahead is not delivered, so `offset` says where to resume.
         self._items.clear()
         self._decoder = Decoder("iter_bytes", 0)
         await self._engine.close()

@@ -39,6 +39,7 @@ def fresh_stream_id(request: httpx.Request) -> str | None:
     """
     if request.method != "POST":
         return None
+    # `EventSource` and most SDKs ask so, whatever their body holds.
     if "text/event-stream" in request.headers.get("accept", ""):
         return str(uuid4())
     try:
@@ -46,6 +47,7 @@ def fresh_stream_id(request: httpx.Request) -> str | None:
     except (ValueError, RuntimeError):
         # No JSON, or nested too deeply for it; or not read yet, so no JSON either.
         return None
+    # Only `true` counts: a caller that asks for a whole answer gets it as it would without this transport.
     return str(uuid4()) if isinstance(body, dict) and body.get("stream") is True else None
 
 
@@ -89,6 +91,8 @@ class ResumableTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Make a request, and make sure that its body is read to the end."""
+        # Made with the first request, because it is that request which shows whether the client is of httpx or of
+        # httpx2.
         self._transport = transport = self._transport or flavour(request).HTTPTransport()
         return run(self._handle(request, transport.handle_request, is_async=False))
 
@@ -109,9 +113,12 @@ class ResumableTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     async def _handle(self, request: httpx.Request, send: Callable[..., Any], *, is_async: bool) -> httpx.Response:
         """Make the request; if the answer is a stream that can be resumed, put our body in the place of its own."""
+        # A transport has no auth of its own to leave out: the credentials are in the headers, which `replay_headers`
+        # filters.
         wire = Wire(lambda request, _trusted: send(request), request, self._sleep, is_async=is_async)
         offset = first_offset(str(request.url), request.headers)
         engine = Engine(wire, Resumption(self._backoff, str(request.url), offset))
+        # Only a request with a name and a key may be sent twice. Any other is sent once, and only its body is resumed.
         if self._name(request):
             await wire.load()
             try:
@@ -128,6 +135,7 @@ class ResumableTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     def _name(self, request: httpx.Request) -> bool:
         """Whether a request names its stream, so that it may be repeated; it is given a name if it should have one."""
+        # The answer to it begins at an event whose offset is not known, so a cut could not be mended by an offset.
         if "last-event-id" in request.headers:
             return False
         if "x-conversation-id" not in request.headers:
@@ -135,6 +143,7 @@ class ResumableTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
             if stream_id is None:
                 return False
             request.headers["X-Conversation-Id"] = stream_id
+        # Without it, a repeated request would replace the run that the first one has begun.
         request.headers.setdefault("Idempotency-Key", str(uuid4()))
         # Compressed, the bytes that come would not be those of the log.
         request.headers["Accept-Encoding"] = "identity"
@@ -146,6 +155,7 @@ class ResumableTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
             not head.is_success
             or request.method == "HEAD"
             or "last-event-id" in request.headers
+            # The body of a 202 is a lookup item, which its caller wants as it is.
             or "preference-applied" in head.headers
             or replay_url(head) is None
         ):
@@ -164,6 +174,7 @@ class _Body(ResumableStream):
     """The body of a response, over as many connections as it takes."""
 
     def __init__(self, engine: Engine, backoff: Backoff, on_close: OnClose) -> None:
+        # This back-off is that of the stop alone. A caller is waiting for `close`, so it does not try for long.
         super().__init__(engine, replace(backoff, retries=2), engine.head)
         self._on_close = on_close
         self._tail = b""
@@ -191,12 +202,14 @@ class _Body(ResumableStream):
         except ClientError as exc:
             raise as_transport_error(exc, self._engine.wire.module) from exc
         self._offset = self._machine.offset
+        # OpenAI's SDKs close the response at `[DONE]`, without reading on. The marker may come in two chunks.
         if not self._done:
             self._done = _DONE in self._tail + data
             self._tail = data[1 - len(_DONE) :]
         return data
 
     async def _close(self) -> None:
+        # Taken before `detach`, after which the machine is over in any case.
         is_early = not self._machine.is_over and not self._done
         self._machine.detach()
         await self._engine.close()
@@ -213,11 +226,13 @@ class _Body(ResumableStream):
 @cache
 def _body_type(module: ModuleType) -> type[Any]:
     """A body that httpx, or httpx2, takes for one of its own."""
+    # Both clients check the type of a body, and httpx2 has its own classes. One for each module, so it is cached.
     return type(_Body.__name__, (_Body, module.SyncByteStream, module.AsyncByteStream), {})
 
 
 def as_transport_error(exc: ClientError, module: ModuleType) -> Exception:
     """What a caller that knows nothing of resuming expects: the last error of the transport, or one like it."""
     cause = exc.__cause__
+    # The OpenAI SDK and others retry, or wrap, the errors of httpx alone.
     error: Exception = cause if isinstance(cause, module.TransportError) else module.ReadError(str(exc))
     return error
