@@ -26,6 +26,8 @@ _P = ParamSpec("_P")
 
 def is_reloaded() -> bool:
     """Whether the application is imported by a server that restarts at every change of a file, as `fastapi dev`."""
+    # A reloader runs the application in a child, so a process without a parent of multiprocessing's need not be
+    # searched.
     if multiprocessing.parent_process() is None:
         return False
     # The server is among the callers of the import, and its configuration is available nowhere else.
@@ -69,6 +71,7 @@ class ResumableSettings(BaseModel):
     pending_timeout: float = Field(default=2.0, ge=0, description="must be a number of seconds that is not negative")
     stall_timeout: float = Field(default=30.0, gt=0, description="must be a positive number of seconds")
     stop_grace: float = Field(default=5.0, ge=0, description="must be a number of seconds that is not negative")
+    # With a reloader each save would wait for the live streams, so that the new code would be seen ten seconds late.
     shutdown_grace: float = Field(
         default_factory=lambda: 0.0 if is_reloaded() else 10.0,
         ge=0,
@@ -90,6 +93,8 @@ class ResumableSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _add_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
+        # Before the validation, so that a value from the environment is checked, and named in its error, like one from
+        # code.
         return _from_environment() | given
 
     @classmethod
@@ -102,7 +107,9 @@ class ResumableSettings(BaseModel):
         try:
             settings = cls(**given)
         except ValidationError as exc:
+            # A setting that may have several types has one error for each of them in pydantic, and one sentence here.
             raise ValueError("\n".join(dict.fromkeys(cls._sentence(error, given) for error in exc.errors()))) from None
+        # A rule about two fields: it has no one field that pydantic could name.
         if settings.max_total_bytes < settings.max_stream_bytes:
             raise ValueError(
                 f"max_total_bytes ({settings.max_total_bytes}) must be at least max_stream_bytes "
@@ -124,6 +131,7 @@ def takes(options: Callable[_P, Any]) -> Callable[[Callable[..., None]], Callabl
     def decorate(method: Callable[..., None]) -> Callable[Concatenate[Any, _P], None]:
         @functools.wraps(method)
         def checked(self: Any, /, *args: _P.args, **given: _P.kwargs) -> None:
+            # A misspelt option is a `TypeError` of the call, with its name, as for any other function.
             signature.bind(*args, **given)
             method(self, **given)
 
@@ -137,6 +145,7 @@ def takes(options: Callable[_P, Any]) -> Callable[[Callable[..., None]], Callabl
 
 
 def _from_environment() -> dict[str, Any]:
+    # Environment variables are matched without regard to case, as pydantic-settings does.
     if not any(name.upper().startswith(PREFIX) for name in os.environ):
         return {}
     # Not before it is needed: it takes as long to import as the library.

@@ -31,6 +31,7 @@ def _read(name: str) -> bytes:
 
 @cache
 def _digest(name: str) -> str:
+    # Of the content rather than the version, so that an application that runs from a checkout gets each change.
     return hashlib.sha256(_read(name)).hexdigest()[:16]
 
 

@@ -77,6 +77,7 @@ def error_responses(*errors: type[ResumableError]) -> dict[int | str, dict[str, 
             },
         )
         summary = (error.__doc__ or "").strip().partition("\n")[0]
+        # Several errors have one status, and OpenAPI has one response for each status.
         entry["description"] = f"{entry['description']}`{error.code}`: {summary} ".lstrip()
         entry["content"]["application/json"]["examples"][error.code] = {
             "summary": summary,
@@ -136,6 +137,7 @@ DESCRIBE: dict[str, Any] = {
     "description": "Status and headers of the replay, and `X-Stream-*` headers.",
     "response_class": Response,
     "responses": {
+        # A response to HEAD has no body (RFC 9110 §9.3.2).
         status: {key: value for key, value in response.items() if key not in ("content", "model")}
         for status, response in _REPLAY_RESPONSES.items()
     },
@@ -151,6 +153,7 @@ STOP: dict[str, Any] = {
         **OTHER_RESPONSES,
     },
 }
+# Written out, because the routes read the body themselves: FastAPI's own validation would answer 422.
 _IDS: dict[str, Any] = {
     "requestBody": {
         "required": True,

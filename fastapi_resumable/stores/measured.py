@@ -25,6 +25,7 @@ class MeasuredStore:
 
         @functools.wraps(attribute)
         async def measured(*args: Any, **kwargs: Any) -> Any:
+            # Asked at each call: the application may set its provider after it has made the store.
             instruments = self._telemetry.instruments()
             if instruments is None:
                 return await attribute(*args, **kwargs)
@@ -40,5 +41,6 @@ class MeasuredStore:
             finally:
                 instruments.operation.record(perf_counter() - started, attributes)
 
+        # The next access finds it on the instance, and does not come through `__getattr__`.
         setattr(self, name, measured)
         return measured
