@@ -158,6 +158,14 @@ class Fanout:
 
     # The room that they leave.
 
+    def has_room(self, size: int, bound: int) -> bool:
+        """Whether `size` more bytes leave in place what readers need, or all have read everything."""
+        tail = self._log.tail
+        if tail + size - self.slowest <= bound:
+            return True
+        slowest = self.find_slowest()
+        return tail + size - slowest <= bound or slowest >= tail
+
     async def wait_for_room(self, timeout: float | None = None) -> None:
         """Wait until there may be more room, for `timeout` seconds at most."""
         self._room = asyncio.get_running_loop().create_future()

@@ -165,15 +165,10 @@ class MemoryStream:
 
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes leave everything in place that an attached reader still needs."""
-        fanout, tail = self._fanout, self.log.tail
-        if fanout is None:
+        if self._fanout is None:
             return True
         # In a store that is full, nothing is added to what readers have yet to read.
-        bound = 0 if self._recording.budget.is_exceeded else self._recording.bound
-        if tail + size - fanout.slowest <= bound:
-            return True
-        slowest = fanout.find_slowest()
-        return tail + size - slowest <= bound or slowest >= tail
+        return self._fanout.has_room(size, 0 if self._recording.budget.is_exceeded else self._recording.bound)
 
     async def wait_for_room(self, size: int) -> None:
         """Wait until the slowest attached reader has caught up far enough for `size` more bytes, or the stream ends."""

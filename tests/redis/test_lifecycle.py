@@ -13,10 +13,8 @@ from fastapi_resumable._core import lifecycle
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._core.lifecycle import Current, Outcome, Queued, Slot, Verdict
 from fastapi_resumable.models import ResumableStatus
-from fastapi_resumable.stores.redis import scripts
+from fastapi_resumable.stores.redis.calls import Script, read_state
 from fastapi_resumable.stores.redis.keys import Keys, log_key
-from fastapi_resumable.stores.redis.scripts import Script
-from fastapi_resumable.stores.redis.state import read_state
 from fastapi_resumable.stores.shared.writes import KeyState
 from tests.support.redis_server import RedisServer
 
@@ -78,17 +76,17 @@ class Scripts(RuleBasedStateMachine):
         before = self.state()
         again = self.client.eval(script.text, len(keys), *keys, *words)
         assert self.state() == before, "sent again, it changes nothing"
-        assert again == reply or script in (scripts.REAP, scripts.RELEASE), "and replies the same"
+        assert again == reply or script in (Script.REAP, Script.RELEASE), "and replies the same"
         return reply
 
     def appends_nothing(self, epoch: bytes, tail: int) -> None:
         """While the terminal event is made, its place is kept."""
         words = [epoch, tail, tail + 1, b"x", 0, 0, TTL, 0, 0, "", MILLISECONDS, 64]
-        assert self.client.eval(scripts.APPEND.text, 1, self.name, *words) == [[b"gap", b"%d" % tail]]
+        assert self.client.eval(Script.APPEND.text, 1, self.name, *words) == [[b"gap", b"%d" % tail]]
 
     def state(self) -> KeyState:
         """What Redis says."""
-        return read_state(KEY, self.client.eval(scripts.PEEK.text, 1, self.name))
+        return read_state(KEY, self.client.eval(Script.PEEK.text, 1, self.name))
 
     def take(self, transition: Any, *given: Any) -> Outcome:
         """Apply a transition to the slot."""
@@ -109,7 +107,7 @@ class Scripts(RuleBasedStateMachine):
     def reserve(self, epoch: str, worker: str, key: str | None, on_conflict: Any) -> None:
         if epoch in self.used:
             return
-        word, *about = self.run(scripts.RESERVE, epoch, worker, key or "", on_conflict, self.now, TTL)
+        word, *about = self.run(Script.RESERVE, epoch, worker, key or "", on_conflict, self.now, TTL)
         outcome = self.take(lifecycle.reserve, Queued(epoch, worker, key, self.now), on_conflict)
         assert word.decode() == outcome.verdict
         if outcome.verdict is Verdict.QUEUED:
@@ -123,7 +121,7 @@ class Scripts(RuleBasedStateMachine):
         mine = next((each for each in self.slot.queued if each.epoch == epoch), None)
         begun = mine or Queued(epoch, worker)
         about = [begun.worker, HEAD, int(sse), self.now, begun.idempotency_key or ""]
-        word, *told = self.run(scripts.BEGIN, epoch, *about, TTL, MILLISECONDS, self.now)
+        word, *told = self.run(Script.BEGIN, epoch, *about, TTL, MILLISECONDS, self.now)
         outcome = self.take(lifecycle.begin, epoch, self.now)
         assert word.decode() == outcome.verdict
         if outcome.verdict is Verdict.STOPPED:
@@ -133,7 +131,7 @@ class Scripts(RuleBasedStateMachine):
 
     @rule(epoch=EPOCHS)
     def release(self, epoch: str) -> None:
-        self.run(scripts.RELEASE, epoch, TTL, self.now, MILLISECONDS)
+        self.run(Script.RELEASE, epoch, TTL, self.now, MILLISECONDS)
         self.take(lifecycle.abandon, epoch, self.now, RETENTION)
 
     @rule(epoch=EPOCHS, ahead=st.integers(0, 2), size=st.integers(1, 9))
@@ -142,25 +140,25 @@ class Scripts(RuleBasedStateMachine):
         words = [first, first + size, b"x" * size, 0, 0, TTL, int(not first), 0, "", MILLISECONDS, 64]
         # A log that has no bytes yet, as after a loss, is begun by the first.
         words[6] = int(not self.client.exists(log_key(self.name, epoch)))
-        [[word, *_]] = self.run(scripts.APPEND, epoch, *words)
+        [[word, *_]] = self.run(Script.APPEND, epoch, *words)
         assert word.decode() == self.take(lifecycle.append, epoch, first, first + size).verdict
 
     @rule(epoch=EPOCHS, status=st.sampled_from([COMPLETED, FAILED, INTERRUPTED]))
     def end(self, epoch: str, status: ResumableStatus) -> None:
         tail = self.slot.current.tail if self.slot.current else 0
         words = [tail, tail, b"", 0, 0, TTL, 0, 0, f"{status}  {self.now}", MILLISECONDS, 64]
-        [[word, *_]] = self.run(scripts.APPEND, epoch, *words)
+        [[word, *_]] = self.run(Script.APPEND, epoch, *words)
         assert word.decode() == self.take(lifecycle.end, epoch, status, "", self.now, RETENTION).verdict
 
     @rule(epoch=st.one_of(st.none(), EPOCHS))
     def stop(self, epoch: str | None) -> None:
-        told = self.run(scripts.STOP, epoch or "", TTL, self.now, MILLISECONDS)
+        told = self.run(Script.STOP, epoch or "", TTL, self.now, MILLISECONDS)
         outcome = self.take(lifecycle.stop, epoch, self.now)
         assert told == told_of(outcome) or not outcome.changes, "what a stop found that was repeated"
 
     @rule(worker=WORKERS)
     def lose(self, worker: str) -> None:
-        ended = self.run(scripts.REAP, worker, TTL, self.now, MILLISECONDS)
+        ended = self.run(Script.REAP, worker, TTL, self.now, MILLISECONDS)
         outcome = self.take(lifecycle.lose, worker, self.now, RETENTION)
         lost = [change.stream.epoch for change in outcome.changes if change.stream.worker == worker]
         over = [epoch for epoch in lost if epoch not in {request.epoch for request in self.slot.queued}]
@@ -170,7 +168,7 @@ class Scripts(RuleBasedStateMachine):
     def restore(self, epoch: str, worker: str, tail: int, sse: bool) -> None:
         self.used.add(epoch)
         about = [worker, HEAD, int(sse), self.now, ""]
-        word, *_ = self.run(scripts.RESTORE, epoch, *about, TTL, tail, log=epoch)
+        word, *_ = self.run(Script.RESTORE, epoch, *about, TTL, tail, log=epoch)
         outcome = self.take(lifecycle.restore, Current(epoch, worker, None, self.now, tail=tail))
         assert word == (b"gap" if outcome.verdict is Verdict.OK else b"ended")
 

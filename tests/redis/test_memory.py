@@ -10,8 +10,7 @@ from fastapi_resumable import RedisStore
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.stream import Limits, Stream
 from fastapi_resumable.models import ResumableStatus
-from fastapi_resumable.stores.redis import scripts
-from fastapi_resumable.stores.redis.calls import block_size
+from fastapi_resumable.stores.redis.calls import Script, block_size
 from fastapi_resumable.stores.redis.keys import Keys, log_key
 from fastapi_resumable.stores.shared.remote import RemoteStream
 from tests.conformance.tools import KEY, TEXT, begin, complete, content, following, write
@@ -73,7 +72,7 @@ def append(server: RedisServer, keys: Keys, epoch: str, pieces: list[bytes], bou
         first, tail = tail, tail + len(piece)
         earliest = max(0, tail - bound)
         words = [epoch, first, tail, piece, earliest, 0, 60_000, int(not first), 0, "", 300_000, block_size(bound)]
-        pipeline.eval(scripts.APPEND.text, 1, keys.stream(KEY), *words)
+        pipeline.eval(Script.APPEND.text, 1, keys.stream(KEY), *words)
     assert {reply[0] for [reply] in pipeline.execute()} == {"ok"}
     return tail
 

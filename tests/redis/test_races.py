@@ -25,11 +25,10 @@ from fastapi_resumable._stream.position import is_exhausted
 from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import ResumableError, StoreUnavailable, StreamCancelled
 from fastapi_resumable.models import ResumableStatus, ResumableStreamItem
-from fastapi_resumable.stores.redis import lease as lease_module
-from fastapi_resumable.stores.redis import scripts
+from fastapi_resumable.stores.redis import worker as worker_module
 from fastapi_resumable.stores.redis.backend import RedisBackend
+from fastapi_resumable.stores.redis.calls import Script
 from fastapi_resumable.stores.redis.keys import Keys
-from fastapi_resumable.stores.redis.scripts import Script
 from fastapi_resumable.stores.shared import queue
 from tests.conformance.tools import KEY, TEXT, Request, begin, complete, following, terminal, write
 from tests.support.asgi import running
@@ -145,9 +144,8 @@ class Plant:
 @pytest.fixture
 async def plant(redis_server: RedisServer) -> AsyncIterator[Plant]:
     """Stores on a Redis that is not harmed."""
-    for script in vars(scripts).values():
-        if isinstance(script, Script):
-            redis_server.control.script_load(script.text)
+    for script in Script:
+        redis_server.control.script_load(script.text)
     plant = Plant(redis_server)
     try:
         yield plant
@@ -158,7 +156,7 @@ async def plant(redis_server: RedisServer) -> AsyncIterator[Plant]:
 @pytest.fixture
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that has run for a while, so that it tells the dead from the living at once."""
-    monkeypatch.setattr(lease_module, "GRACE", 0.0)
+    monkeypatch.setattr(worker_module, "GRACE", 0.0)
 
 
 def backend_of(store: RedisStore) -> RedisBackend:
@@ -202,7 +200,7 @@ async def test_a_request_that_is_given_up_while_it_queues_leaves_the_queue(plant
         await asyncio.Event().wait()
 
     store = plant.open(client)
-    client.meddle(scripts.RESERVE, after=dawdle)
+    client.meddle(Script.RESERVE, after=dawdle)
     task = asyncio.ensure_future(store.reserve(Request().reservation, "replace"))
     await there.wait()
     task.cancel()
@@ -221,7 +219,7 @@ async def test_a_request_that_is_given_up_while_it_tells_of_itself_leaves_the_qu
 
     store = plant.open(client)
     await backend_of(store).start()
-    client.meddle(scripts.POST, before=dawdle)
+    client.meddle(Script.POST, before=dawdle)
     task = asyncio.ensure_future(store.reserve(Request().reservation, "replace"))
     await there.wait()
     task.cancel()
@@ -240,7 +238,7 @@ async def test_a_release_that_is_given_up_is_done_all_the_same(plant: Plant) -> 
 
     store = plant.open(client)
     request = await Request().reserve(store)
-    client.meddle(scripts.RELEASE, before=dawdle)
+    client.meddle(Script.RELEASE, before=dawdle)
     task = asyncio.ensure_future(store.release(request.reservation))
     await there.wait()
     task.cancel()
@@ -258,7 +256,7 @@ async def test_a_beginning_that_is_given_up_leaves_no_live_stream(plant: Plant) 
 
     one, two = plant.open(client), plant.open()
     request = await Request().reserve(one)
-    client.meddle(scripts.POST, before=dawdle)
+    client.meddle(Script.POST, before=dawdle)
     task = asyncio.ensure_future(one.begin(request.reservation, TEXT))
     await there.wait()
     task.cancel()
@@ -280,7 +278,7 @@ async def test_a_stop_that_comes_before_the_request_knows_it_is_queued_is_obeyed
         await until(lambda: request.codes, "the news")
 
     request = Request()
-    client.meddle(scripts.RESERVE, after=stop)
+    client.meddle(Script.RESERVE, after=stop)
     assert await one.reserve(request.reservation, "replace") is None
     assert request.codes == ["cancelled"]
     with pytest.raises(StreamCancelled):
@@ -300,7 +298,7 @@ async def test_a_request_whose_reply_was_lost_is_not_queued_again_after_its_stop
         raise RedisConnectionError("the reply was lost")
 
     request = Request()
-    client.meddle(scripts.RESERVE, after=stop_and_lose)
+    client.meddle(Script.RESERVE, after=stop_and_lose)
     assert await one.reserve(request.reservation, "replace") is None
     assert await two.lookup("ann", ["chat"]) == []
     with pytest.raises(StreamCancelled):
@@ -318,7 +316,7 @@ async def test_a_beginning_whose_reply_was_lost_is_not_repeated_after_its_stop(p
         raise RedisConnectionError("the reply was lost")
 
     request = await Request().reserve(one)
-    client.meddle(scripts.BEGIN, after=stop_and_lose)
+    client.meddle(Script.BEGIN, after=stop_and_lose)
     with pytest.raises(StreamCancelled):
         await one.begin(request.reservation, TEXT)
     await one.release(request.reservation)
@@ -346,7 +344,7 @@ async def test_a_request_at_the_limit_may_replace_although_its_reply_was_lost(pl
     client = plant.meddled()
     store = plant.open(client, Limits(max_streams=1))
     await begin(store)
-    client.lose(scripts.RESERVE)
+    client.lose(Script.RESERVE)
     await Request().begin(store)
     assert len(backend_of(store).streams.queued) == 0
 
@@ -362,7 +360,7 @@ async def test_a_request_that_is_stopped_while_it_is_counted_is_counted_no_longe
         await two.stop(KEY, None)
 
     request = Request()
-    client.meddle(scripts.CLAIM, before=stop)
+    client.meddle(Script.CLAIM, before=stop)
     assert await one.reserve(request.reservation, "replace") is None
     assert await request.told() == "cancelled"
     await one.release(request.reservation)
@@ -380,7 +378,7 @@ async def test_a_replaced_producer_is_stopped_although_the_reply_was_lost(plant:
     old = Request()
     await old.begin(one)
     new = await Request().reserve(two)
-    client.lose(scripts.BEGIN)
+    client.lose(Script.BEGIN)
     await two.begin(new.reservation, TEXT)
     async with asyncio.timeout(2):
         assert await old.told() == "replaced"
@@ -394,7 +392,7 @@ async def test_a_stopped_producer_is_stopped_although_the_reply_was_lost(plant: 
     one, two = plant.open(limits=limits), plant.open(client, limits)
     request = Request()
     await request.begin(one)
-    client.lose(scripts.STOP)
+    client.lose(Script.STOP)
     await two.stop(KEY, None)
     async with asyncio.timeout(2):
         assert await request.told() == "cancelled"
@@ -426,7 +424,7 @@ async def test_a_producer_that_writes_while_its_end_is_fetched_is_no_failure(
     async with running(app, spec_version="2.4") as browser:
         live = browser.start("POST", "/chat", headers={"x-conversation-id": "chat"})
         await live.read_until(b"one")
-        client.meddle(scripts.PAGE, before=dawdle)
+        client.meddle(Script.PAGE, before=dawdle)
         await plant.open().stop(StreamKey(None, "chat"), None)
         await asked.wait()
         go_on.set()
@@ -445,7 +443,7 @@ async def test_a_lost_reply_changes_nothing(plant: Plant, script: str) -> None:
     client = plant.meddled()
     limits = Limits(max_streams_per_owner=3)
     one, two = plant.open(client, limits), plant.open(limits=limits)
-    lost: Script = getattr(scripts, script)
+    lost = Script[script]
     client.lose(lost)
     request = await Request().reserve(one)
     client.lose(lost)
@@ -531,9 +529,9 @@ async def test_reports_of_a_reader_arrive_in_order(plant: Plant) -> None:
     one, two = plant.open(), plant.open(client)
     stream = await begin(one, head=TEXT)
     view = await two.find(KEY, 0.0)
-    client.meddle(scripts.REPORT, before=lambda: cast(Awaitable[None], go.wait()))
+    client.meddle(Script.REPORT, before=lambda: cast(Awaitable[None], go.wait()))
     async with following(view) as follower:
-        await until(lambda: scripts.REPORT.sha not in client.before, "the first report")
+        await until(lambda: Script.REPORT.sha not in client.before, "the first report")
         await write(stream, b"hello")
         await follower.reach(5)
     go.set()
@@ -556,9 +554,9 @@ async def test_a_stream_that_was_given_up_takes_its_successor_along_with_it_nowh
     async def come_first() -> None:
         await new.begin(store)
 
-    client.meddle(scripts.RELEASE, before=come_first)
+    client.meddle(Script.RELEASE, before=come_first)
     old.on_outage(StoreUnavailable("gone"))
-    await until(lambda: scripts.RELEASE.sha not in client.before, "the late news")
+    await until(lambda: Script.RELEASE.sha not in client.before, "the late news")
     async with asyncio.timeout(2):
         await backend_of(store).worker.queue.flush()
     assert plant.hash()["epoch"] == new.epoch
@@ -607,9 +605,9 @@ async def test_much_that_is_to_be_written_goes_in_pieces(plant: Plant, monkeypat
 
     async def note() -> None:
         sizes.append(sum(stream.tail > 0 for stream in streams))
-        client.meddle(scripts.APPEND, after=note)
+        client.meddle(Script.APPEND, after=note)
 
-    client.meddle(scripts.APPEND, after=note)
+    client.meddle(Script.APPEND, after=note)
     for stream in streams:
         assert stream.offer(b"x" * 600, 0.0)
     await until(lambda: all(stream.tail == 600 for stream in streams), "all bytes")
@@ -730,7 +728,7 @@ async def test_a_worker_that_was_frozen_gives_up_its_requests(plant: Plant) -> N
     """Others have taken them out of the queue, and a newer request may have begun: it is not to be replaced."""
     one, two = plant.open(), plant.open()
     old = await Request().reserve(one)
-    await backend_of(two).transitions.reap([(KEY, backend_of(one).worker.name)])
+    await backend_of(two).reap([(KEY, backend_of(one).worker.name)])
     new = Request()
     await new.begin(two)
     backend_of(one).on_lapse()

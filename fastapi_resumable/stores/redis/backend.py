@@ -1,79 +1,242 @@
-"""What a `RedisStore` has on one event loop: a worker, and the parts that stream. They hear here what it hears."""
+"""The streams of a worker on Redis: it writes what is recorded here, and follows what others record."""
 
-import asyncio
 import json
+import logging
+import math
+import secrets
+from collections.abc import Sequence
+from functools import partial
+from time import monotonic, time
+from typing import Any
 
 from ..._core.ids import StreamKey
 from ..._stream.stream import Limits
-from ...exceptions import StoreUnavailable
-from ..shared.streams import WorkerStreams
-from .calls import Calls, Epoch
+from ...exceptions import OffsetLost, StoreUnavailable, StreamReplaced
+from ...models import ResumableStatus
+from ..base import Reservation
+from ..shared.local import LocalStream
+from ..shared.remote import RemoteStream
+from ..shared.writes import Begin, Page, Restore
+from .calls import LIVE, Call, Calls, read_page, read_written
 from .keys import Keys
 from .link import Client
-from .reader import RedisReader
+from .listener import Entry
 from .transitions import Transitions
 from .worker import RedisWorker
-from .writer import RedisWriter
+
+logger = logging.getLogger("fastapi_resumable")
 
 
-class RedisBackend:
-    """Puts the parts together."""
+class RedisBackend(Transitions):
+    """What a `RedisStore` has on one event loop."""
 
     def __init__(
         self, client: Client, keys: Keys, limits: Limits, *, lease: float, timeout: float, degrade: bool, owns: bool
     ) -> None:
         """`owns`: whether to close the client at the end."""
-        self.loop = asyncio.get_running_loop()
-        self.worker = RedisWorker(client, keys, self, lease=lease, timeout=timeout)
-        self.tasks = self.worker.tasks
-        self.streams = WorkerStreams(limits)
-        calls = Calls(keys, self.worker.name, limits, lease)
-        self.transitions = Transitions(self.worker, calls, self.streams, limits)
-        self.writer = RedisWriter(self.worker, calls, self.transitions, self.streams, degrade=degrade)
-        self.reader = RedisReader(self.worker, calls, self.transitions, self.streams, lease)
+        super().__init__(limits, degrade=degrade)
+        name = secrets.token_hex(8)
+        self.calls = Calls(keys, name, limits, lease)
+        self.worker = RedisWorker(name, client, keys, self.calls, self, lease=lease, timeout=timeout)
+        self._lease = lease
         self._client = client if owns else None
-        # What the store asks for is done by the parts.
-        self.start, self.subscribe = self.worker.start, self.worker.subscribe
-        self.reserve, self.begin = self.transitions.reserve, self.transitions.begin
-        self.release, self.stop = self.transitions.release, self.transitions.stop
-        self.state, self.states = self.transitions.state, self.transitions.states
-        self.begin_later = self.writer.begin_later
+        self._reported = self._touched = monotonic()
+
+    async def aclose(self) -> None:
+        """Write what is left, and give back the lease and the connections."""
+        await self.worker.aclose()
+        await super().aclose()
+        await self.worker.tasks.aclose()
+        if self._client is not None:
+            await self._client.aclose()
+
+    # What streams ask for.
+
+    async def page(self, stream: LocalStream | RemoteStream, offset: int) -> Page:
+        """Bytes of the log from `offset` on."""
+        (reply,) = await self.worker.link.run(self.calls.page(stream, offset))
+        return read_page(reply, offset)
+
+    async def slowest_reader(self, stream: LocalStream) -> float:
+        """Where the slowest reader on another worker is."""
+        (slowest,) = await self.worker.link.run(self.calls.wait(stream))
+        return math.inf if slowest is None else int(slowest)
+
+    def abandon(self, stream: LocalStream) -> None:
+        """Make sure that the stream does not stay live in Redis."""
+        self._release_later(stream.key, stream.epoch)
+
+    def _release_later(self, key: StreamKey, epoch: str) -> None:
+        self.worker.queue.post(self.calls.release(key, epoch), *self.calls.free(key, epoch))
+
+    async def announce(self, stream: LocalStream) -> None:
+        """Tell those that watch, and count a stream that has ended no longer."""
+        if stream.is_final:
+            await self.free(stream.key, stream.epoch)
+        await self.worker.announce(stream.key.owner, stream.item)
+
+    def follow(self, stream: RemoteStream) -> None:
+        """Read what is added to a stream."""
+        super().follow(stream)
+        self._check(stream)
+        take, fields = partial(self._take, stream), stream.key.fields(stream.epoch)
+        self.worker.listener.follow(self.calls.log(stream), f"{stream.log.tail}-0", take, stream.fail, fields)
+
+    def _check(self, stream: RemoteStream) -> None:
+        """Have the worker of a stream end it, should it know nothing of it."""
+        self.worker.send(stream.worker, "check", stream.epoch, json.dumps(stream.key))
+
+    def _take(self, stream: RemoteStream, entries: Sequence[Entry]) -> None:
+        for entry_id, fields in entries:
+            end = int(entry_id.partition("-")[0])
+            if b"s" in fields:
+                stream.finish(end, ResumableStatus(fields[b"s"].decode()), time())
+            else:
+                stream.take(end - len(fields[b"d"]), fields[b"d"])
+
+    def unfollow(self, stream: RemoteStream) -> None:
+        """Stop reading."""
+        if self.streams.followed.get(stream.epoch) is stream:
+            super().unfollow(stream)
+            self.worker.listener.unfollow(self.calls.log(stream))
+
+    # What the write queue asks for.
+
+    def next_job(self, stream: LocalStream | RemoteStream) -> Call | None:
+        """What to do now for a stream."""
+        if isinstance(stream, RemoteStream):
+            return self.calls.report(stream, stream.slowest)
+        match stream.next_write():
+            case None:
+                return None
+            case Begin():
+                return self.calls.begin(stream)
+            case Restore() as how:
+                return self.calls.restore(stream, how)
+            case write:
+                return self.calls.append(stream, write)
+
+    def take_reply(self, stream: LocalStream | RemoteStream, reply: Any) -> None:
+        """What came of it."""
+        if isinstance(stream, LocalStream):
+            if reply[0] == b"begun":
+                told = self.notify_ended(stream.key, reply[1:], "replaced")
+                self.worker.tasks.spawn(told, "resumable replaced")
+            stream.take_reply(read_written(reply))
+        elif reply == [b"gone"]:
+            # Replaced, and freed, in the moment between finding it and saying so.
+            stream.fail(StreamReplaced())
+        elif reply:
+            # The producer waits for readers.
+            self.worker.send(reply[0].decode(), "room", reply[1].decode())
+
+    # Streams that something else has ended.
+
+    async def adopt_end(self, stream: LocalStream, code: str) -> None:
+        """Have a stream end as Redis says, and stop its producer."""
+        await super().adopt_end(stream, code)
+        # Nothing is left to be read of it here: if no other worker reads it, either, its log goes.
+        self.worker.queue.post(self.calls.report(stream, None))
+        await self.free(stream.key, stream.epoch)
+
+    def on_lapse(self) -> None:
+        """End what others have given up, because this process stood still for so long."""
+        for epoch in list(self.streams.queued):
+            self.on_ended(epoch, "interrupted")
+        streams = list(self.streams.local.values())
+        for stream in streams:
+            # At once, or it would be written anew should Redis have forgotten it.
+            self.forget(stream)
+        self.worker.tasks.spawn(self._give_up(streams), "resumable lapse")
+
+    async def _give_up(self, streams: Sequence[LocalStream]) -> None:
+        try:
+            await self.end_lost(*streams)
+        except StoreUnavailable:
+            logger.warning("streams that were given up could not be ended in Redis")
+        for stream in streams:
+            await self.adopt_end(stream, "producer_lost")
+
+    # What the worker hears.
 
     def on_message(self, message: str, epoch: str, about: str) -> None:
         """Do what a worker has told this one."""
         if message == "room" and epoch in self.streams.local:
             self.streams.local[epoch].note_room()
         elif message == "check" and not self.streams.has(epoch):
-            self.transitions.abandon(Epoch(StreamKey(*json.loads(about)), epoch))
+            self._release_later(StreamKey(*json.loads(about)), epoch)
         elif message == "stop":
-            self.streams.stop(epoch, about)
+            self.on_ended(epoch, about)
 
     def on_return(self) -> None:
         """Ask whether Redis still has everything."""
-        self.writer.check_all()
-        self.reader.note_return()
+        for stream in self.streams.local.values():
+            stream.check()
+        waiting = [each for each in self.streams.queued.values() if each.requested_at and each.stop_code is None]
+        if waiting:
+            self.worker.tasks.spawn(self._queue_again(waiting), "resumable queue")
+        for followed in self.streams.followed.values():
+            followed.missing_since = followed.missing_since or monotonic()
 
-    def on_outage(self, failure: StoreUnavailable) -> None:
-        """Send the readers away."""
-        self.streams.fail_followed(failure)
+    async def _queue_again(self, waiting: Sequence[Reservation]) -> None:
+        again = (self.calls.reserve(request, "replace", request.requested_at) for request in waiting)
+        try:
+            await self.worker.link.run(*again)
+        except StoreUnavailable:
+            return
+        for request in waiting:
+            if not self.streams.has(request.epoch):
+                self._release_later(request.key, request.epoch)
 
-    def on_lapse(self) -> None:
-        """End what others have given up."""
-        for epoch in list(self.streams.queued):
-            self.streams.stop(epoch, "interrupted")
-        self.writer.give_up(list(self.streams.local.values()))
+    # What is done every second.
 
     async def look(self) -> None:
-        """What is done every second."""
-        await self.reader.look()
-        await self.writer.touch()
+        """See whether the producers of what is read here are alive, and keep from expiring what must not."""
+        if followed := list(self.streams.followed.values()):
+            await self._look_at(followed)
+        if monotonic() - self._reported > self._lease:
+            self._reported = monotonic()
+            for stream in list(self.streams.views.values()):
+                stream.report_again()
+        if monotonic() - self._touched > LIVE / 3:
+            self._touched = monotonic()
+            await self._touch()
 
-    async def aclose(self) -> None:
-        """Give back the lease and the connections."""
-        await self.worker.aclose()
-        for stream in list(self.streams.local.values()):
-            # For producers that ignore their cancellation, and write on.
-            stream.on_outage(StoreUnavailable("The store is closed."))
-        await self.tasks.aclose()
-        if self._client is not None:
-            await self._client.aclose()
+    async def _touch(self) -> None:
+        calls = [call for stream in self.streams.local.values() for call in self.calls.touch(stream)]
+        calls += [self.calls.touch_queue(request.key) for request in self.streams.queued.values()]
+        for start in range(0, len(calls), 500):
+            await self.worker.link.run(*calls[start : start + 500])
+
+    async def _look_at(self, followed: Sequence[RemoteStream]) -> None:
+        dead = await self.worker.lease.dead(stream.worker for stream in followed)
+        orphaned = [stream for stream in followed if stream.worker in dead]
+        if orphaned:
+            try:
+                await self.reap((stream.key, stream.worker) for stream in orphaned)
+            except StoreUnavailable as exc:
+                for stream in orphaned:
+                    stream.fail(exc)
+                raise
+        for stream in followed:
+            if stream.missing_since is not None or stream.worker in dead:
+                await self._look_for(stream)
+
+    async def _look_for(self, stream: RemoteStream) -> None:
+        """Whether Redis still has a stream, after an outage that it may not have survived."""
+        state = await self.state(stream.key)
+        current = state.current if state.current is not None and state.current.epoch == stream.epoch else None
+        try:
+            ending = (await self.page(stream, stream.log.tail)).ending
+        except OffsetLost:
+            ending = None
+        if ending is not None or current is not None:
+            stream.missing_since = None
+            if current is not None and current.is_final and current.tail < stream.log.tail:
+                stream.fail(StoreUnavailable("The store has lost a part of the stream, and its producer is gone."))
+            elif ending is None:
+                self._check(stream)
+        elif stream.missing_since is None:
+            stream.missing_since = monotonic()
+        elif monotonic() - stream.missing_since > self._lease:
+            stream.fail(StoreUnavailable("The store has lost the stream, and its producer is gone."))

@@ -1,27 +1,83 @@
-"""Every call that is made about streams: which script, on which keys, with which words."""
+"""Every call that is made about streams: which script, on which keys, with which words; and what Redis replies."""
 
+import json
 import time
+from collections.abc import Sequence
+from enum import Enum
+from functools import cached_property
+from hashlib import sha1
+from importlib.resources import files
 from typing import Any, NamedTuple
 
 from ..._core.ids import StreamKey, variants
-from ..._stream.stream import Limits
+from ..._core.lifecycle import OnConflict, Queued
+from ..._stream.recording import end_event
+from ..._stream.stream import Head, Limits
+from ...exceptions import OffsetLost
+from ...models import ResumableStatus
 from ..base import Reservation
 from ..shared.local import LocalStream
-from ..shared.writes import Restore, Write
+from ..shared.remote import RemoteStream
+from ..shared.writes import (
+    END_MESSAGES,
+    Ended,
+    Gap,
+    KeyState,
+    Missing,
+    Page,
+    RemoteState,
+    Reply,
+    Restore,
+    Write,
+    Written,
+)
 from .keys import Keys, log_key, readers_key
-from .link import Call
-from .scripts import APPEND, BEGIN, CLAIM, INDEX, PAGE, PEEK, REAP, RELEASE, REPORT, RESERVE, RESTORE, STOP, TOUCH, WAIT
-from .state import dump_head
-from .worker import LIVE
 
+LIVE = 3600.0
+"""Seconds for which keys of live streams are kept without being renewed: a crash leaves nothing behind for longer."""
 PAGE_SIZE = 256 * 1024
 
 
-class Epoch(NamedTuple):
-    """One epoch of a stream."""
+class Script(Enum):
+    """The scripts. What each does, and what it replies, is said at the head of its file."""
 
-    key: StreamKey
-    epoch: str
+    APPEND = "append"
+    BEAT = "beat"
+    BEGIN = "begin"
+    CLAIM = "claim"
+    INDEX = "index"
+    PAGE = "page"
+    PEEK = "peek"
+    POST = "post"
+    REAP = "reap"
+    RELEASE = "release"
+    REPORT = "report"
+    RESERVE = "reserve"
+    RESTORE = "restore"
+    STOP = "stop"
+    TOUCH = "touch"
+    WAIT = "wait"
+
+    @cached_property
+    def text(self) -> str:
+        """What Redis runs: `common.lua`, and the file of its name."""
+        folder = files(__package__) / "lua"
+        return "\n".join((folder / f"{name}.lua").read_text(encoding="utf-8") for name in ("common", self.value))
+
+    @cached_property
+    def sha(self) -> str:
+        """Its digest, as Redis computes it."""
+        return sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+class Call(NamedTuple):
+    """One command: a script, or a command by its name."""
+
+    command: Script | str
+    keys: Sequence[str | bytes]
+    args: Sequence[Any] = ()
+    ends_with: str = ""
+    """The code of the terminal event, if the script may end a live stream."""
 
 
 def block_size(max_stream_bytes: int) -> int:
@@ -36,48 +92,56 @@ class Calls:
         self._keys = keys
         self._worker = worker
         self._limits = limits
-        self._block = block_size(limits.max_stream_bytes)
         self._ttl = int((LIVE + limits.retention) * 1000)
         self._retention = max(1, int(limits.retention * 1000))
         self._expiry = int(lease * 2000)
         """Milliseconds for which a worker's readers hold a producer without being heard of again."""
 
-    def _name(self, key: StreamKey) -> list[str]:
-        return [self._keys.stream(key)]
+    def _call(self, script: Script, key: StreamKey, *words: Any) -> Call:
+        return Call(script, [self._keys.stream(key)], words)
+
+    def _call_with_log(self, script: Script, key: StreamKey, log: str, *words: Any) -> Call:
+        return Call(script, [self._keys.stream(key), log], words)
+
+    def _end(self, script: Script, key: StreamKey, whose: str, code: str) -> Call:
+        words = [whose, self._ttl, time.time(), self._retention]
+        return Call(script, [self._keys.stream(key)], words, code)
+
+    def log(self, stream: LocalStream | RemoteStream) -> str:
+        """The key of a stream's log."""
+        return log_key(self._keys.stream(stream.key), stream.epoch)
 
     # A key, and the requests that wait.
 
     def peek(self, key: StreamKey) -> Call:
         """What there is under a key."""
-        return Call(PEEK, self._name(key))
+        return self._call(Script.PEEK, key)
 
-    def reserve(self, reservation: Reservation, rule: str, now: float) -> Call:
+    def reserve(self, reservation: Reservation, rule: OnConflict, now: float) -> Call:
         """Queue a request, unless it is queued or has begun."""
         idem = reservation.idempotency_key or ""
-        return Call(RESERVE, self._name(reservation.key), [reservation.epoch, self._worker, idem, rule, now, self._ttl])
+        return self._call(Script.RESERVE, reservation.key, reservation.epoch, self._worker, idem, rule, now, self._ttl)
 
-    def release(self, epoch: Epoch) -> Call:
+    def release(self, key: StreamKey, epoch: str) -> Call:
         """End an epoch, be it queued or live; not by its worker, which may have the next one by then."""
-        return Call(RELEASE, self._name(epoch.key), [epoch.epoch, self._ttl, time.time(), self._retention])
+        return self._end(Script.RELEASE, key, epoch, "producer_lost")
 
     def stop(self, key: StreamKey, epoch: str | None) -> Call:
         """Stop what is queued or live, forget what has ended."""
-        return Call(STOP, self._name(key), [epoch or "", self._ttl, time.time(), self._retention])
+        return self._end(Script.STOP, key, epoch or "", "cancelled")
 
     def reap(self, key: StreamKey, worker: str) -> Call:
         """End what belongs to a worker that is gone."""
-        return Call(REAP, self._name(key), [worker, self._ttl, time.time(), self._retention])
+        return self._end(Script.REAP, key, worker, "producer_lost")
 
     def index(self, key: StreamKey) -> list[Call]:
         """Note a stream under its shorter ids."""
-        return [
-            Call(INDEX, [self._keys.variants(StreamKey(key.owner, shorter))], [key.id, self._ttl])
-            for shorter in variants(key.id)
-        ]
+        shorter = (self._keys.variants(StreamKey(key.owner, each)) for each in variants(key.id))
+        return [Call(Script.INDEX, [name], [key.id, self._ttl]) for name in shorter]
 
     def claim(self, owner: str, epoch: str, most: int) -> Call:
         """Count a stream against its owner's limit."""
-        return Call(CLAIM, [self._keys.owner(owner)], [epoch, self._worker, most, self._ttl])
+        return Call(Script.CLAIM, [self._keys.owner(owner)], [epoch, self._worker, most, self._ttl])
 
     def free(self, key: StreamKey, *epochs: str | bytes) -> list[Call]:
         """Count streams against their owner's limit no longer."""
@@ -85,16 +149,21 @@ class Calls:
             return []
         return [Call("HDEL", [self._keys.owner(key.owner)], epochs)]
 
+    def find_variants(self, key: StreamKey) -> Call:
+        """The longer ids of which the id is a short form."""
+        return Call("ZRANGE", [self._keys.variants(key)], [0, -1])
+
     # A stream that is produced here.
 
     def begin(self, stream: LocalStream) -> Call:
         """Make a queued request the current epoch."""
-        return Call(BEGIN, self._name(stream.key), [*self._about(stream), self._ttl, self._retention, time.time()])
+        words = [*self._about(stream), self._ttl, self._retention, time.time()]
+        return Call(Script.BEGIN, [self._keys.stream(stream.key)], words, "replaced")
 
     def restore(self, stream: LocalStream, how: Restore) -> Call:
         """Put a live epoch back that Redis has lost."""
-        name = self._keys.stream(stream.key)
-        return Call(RESTORE, [name, log_key(name, stream.epoch)], [*self._about(stream), self._ttl, how.earliest])
+        words = [*self._about(stream), self._ttl, how.earliest]
+        return self._call_with_log(Script.RESTORE, stream.key, self.log(stream), *words)
 
     def _about(self, stream: LocalStream) -> list[Any]:
         head, idem = stream.head, stream.idempotency_key or ""
@@ -103,34 +172,122 @@ class Calls:
     def append(self, stream: LocalStream, write: Write) -> Call:
         """Write bytes, and the end if there is one."""
         words = [stream.epoch, write.first, write.last, write.data, write.earliest, int(write.is_mid_event), self._ttl]
-        ending = " ".join(map(str, write.ending or ()))
-        words += [int(write.renew), int(write.may_fill), ending, self._retention, self._block]
-        return Call(APPEND, self._name(stream.key), words)
+        words += [int(write.renew), int(write.may_fill), " ".join(map(str, write.ending or ())), self._retention]
+        return self._call(Script.APPEND, stream.key, *words, block_size(self._limits.max_stream_bytes))
 
     def touch(self, stream: LocalStream) -> list[Call]:
         """Keep a live stream from expiring."""
-        name, owner = self._keys.stream(stream.key), stream.key.owner
-        calls = [Call(TOUCH, [name, log_key(name, stream.epoch)], [self._ttl]), *self.index(stream.key)]
-        return calls if owner is None else [*calls, Call("PEXPIRE", [self._keys.owner(owner)], [self._ttl])]
+        key = stream.key
+        calls = [self._call_with_log(Script.TOUCH, key, self.log(stream), self._ttl), *self.index(key)]
+        return calls if key.owner is None else [*calls, Call("PEXPIRE", [self._keys.owner(key.owner)], [self._ttl])]
 
     def touch_queue(self, key: StreamKey) -> Call:
         """Keep a queued request from expiring."""
-        return Call(TOUCH, self._name(key), [self._ttl])
+        return self._call(Script.TOUCH, key, self._ttl)
 
     # Those who read.
 
-    def page(self, key: StreamKey, epoch: str, offset: int) -> Call:
+    def page(self, stream: LocalStream | RemoteStream, offset: int) -> Call:
         """Bytes of a log from `offset` on."""
-        name = self._keys.stream(key)
-        return Call(PAGE, [name, log_key(name, epoch)], [offset, PAGE_SIZE])
+        return self._call_with_log(Script.PAGE, stream.key, self.log(stream), offset, PAGE_SIZE)
 
-    def wait(self, key: StreamKey, epoch: str) -> Call:
+    def wait(self, stream: LocalStream) -> Call:
         """Ask for a message when a reader advances."""
-        name = self._keys.stream(key)
-        return Call(WAIT, [name, readers_key(name, epoch)], [epoch])
+        return self._call_with_log(Script.WAIT, stream.key, self._readers(stream), stream.epoch)
 
-    def report(self, key: StreamKey, epoch: str, slowest: int | None) -> Call:
+    def report(self, stream: LocalStream | RemoteStream, slowest: int | None) -> Call:
         """Say how far the slowest reader here is."""
-        name = self._keys.stream(key)
         words = [self._worker, "" if slowest is None else slowest, self._expiry]
-        return Call(REPORT, [name, readers_key(name, epoch)], words)
+        return self._call_with_log(Script.REPORT, stream.key, self._readers(stream), *words)
+
+    def _readers(self, stream: LocalStream | RemoteStream) -> str:
+        return readers_key(self._keys.stream(stream.key), stream.epoch)
+
+    # Terminal events, which are the application's to make.
+
+    def give_event(self, call: Call, reply: Sequence[bytes]) -> Call:
+        """The call again, with the terminal event that a script lacks: its reply says for which place."""
+        _, epoch, tail, mid = reply
+        code = call.ends_with
+        status = ResumableStatus.INTERRUPTED if code == "producer_lost" else ResumableStatus.CANCELLED
+        place = (epoch.decode(), self._limits, int(tail), mid == b"1")
+        return call._replace(args=[*call.args, epoch, tail, end_event(*place, status, code, END_MESSAGES[code])])
+
+
+def lacks_event(reply: Any) -> bool:
+    """Whether a script has done nothing yet, because it has to be given a terminal event."""
+    return isinstance(reply, list) and reply[:1] == [b"event"]
+
+
+# What Redis replies.
+
+
+def read_written(reply: Sequence[Any]) -> Reply:
+    """Read the reply to `append`, `restore` or `begin`."""
+    match reply[0]:
+        case b"ok":
+            return Written(int(reply[1])) if len(reply) > 1 and reply[1] is not None else Written()
+        case b"gap":
+            return Gap(int(reply[1]))
+        case b"begun":
+            return Gap(0)
+        case b"missing" | b"unknown":
+            return Missing()
+    return Ended()
+
+
+def read_page(reply: Sequence[Any], offset: int) -> Page:
+    """Read the reply to `page`: bytes from `offset` on, and how the log ended if that is next to them.
+
+    Raises:
+        OffsetLost: The bytes at `offset` were dropped.
+    """
+    first, data, *ending = reply
+    if first is not None:
+        if int(first) > offset:
+            raise OffsetLost(int(first))
+        data = data[offset - int(first) :]
+    return Page(data, (ResumableStatus(ending[0].decode()), ending[1].decode()) if ending else None)
+
+
+def read_state(key: StreamKey, flat: Sequence[bytes]) -> KeyState:
+    """Read the reply to `peek`: the hash of a stream."""
+    fields = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+    waiting = sorted(
+        ((json.loads(value), name[2:]) for name, value in fields.items() if name.startswith("q:")),
+        key=lambda pair: int(pair[0]["n"]),
+    )
+    queued = tuple(Queued(epoch, item["w"], item.get("k") or None, float(item["t"])) for item, epoch in waiting)
+    gone = {name[2:]: value.split()[0].decode() for name, value in fields.items() if name.startswith("x:")}
+    return KeyState(key, _read_current(key, fields) if "epoch" in fields else None, queued, gone)
+
+
+def _read_current(key: StreamKey, fields: dict[str, bytes]) -> RemoteState:
+    return RemoteState(
+        key=key,
+        epoch=fields["epoch"].decode(),
+        worker=fields["worker"].decode(),
+        head=load_head(fields["head"]),
+        status=ResumableStatus(fields["status"].decode()),
+        tail=int(fields["tail"]),
+        earliest=int(fields["earliest"]),
+        started_at=float(fields["started"]),
+        completed_at=float(fields.get("completed", b"0")),
+        idempotency_key=fields.get("idem", b"").decode() or None,
+    )
+
+
+def dump_head(head: Head) -> str:
+    """Write status and headers as text."""
+    pairs = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in head.headers]
+    trace = [] if head.traceparent is None else [head.traceparent]
+    return json.dumps([head.status_code, pairs, *trace], separators=(",", ":"))
+
+
+def load_head(text: bytes) -> Head:
+    """Read what `dump_head` wrote."""
+    pairs: list[tuple[str, str]]
+    trace: list[Any]
+    status_code, pairs, *trace = json.loads(text)
+    headers = tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs)
+    return Head(status_code, headers, *trace)

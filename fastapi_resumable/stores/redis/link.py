@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from redis.asyncio import Redis, RedisCluster
 from redis.commands.core import AsyncScript
@@ -27,8 +27,8 @@ from redis.exceptions import (
 )
 
 from ...exceptions import StoreUnavailable
-from ..shared.outage import Outage
-from .scripts import APPEND, Script
+from ..shared.outage import UNAVAILABLE, Outage
+from .calls import Call, Calls, Script, lacks_event
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -43,9 +43,6 @@ BLOCK = 2.0
 SILENCE = 10.0
 """Seconds for which a refusal that was logged is not logged again."""
 
-UNAVAILABLE = "The store of streams cannot be used. Try again in a moment."
-"""What clients get; what is wrong goes to the log."""
-
 TOGETHER = 64
 """How many streams are written by one call."""
 
@@ -54,20 +51,13 @@ _OUT_OF_MEMORY = "command not allowed when used memory"
 _PASSING = ("OOM", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "MISCONF")
 
 
-class Call(NamedTuple):
-    """One command: a script, or a command by its name."""
-
-    command: Script | str
-    keys: Sequence[str | bytes]
-    args: Sequence[Any] = ()
-
-
 class Link:
     """The one way to Redis of a worker, its listener's blocking reads aside."""
 
-    def __init__(self, client: Client, timeout: float, on_up: Callable[[], object]) -> None:
+    def __init__(self, client: Client, calls: Calls, timeout: float, on_up: Callable[[], object]) -> None:
         """`on_up` is called when Redis answers again."""
         self.client = client
+        self._calls = calls
         self.is_cluster = isinstance(client, RedisCluster)
         self.is_closed = False
         self.outage = Outage(timeout, "Redis cannot be used: %s", "Redis is back after %.1f s", on_up)
@@ -115,7 +105,7 @@ class Link:
         while not self.is_closed:
             try:
                 async with asyncio.timeout(self.outage.attempt):
-                    replies = await self._execute(calls)
+                    replies = await self._execute_whole(calls)
                 failure = next((reply for reply in replies if isinstance(reply, Exception) and is_passing(reply)), None)
                 if failure is None:
                     self.outage.note_up()
@@ -139,8 +129,8 @@ class Link:
         """Run `calls` as `try_each` does; those that append go together, as many streams in one call as may be."""
         # In a Cluster, a script is for streams of one slot. Redis does nothing else while a script runs.
         together = 1 if self.is_cluster else TOGETHER
-        appends = [call for call in calls if call.command is APPEND]
-        others = [call for call in calls if call.command is not APPEND]
+        appends = [call for call in calls if call.command is Script.APPEND]
+        others = [call for call in calls if call.command is not Script.APPEND]
         groups = [appends[start : start + together] for start in range(0, len(appends), together)]
         replies = await self.try_each(*(_join(group) for group in groups), *others)
         appended: list[Any] = []
@@ -152,7 +142,7 @@ class Link:
             else:
                 appended += reply
         written, done = iter(appended), iter(replies[len(groups) :])
-        return [next(written if call.command is APPEND else done) for call in calls]
+        return [next(written if call.command is Script.APPEND else done) for call in calls]
 
     def _refusal(self, failure: Exception) -> StoreUnavailable:
         self.complain(failure)
@@ -181,6 +171,14 @@ class Link:
     def note_failure(self, failure: Exception) -> float:
         """Note that Redis cannot be used; return since when."""
         return self.outage.note_down(explain(failure), None if isinstance(failure, _EXPECTED) else failure)
+
+    async def _execute_whole(self, calls: Sequence[Call]) -> list[Any]:
+        replies = await self._execute(calls)
+        while lacking := [index for index, reply in enumerate(replies) if lacks_event(reply)]:
+            again = [self._calls.give_event(calls[index], replies[index]) for index in lacking]
+            for index, reply in zip(lacking, await self._execute(again), strict=True):
+                replies[index] = reply
+        return replies
 
     async def _execute(self, calls: Sequence[Call]) -> list[Any]:
         if self.is_cluster:
@@ -223,7 +221,9 @@ class Link:
 
 
 def _join(calls: Sequence[Call]) -> Call:
-    return Call(APPEND, [key for call in calls for key in call.keys], [word for call in calls for word in call.args])
+    return Call(
+        Script.APPEND, [key for call in calls for key in call.keys], [word for call in calls for word in call.args]
+    )
 
 
 def count_bytes(call: Call) -> int:

@@ -14,7 +14,9 @@ from redis.exceptions import ResponseError
 
 from ..._stream.tasks import Tasks
 from ...exceptions import StoreUnavailable
-from .link import UNAVAILABLE, Call, Link, is_passing
+from ..shared.outage import UNAVAILABLE
+from .calls import Call
+from .link import Link, is_passing
 
 logger = logging.getLogger("fastapi_resumable")
 

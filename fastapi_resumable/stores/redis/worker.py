@@ -6,32 +6,34 @@ It knows nothing of streams: what it hears goes to its handlers. Whatever one of
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+import os
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
 from typing import Any, Protocol
 
 from ..._stream.tasks import Tasks
 from ...exceptions import StoreUnavailable
 from ...models import ResumableStreamItem
-from ..shared.queue import WriteQueue
+from ..shared.queue import Source, WriteQueue
 from ..watchers import Notify, Watchers
+from .calls import LIVE, Call, Calls, Script
 from .keys import Keys
-from .lease import Lease
-from .link import UNAVAILABLE, Call, Client, Link, count_bytes
+from .link import Client, Link, count_bytes
 from .listener import Entry, Listener
-from .scripts import POST
 
 logger = logging.getLogger("fastapi_resumable")
 
-LIVE = 3600.0
-"""Seconds for which keys of live streams are kept without being renewed: a crash leaves nothing behind for longer."""
 CHANGES = 10_000
 """How many changes of state are remembered."""
 LOOK = 1.0
 """Seconds between the handlers' looks."""
+GRACE = 1.5
+"""Seconds after an outage of Redis in which no worker is declared dead: others were cut off, too, and have to renew."""
 
 
-class Handlers(Protocol):
-    """What is done with what a worker hears."""
+class Handlers(Source[Call], Protocol):
+    """What is done with what a worker hears, and with the replies to what streams write."""
 
     def on_message(self, message: str, epoch: str, about: str) -> None:
         """A worker, this one included, says something of an epoch."""
@@ -49,46 +51,106 @@ class Handlers(Protocol):
         """Do what is due every second."""
 
 
+class Lease:
+    """The lease of this worker, and a look at those of others.
+
+    Each worker renews a key that expires, and a worker whose key has expired is dead to all others.
+    """
+
+    def __init__(self, worker: str, link: Link, keys: Keys, seconds: float, handlers: Handlers) -> None:
+        self._worker = worker
+        self._link = link
+        self._keys = keys
+        self._seconds = seconds
+        self._handlers = handlers
+        self._awake = 0.0
+        self._renewed = 0.0
+        self._now = asyncio.Event()
+
+    async def take(self) -> None:
+        """Take the lease for the first time."""
+        await self._beat()
+        self._awake = monotonic()
+
+    def renew_now(self) -> None:
+        """Renew the lease at once, rather than when it is time."""
+        self._now.set()
+
+    async def keep(self) -> None:
+        """Renew the lease, again and again."""
+        while True:
+            try:
+                # As long as is left since the last time, should this have been interrupted.
+                async with asyncio.timeout(self._renewed + self._seconds / 4 - monotonic()):
+                    await self._now.wait()
+            except TimeoutError:
+                pass
+            self._now.clear()
+            try:
+                existed = await self._beat()
+            except StoreUnavailable:
+                self._renewed = monotonic()
+                continue
+            if not existed:
+                self._handlers.on_return()
+
+    async def watch(self) -> None:
+        """Notice when this process stood still, whatever Redis does meanwhile."""
+        while True:
+            await asyncio.sleep(self._seconds / 4)
+            if monotonic() - self._awake > self._seconds:
+                logger.error(
+                    "this process stood still for more than its lease of %g s: its streams were given up", self._seconds
+                )
+                self._handlers.on_lapse()
+            self._awake = monotonic()
+
+    async def _beat(self) -> bool:
+        name = f"{os.getpid()}@{socket.gethostname()}"
+        (existed,) = await self._link.run_now(
+            Call(Script.BEAT, [self._keys.worker(self._worker)], [name, int(self._seconds * 1000)])
+        )
+        self._renewed = monotonic()
+        return bool(existed)
+
+    async def give_back(self) -> None:
+        """Say that this worker is gone."""
+        await self._link.run(
+            Call("DEL", [self._keys.worker(self._worker)]), Call("DEL", [self._keys.inbox(self._worker)])
+        )
+
+    async def dead(self, workers: Iterable[str]) -> set[str]:
+        """Those of `workers` that have let their lease expire."""
+        others = [worker for worker in set(workers) if worker != self._worker]
+        if not others or monotonic() - self._link.outage.up_since < GRACE:
+            return set()
+        alive = await self._link.run(*(Call("EXISTS", [self._keys.worker(worker)]) for worker in others))
+        return {worker for worker, exists in zip(others, alive, strict=True) if not exists}
+
+
 class RedisWorker:
     """What a worker has of Redis on one event loop, whatever it streams."""
 
-    def __init__(self, client: Client, keys: Keys, handlers: Handlers, *, lease: float, timeout: float) -> None:
-        self.keys = keys
+    def __init__(
+        self, name: str, client: Client, keys: Keys, calls: Calls, handlers: Handlers, *, lease: float, timeout: float
+    ) -> None:
+        self.name = name
         self.tasks = Tasks()
-        self.link = Link(client, timeout, on_up=self._on_up)
-        self.lease = Lease(self.link, keys, lease, on_lapse=handlers.on_lapse, on_loss=handlers.on_return)
-        self.name = self.lease.worker
-        self.queue = WriteQueue(self.link.run_batch, count_bytes)
+        self.link = Link(client, calls, timeout, on_up=self._on_up)
+        self.lease = Lease(name, self.link, keys, lease, handlers)
+        self.queue: WriteQueue[Call] = WriteQueue(handlers, self.link.run_batch, count_bytes)
         self.listener = Listener(self.link, self.tasks, wake=self._wake_listener, on_outage=handlers.on_outage)
+        self._keys = keys
         self._handlers = handlers
         self._inbox = keys.inbox(self.name)
         self._watchers = Watchers()
-        self._starting: asyncio.Task[StoreUnavailable | None] | None = None
         self._is_started = False
 
     # Tasks.
 
-    async def start(self) -> None:
-        """Take a lease and begin to listen; once, and all that ask meanwhile wait for the same attempt.
-
-        Raises:
-            StoreUnavailable: Redis cannot be used.
-        """
-        if self._starting is None:
-            self._starting = self.tasks.spawn(self._start(), "resumable start")
-        failure = await asyncio.shield(self._starting)
-        if failure is not None:
-            raise failure
-
-    async def _start(self) -> StoreUnavailable | None:
-        try:
-            await self.lease.take()
-        except Exception as exc:
-            self._starting = None
-            if isinstance(exc, StoreUnavailable):
-                return exc
-            logger.exception("the worker could not register in Redis")
-            return StoreUnavailable(UNAVAILABLE)
+    async def register(self) -> None:
+        """Take a lease and begin to listen."""
+        await self.lease.take()
         for work, name in (
             (self.lease.keep, "lease"),
             (self.lease.watch, "lapse"),
@@ -98,7 +160,6 @@ class RedisWorker:
             self.tasks.keep_running(work, f"resumable {name}", self.link.note_failure)
         self._follow_inbox()
         self._is_started = True
-        return None
 
     async def _look(self) -> None:
         while True:
@@ -133,7 +194,7 @@ class RedisWorker:
         if worker == self.name:
             self._handlers.on_message(message, epoch, about)
         else:
-            self.queue.post(_post(self.keys.inbox(worker), "m", message, "e", epoch, "c", about))
+            self.queue.post(_post(self._keys.inbox(worker), "m", message, "e", epoch, "c", about))
 
     def _wake_listener(self) -> None:
         self.queue.post(_post(self._inbox, "m", "wake"))
@@ -162,7 +223,7 @@ class RedisWorker:
     async def announce(self, owner: str | None, *items: ResumableStreamItem) -> None:
         """Tell all workers of changes, at once, so that they come in the order of what happened."""
         await self.run_or_post(
-            *(_post(self.keys.changes, "o", json.dumps(owner), "i", item.model_dump_json()) for item in items)
+            *(_post(self._keys.changes, "o", json.dumps(owner), "i", item.model_dump_json()) for item in items)
         )
 
     async def run_or_post(self, *calls: Call) -> None:
@@ -176,7 +237,6 @@ class RedisWorker:
         self, owner: str | None, ids: Sequence[str], notify: Notify, *, is_urgent: bool = False
     ) -> Callable[[], None]:
         """Call `notify` with changes, from everywhere, until what is returned is called. All are urgent here."""
-        await self.start()
         if not self._watchers:
             await self._follow_changes()
         remove = self._watchers.add(owner, ids, notify)
@@ -184,15 +244,15 @@ class RedisWorker:
         def unsubscribe() -> None:
             remove()
             if not self._watchers:
-                self.listener.unfollow(self.keys.changes)
+                self.listener.unfollow(self._keys.changes)
 
         return unsubscribe
 
     async def _follow_changes(self, *, again: bool = False) -> None:
-        (last,) = await self.link.run(Call("XREVRANGE", [self.keys.changes], ["+", "-", "COUNT", 1]))
+        (last,) = await self.link.run(Call("XREVRANGE", [self._keys.changes], ["+", "-", "COUNT", 1]))
         if bool(self._watchers) is again:
             last_id = last[0][0].decode() if last else "0-0"
-            self.listener.follow(self.keys.changes, last_id, self._take_changes, self._changes_failed)
+            self.listener.follow(self._keys.changes, last_id, self._take_changes, self._changes_failed)
 
     def _changes_failed(self, _failure: StoreUnavailable) -> None:
         self.tasks.keep_running(lambda: self._follow_changes(again=True), "resumable changes", self.link.note_failure)
@@ -203,4 +263,4 @@ class RedisWorker:
 
 
 def _post(key: str, *fields: Any) -> Call:
-    return Call(POST, [key], [int(LIVE * 1000), CHANGES, *fields])
+    return Call(Script.POST, [key], [int(LIVE * 1000), CHANGES, *fields])

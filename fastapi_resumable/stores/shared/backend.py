@@ -1,19 +1,26 @@
-"""What the store protocol needs of a worker, whichever backend that has."""
+"""A worker of a shared store: the requests and streams that it has, and what all backends do with them alike."""
 
 import asyncio
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 from ..._core.ids import StreamKey
 from ..._core.lifecycle import OnConflict, Verdict
+from ..._stream.stream import Budget, Limits, Stream
 from ..._stream.tasks import Tasks
-from ...exceptions import StoreUnavailable
+from ...exceptions import StoreUnavailable, TooManyStreams
 from ..base import Reservation
 from ..watchers import Notify
 from .local import LocalStream
+from .outage import UNAVAILABLE
+from .queue import WriteQueue
 from .remote import RemoteStream
-from .streams import WorkerStreams
-from .writes import KeyState, ReaderBackend, WriterBackend
+from .writes import KeyState, Page, RemoteState
+
+logger = logging.getLogger("fastapi_resumable")
 
 
 class Answer(NamedTuple):
@@ -26,24 +33,97 @@ class Answer(NamedTuple):
     """Why it was stopped."""
 
 
-class SharedBackend(Protocol):
-    """What a store needs of its worker: everything here may raise `StoreUnavailable`."""
+class WorkerStreams:
+    """What a worker works on, by epoch. A stream of another worker has one view, which its readers share."""
 
-    loop: asyncio.AbstractEventLoop
+    def __init__(self, limits: Limits) -> None:
+        self.budget = Budget()
+        self.queued: dict[str, Reservation] = {}
+        """Requests that may be queued, until they begin or are released: a stop can be here before the reply is."""
+        self.local: dict[str, LocalStream] = {}
+        """Streams that are produced here, until the backend has the whole of them."""
+        self.views: WeakValueDictionary[str, RemoteStream] = WeakValueDictionary()
+        """Streams of other workers that anything here refers to."""
+        self.followed: dict[str, RemoteStream] = {}
+        """Those that have readers."""
+        self.limits = limits
+
+    def has(self, epoch: str) -> bool:
+        """Whether an epoch belongs to this worker, and may be live."""
+        return epoch in self.local or epoch in self.queued
+
+    def find(self, key: StreamKey, epoch: str | None = None) -> list[LocalStream]:
+        """The streams of a key that are produced here; of one epoch, if that is given."""
+        return [stream for stream in self.local.values() if stream.key == key and epoch in (None, stream.epoch)]
+
+    def check_limit(self, *, replaces: bool) -> None:
+        """Check that there is room for the request that was queued last.
+
+        Raises:
+            TooManyStreams: There is not.
+        """
+        live = sum(request.stop_code is None for request in self.queued.values())
+        live += sum(not stream.closed for stream in self.local.values())
+        if live > self.limits.max_streams + replaces:
+            raise TooManyStreams("The server has reached its limit of live streams. Try again in a moment.")
+
+
+class SharedWorker(Protocol):
+    """What a worker has of its backend, whatever it streams."""
+
     tasks: Tasks
-    streams: WorkerStreams
+    queue: WriteQueue[Any]
 
-    @property
-    def writer(self) -> WriterBackend[LocalStream]:
-        """For streams that are produced here."""
+    async def register(self) -> None:
+        """Make the worker known to others, and begin to listen to them."""
 
-    @property
-    def reader(self) -> ReaderBackend[RemoteStream]:
-        """For streams that other workers produce."""
+    async def subscribe(
+        self, owner: str | None, ids: Sequence[str], notify: Notify, *, is_urgent: bool = False
+    ) -> Callable[[], None]:
+        """Call `notify` with each change from now on, until what is returned is called."""
+
+
+class SharedBackend(ABC):
+    """The backend of a store on one event loop. What the store asks of it may raise `StoreUnavailable`."""
+
+    worker: SharedWorker
+
+    def __init__(self, limits: Limits, *, degrade: bool) -> None:
+        """`degrade`: whether streams that are produced here go on without the backend while that is gone."""
+        self.loop = asyncio.get_running_loop()
+        self.degrade = degrade
+        self.streams = WorkerStreams(limits)
+        self._starting: asyncio.Task[StoreUnavailable | None] | None = None
 
     async def start(self) -> None:
         """Register the worker; once, and all that ask meanwhile wait for the same attempt."""
+        if self._starting is None:
+            self._starting = self.worker.tasks.spawn(self._start(), "resumable start")
+        failure = await asyncio.shield(self._starting)
+        if failure is not None:
+            raise failure
 
+    async def _start(self) -> StoreUnavailable | None:
+        try:
+            await self.worker.register()
+        except Exception as exc:
+            # The next request tries again.
+            self._starting = None
+            if isinstance(exc, StoreUnavailable):
+                return exc
+            logger.exception("the worker could not register with its store")
+            return StoreUnavailable(UNAVAILABLE)
+        return None
+
+    async def aclose(self) -> None:
+        """End, when everything is written that can be."""
+        for stream in list(self.streams.local.values()):
+            # For producers that ignore their cancellation, and write on.
+            stream.on_outage(StoreUnavailable("The store is closed."))
+
+    # State changes.
+
+    @abstractmethod
     async def reserve(self, reservation: Reservation, on_conflict: OnConflict, now: float) -> Answer:
         """Queue a request, or say what it has to follow.
 
@@ -51,28 +131,105 @@ class SharedBackend(Protocol):
             TooManyStreams: A limit is reached.
         """
 
+    @abstractmethod
     async def begin(self, reservation: Reservation, stream: LocalStream) -> Answer:
         """Make a request the current epoch."""
 
-    def begin_later(self, stream: LocalStream, failure: StoreUnavailable) -> None:
-        """Have a stream `begin_later`."""
-
+    @abstractmethod
     async def release(self, reservation: Reservation) -> None:
         """Make sure that a request stays neither queued nor live, now or when the backend is back."""
 
+    @abstractmethod
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live, forget what has ended."""
 
+    @abstractmethod
+    def abandon(self, stream: LocalStream) -> None:
+        """Make sure that a stream does not stay live, as soon as the backend can be reached."""
+
+    @abstractmethod
+    async def announce(self, stream: LocalStream) -> None:
+        """Notify those that watch of the state of a stream that is produced here."""
+
+    # Looking.
+
+    @abstractmethod
     async def state(self, key: StreamKey) -> KeyState:
         """What there is under a key."""
 
+    @abstractmethod
     async def states(self, owner: str | None, ids: Sequence[str]) -> list[KeyState]:
         """What there is under some ids and their variants, each once, in the order asked for."""
 
-    async def subscribe(
-        self, owner: str | None, ids: Sequence[str], notify: Notify, *, is_urgent: bool = False
-    ) -> Callable[[], None]:
-        """Call `notify` with each change from now on, until what is returned is called."""
+    @abstractmethod
+    async def slowest_reader(self, stream: LocalStream) -> float:
+        """Where the slowest reader on another worker is; infinity if there is none."""
 
-    async def aclose(self) -> None:
-        """Write what is left, and end."""
+    @abstractmethod
+    async def page(self, stream: LocalStream | RemoteStream, offset: int) -> Page:
+        """Bytes of the log from `offset` on; none at its end.
+
+        Raises:
+            OffsetLost: The bytes there were dropped.
+        """
+
+    def open(self, state: RemoteState) -> Stream:
+        """The stream that the backend knows as `state`, as it is read here."""
+        streams = self.streams
+        if (local := streams.local.get(state.epoch)) is not None:
+            local.note_recorded(state.tail)
+            return local
+        view = streams.views.get(state.epoch)
+        if view is not None and view.failure is None:
+            view.update(state)
+            return view
+        view = streams.views[state.epoch] = RemoteStream(self, state, limits=streams.limits, budget=streams.budget)
+        return view
+
+    # What streams ask for.
+
+    def mark(self, stream: LocalStream | RemoteStream, *, may_wait: bool = False) -> None:
+        """Write what the stream has to write soon; if that `may_wait`, a moment later, with what comes till then."""
+        self.worker.queue.mark(stream, may_wait=may_wait)
+
+    def forget(self, stream: LocalStream) -> None:
+        """Write no more of a stream."""
+        self.streams.local.pop(stream.epoch, None)
+        stream.leave_store()
+
+    def follow(self, stream: RemoteStream) -> None:
+        """Give what is added to a log to the stream."""
+        self.streams.followed[stream.epoch] = stream
+
+    def unfollow(self, stream: RemoteStream) -> None:
+        """Stop that."""
+        if self.streams.followed.get(stream.epoch) is stream:
+            del self.streams.followed[stream.epoch]
+
+    # What the worker hears of others.
+
+    def on_ended(self, epoch: str, code: str) -> None:
+        """Take over that another worker, or a request to this one, has ended an epoch."""
+        if (request := self.streams.queued.get(epoch)) is not None:
+            if request.stop_code is None:
+                request.stop(code)
+        elif (stream := self.streams.local.get(epoch)) is not None:
+            self.end_elsewhere(stream, code)
+
+    def end_elsewhere(self, stream: LocalStream, code: str = "cancelled") -> None:
+        """Take over that something else has ended a stream, and stop its producer."""
+        if stream.epoch in self.streams.local:
+            self.forget(stream)
+            self.worker.tasks.spawn(self.adopt_end(stream, code), f"resumable end {stream.key.id}")
+
+    async def adopt_end(self, stream: LocalStream, code: str) -> None:
+        """Have a stream that is forgotten end as the backend says, and stop its producer."""
+        try:
+            code = await stream.adopt_end(code)
+        finally:
+            stream.stop_producer("interrupted" if code == "producer_lost" else code)
+
+    def on_outage(self, failure: StoreUnavailable) -> None:
+        """The backend could not be read for too long: end the readings of streams that other workers produce."""
+        for stream in list(self.streams.followed.values()):
+            stream.fail(failure)

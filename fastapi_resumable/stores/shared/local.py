@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from time import time
 
 from ..._core.sse import PING
@@ -13,10 +15,12 @@ from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
 from ..base import Reservation
 from .outbox import Outbox, Sync
-from .room import Room
-from .writes import END_MESSAGES, Ending, Reply, WriterBackend, Written
+from .writes import END_MESSAGES, Ending, Reply, StreamBackend, Written
 
 logger = logging.getLogger("fastapi_resumable")
+
+RECHECK = 1.0
+"""Seconds after which a producer that waits for readers elsewhere looks again, should it have missed the message."""
 
 
 class LocalStream:
@@ -27,7 +31,7 @@ class LocalStream:
     """
 
     def __init__(
-        self, backend: "WriterBackend[LocalStream]", request: Reservation, head: Head, limits: Limits, budget: Budget
+        self, backend: StreamBackend, request: Reservation, head: Head, limits: Limits, budget: Budget
     ) -> None:
         self.key = request.key
         self.epoch = request.epoch
@@ -47,7 +51,7 @@ class LocalStream:
         self._fanout = Fanout(self.log)
         self._fanout.visible = 0
         self._outbox = Outbox(self._recording)
-        self._room = Room(self._recording, self._fanout, backend, self._outbox.ahead)
+        self._slowest_elsewhere = math.inf
         # What others ask of the stream is done by its parts.
         self.attach, self.detach, self.advance = self._fanout.attach, self._fanout.detach, self._fanout.advance
         self.note_room, self.next_write = self._fanout.make_room, self._outbox.next_write
@@ -61,12 +65,31 @@ class LocalStream:
         return self._recording.closed
 
     def has_room(self, size: int) -> bool:
-        """Whether `size` more bytes can be recorded now."""
-        return self._room.has(self, size)
+        """Whether `size` more bytes leave in place what readers need, here and elsewhere, and what is to be written."""
+        visible, most = self._fanout.tail, self._outbox.ahead
+        ahead = self.log.tail + size - visible
+        if ahead > most // 2 and self.log.tail > visible:
+            # Enough to be written at once, so that the producer need not wait for that.
+            self.backend.mark(self)
+            if ahead > most:
+                return False
+        return not self._is_held_elsewhere(size) and self._fanout.has_room(size, self._recording.bound)
+
+    def _is_held_elsewhere(self, size: int) -> bool:
+        slowest, tail = self._slowest_elsewhere, self.log.tail
+        return slowest < tail and tail + size - slowest > self._recording.bound
 
     async def wait_for_room(self, size: int) -> None:
         """Wait until readers, here and elsewhere, and the backend have got far enough for `size` more bytes."""
-        await self._room.wait(self, size)
+        while not self.closed and not self.has_room(size):
+            timeout = None
+            if self._is_held_elsewhere(size):
+                timeout = RECHECK
+                with suppress(StoreUnavailable):
+                    self._slowest_elsewhere = await self.backend.slowest_reader(self)
+                if self.closed or self.has_room(size):
+                    return
+            await self._fanout.wait_for_room(timeout)
 
     @property
     def piece(self) -> int:
@@ -75,7 +98,7 @@ class LocalStream:
 
     def offer(self, chunk: bytes, _now: float) -> bool:
         """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room."""
-        if self.closed or len(chunk) > self.piece or not self._room.has(self, len(chunk)):
+        if self.closed or len(chunk) > self.piece or not self.has_room(len(chunk)):
             return False
         if data := self._recording.frame(chunk):
             self._keep(data)
@@ -135,14 +158,14 @@ class LocalStream:
             self.backend.end_elsewhere(self)
         elif isinstance(reply, Written):
             # What has come meanwhile is marked already.
-            self._take_written(reply.slowest)
+            self._slowest_elsewhere = reply.slowest
+            self._take_written()
         else:
             self.backend.mark(self)
 
-    def _take_written(self, slowest: int | None) -> None:
+    def _take_written(self) -> None:
         outbox, ending = self._outbox, self._outbox.ending
         assert outbox.sent is not None
-        self._room.note_slowest(slowest)
         if self.is_detached and outbox.recorded == self.log.tail:
             self.is_detached = False
             self._warn("stream %r is recorded again")

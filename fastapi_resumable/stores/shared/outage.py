@@ -8,6 +8,9 @@ from time import monotonic
 
 logger = logging.getLogger("fastapi_resumable")
 
+UNAVAILABLE = "The store of streams cannot be used. Try again in a moment."
+"""What clients get; what is wrong goes to the log."""
+
 FIRST_PAUSE = 0.02
 """Seconds before a failed attempt is repeated; each further failure doubles them."""
 LONGEST_PAUSE = 0.5

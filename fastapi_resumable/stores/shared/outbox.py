@@ -8,7 +8,7 @@ from time import monotonic
 
 from ..._core.log import BLOCK_SIZE
 from ..._stream.recording import Recording
-from .writes import Begin, Begun, Ended, Ending, Gap, Missing, Reply, Restore, Write, Written
+from .writes import Begin, Ended, Ending, Gap, Missing, Reply, Restore, Write, Written
 
 AHEAD = 256 * 1024
 """The most bytes a producer may be ahead of what the backend has acknowledged."""
@@ -108,8 +108,6 @@ class Outbox:
                 self.recorded = self.sent.last
             case Gap(offset):
                 self.sync, self.renew, self.recorded = Sync.WRITE, True, offset
-            case Begun():
-                self.sync = Sync.WRITE
             case Missing():
                 self.sync = Sync.RESTORE
             case Ended():

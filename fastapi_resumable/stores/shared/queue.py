@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from ..._core.ids import StreamKey
 from ..._stream.fanout import FLUSH_INTERVAL
 from ...exceptions import StoreUnavailable
+from .outage import UNAVAILABLE
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -35,36 +36,32 @@ Job = TypeVar("Job")
 Job_co = TypeVar("Job_co", covariant=True)
 
 
-class Subject(Hashable, Protocol):
-    """What is marked: a stream, or an epoch that has none."""
+class Queueing(Hashable, Protocol):
+    """A stream, local or remote."""
 
-    @property
-    def key(self) -> StreamKey:
-        """Owner and id."""
+    key: StreamKey
+    epoch: str
 
-    @property
-    def epoch(self) -> str:
-        """Which incarnation of the id it is."""
+    def on_outage(self, failure: StoreUnavailable) -> None:
+        """What the stream has to write could not be written; there will be another attempt."""
 
 
 class Source(Protocol[Job_co]):
     """Where jobs come from."""
 
-    def next_job(self, subject: Any) -> Job_co | None:
-        """What to do for it now."""
+    def next_job(self, stream: Any) -> Job_co | None:
+        """What to do for a stream now."""
 
-    def take_reply(self, subject: Any, reply: Any) -> None:
+    def take_reply(self, stream: Any, reply: Any) -> None:
         """What came of it."""
-
-    def on_outage(self, subject: Any, failure: StoreUnavailable) -> None:
-        """It could not be done; there will be another attempt."""
 
 
 class WriteQueue(Generic[Job]):
-    """What has something to write, each with its source; and jobs that no caller waits for."""
+    """The streams that have something to write; and jobs that no caller waits for."""
 
     def __init__(
         self,
+        source: Source[Job],
         execute: Callable[[Sequence[Job]], Any],
         size: Callable[[Job], int],
         *,
@@ -78,29 +75,31 @@ class WriteQueue(Generic[Job]):
         `interval` how many seconds lie at least between the beginnings of two batches, and `collect` for how many
         seconds a fast stream collects what it writes next, while there is no other.
         """
+        self._source = source
         self._execute = execute
         self._size = size
         self._interval = interval
         self._begun = 0.0
         self._is_closed = False
-        self._dirty: dict[Subject, Source[Job]] = {}
-        self._collecting: dict[Subject, Source[Job]] = {}
+        # In the order in which they were marked.
+        self._dirty: dict[Queueing, None] = {}
+        self._collecting: dict[Queueing, None] = {}
         self._posts: deque[Job] = deque(maxlen=MOST_POSTS)
         self._collect_for = self._pause = FLUSH_INTERVAL if collect is None else collect
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
 
-    def mark(self, source: Source[Job], subject: Subject, *, may_wait: bool = False) -> None:
+    def mark(self, stream: Queueing, *, may_wait: bool = False) -> None:
         """Note that there is something to write; if it `may_wait`, with what else comes in the next moment."""
         if self._is_closed:
             return
         if not may_wait:
-            self._dirty[subject] = source
+            self._dirty[stream] = None
             self._wake.set()
             return
         if not self._collecting:
             asyncio.get_running_loop().call_later(self._pause, self._collect)
-        self._collecting[subject] = source
+        self._collecting[stream] = None
 
     def _collect(self) -> None:
         self._pause = min(PAUSE, self._collect_for + SHARE * len(self._collecting))
@@ -141,65 +140,63 @@ class WriteQueue(Generic[Job]):
         taken = self._take()
         posts = [self._posts.popleft() for _ in range(min(len(self._posts), BATCH))]
         try:
-            await self._write(taken, posts)
+            if taken or posts:
+                self._hand_out(taken, await self._execute([*(job for _, job in taken), *posts]))
         except BaseException as exc:
             # Nothing is lost, as everything may be done again.
-            self._dirty |= {subject: source for subject, source, _ in taken}
+            self._dirty |= {stream: None for stream, _ in taken}
             self._posts.extendleft(reversed(posts))
             if not isinstance(exc, StoreUnavailable):
                 raise
-            for subject, source in list(self._dirty.items()):
-                _note_outage(source, subject, exc)
+            for stream in list(self._dirty):
+                _note_outage(stream, exc)
             await asyncio.sleep(RETRY)
 
-    def _take(self) -> list[tuple[Subject, Source[Job], Job]]:
+    def _take(self) -> list[tuple[Queueing, Job]]:
         """Take as many streams as fill a batch, each with what is to be done for it."""
-        taken: list[tuple[Subject, Source[Job], Job]] = []
+        taken: list[tuple[Queueing, Job]] = []
         size = 0
-        for subject in list(self._dirty)[:BATCH]:
-            source = self._dirty.pop(subject)
+        for stream in list(self._dirty)[:BATCH]:
+            del self._dirty[stream]
             try:
-                job = source.next_job(subject)
+                job = self._source.next_job(stream)
             except Exception as exc:
-                logger.exception("the next write of a stream could not be determined", extra=_fields(subject))
-                self._put_off(source, subject, exc)
+                logger.exception("the next write of a stream could not be determined", extra=_fields(stream))
+                self._put_off(stream, exc)
                 continue
             if job is not None:
-                taken.append((subject, source, job))
+                taken.append((stream, job))
                 size += self._size(job)
                 if size >= BATCH_BYTES:
                     break
         return taken
 
-    async def _write(self, taken: Sequence[tuple[Subject, Source[Job], Job]], posts: Sequence[Job]) -> None:
-        if not taken and not posts:
-            return
-        replies = await self._execute([*(job for _, _, job in taken), *posts])
-        for (subject, source, _), reply in zip(taken, replies, strict=False):
+    def _hand_out(self, taken: Sequence[tuple[Queueing, Job]], replies: Sequence[Any]) -> None:
+        for (stream, _), reply in zip(taken, replies, strict=False):
             if isinstance(reply, Exception):
-                self._put_off(source, subject, reply)
+                self._put_off(stream, reply)
                 continue
             try:
-                source.take_reply(subject, reply)
+                self._source.take_reply(stream, reply)
             except Exception as exc:
-                logger.exception("a reply of the store could not be handled", extra=_fields(subject))
-                self._put_off(source, subject, exc)
+                logger.exception("a reply of the store could not be handled", extra=_fields(stream))
+                self._put_off(stream, exc)
 
-    def _put_off(self, source: Source[Job], subject: Subject, failure: Exception) -> None:
+    def _put_off(self, stream: Queueing, failure: Exception) -> None:
         """Try again with one stream later, while the others go on."""
         if not isinstance(failure, StoreUnavailable):
-            cause, failure = failure, StoreUnavailable("The store of streams cannot be used. Try again in a moment.")
+            cause, failure = failure, StoreUnavailable(UNAVAILABLE)
             failure.__cause__ = cause
-        _note_outage(source, subject, failure)
-        asyncio.get_running_loop().call_later(RETRY, self.mark, source, subject)
+        _note_outage(stream, failure)
+        asyncio.get_running_loop().call_later(RETRY, self.mark, stream)
 
 
-def _fields(subject: Subject) -> dict[str, str | None]:
-    return subject.key.fields(subject.epoch)
+def _fields(stream: Queueing) -> dict[str, str | None]:
+    return stream.key.fields(stream.epoch)
 
 
-def _note_outage(source: Source[Any], subject: Subject, failure: StoreUnavailable) -> None:
+def _note_outage(stream: Queueing, failure: StoreUnavailable) -> None:
     try:
-        source.on_outage(subject, failure)
+        stream.on_outage(failure)
     except Exception:
-        logger.exception("a stream could not take note of an outage", extra=_fields(subject))
+        logger.exception("a stream could not take note of an outage", extra=_fields(stream))

@@ -9,7 +9,7 @@ from ..._stream.fanout import Cursor, Fanout
 from ..._stream.stream import Budget, Limits, stream_item
 from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
-from .writes import ReaderBackend, RemoteState
+from .writes import RemoteState, StreamBackend
 
 WINDOW = 256 * 1024
 """How much of a stream a worker that only reads it keeps; readers further back are served from the backend."""
@@ -18,9 +18,7 @@ WINDOW = 256 * 1024
 class RemoteStream:
     """A stream that another worker produces, or that has ended."""
 
-    def __init__(
-        self, backend: "ReaderBackend[RemoteStream]", state: RemoteState, *, limits: Limits, budget: Budget
-    ) -> None:
+    def __init__(self, backend: StreamBackend, state: RemoteState, *, limits: Limits, budget: Budget) -> None:
         self.key = state.key
         self.epoch = state.epoch
         self.worker = state.worker
@@ -162,6 +160,9 @@ class RemoteStream:
         """Where the slowest reader here is; `None` if there is none."""
         return min((cursor.offset for cursor in self._fanout.cursors), default=None)
 
+    def on_outage(self, _failure: StoreUnavailable) -> None:
+        """The report is made as soon as that can be done."""
+
     def advance(self, cursor: Cursor, size: int) -> None:
         """Note that the reader has sent `size` bytes on."""
         self._fanout.advance(cursor, size)
@@ -175,7 +176,8 @@ class RemoteStream:
         """Say how far the readers here are: for the producer, and so that what they read is kept for them."""
         slowest = self._fanout.find_slowest()
         self._reported = -1 if slowest == math.inf else slowest
-        self._backend.report(self)
+        # By way of the queue, so that a report never overtakes another.
+        self._backend.mark(self)
 
     def report_again(self) -> None:
         """Say it once more, as it is forgotten after a while; if there are readers."""

@@ -91,7 +91,7 @@ class SharedStore(ABC):
             state = await self._wait_for_rival(backend, key, answer.rival, reservation.pending_timeout)
             if state.current is not None and state.current.epoch == answer.rival:
                 # It may be over by now: that is what was waited for, and it is followed.
-                return backend.streams.open(state.current, backend.reader)
+                return backend.open(state.current)
 
     async def _wait_for_rival(
         self, backend: SharedBackend, key: StreamKey, rival: str, timeout: float | None
@@ -118,7 +118,7 @@ class SharedStore(ABC):
         if is_over(state := await backend.state(key)):
             return state
         changed = asyncio.Event()
-        unsubscribe = await backend.subscribe(key.owner, [key.id], lambda _: changed.set(), is_urgent=True)
+        unsubscribe = await backend.worker.subscribe(key.owner, [key.id], lambda _: changed.set(), is_urgent=True)
         deadline = float("inf") if timeout is None else backend.loop.time() + timeout
         try:
             while not is_over(state := await backend.state(key)):
@@ -136,7 +136,7 @@ class SharedStore(ABC):
     async def begin(self, reservation: Reservation, head: Head) -> WritableStream:
         """Make the reservation the current epoch."""
         backend, epoch = self._here(), reservation.epoch
-        stream = LocalStream(backend.writer, reservation, head, self._limits, backend.streams.budget)
+        stream = LocalStream(backend, reservation, head, self._limits, backend.streams.budget)
         _check_stop(reservation)
         failure: StoreUnavailable | None = None
         try:
@@ -151,7 +151,8 @@ class SharedStore(ABC):
         backend.streams.queued.pop(epoch, None)
         backend.streams.local[epoch] = stream
         if failure is not None:
-            backend.begin_later(stream, failure)
+            stream.begin_later(failure)
+            backend.worker.tasks.spawn(backend.announce(stream), "resumable announce")
         return stream
 
     async def release(self, reservation: Reservation) -> None:
@@ -159,7 +160,7 @@ class SharedStore(ABC):
         backend = self._backend
         if backend is not None and backend.streams.queued.pop(reservation.epoch, None) is not None:
             # In a task of its own, which goes on if the caller is cancelled.
-            await asyncio.shield(backend.tasks.spawn(backend.release(reservation), "resumable release"))
+            await asyncio.shield(backend.worker.tasks.spawn(backend.release(reservation), "resumable release"))
 
     async def finish(self, stream: WritableStream, status: ResumableStatus, code: str, message: str) -> None:
         """End a stream; it expires after the retention."""
@@ -168,7 +169,7 @@ class SharedStore(ABC):
         assert isinstance(stream, LocalStream)
         stream.end(status, code, message, time.time())
         await stream.settled()
-        await stream.backend.announce_end(stream)
+        await stream.backend.announce(stream)
 
     # Looking.
 
@@ -189,7 +190,7 @@ class SharedStore(ABC):
             raise
         if state.current is None:
             raise StreamNotFound
-        return backend.streams.open(state.current, backend.reader)
+        return backend.open(state.current)
 
     async def lookup(self, owner: str | None, ids: Sequence[str]) -> list[ResumableStreamItem]:
         """Return the streams with these `ids`, each once, in the order asked for."""
@@ -201,7 +202,9 @@ class SharedStore(ABC):
 
     async def watch(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
         """Call `notify` at every change of the owner's streams with these `ids`."""
-        return await self._here().subscribe(owner, ids, notify)
+        backend = self._here()
+        await backend.start()
+        return await backend.worker.subscribe(owner, ids, notify)
 
     # Stopping.
 

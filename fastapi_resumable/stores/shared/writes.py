@@ -1,20 +1,19 @@
-"""What a stream asks its backend to write, what the backend replies, and what can be read there.
+"""What streams ask of their backend, and what it replies.
 
 Every write may be sent again if the reply to it was lost: it says where it begins, and bytes that are there already
 are left as they are.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from ..._core.ids import StreamKey
 from ..._core.lifecycle import Queued
 from ..._stream.stream import Head
 from ...models import ResumableStatus, ResumableStreamItem
 from ..base import queued_item
-
-S_contra = TypeVar("S_contra", contravariant=True)
 
 END_MESSAGES = {
     "replaced": "A newer request replaced this stream.",
@@ -69,9 +68,9 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """It is written. `slowest` is the offset of the slowest reader elsewhere, if it was asked for."""
+    """It is written. `slowest` is the offset of the slowest reader elsewhere, if there is one and it was asked for."""
 
-    slowest: int | None = None
+    slowest: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +80,17 @@ class Gap:
     offset: int
 
 
-class Missing(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Missing:
     """The backend has nothing of the stream."""
 
 
-class Begun(NamedTuple):
-    """The stream has begun."""
-
-
-class Ended(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ended:
     """Another worker has ended or replaced the stream."""
 
 
-Reply = Written | Gap | Missing | Begun | Ended
+Reply = Written | Gap | Missing | Ended
 
 
 class Page(NamedTuple):
@@ -164,24 +161,16 @@ class KeyState(NamedTuple):
         return waiting if self.current is None or self.current.is_final else waiting | {self.current.worker}
 
 
-class WriterBackend(Protocol[S_contra]):
-    """What local streams need of the store."""
+class StreamBackend(Protocol):
+    """What local and remote streams need of the backend. Each `stream` is one of them."""
 
-    @property
-    def degrade(self) -> bool:
-        """Whether a stream goes on without the backend while that is gone."""
+    degrade: bool
+    """Whether local streams go on without the backend while that is gone."""
 
-    def mark(self, stream: S_contra, *, may_wait: bool = False) -> None:
+    def mark(self, stream: Any, *, may_wait: bool = False) -> None:
         """Call the stream's `next_write` soon; if it `may_wait`, a moment later, with what else comes till then."""
 
-    async def slowest_reader(self, stream: S_contra) -> int | None:
-        """Where the slowest reader on another worker is.
-
-        Raises:
-            StoreUnavailable: The backend cannot be used.
-        """
-
-    async def page(self, stream: S_contra, offset: int) -> Page:
+    async def page(self, stream: Any, offset: int) -> Page:
         """Bytes of the log from `offset` on; none at its end.
 
         Raises:
@@ -189,35 +178,27 @@ class WriterBackend(Protocol[S_contra]):
             StoreUnavailable: The backend cannot be used.
         """
 
-    def forget(self, stream: S_contra) -> None:
-        """Ask for no more writes: the backend has the whole stream, or is to have no more. Calls `leave_store`."""
+    async def slowest_reader(self, stream: Any) -> float:
+        """Where the slowest reader on another worker is; infinity if there is none.
 
-    def abandon(self, stream: S_contra) -> None:
-        """Make sure that the stream does not stay live there, as soon as the backend can be reached."""
+        Raises:
+            StoreUnavailable: The backend cannot be used.
+        """
 
-    def end_elsewhere(self, stream: S_contra, code: str = "cancelled") -> None:
-        """Another worker has ended the stream: `forget` it, have it `adopt_end`, and then `stop_producer`."""
+    def forget(self, stream: Any) -> None:
+        """Ask a local stream for no more writes: the backend has the whole of it, or is to have no more."""
 
-    async def announce_end(self, stream: S_contra) -> None:
-        """All workers can see the end of the stream: notify watchers, where the backend does not."""
+    def abandon(self, stream: Any) -> None:
+        """Make sure that a local stream does not stay live there, as soon as the backend can be reached."""
 
+    def end_elsewhere(self, stream: Any, code: str = "cancelled") -> None:
+        """Another worker has ended a local stream: have it take that over."""
 
-class ReaderBackend(Protocol[S_contra]):
-    """What remote streams need of the store."""
+    async def announce(self, stream: Any) -> None:
+        """Notify those that watch of the state of a local stream."""
 
-    def follow(self, stream: S_contra) -> None:
-        """Give what is added to the log, from the stream's `log.tail` on, to `take`; and its end to `finish`."""
+    def follow(self, stream: Any) -> None:
+        """Give what is added to a log, from the remote stream's `log.tail` on, to `take`; and its end to `finish`."""
 
-    def unfollow(self, stream: S_contra) -> None:
+    def unfollow(self, stream: Any) -> None:
         """Stop that."""
-
-    def report(self, stream: S_contra) -> None:
-        """Tell the producer's worker soon how far the slowest reader here is: the stream's `slowest`."""
-
-    async def page(self, stream: S_contra, offset: int) -> Page:
-        """Bytes of the log from `offset` on; none at its end.
-
-        Raises:
-            OffsetLost: The bytes there were dropped.
-            StoreUnavailable: The backend cannot be used.
-        """

@@ -1,42 +1,46 @@
 """What a `SqliteStore` has on one event loop: what requests and streams ask of the file, as jobs for its threads."""
 
-import asyncio
+import time
 from collections.abc import Sequence
+from typing import Any
 
 from ..._core.ids import StreamKey
-from ..._core.lifecycle import OnConflict, Queued, Verdict
+from ..._core.lifecycle import Current, OnConflict, Outcome, Queued, Verdict
 from ..._stream.stream import Limits
 from ...exceptions import StoreUnavailable
+from ...models import ResumableStatus
 from ..base import Reservation
-from ..shared.backend import Answer
+from ..shared.backend import Answer, SharedBackend
 from ..shared.local import LocalStream
-from ..shared.streams import WorkerStreams
-from ..shared.writes import KeyState
-from .log import Piece
+from ..shared.remote import RemoteStream
+from ..shared.writes import Begin, Ended, Gap, KeyState, Page, Restore
+from .log import UNREAD, Append, Piece, read_page
 from .rows import read_states
-from .streams import SqliteReader, SqliteWriter
 from .threads import File
 from .worker import SqliteWorker
+from .writer import Job
+
+REPORT = 8.0
+"""Seconds between reports of where the readers here are."""
 
 
-class SqliteBackend:
+class SqliteBackend(SharedBackend):
     """The worker, and the streams that it has."""
 
+    worker: SqliteWorker
+
     def __init__(self, file: File, limits: Limits, *, degrade: bool) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.streams = WorkerStreams(limits)
+        super().__init__(limits, degrade=degrade)
         self.worker = SqliteWorker(file, limits, self)
-        self.tasks = self.worker.tasks
-        self.start, self.subscribe = self.worker.start, self.worker.subscribe
-        self.writer = SqliteWriter(self.worker, self.streams, degrade=degrade)
-        self.reader = SqliteReader(self.worker, self.streams, file.timeout)
+        self.waiting: set[LocalStream] = set()
+        """Streams whose producers wait for readers on other workers."""
+        self._timeout = file.timeout
+        self._reported_at = 0.0
 
     async def aclose(self) -> None:
         """Write what is left, and end."""
         await self.worker.aclose()
-        for stream in list(self.streams.local.values()):
-            # For producers that ignore their cancellation, and write on.
-            stream.on_outage(StoreUnavailable("The store is closed."))
+        await super().aclose()
 
     # Requests.
 
@@ -63,10 +67,6 @@ class SqliteBackend:
             )
         )
         return Answer(outcome.verdict, code=outcome.code)
-
-    def begin_later(self, stream: LocalStream, failure: StoreUnavailable) -> None:
-        """Begin a stream without the file, and there as soon as it can be used."""
-        stream.begin_later(failure)
 
     async def release(self, reservation: Reservation) -> None:
         """Make sure that a request stays neither queued nor live, now or when the file can be used again."""
@@ -97,17 +97,104 @@ class SqliteBackend:
             lambda states: {worker for state in states for worker in state.workers},
         )
 
+    # What streams ask for.
+
+    async def page(self, stream: LocalStream | RemoteStream, offset: int) -> Page:
+        """Bytes of the log from `offset` on."""
+        epoch = stream.epoch
+        page: Page = await self.worker.reader.run(lambda connection: read_page(connection, epoch, offset))
+        return page
+
+    async def slowest_reader(self, stream: LocalStream) -> float:
+        """Where the slowest reader on another worker is."""
+        # Asked before the next look begins, so that a report in between is not missed.
+        self.waiting.add(stream)
+        self.worker.note_interest()
+        slowest: float = await self.worker.writer.run(
+            lambda transactions: transactions.logs.slowest_reader(stream.epoch)
+        )
+        return slowest
+
+    def _note_room(self) -> None:
+        """The readers elsewhere may have come further."""
+        waiting, self.waiting = self.waiting, set()
+        for stream in waiting:
+            stream.note_room()
+
+    def forget(self, stream: LocalStream) -> None:
+        """Write no more of a stream."""
+        super().forget(stream)
+        self.waiting.discard(stream)
+        self.worker.plan_clean_up(time.time() + UNREAD)
+        self.worker.note_interest()
+
+    def abandon(self, stream: LocalStream) -> None:
+        """Make sure that the stream does not stay live in the file."""
+        self.worker.abandon(stream.key, stream.epoch)
+
+    async def announce(self, stream: LocalStream) -> None:
+        """Nothing is left to say: the transaction that has changed the state has announced that."""
+        self.worker.note_change()
+
+    def follow(self, stream: RemoteStream) -> None:
+        """Read what is added to a stream."""
+        super().follow(stream)
+        self.worker.reader.follow(stream.epoch, stream.log.tail)
+        self.worker.note_interest()
+
+    def unfollow(self, stream: RemoteStream) -> None:
+        """Stop that."""
+        if self.streams.followed.get(stream.epoch) is stream:
+            super().unfollow(stream)
+            self.worker.reader.unfollow(stream.epoch)
+            self.worker.note_interest()
+
+    # What the write queue asks for.
+
+    def next_job(self, stream: LocalStream | RemoteStream) -> Job | None:
+        """What to do now for a stream."""
+        if isinstance(stream, RemoteStream):
+            epoch, slowest = stream.epoch, stream.slowest
+            return lambda transactions: transactions.logs.report(epoch, slowest)
+        match stream.next_write():
+            case None:
+                return None
+            case Begin():
+                request = Queued(stream.epoch, self.worker.name, stream.idempotency_key, stream.started_at)
+                terminal = {"replaced": self.worker.terminal_event(ResumableStatus.CANCELLED, "replaced")}
+                return lambda transactions: transactions.begin(stream.key, request, stream.head, terminal, queue=True)
+            case Restore() as how:
+                lost = Current(stream.epoch, self.worker.name, stream.idempotency_key, stream.started_at)
+                return lambda transactions: transactions.restore(stream.key, lost, stream.head, how)
+            case write:
+                return Append(stream.key, stream.epoch, write)
+
+    def take_reply(self, stream: LocalStream | RemoteStream, reply: Any) -> None:
+        """What came of it. A report is for the producer's worker, which finds it in the file."""
+        if isinstance(stream, LocalStream):
+            if isinstance(reply, Outcome):
+                self.worker.apply(reply)
+                reply = Gap(0) if reply.verdict is Verdict.BEGUN else Ended()
+            stream.take_reply(reply)
+
     # What the worker hears.
 
     def on_news(self, news: Sequence[Piece]) -> None:
         """Pass on what other workers have written."""
         for piece in news:
-            self.reader.take(piece)
-        self.writer.note_room()
+            self._take(piece)
+        self._note_room()
 
-    def on_ended(self, epoch: str, code: str) -> None:
-        """Stop what another worker, or a request to this one, has ended."""
-        self.streams.stop(epoch, code)
+    def _take(self, piece: Piece) -> None:
+        stream = self.streams.followed.get(piece.epoch)
+        if stream is None:
+            return
+        # What a loss of the file has taken, its worker puts back, if it lives.
+        stream.missing_since = (stream.missing_since or time.monotonic()) if piece.is_missing else None
+        if piece.data:
+            stream.take(piece.start, piece.data)
+        if piece.status is not None:
+            stream.finish(piece.tail, piece.status, piece.completed_at)
 
     def on_return(self) -> None:
         """Ask whether the file still has everything, and read on from where the readers are."""
@@ -117,18 +204,22 @@ class SqliteBackend:
             self.worker.reader.follow(followed.epoch, followed.log.tail)
         self.worker.note_interest()
 
-    def on_outage(self, failure: StoreUnavailable) -> None:
-        """Send the readers away."""
-        self.streams.fail_followed(failure)
-
     def is_following(self) -> bool:
         """Whether something here waits for what another worker writes."""
-        return bool(self.streams.followed or self.writer.waiting)
+        return bool(self.streams.followed or self.waiting)
 
     def is_live(self) -> bool:
         """Whether there is something here that another worker could end."""
         return bool(self.streams.local or self.streams.queued)
 
     def look(self) -> None:
-        """Keep the reports of the readers from expiring, and give up what the file has lost for good."""
-        self.reader.look()
+        """Keep the reports from expiring, and send readers away whose stream no worker has put back."""
+        now = time.monotonic()
+        is_due = now - self._reported_at >= REPORT
+        if is_due:
+            self._reported_at = now
+        for stream in list(self.streams.followed.values()):
+            if is_due:
+                stream.report()
+            if stream.missing_since is not None and now - stream.missing_since > self._timeout:
+                stream.fail(StoreUnavailable("The store has lost the stream. Start it again."))

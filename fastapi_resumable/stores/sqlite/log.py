@@ -1,6 +1,7 @@
 """The bytes of the logs: how they are read, how much room they take, and how they are given up."""
 
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -196,14 +197,14 @@ class Logs:
                 (self._worker, offset, time.time() + READER, epoch),
             )
 
-    def slowest_reader(self, epoch: str) -> int | None:
-        """How far the slowest reader on another worker is."""
+    def slowest_reader(self, epoch: str) -> float:
+        """How far the slowest reader on another worker is; infinity if there is none."""
         (slowest,) = self._execute(
             "SELECT min(offset) FROM readers WHERE stream = (SELECT stream FROM streams WHERE epoch = ?) "
             "AND worker <> ? AND until > ?",
             (epoch, self._worker, time.time()),
         ).fetchone()
-        return None if slowest is None else int(slowest)
+        return math.inf if slowest is None else int(slowest)
 
     # Room.
 

@@ -238,7 +238,7 @@ class Transactions:
                 return lifecycle.end(slot, append.epoch, ending.status, ending.code, at, retention)
 
             self._transition(append.key, {}, end)
-        return Written(self.logs.slowest_reader(append.epoch) if write.may_fill else None)
+        return Written(self.logs.slowest_reader(append.epoch)) if write.may_fill else Written()
 
     def clean_up(self) -> float | None:
         """Delete what is past its time; return when there is more to delete."""

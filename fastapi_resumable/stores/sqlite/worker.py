@@ -20,7 +20,7 @@ from ..._stream.stream import Limits
 from ..._stream.tasks import Tasks
 from ...exceptions import StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
-from ..shared.queue import WriteQueue
+from ..shared.queue import Source, WriteQueue
 from ..shared.writes import END_MESSAGES
 from ..watchers import Notify, Watchers
 from .files import WorkerLock
@@ -45,8 +45,8 @@ CLEAN_UP = 5.0
 """The fewest seconds between clean-ups."""
 
 
-class Handlers(Protocol):
-    """What is done with what a worker hears."""
+class Handlers(Source[Job], Protocol):
+    """What is done with what a worker hears, and with the replies to what streams write."""
 
     def on_news(self, news: Sequence[Piece]) -> None:
         """Other workers have changed the file, and may have written to what is followed."""
@@ -80,47 +80,29 @@ class SqliteWorker:
         self.reader = ReaderThread(
             file, handlers.on_return, on_found=self._on_found, on_look_failed=self._on_look_failed
         )
-        self.queue: WriteQueue[Job] = WriteQueue(self.writer.run_all, count_bytes, interval=INTERVAL, collect=COLLECT)
+        self.queue: WriteQueue[Job] = WriteQueue(
+            handlers, self.writer.run_all, count_bytes, interval=INTERVAL, collect=COLLECT
+        )
         self._lock = WorkerLock(file.path, self.name)
         self._limits = limits
         self._handlers = handlers
         self._watchers = Watchers()
         self._urgent = 0
         """How many of those that watch wait for a change."""
-        self._starting: asyncio.Task[StoreUnavailable | None] | None = None
         self._is_started = False
         self._wake = asyncio.Event()
         self._clean_up_at: float | None = None
 
     # Starting and ending.
 
-    async def start(self) -> None:
-        """Register, and end what dead workers have left; once, and all that ask meanwhile wait for the same attempt.
-
-        Raises:
-            StoreUnavailable: The file cannot be used.
-        """
-        if self._starting is None:
-            self._starting = self.tasks.spawn(self._start(), "resumable start")
-        failure = await asyncio.shield(self._starting)
-        if failure is not None:
-            raise failure
-
-    async def _start(self) -> StoreUnavailable | None:
-        try:
-            await self.reap_dead()
-            await self.reader.run(self.reader.catch_up)
-        except Exception as exc:
-            # The next request tries again.
-            self._starting = None
-            if isinstance(exc, StoreUnavailable):
-                return exc
-            raise
+    async def register(self) -> None:
+        """Register, end what dead workers have left, and begin to look at the file."""
+        await self.reap_dead()
+        await self.reader.run(self.reader.catch_up)
         self.tasks.keep_running(self.queue.run, "resumable appender", self.writer.note_failure)
         self.tasks.keep_running(self._look_out, "resumable look-out", self.writer.note_failure)
         self.plan_clean_up(time.time())
         self._is_started = True
-        return None
 
     def _register(self, connection: sqlite3.Connection) -> Transactions:
         """In the writer's thread: register with a file that has just been opened."""
@@ -224,7 +206,6 @@ class SqliteWorker:
         self, owner: str | None, ids: Sequence[str], notify: Notify, *, is_urgent: bool = False
     ) -> Callable[[], None]:
         """Call `notify` with each change from now on, until what is returned is called."""
-        await self.start()
         # Changes that came before are read before.
         await self.reader.run(self.reader.catch_up)
         remove = self._watchers.add(owner, ids, notify)

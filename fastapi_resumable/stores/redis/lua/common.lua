@@ -1,4 +1,16 @@
 -- What every script begins with.
+--
+-- Each script is one change of state, atomic, and may be sent again if its reply was lost. KEYS[1] is the hash of a
+-- stream. Fields of its current epoch: `epoch`, `status`, `worker`, `tail` (offset of the next byte), `earliest` (the
+-- first offset to resume from), `mid` (the log ends within an event), `head`, `sse`, `started`, `completed`, `expires`
+-- (milliseconds), `idem`, `code`, `wait` (the producer waits for readers), `told` (what `begin` replied), `held` (until
+-- when nothing is appended, as the terminal event is being made). A queued request is a field `q:<epoch>`. What is
+-- stopped or replaced, be it queued, live or over, leaves `x:<epoch>` for a minute, the code and the time: for its worker
+-- to find, and for those who wait for it. `gone` is what `stop` replied; like `told`, it is there for a caller that lost
+-- the reply.
+--
+-- KEYS[2] is a log: the entry that ends at offset N has the id `N-0`; the one that ends the log has `N-1`. So an entry
+-- cannot be written twice, and an offset is a place in the log.
 
 local H = KEYS[1]
 local CURRENT = {'epoch', 'status', 'worker', 'tail', 'earliest', 'mid', 'head', 'sse', 'started', 'completed',
