@@ -206,7 +206,7 @@ def test_what_was_stopped_or_replaced_goes_when_it_is_read_no_longer(
 ) -> None:
     """Not its whole retention later; while it is read elsewhere, it stays."""
     monkeypatch.setattr("fastapi_resumable.stores.sqlite.worker.CLEAN_UP", 0.05)
-    for module in ("log", "streams"):
+    for module in ("log", "backend"):
         monkeypatch.setattr(f"fastapi_resumable.stores.sqlite.{module}.UNREAD", 0.1)
     path = tmp_path / "streams.db"
 
@@ -231,7 +231,7 @@ def test_what_was_stopped_or_replaced_goes_when_it_is_read_no_longer(
     "place",
     ["transactions.Transactions.write", "transactions.Transactions._apply", "reader.ReaderThread._find",
      "writer.WriterThread._commit", "threads.FileThread.open", "threads.FileThread.perform",
-     "worker.WriteQueue._write"],
+     "worker.WriteQueue._hand_out"],
 )  # fmt: skip
 def test_no_thread_and_no_task_ends_with_what_it_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, failure: type[Exception]
