@@ -87,15 +87,16 @@ class Producer:
 
     async def _run(self, application: Callable[[], Coroutine[Any, Any, None]]) -> None:
         error: BaseException | None = None
-        with self._scope:
-            try:
-                await application()
-            except asyncio.CancelledError as exc:
-                error = exc
-                if self._scope.cancel_called:
+        try:
+            with self._scope:
+                try:
+                    await application()
+                except BaseException as exc:
+                    error = exc
                     raise
-            except BaseException as exc:  # noqa: BLE001  # whatever it is, it ends the stream
-                error = exc
+        except BaseException as exc:  # noqa: BLE001  # whatever it is, it ends the stream
+            # anyio refuses to leave the scope after a `GeneratorExit` of a generator in a thread: that is no reason.
+            error = error or exc
         await self._conclude(error)
 
     async def _conclude(self, error: BaseException | None) -> None:

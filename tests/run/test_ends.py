@@ -10,7 +10,7 @@ from packaging.version import Version
 
 from fastapi_resumable import ResumableMiddleware
 from tests.support.asgi import running, settle, terminal_of, until
-from tests.support.life_apps import FACES, RESPONSES, YIELDS, stage
+from tests.support.life_apps import FACES, PLACES, RESPONSES, YIELDS, stage
 
 every_face = pytest.mark.parametrize("face", FACES)
 KINDS = {"decorator": RESPONSES, "dependency": RESPONSES, "both": RESPONSES}
@@ -45,6 +45,25 @@ async def test_whatever_the_generator_raises_ends_the_stream(face: str, error: t
     assert end.json()["code"] == "producer_failed"
     assert item["status"] == "failed"
     assert replay.body.endswith(body)
+
+
+# What anyio and Starlette were awaiting is closed in its midst, which they report where it is collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("face", PLACES)
+async def test_a_generator_exit_in_a_thread_ends_the_stream(face: str) -> None:
+    """A sync generator's, which upsets the cancel scopes of anyio on its way through its response."""
+    made = stage(face, "sync generator")
+    async with running(made.app) as client:
+        exchange, run = await made.begin(client, "chat-1", "one")
+        await exchange.read_until(b"one")
+        run.fail(GeneratorExit("of the application's own"))
+        body = await exchange.rest()
+        item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()[0]
+
+    end = terminal_of(body)
+    assert end is not None
+    assert end.json()["code"] == "producer_failed"
+    assert item["status"] == "failed"
 
 
 async def start_twice(scope, receive, send):
