@@ -69,16 +69,16 @@ def make_app(kind: str, **options: Any) -> FastAPI:
 
     Those with the library: `resumable` (no ids), `resumable-ids`, by the dependency or the route class
     (`resumable-dependency`, `resumable-route`), `resumable-native`; `options` are its settings. Of these, the others
-    know `ping`.
+    know `ping`. All but the native ones have the same parameters: to solve one costs as much as a whole event.
     """
     app = FastAPI()
     if kind == "plain":
 
         @app.api_route("/generate", methods=["GET", "POST"])
         async def generate(
-            n: int, rate: float = 0, awaits: bool = True, hold: float = 0, size: int = EVENT_SIZE
+            n: int, rate: float = 0, awaits: bool = True, hold: float = 0, size: int = EVENT_SIZE, pause: float = 0
         ) -> StreamingResponse:
-            events = source(n, rate, awaits, hold, size=size, ping=options.get("ping", 0))
+            events = source(n, rate, awaits, hold, size=size, pause=pause, ping=options.get("ping", 0))
             return StreamingResponse(events, media_type="text/event-stream")
 
         whole = b"".join(event(number).encode() for number in range(REPLAYED))
@@ -122,15 +122,27 @@ def make_app(kind: str, **options: Any) -> FastAPI:
             OwnStream = Annotated[ResumableStream, Depends(resumable)]  # noqa: N806  # a type
 
             @app.post("/generate")
-            async def generate_by_dependency(n: int, stream: OwnStream) -> StreamingResponse:
-                return stream(StreamingResponse(source(n), media_type="text/event-stream"))
+            async def generate_by_dependency(
+                stream: OwnStream,
+                n: int,
+                rate: float = 0,
+                awaits: bool = True,
+                hold: float = 0,
+                size: int = EVENT_SIZE,
+                pause: float = 0,
+            ) -> StreamingResponse:
+                events = source(n, rate, awaits, hold, size=size, pause=pause)
+                return stream(StreamingResponse(events, media_type="text/event-stream"))
 
         elif kind == "resumable-route":
             router = APIRouter(route_class=resumable.route_class)
 
             @router.post("/generate")
-            async def generate_by_route(n: int) -> StreamingResponse:
-                return StreamingResponse(source(n), media_type="text/event-stream")
+            async def generate_by_route(
+                n: int, rate: float = 0, awaits: bool = True, hold: float = 0, size: int = EVENT_SIZE, pause: float = 0
+            ) -> StreamingResponse:
+                events = source(n, rate, awaits, hold, size=size, pause=pause)
+                return StreamingResponse(events, media_type="text/event-stream")
 
             app.include_router(router)
         else:
