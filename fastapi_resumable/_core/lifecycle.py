@@ -123,7 +123,7 @@ def expire(slot: Slot, now: float) -> Slot:
 
 def reserve(slot: Slot, request: Queued, on_conflict: OnConflict) -> Outcome:
     """Queue a request, or name the rival that it has to follow or to wait for."""
-    current, queued = slot.current, slot.queued
+    current, queued, gone = slot
     if _why_gone(slot, request.epoch) or (current is not None and current.epoch == request.epoch):
         return Outcome(slot, Verdict.QUEUED)
     others = [other for other in queued if other.epoch != request.epoch]
@@ -133,7 +133,7 @@ def reserve(slot: Slot, request: Queued, on_conflict: OnConflict) -> Outcome:
     rival, is_same = _rival(slot, request.idempotency_key, on_conflict)
     if rival is None:
         changes = (Change(request, ResumableStatus.QUEUED),)
-        return Outcome(slot._replace(queued=(*queued, request)), Verdict.QUEUED, changes, replaces=replaces)
+        return Outcome(Slot(current, (*queued, request), gone), Verdict.QUEUED, changes, replaces=replaces)
     if on_conflict == "reject" and not is_same:
         return Outcome(slot, Verdict.EXISTS, rival=rival.epoch)
     return Outcome(slot, Verdict.FOLLOW if rival is current else Verdict.WAIT, rival=rival.epoch)
@@ -159,21 +159,24 @@ def begin(slot: Slot, epoch: str, now: float) -> Outcome:
     current = slot.current
     if current is not None and current.epoch == epoch:
         return Outcome(slot, Verdict.BEGUN)
-    index = next((index for index, request in enumerate(slot.queued) if request.epoch == epoch), None)
-    if index is None:
+    epochs = [request.epoch for request in slot.queued]
+    if epoch not in epochs:
         code = _why_gone(slot, epoch)
         return Outcome(slot, Verdict.STOPPED if code else Verdict.UNKNOWN, code=code)
-    changes = [Change(older, ResumableStatus.CANCELLED, "replaced") for older in slot.queued[:index]]
-    replaced = [older.epoch for older in slot.queued[:index]]
+    index = epochs.index(epoch)
+    older, request, later = slot.queued[:index], slot.queued[index], slot.queued[index + 1 :]
+    begun = Current(epoch, request.worker, request.idempotency_key, now)
+    changes: tuple[Change, ...] = (Change(begun, ResumableStatus.IN_PROGRESS),)
+    if current is None and not older:
+        return Outcome(Slot(begun, later, slot.gone), Verdict.BEGUN, changes)
+    replaced = epochs[:index]
     if current is not None:
         replaced.append(current.epoch)
         if current.is_live:
-            changes.append(_cancelled(current, "replaced", now))
-    request = slot.queued[index]
-    begun = Current(epoch, request.worker, request.idempotency_key, now)
-    changes.append(Change(begun, ResumableStatus.IN_PROGRESS))
+            changes = (_cancelled(current, "replaced", now), *changes)
+    changes = (*(Change(each, ResumableStatus.CANCELLED, "replaced") for each in older), *changes)
     gone = (*slot.gone, *(Gone(each, "replaced", now) for each in replaced))
-    return Outcome(Slot(begun, slot.queued[index + 1 :], gone), Verdict.BEGUN, tuple(changes))
+    return Outcome(Slot(begun, later, gone), Verdict.BEGUN, changes)
 
 
 def release(slot: Slot, epoch: str) -> Outcome:
@@ -201,8 +204,8 @@ def end(slot: Slot, epoch: str, status: ResumableStatus, code: str, now: float, 
     if current.epoch != epoch or not current.is_live:
         same = (current.epoch, current.status, current.code) == (epoch, status, code)
         return Outcome(slot, Verdict.OK if same else Verdict.ENDED)
-    ended = current._replace(status=status, code=code, completed_at=now, expires_at=now + retention)
-    return Outcome(slot._replace(current=ended), changes=(Change(ended, status),))
+    ended = _ended(current, status, code, now, now + retention)
+    return Outcome(Slot(ended, slot.queued, slot.gone), Verdict.OK, (Change(ended, status),))
 
 
 def stop(slot: Slot, epoch: str | None, now: float) -> Outcome:
@@ -250,12 +253,17 @@ def restore(slot: Slot, lost: Current) -> Outcome:
 
 
 def _why_gone(slot: Slot, epoch: str) -> str:
-    return next((gone.code for gone in slot.gone if gone.epoch == epoch), "")
+    return next((gone.code for gone in slot.gone if gone.epoch == epoch), "") if slot.gone else ""
 
 
 def _cancelled(current: Current, code: str, now: float) -> Change:
-    ended = current._replace(status=ResumableStatus.CANCELLED, code=code, completed_at=now)
+    ended = _ended(current, ResumableStatus.CANCELLED, code, now, 0.0)
     return Change(ended, ResumableStatus.CANCELLED, code)
+
+
+def _ended(current: Current, status: ResumableStatus, code: str, now: float, expires_at: float) -> Current:
+    # In half the time of `_replace`: every stream comes by here.
+    return Current(*current[:4], status, code, current.tail, now, expires_at)
 
 
 def _dequeue(slot: Slot, lost: list[Queued]) -> Outcome:
@@ -268,9 +276,7 @@ def _dequeue(slot: Slot, lost: list[Queued]) -> Outcome:
 def _interrupted(outcome: Outcome, now: float, retention: float) -> Outcome:
     slot = outcome.slot
     assert slot.current is not None
-    ended = slot.current._replace(
-        status=ResumableStatus.INTERRUPTED, code="producer_lost", completed_at=now, expires_at=now + retention
-    )
+    ended = _ended(slot.current, ResumableStatus.INTERRUPTED, "producer_lost", now, now + retention)
     # The current epoch comes last, because that is what a lookup shows from now on.
     others = tuple(change for change in outcome.changes if change.stream != slot.current)
     changes = (*others, Change(ended, ResumableStatus.INTERRUPTED, "producer_lost"))

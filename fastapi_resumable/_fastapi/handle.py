@@ -1,7 +1,7 @@
 """The handle that an endpoint gets, `stream(response)`, and what it makes of a response: one that is recorded."""
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -78,8 +78,11 @@ class EndpointAdmission(Admission):
         if self.producer is None:
             return await call()
         try:
-            with self._cancelled_by_stop():
+            with anyio.CancelScope() as scope:
+                self.producer.cancel_request = scope.cancel
                 result = await call()
+            if scope.cancelled_caught:
+                raise http_error(stopped_while_queued(self.producer.stop_code or "cancelled"))
         except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
             return self._too_late(exc)
         return await self._finish(result)
@@ -96,15 +99,6 @@ class EndpointAdmission(Admission):
         except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
             return self._too_late(exc)
         return anyio.from_thread.run(self._finish, result)
-
-    @contextmanager
-    def _cancelled_by_stop(self) -> Iterator[None]:
-        assert self.producer is not None
-        with anyio.CancelScope() as scope:
-            self.producer.cancel_request = scope.cancel
-            yield
-        if scope.cancelled_caught:
-            raise http_error(stopped_while_queued(self.producer.stop_code or "cancelled"))
 
     def _too_late(self, error: Exception) -> Response:
         """What is left to do if the endpoint fails: nothing, if the client has been answered 202 already."""

@@ -31,7 +31,7 @@ _SAFE = "/:@!$&'()*+,;=~%"
 
 def raw_header(scope: Scope, wanted: bytes) -> bytes | None:
     """The value of the first header of that name, in lower case."""
-    return next((value for name, value in scope["headers"] if name == wanted), None)
+    return dict(reversed(list(scope["headers"]))).get(wanted)
 
 
 # Which stream, and whose.
@@ -204,7 +204,7 @@ def last_event_id(request: Request) -> str | None:
 
 def prefers_async(request: Request) -> bool:
     """Whether the client would rather not wait for the answer: `Prefer: respond-async` (RFC 7240 §4.1)."""
-    if request.method == "GET":
+    if request.method == "GET" or raw_header(request.scope, b"prefer") is None:
         return False
     preferences = b",".join(value for name, value in request.scope["headers"] if name == b"prefer").split(b",")
     return any(preference.partition(b";")[0].strip().lower() == b"respond-async" for preference in preferences)
@@ -260,7 +260,7 @@ class Locator:
             (scope.get("router"), scope.get("app_root_path", root_path)),
         ):
             if provider is not None and (path := self._path_in(provider)) is not None:
-                return replay_path(quote(root.rstrip("/"), safe=_SAFE) + path, stream_id)
+                return replay_path(quote(root.rstrip("/"), safe=_SAFE) + path if root else path, stream_id)
         if not self._warned:
             self._warned = True
             logger.warning("streams cannot be replayed: add app.include_router(resumable.router) to the application")

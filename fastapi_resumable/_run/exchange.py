@@ -57,6 +57,7 @@ class Exchange:
         self._location = location
         self._reader: Reader | None = None
         self._interrupting: asyncio.Task[None] | None = None
+        self._is_released = False
         self.recorder = Recorder(manager.around, producer, body, self, end_delay=end_delay)
         self.cancelled: asyncio.CancelledError | None = None
         """A cancellation of the request while it ran, for the caller to raise when nothing hangs on it any more."""
@@ -138,7 +139,10 @@ class Exchange:
         return nullcontext() if self.cancelled is None else anyio.CancelScope(shield=True)
 
     async def release(self) -> None:
-        """Give back what the exchange holds, whether it has run or not."""
+        """Give back what the exchange holds, once, whether it has run or not."""
+        if self._is_released:
+            return
+        self._is_released = True
         if self._reader is not None:
             self._manager.dismiss(self._reader)
         if self._accepting is not None:

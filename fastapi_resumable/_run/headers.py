@@ -1,5 +1,6 @@
 """Which headers are recorded, and which are set on every response of a resumable stream."""
 
+import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
@@ -42,6 +43,8 @@ _CACHING_SUFFIX = b"cdn-cache-control"
 _OURS = frozenset(
     {b"cache-control", b"content-location", b"x-accel-buffering", b"x-conversation-id", b"x-stream-epoch"}
 )
+# Ids of which nothing has to be quoted, and no segment is a dot: nearly all.
+_PLAIN_ID = re.compile(r"\w[\w.~:@-]*", re.ASCII)
 _AI_SDK = b"x-vercel-ai-ui-message-stream"
 
 
@@ -117,6 +120,8 @@ def replay_path(prefix: str, stream_id: str) -> str:
 
     The query form is for ids that clients or proxies would normalise as a path: dot segments and empty segments.
     """
+    if _PLAIN_ID.fullmatch(stream_id):
+        return f"{prefix}/{stream_id}"
     if all(segment not in ("", ".", "..") for segment in stream_id.split("/")):
         return f"{prefix}/{quote(stream_id, safe='/:@')}"
     return f"{prefix}?conv_id={quote(stream_id, safe='')}"

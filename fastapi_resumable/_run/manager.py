@@ -80,7 +80,8 @@ class StreamManager:
         """Note that a producer has ended, or will not start."""
         self._producers.discard(producer)
         self._note_departure()
-        await self.store.release(producer.reservation)
+        if producer.stream is None:
+            await self.store.release(producer.reservation)
         # There is nothing left to stop, and nothing that leads back to the producer: it is freed with its request.
         producer.reservation.on_stop = _noop
 
@@ -97,7 +98,8 @@ class StreamManager:
             counted: Whether telemetry counts it.
         """
         timeout = self.settings.stall_timeout
-        reader = Reader(stream, offset, stall_timeout=timeout, drain_on_cancel=drain_on_cancel or self.skip_grace)
+        drain = drain_on_cancel or self.skip_grace
+        reader = Reader(stream, offset, timers=self.around.timers, stall_timeout=timeout, drain_on_cancel=drain)
         self._readers[reader] = self.telemetry.reader_attached() if counted else None
         return reader
 

@@ -7,7 +7,7 @@ task ends, `_conclude` ends the stream.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import Any
 
@@ -16,6 +16,7 @@ import anyio
 from .._core.ids import StreamKey
 from .._stream.stream import Head, WritableStream
 from .._stream.tasks import Tasks
+from .._stream.timers import SharedTimers
 from ..models import ResumableStatus
 from ..settings import ResumableSettings
 from ..stores.base import Reservation, Store
@@ -38,6 +39,7 @@ class Surroundings:
     telemetry: Telemetry
     tasks: Tasks
     hooks: Hooks
+    timers: SharedTimers = field(default_factory=SharedTimers)
     closing: bool = False
     """Whether the server is about to exit."""
 
@@ -67,6 +69,8 @@ class Producer:
         self._listeners = 0
         """How many tasks of the application wait for a disconnect."""
         self._beginning = asyncio.Lock()
+        self._is_pinged = False
+        """Whether it records keep-alives."""
         self._idle: asyncio.TimerHandle | None = None
         self._hooks: asyncio.Task[None] | None = None
         self._is_finished = False
@@ -125,7 +129,8 @@ class Producer:
         finally:
             if self.stop_code is not None and error is not None:
                 release_frames(error)
-            await self._around.store.release(self.reservation)
+            if self.stream is None:
+                await self._around.store.release(self.reservation)
         if is_torn_down and error is not None:
             raise error
 
@@ -163,7 +168,8 @@ class Producer:
                 if self.telemetry is not None:
                     self.telemetry.begun()
                 if self._around.settings.ping and head.is_event_stream:
-                    self._watch_silence(self._around.settings.ping)
+                    self._is_pinged = True
+                    self._around.timers.start(self._around.settings.ping, self._on_idle)
 
     async def write(self, chunk: bytes) -> None:
         """Record a chunk; wait while the slowest attached reader is too far behind.
@@ -215,15 +221,15 @@ class Producer:
             assert self.stream is not None
             self.stream.ping()
             due = now + ping
-        self._watch_silence(due - now)
-
-    def _watch_silence(self, delay: float) -> None:
-        self._idle = asyncio.get_running_loop().call_later(delay, self._on_idle)
+        self._idle = asyncio.get_running_loop().call_later(due - now, self._on_idle)
 
     def _cancel_idle(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
+        if self._is_pinged:
+            self._is_pinged = False
+            self._around.timers.cancel(self._around.settings.ping, self._on_idle)
+            if self._idle is not None:
+                self._idle.cancel()
+                self._idle = None
 
     # Stopping.
 

@@ -45,7 +45,7 @@ class Recorder:
         """The stream once something is in it: from then on `send` takes the short way."""
         self._writes = 0
         self._has_refused = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: tuple[float, Callable[[], None]] | None = None
         self._has_sent_all = False
         self._settled = asyncio.Event()
         self.passing = False
@@ -169,7 +169,7 @@ class Recorder:
         self._start = start
         if 200 <= start["status"] < 300:
             self.headers = end_to_end(start.get("headers", ()))
-            self._set_timer(self._around.settings.head_timeout, self._begin)
+            self._set_timer(self._around.settings.head_timeout, self._begin_late)
             return
         self.passing = True
         await self._around.store.release(self.producer.reservation)
@@ -198,7 +198,7 @@ class Recorder:
             await asyncio.sleep(0)
         self._has_sent_all = True
         if self._end_delay:
-            self._set_timer(self._end_delay, self._end)
+            self._set_timer(self._end_delay, self._end_late)
         else:
             await self._end()
 
@@ -208,17 +208,27 @@ class Recorder:
                 await self._begin()
             await self.producer.end(ResumableStatus.COMPLETED)
 
-    def _set_timer(self, delay: float, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def _set_timer(self, delay: float, action: Callable[[], None]) -> None:
         self._cancel_timer()
-        self._timer = asyncio.get_running_loop().call_later(delay, self._spawn, action)
+        self._timer = delay, action
+        self._around.timers.start(delay, action)
 
-    def _spawn(self, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def _begin_late(self) -> None:
+        self._spawn(self._begin())
+
+    def _end_late(self) -> None:
+        self._spawn(self._end())
+
+    def _spawn(self, action: Coroutine[Any, Any, None]) -> None:
         if self.producer.stop_code is None:
-            self._around.tasks.spawn(action(), name=f"resumable recorder {self.producer.key.id}")
+            self._around.tasks.spawn(action, name=f"resumable recorder {self.producer.key.id}")
+        else:
+            action.close()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
-            self._timer.cancel()
+            self._around.timers.cancel(*self._timer)
+            self._timer = None
 
 
 def inner_scope(scope: Scope) -> Scope:

@@ -108,7 +108,9 @@ class Serving:
                 media type has no event to say so.
         """
         reader, reading = self._reader, Reading.LEFT
-        timer = asyncio.get_running_loop().call_later(WATCH_DELAY, self._begin_watch, disconnected)
+        self._disconnected = disconnected
+        timers = self._manager.around.timers
+        timers.start(WATCH_DELAY, self._begin_watch)
         try:
             if (rest := self._rest()) is None:
                 reading = await reader.run(self._begin, self._deliver, self._end)
@@ -125,15 +127,15 @@ class Serving:
             return Reading.CUT
         finally:
             self._manager.dismiss(reader, self._dropped(reading))
-            timer.cancel()
+            timers.cancel(WATCH_DELAY, self._begin_watch)
             if self._watch is not None:
                 # It reads from the request's channel, which other code may read only once this task has ended.
                 self._watch.cancel()
                 await asyncio.wait({self._watch})
         return reading
 
-    def _begin_watch(self, disconnected: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._watch = self._manager.spawn(disconnected(), name="resumable disconnect")
+    def _begin_watch(self) -> None:
+        self._watch = self._manager.spawn(self._disconnected(), name="resumable disconnect")
         self._watch.add_done_callback(lambda _: self._reader.leave())
 
     def _dropped(self, reading: Reading) -> str | None:

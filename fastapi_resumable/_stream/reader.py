@@ -16,6 +16,7 @@ from ..exceptions import OffsetLost, ResumableError
 from .fanout import Cursor
 from .inline import InlineRunner, Suspended
 from .stream import YIELD_EVERY, Stream
+from .timers import SharedTimers
 
 Deliver = Callable[[bytes], Coroutine[Any, Any, None]]
 End = Callable[["Reading"], Coroutine[Any, Any, None]]
@@ -47,10 +48,11 @@ class Reader(Cursor):
     """
 
     __slots__ = (
-        "_deadline",
         "_deliver",
         "_drain_on_cancel",
+        "_is_evicted",
         "_is_idle",
+        "_is_timed",
         "_left",
         "_missed",
         "_rest",
@@ -58,7 +60,9 @@ class Reader(Cursor):
         "_run_inline",
         "_sending_since",
         "_stall_timeout",
+        "_task",
         "_timer",
+        "_timers",
         "_waiter",
         "cancelled",
         "failure",
@@ -66,7 +70,13 @@ class Reader(Cursor):
     )
 
     def __init__(
-        self, stream: Stream, offset: int, *, stall_timeout: float, drain_on_cancel: Callable[[], bool]
+        self,
+        stream: Stream,
+        offset: int,
+        *,
+        timers: SharedTimers,
+        stall_timeout: float,
+        drain_on_cancel: Callable[[], bool],
     ) -> None:
         """Attach to the stream.
 
@@ -81,13 +91,17 @@ class Reader(Cursor):
         """Why the reading was `LOST`."""
         self._drain_on_cancel = drain_on_cancel
         self._stall_timeout = stall_timeout
+        self._timers = timers
+        self._is_timed = False
+        """Whether `_check_progress` is due some time."""
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._left = False
         self._missed = False
         self._is_idle = False
         """Whether it was waiting, with nothing half sent, when it was last heard of."""
-        self._deadline: asyncio.Timeout | None = None
+        self._is_evicted = False
+        self._task: asyncio.Task[Any] | None = None
         self._sending_since: float | None = None
         self._rest: Suspended | None = None
         # From now on, not from the first delivery: what there is now must still be there then.
@@ -138,12 +152,9 @@ class Reader(Cursor):
 
     def evict(self) -> None:
         """End the reading as stalled, even in the middle of a delivery."""
-        if self._deadline is not None and not self._is_evicted:
-            self._deadline.reschedule(asyncio.get_running_loop().time())
-
-    @property
-    def _is_evicted(self) -> bool:
-        return self._deadline is not None and self._deadline.expired()
+        if self._task is not None and not self._is_evicted:
+            self._is_evicted = True
+            self._task.cancel()
 
     def close(self) -> None:
         """Detach from the log. `run` does so by itself."""
@@ -164,19 +175,20 @@ class Reader(Cursor):
 
     async def supervise(self, work: Awaitable[Reading]) -> Reading:
         """Await `work`, which sends to the client, for as long as that takes something."""
-        # It has no time limit until `evict` sets one, so a delivery that makes progress costs no timer.
-        deadline = self._deadline = asyncio.timeout(None)
+        task = self._task = asyncio.current_task()
+        assert task is not None
+        cancelling = task.cancelling()
         self._begin_sending()
         try:
-            async with deadline:
-                return await work
-        except TimeoutError:
-            if not deadline.expired():
+            return await work
+        except asyncio.CancelledError:
+            # As `asyncio.timeout` does, for which an eviction is too rare: a cancellation from elsewhere goes on.
+            if not self._is_evicted or task.uncancel() > cancelling:
                 raise
             return Reading.STALLED
         finally:
             self._stop_timer()
-            self._deadline = None
+            self._task = None
 
     async def _run(self, start: Callable[[], Awaitable[None]], end: End | None) -> Reading:
         self._run_inline = InlineRunner().run
@@ -190,8 +202,8 @@ class Reader(Cursor):
                 raise
             self.cancelled = exc
         # It may be that nothing takes any more what is sent, without saying so.
-        self._stall_timeout = min(self._stall_timeout, LAST_DELIVERY)
         self._stop_timer()
+        self._stall_timeout = min(self._stall_timeout, LAST_DELIVERY)
         # A cancellation through a task group comes again at each `await`.
         with anyio.CancelScope(shield=True):
             reading = await self._read_on(end)
@@ -256,20 +268,25 @@ class Reader(Cursor):
     def _begin_sending(self) -> None:
         self._sending_since = monotonic()
         # One timer serves many deliveries, because setting a timer for each would cost more than the delivery.
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._stall_timeout, self._check_progress)
+        if not self._is_timed:
+            self._is_timed = True
+            self._timers.start(self._stall_timeout, self._check_progress)
 
     def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._is_timed:
+            self._is_timed = False
+            self._timers.cancel(self._stall_timeout, self._check_progress)
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
     def _check_progress(self) -> None:
         """Give up on a client that has taken nothing for too long; look again if it is being sent something."""
-        self._timer = None
+        self._is_timed, self._timer = False, None
         if self._sending_since is not None:
             left = self._sending_since + self._stall_timeout - monotonic()
             if left <= 0:
                 self.evict()
             else:
+                self._is_timed = True
                 self._timer = asyncio.get_running_loop().call_later(left, self._check_progress)

@@ -168,7 +168,8 @@ class MemoryStore:
         # What is gone is not kept: each request and each stream knows by itself why it is.
         current, queued, _ = outcome.slot
         before = self._streams.get(key)
-        had_any, has_any = before is not None or key in self._queued, current is not None or bool(queued)
+        if "::" in key[1]:
+            self._variants.note(*key, held=current is not None or bool(queued))
         if queued:
             self._queued[key] = queued
         else:
@@ -184,8 +185,6 @@ class MemoryStore:
             self._ended.discard(before)
             self._still_read.add(before)
             before.discard(why)
-        if has_any is not had_any:
-            (self._variants.add if has_any else self._variants.discard)(*key)
 
     def _carry_out(self, key: Key, change: Change, stream: MemoryStream | None) -> None:
         changed, status, code = change

@@ -1,6 +1,6 @@
 """Which longer ids an id stands for: `a::b::c` is a variant of `a` and of `a::b`. One entry for each id."""
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 
 
 class VariantIndex:
@@ -12,17 +12,17 @@ class VariantIndex:
     def __len__(self) -> int:
         return sum(map(len, self._by_root.values()))
 
-    def add(self, owner: str | None, stream_id: str) -> None:
-        """Note an id."""
-        if "::" in stream_id:
-            insort(self._by_root.setdefault((owner, _root(stream_id)), []), stream_id)
-
-    def discard(self, owner: str | None, stream_id: str) -> None:
-        """Forget an id that was noted."""
-        if "::" in stream_id:
-            root = (owner, _root(stream_id))
-            ids = self._by_root[root]
-            del ids[bisect_left(ids, stream_id)]
+    def note(self, owner: str | None, stream_id: str, *, held: bool) -> None:
+        """Note whether there is a stream under an id that has a `::`."""
+        root = (owner, _root(stream_id))
+        ids = self._by_root.get(root, [])
+        at = bisect_left(ids, stream_id)
+        was_held = ids[at : at + 1] == [stream_id]
+        if held and not was_held:
+            ids.insert(at, stream_id)
+            self._by_root[root] = ids
+        elif was_held and not held:
+            del ids[at]
             if not ids:
                 del self._by_root[root]
 

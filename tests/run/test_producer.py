@@ -215,7 +215,8 @@ async def test_keep_alives_have_no_timer_once_the_stream_has_ended(end: str) -> 
     manager = make_manager(ping=15.0)
     producer = await started(manager)
     await producer.begin(Head(200, ((b"content-type", b"text/event-stream"),)), lambda stream: None)
-    assert producer._idle is not None
+    waiting = manager.around.timers._due[15.0]
+    assert producer._on_idle in waiting
     if end == "end":
         await producer.end(ResumableStatus.COMPLETED)
     elif end == "stop":
@@ -223,7 +224,7 @@ async def test_keep_alives_have_no_timer_once_the_stream_has_ended(end: str) -> 
     else:
         await manager.interrupt(producer)
 
-    assert producer._idle is None
+    assert not waiting
 
 
 async def test_a_large_chunk_lets_others_run():

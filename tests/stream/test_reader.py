@@ -14,6 +14,7 @@ from fastapi_resumable._stream.fanout import Fanout
 from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.reader import Reader, Reading
 from fastapi_resumable._stream.stream import Budget, Head, Limits
+from fastapi_resumable._stream.timers import SharedTimers
 from fastapi_resumable.exceptions import StoreUnavailable
 from fastapi_resumable.models import ResumableStatus
 from tests.support.asgi import bounded, settle
@@ -66,7 +67,9 @@ class Client:
         self.gate: asyncio.Event | None = None
         self.failure: Exception | None = None
         self.on_take: Callable[[], None] = lambda: None
-        self.reader = Reader(stream, 0, stall_timeout=stall_timeout, drain_on_cancel=drain_on_cancel)
+        self.reader = Reader(
+            stream, 0, timers=SharedTimers(), stall_timeout=stall_timeout, drain_on_cancel=drain_on_cancel
+        )
         self.task = asyncio.create_task(self.reader.run(self._start, self._take))
 
     async def _start(self) -> None:
