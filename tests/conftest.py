@@ -5,6 +5,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from fastapi.dependencies import models
 
 from .support.server import LOOP
 
@@ -42,3 +43,13 @@ def pytest_collection_finish() -> None:
     """Keep what was imported out of the collections that tests ask for: they look at what the tests have made."""
     gc.collect()
     gc.freeze()
+
+
+FASTAPI_CACHES = [value for value in vars(models).values() if hasattr(value, "cache_clear")]
+"""They keep the applications of thousands of tests, which the garbage collector would look at again and again."""
+
+
+def pytest_runtest_teardown() -> None:
+    """Leave the applications of a test to the garbage collector."""
+    for cache in FASTAPI_CACHES:
+        cache.cache_clear()

@@ -202,9 +202,13 @@ async def connect(port: int, *, receive_buffer: int | None = None) -> Connection
     raw.setblocking(False)
     if receive_buffer is not None:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    async with asyncio.timeout(TIMEOUT):
-        await asyncio.get_running_loop().sock_connect(raw, (HOST, port))
-        reader, writer = await asyncio.open_connection(sock=raw, limit=receive_buffer or 65536)
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            await asyncio.get_running_loop().sock_connect(raw, (HOST, port))
+            reader, writer = await asyncio.open_connection(sock=raw, limit=receive_buffer or 65536)
+    except BaseException:
+        raw.close()
+        raise
     return Connection(reader, writer, port)
 
 
