@@ -115,7 +115,7 @@ class BaseStream(ResumableStream):
                 `raise` it as `StreamFailed` or `StreamCancelled`, or `yield` it as the last one.
 
         Raises:
-            ClientError: The stream did not complete, or cannot be reached any more; or it is no event stream.
+            ClientError: The stream did not complete, or cannot be reached any more; or it is not an event stream.
         """
         self._raises = terminal_events == "raise"
         return self._iterate("events")
@@ -124,7 +124,7 @@ class BaseStream(ResumableStream):
         """Iterate over the bytes, of any media type, as they come.
 
         Raises:
-            ClientError: The stream cannot be reached any more; or, if it is no event stream, did not complete.
+            ClientError: The stream cannot be reached any more; or, if it is not an event stream, did not complete.
         """
         return self._iterate("iter_bytes")
 
@@ -132,7 +132,7 @@ class BaseStream(ResumableStream):
         """Iterate over lines of text, without their ends; for NDJSON and plain text.
 
         Raises:
-            ClientError: The stream cannot be reached any more; or, if it is no event stream, did not complete.
+            ClientError: The stream cannot be reached any more; or, if it is not an event stream, did not complete.
         """
         return self._iterate("iter_lines")
 
@@ -144,7 +144,7 @@ class BaseStream(ResumableStream):
             # Refused here: httpx-sse would find no event in it, and the loop would just end.
             content_type = self._head.headers.get("content-type", "")
             if form == "events" and content_type.partition(";")[0].strip().lower() != "text/event-stream":
-                raise ClientError(f"The answer is {content_type!r}, no text/event-stream: use iter_lines().")
+                raise ClientError(f"The answer is {content_type!r}, not text/event-stream: use iter_lines().")
             self._decoder = Decoder(form, self._offset, charset_of(content_type))
             self._form = form
         return Items(self)
