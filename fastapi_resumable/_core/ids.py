@@ -10,12 +10,15 @@ from typing import NamedTuple
 
 from ..exceptions import InvalidOffset, InvalidRequest, InvalidStreamId
 
+# An id comes back in headers and URLs, which proxies bound to a few KiB.
 MAX_STREAM_ID_BYTES = 512
 EPOCH_BYTES = 16
 MAX_IDEMPOTENCY_KEY_BYTES = 512
 _BASE_32_OF_BYTE = b"abcdefghijklmnopqrstuvwxyz234567" * 8
+# Without leading zeros, so that a position has one spelling; an offset has at most 19 digits, as in 63 bits.
 _EVENT_ID = re.compile(r"([a-z2-7]{16})-(0|[1-9][0-9]{0,18})")
 _DIGITS = re.compile(r"[0-9]+")
+# The largest integer that SQLite can store; Redis' stream ids end at 2**64.
 _MAX_OFFSET = 2**63 - 1
 
 
@@ -42,11 +45,13 @@ class EventId(NamedTuple):
 
 def format_epoch(entropy: bytes) -> str:
     """Write `EPOCH_BYTES` random bytes as an epoch: five bits of each."""
+    # By a table, because a stream is begun for each request, and `base64.b32encode` takes several times as long.
     return entropy.translate(_BASE_32_OF_BYTE).decode("ascii")
 
 
 def parse_event_id(text: str) -> EventId | None:
     """Read an event id of ours; `None` if it has another form, so is the application's own."""
+    # `fullmatch`, as `$` would let a trailing line feed through.
     match = _EVENT_ID.fullmatch(text)
     return EventId(match[1], int(match[2])) if match else None
 
@@ -57,6 +62,7 @@ def parse_stream_id(value: str | None) -> str | None:
     Raises:
         InvalidStreamId: It is longer than 512 bytes in UTF-8, has control characters, or cannot be written in UTF-8.
     """
+    # A client without an id may send an empty header rather than none.
     if value is None or not value.strip():
         return None
     try:
@@ -65,6 +71,7 @@ def parse_stream_id(value: str | None) -> str | None:
         raise InvalidStreamId("The stream id is not valid Unicode: it has a lone surrogate.") from exc
     if size > MAX_STREAM_ID_BYTES:
         raise InvalidStreamId(f"The stream id has {size} bytes; use at most {MAX_STREAM_ID_BYTES}.")
+    # `isprintable` is one call in C and settles nearly every id; it alone would also refuse spaces other than U+0020.
     if not value.isprintable() and any(unicodedata.category(character) == "Cc" for character in value):
         raise InvalidStreamId("The stream id has control characters; use printable ones.")
     return value
@@ -90,6 +97,7 @@ def parse_idempotency_key(value: str | None) -> str | None:
     """
     if value is None or not value.strip():
         return None
+    # The header was read as Latin-1, but an application may hand in any text.
     size = len(value.encode("utf-8", "surrogatepass"))
     if size > MAX_IDEMPOTENCY_KEY_BYTES:
         raise InvalidRequest(f"The Idempotency-Key has {size} bytes; use at most {MAX_IDEMPOTENCY_KEY_BYTES}.")
@@ -106,6 +114,7 @@ def parse_offset(text: str | None) -> int | None:
         return None
     if not _DIGITS.fullmatch(text):
         raise InvalidOffset("`from` counts bytes: give a non-negative integer in decimal digits, like from=1024.")
+    # `int` refuses more than 4,300 digits with an error of its own.
     return int(text) if len(text) <= 18 else _MAX_OFFSET
 
 

@@ -28,6 +28,7 @@ T = TypeVar("T")
 Search = Generator[None, None, T]
 """A search through a log, in steps, so that the event loop can run other tasks between two of them."""
 
+# The default of `max_stream_bytes`: a log of that size holds no larger event.
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """What a filter waits for the end of. A larger event goes through it, whatever its number."""
 
@@ -45,6 +46,7 @@ def search_dispatch(blocks: Iterable[bytes]) -> Search[bool]:
     for event in split_events(blocks):
         if event is None:
             yield
+        # A client dispatches an event only at its blank line, and only if it has data.
         elif BLANK_LINE.search(event[-4:]) and DATA.search(event):
             return True
     return False
@@ -52,6 +54,7 @@ def search_dispatch(blocks: Iterable[bytes]) -> Search[bool]:
 
 def search_event_id(blocks: Iterable[bytes], event_id: str) -> Search[int | None]:
     """The position right after the first event whose id is `event_id`; `None` if no event has it."""
+    # The bytes of the header as they came, which need not be UTF-8.
     wanted = event_id.encode("utf-8", "surrogateescape")
     data = b"".join(blocks)
     # The line has to be whole. Spaces around a value do not come back in a header.
@@ -101,11 +104,13 @@ def parse_sequence_number(text: str | None) -> int | None:
 
 def sequence_number(event: bytes) -> int | None:
     """The number of an event; `None` if it has none."""
+    # A search of bytes is far cheaper than JSON, and most logs have no such member.
     if _NAME not in event:
         return None
     lines = event.removeprefix(BOM).splitlines(keepends=True)
     try:
         data = json.loads(b"".join(line[5:] for line in lines if line.startswith(b"data:") and line[-1] in b"\r\n"))
+    # An application may send anything as data, also JSON that is nested too deeply to be read.
     except (ValueError, RecursionError):
         return None
     number = data.get("sequence_number") if isinstance(data, dict) else None
@@ -120,8 +125,10 @@ def search_sequence(blocks: Iterable[bytes], number: int) -> Search[Place]:
     start = 0
     rest: list[bytes] = []
     for block in blocks:
+        # A block begins anywhere; its first whole event comes after its first blank line.
         cut = find_boundary([block]) or 0
         first = yield from _first_number(block[cut:])
+        # Numbers increase, so the place is not before this block.
         if first is not None and first <= number:
             start += sum(map(len, rest)) + cut
             rest = [block[cut:]]
@@ -174,6 +181,7 @@ class SequenceFilter:
     def _keep(self, data: bytes) -> bytes:
         kept: list[bytes] = []
         for event in events([data]):
+            # Nothing is dropped after the first higher number, so nothing needs to be parsed.
             number = None if self.passed else sequence_number(event)
             if number is None or number > self._number:
                 kept.append(event)

@@ -28,6 +28,7 @@ def write_terminal_event(form: TerminalEvent, status: str, code: str, message: s
         return WrittenEvent(terminal_event(form, status, code, message))
     try:
         event: Any = form(status, code, message)
+        # A `str` is refused rather than encoded: whether it is a whole event is the function's to know.
         if event is None or isinstance(event, bytes | bytearray | memoryview):
             return WrittenEvent(None if event is None else bytes(event))
         failure: BaseException = TypeError(f"terminal_event must return bytes or None, not {type(event).__name__}")

@@ -27,6 +27,7 @@ def release_frames(error: BaseException) -> None:
     pending, seen = [error], set()
     while pending:
         exc = pending.pop()
+        # `__context__` and `__cause__` may lead in circles.
         if id(exc) in seen:
             continue
         seen.add(id(exc))

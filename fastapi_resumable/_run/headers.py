@@ -52,6 +52,7 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     """The headers of a response without those of the connection, with names in lower case."""
     lowered = [(name.lower(), value) for name, value in headers]
     dropped = _HOP_BY_HOP
+    # RFC 9110 §7.6.1: `Connection` names further headers that are for this connection alone.
     if b"connection" in dict(lowered):
         dropped |= {
             token.strip().lower() for name, value in lowered if name == b"connection" for token in value.split(b",")
@@ -122,6 +123,7 @@ def replay_path(prefix: str, stream_id: str) -> str:
     """
     if _PLAIN_ID.fullmatch(stream_id):
         return f"{prefix}/{stream_id}"
+    # Clients remove dot segments before they send (RFC 3986 §5.2.4), and many proxies merge slashes.
     if all(segment not in ("", ".", "..") for segment in stream_id.split("/")):
         return f"{prefix}/{quote(stream_id, safe='/:@')}"
     return f"{prefix}?conv_id={quote(stream_id, safe='')}"

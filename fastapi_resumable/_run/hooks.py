@@ -40,6 +40,7 @@ class FinishedStream:
         """Unix seconds."""
         self.total_bytes: int = stream.tail
         self.dropped_bytes: int = stream.earliest
+        # Taken now, because a newer request may replace the stream before a hook has run.
         self._blocks = stream.held_blocks()
 
     @property
@@ -86,6 +87,7 @@ class Hooks:
 
     def run(self, finished: FinishedStream) -> asyncio.Task[None] | None:
         """Hand a finished stream to the hooks, in a task of their own."""
+        # Hooks hold the bytes of their streams, so those that hang may not pile up without a bound.
         if len(self._running) >= MAX_PENDING:
             logger.error(
                 "%d on_finish hooks hang; none was called for stream %r",
@@ -112,8 +114,10 @@ class Hooks:
                         await hook(finished)
                     else:
                         result = await self._run_in_thread(hook, finished)
+                        # A partial or a callable object may return a coroutine without being a coroutine function.
                         if inspect.isawaitable(result):
                             await result
+            # Also `SystemExit`: a hook of the user's must not end the server.
             except BaseException as exc:
                 task = asyncio.current_task()
                 if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
@@ -128,6 +132,7 @@ class Hooks:
             await asyncio.sleep(POLL_INTERVAL)
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+        # The hook sees the request's context variables, as a coroutine would.
         context = copy_context()
 
         def settle(result: Any, error: BaseException | None) -> None:
@@ -140,6 +145,7 @@ class Hooks:
                 result = context.run(hook, finished)
             except BaseException as exc:  # noqa: BLE001  # raised in the task that waits
                 error = exc
+            # Released by the thread itself: one that hangs keeps its place, so that threads are bounded.
             self._threads.release()
             # The loop may have been closed in the meantime: then nothing waits any more.
             with suppress(RuntimeError):

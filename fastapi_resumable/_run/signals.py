@@ -65,6 +65,7 @@ class TerminationWatch:
     def start(self) -> None:
         """Listen from now on; call it again when something has become live."""
         loop = asyncio.get_running_loop()
+        # The application may be started anew on another loop in the same process, as test clients do.
         if self._loop is not loop:
             self.stop()
             self._loop = loop
@@ -78,12 +79,14 @@ class TerminationWatch:
     def _chain(self, loop: asyncio.AbstractEventLoop) -> None:
         for number in _SIGNALS:
             previous = signal.getsignal(number)
+            # Where there is no handler, no server handles the signal, and it ends the process.
             if previous not in _DEFAULTS:
                 handler = self._handlers[number] = _Handler(previous, loop, self._callback)
                 signal.signal(number, handler)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
+        # Several may run on one loop; requests come as long as one of them takes any.
         if all(map(is_exiting, self.servers)):
             self._callback()
         elif self._is_busy():
@@ -97,6 +100,7 @@ class TerminationWatch:
             self._timer.cancel()
             self._timer = None
         for number, handler in self._handlers.items():
+            # Another library may have put its handler on top of ours, and calls it. It cannot be taken out then.
             handler.retired, previous = True, handler.previous
             if signal.getsignal(number) == handler:
                 signal.signal(number, previous)

@@ -37,6 +37,7 @@ class Watch:
         self._news.pop(item.conversation_id, None)
         self._news[item.conversation_id] = item
         self._changed.set()
+        # An owner with that many streams would fill the memory through one slow client.
         if len(self._news) > MAX_BEHIND:
             self.evict()
 
@@ -86,6 +87,7 @@ class Watch:
             self._changed.clear()
             for first in range(0, len(news) or 1, AT_ONCE):
                 await self._in_time(deliver(news[first : first + AT_ONCE]))
+                # A socket that takes everything at once never suspends this task.
                 await asyncio.sleep(0)
             try:
                 async with asyncio.timeout(self._ping):

@@ -22,6 +22,7 @@ this interval in one piece. A stream with more time between its events never wai
 class Cursor:
     """A reader's place in a log, and the two calls that the reader gets."""
 
+    # There may be thousands of readers.
     __slots__ = ("offset",)
 
     def __init__(self, offset: int) -> None:
@@ -67,6 +68,7 @@ class Fanout:
     def detach(self, cursor: Cursor) -> None:
         """Forget `cursor`; the producer waits for it no longer."""
         self.cursors.discard(cursor)
+        # Only the departure of the slowest can make room.
         if cursor.offset <= self.slowest:
             self.make_room()
 
@@ -91,6 +93,7 @@ class Fanout:
         Raises:
             LookupError: They were dropped.
         """
+        # Not the log's own tail: what is not visible yet may still be taken back.
         left = self.tail - offset
         return self._log.read(offset)[:left] if left > 0 else b""
 
@@ -115,6 +118,7 @@ class Fanout:
             asyncio.get_running_loop().call_later(FLUSH_INTERVAL, self.flush)
             return
         self._quiet_until = now + FLUSH_INTERVAL
+        # A copy, because a delivery may detach its reader, or attach another one.
         cursors = tuple(self.cursors)
         for cursor in cursors:
             cursor.on_append(data, tail)
@@ -124,6 +128,7 @@ class Fanout:
 
     def flush(self) -> None:
         """Wake the readers for all that has come since they were last woken."""
+        # First, as a delivery may append more, which has to be announced again.
         self.is_due = False
         self.wake()
         self._quiet_until = monotonic() + FLUSH_INTERVAL
@@ -168,6 +173,7 @@ class Fanout:
 
     async def wait_for_room(self, timeout: float | None = None) -> None:
         """Wait until there may be more room, for `timeout` seconds at most."""
+        # Before the readers are woken, or the room that they make at once would go unnoticed.
         self._room = asyncio.get_running_loop().create_future()
         # Readers may make room as they are woken.
         self.wake()

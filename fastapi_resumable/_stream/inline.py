@@ -44,6 +44,7 @@ class Suspended:
 
     def cancel(self, error: asyncio.CancelledError) -> None:
         """Go on, when awaited, with a cancellation that came before."""
+        # The first error is what the coroutine has to see; a cancellation on top of it would hide it.
         self._error = self._error or error
 
     def __await__(self) -> Generator[Any, Any, None]:
@@ -61,6 +62,7 @@ class Suspended:
                 else:
                     thrown, error = error, None
                     awaited = run(coroutine.throw, thrown)
+        # The coroutine has returned, which is the end of this await.
         except StopIteration:
             return
 

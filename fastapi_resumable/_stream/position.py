@@ -32,6 +32,7 @@ async def find_position(stream: Stream, offset: int | None, last_event_id: str |
             except UnknownEventId:
                 raise StreamReplaced from None
         position = event_id.offset
+    # Before the look at what is kept: an offset past the end was never valid, so it must not read as lost.
     if position > stream.tail:
         raise OffsetOutOfRange(stream.tail)
     if position < (earliest := stream.earliest):
@@ -43,6 +44,7 @@ async def _after_event(stream: Stream, event_id: str) -> int:
     start = stream.earliest
     found = None
     if stream.head.is_event_stream:
+        # A list, because the log may be trimmed between two steps of the search.
         found = await run_search(search_event_id(list(await stream.blocks(start)), event_id))
     if found is None:
         raise UnknownEventId(

@@ -131,6 +131,7 @@ class Reader(Cursor):
             try:
                 data = self.stream.read(self)
             except OffsetLost:
+                # The bytes have to be fetched, and only the task can wait for that.
                 data = b""
             if not data:
                 waiter.set_result(None)
@@ -145,6 +146,7 @@ class Reader(Cursor):
             if offset + len(data) == tail and not self._missed:
                 return
         else:
+            # The cursor moves when the client has it, not when the delivery begins.
             self._rest, self._rest_size = rest, len(data)
             self._begin_sending()
         if not waiter.done():
@@ -255,6 +257,8 @@ class Reader(Cursor):
         except asyncio.CancelledError as exc:
             if self._rest is None:
                 raise
+            # The delivery has been begun on behalf of this task, so the cancellation belongs in it: where the task
+            # would be waiting.
             self._rest.cancel(exc)
         finally:
             self._waiter = None

@@ -24,12 +24,14 @@ class Tasks:
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run a coroutine in a task. What it raises is logged."""
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        # The event loop itself keeps only weak references to tasks.
         self._tasks.add(task)
         task.add_done_callback(self._discard)
         return task
 
     def _discard(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        # Also marks the exception as retrieved; otherwise asyncio would log it again when the task is freed.
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s failed", task.get_name(), exc_info=error)
 

@@ -156,7 +156,9 @@ class _Client(Generic[StreamT]):
             try:
                 found.update({item.conversation_id: item for item in _ITEMS.validate_json(answer)})
             except ValueError as exc:
-                raise ClientError("The answer is not that of a lookup. Is `prefix` the prefix of the server's router?") from exc
+                raise ClientError(
+                    "The answer is not that of a lookup. Is `prefix` the prefix of the server's router?"
+                ) from exc
         return list(found.values())
 
 

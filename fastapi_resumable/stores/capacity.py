@@ -52,6 +52,7 @@ class Capacity:
             raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
         if self.live >= limits.max_streams + allowed:
             raise TooManyStreams("The server has reached its limit of live streams. Try again in a moment.")
+        # What has expired, or may expire early, must not be the reason to refuse a request.
         self._budget.on_excess()
         if self._budget.used + STREAM_OVERHEAD > limits.max_total_bytes:
             raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")
@@ -63,6 +64,7 @@ class Capacity:
         if held is not None and (shared := held()) is not None:
             return shared
         size = HEAD_OVERHEAD + sum(len(name) + len(value) + HEADER_OVERHEAD for name, value in head.headers)
+        # Not `self`, which the callback of a weak reference would keep alive.
         heads, budget = self._heads, self._budget
 
         def give_back(_: object) -> None:
@@ -120,6 +122,7 @@ class EndedStreams:
     def _arm(self) -> None:
         """Set a timer, so that memory is freed even if no request comes."""
         loop = asyncio.get_running_loop()
+        # The application may be started anew on another loop, where a timer of the first one never fires.
         if self._streams and self._timer_loop is not loop:
             state = next(iter(self._streams)).state
             assert state is not None

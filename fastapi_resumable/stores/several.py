@@ -33,6 +33,7 @@ def count_workers() -> int:
     for command in (" ".join(sys.argv), "gunicorn " + os.environ.get("GUNICORN_CMD_ARGS", "")):
         if _SERVER.search(command) and (found := _WORKERS.findall(command)):
             return int(found[-1])
+    # Last of what is said: uvicorn and gunicorn let their options win over the environment.
     told = os.environ.get("WEB_CONCURRENCY", "")
     return int(told) if told.isdecimal() else _count_siblings()
 
@@ -43,6 +44,7 @@ def _count_siblings() -> int:
         parent, mine = os.getppid(), _command(os.getpid())
         if not _SERVER.search(_command(parent)) and not ("multiprocessing" in mine and "uvicorn" in sys.modules):
             return 1
+        # Workers that were started in code, as by `uvicorn.run(workers=4)`, have no options to read.
         children = (_PROC / f"{parent}/task/{parent}/children").read_text().split()
         return sum(_command(int(child)) == mine for child in children)
     except OSError:

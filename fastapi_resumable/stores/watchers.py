@@ -36,6 +36,7 @@ class Watchers:
         if self._budget.used + size > self._budget.limit:
             raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")
         self._budget.used += size
+        # Not the callback itself: the same one may watch several times.
         watcher = object()
         for key in keys:
             self._by_key.setdefault(key, {})[watcher] = notify
@@ -54,6 +55,7 @@ class Watchers:
 
     def notify(self, owner: str | None, item: ResumableStreamItem) -> None:
         """Tell each watcher of the stream, or of an id that it is a variant of, once."""
+        # By watcher, because one that watches an id and a variant of it is to hear of a change once.
         told: dict[object, Notify] = {}
         for watched in (item.conversation_id, *variants(item.conversation_id)):
             told |= self._by_key.get(StreamKey(owner, watched), {})
