@@ -57,8 +57,8 @@ class Head:
         object.__setattr__(self, "is_event_stream", media_type == "text/event-stream" and not is_encoded)
 
 
-class Stream(Protocol):
-    """One epoch of a stream, for its readers."""
+class StreamInfo(Protocol):
+    """What is known of one epoch of a stream."""
 
     @property
     def key(self) -> StreamKey:
@@ -93,10 +93,6 @@ class Stream(Protocol):
         """Whether the log has ended, for its readers."""
 
     @property
-    def failure(self) -> ResumableError | None:
-        """Why readings have to end before the stream does."""
-
-    @property
     def tail(self) -> int:
         """How far the stream can be read."""
 
@@ -107,6 +103,14 @@ class Stream(Protocol):
     @property
     def item(self) -> ResumableStreamItem:
         """The stream as a lookup shows it."""
+
+
+class Stream(StreamInfo, Protocol):
+    """One epoch of a stream, for its readers."""
+
+    @property
+    def failure(self) -> ResumableError | None:
+        """Why readings have to end before the stream does."""
 
     def attach(self, cursor: Cursor) -> None:
         """Keep what `cursor` has yet to read, and wake it for what comes."""
@@ -162,7 +166,7 @@ class WritableStream(Stream, Protocol):
         """All bytes from the earliest offset on that this process holds."""
 
 
-def stream_item(stream: Stream) -> ResumableStreamItem:
+def stream_item(stream: StreamInfo) -> ResumableStreamItem:
     """A stream as a lookup shows it."""
     return ResumableStreamItem(
         conversation_id=stream.key.id,

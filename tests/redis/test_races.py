@@ -707,9 +707,9 @@ async def test_what_streams_take_is_given_back(plant: Plant, how: str) -> None:
     else:
         await one.aclose()
     assert stream.is_final
-    assert backend.streams.budget.used == stream.log.size > 0
+    assert backend.budget.used == stream.log.size > 0
     del stream
-    await until(lambda: backend.streams.budget.used == 0, "the bytes to be given back")
+    await until(lambda: backend.budget.used == 0, "the bytes to be given back")
 
 
 async def test_a_stream_that_outlives_its_store_ends(plant: Plant) -> None:

@@ -41,15 +41,15 @@ class Transitions(SharedBackend):
         reservation.requested_at = now
         if reservation.stop_code is None:
             replaces = bool(int(about[0]))
-            self.streams.check_limit(replaces=replaces)
-            if self.streams.budget.used >= self.streams.limits.max_total_bytes:
+            self.check_limit(replaces=replaces)
+            if self.budget.used >= self.limits.max_total_bytes:
                 raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")
             await self._claim(reservation, replaces)
             await self.worker.announce(key.owner, reservation.item)
         return Answer(Verdict.QUEUED)
 
     async def _claim(self, reservation: Reservation, replaces: bool) -> None:
-        owner, most = reservation.key.owner, self.streams.limits.max_streams_per_owner
+        owner, most = reservation.key.owner, self.limits.max_streams_per_owner
         if owner is None or most is None:
             return
         call = self.calls.claim(owner, reservation.epoch, most + replaces)

@@ -18,7 +18,7 @@ from .local import LocalStream
 from .outage import UNAVAILABLE
 from .queue import WriteQueue
 from .remote import RemoteStream
-from .writes import KeyState, Page, RemoteState
+from .writes import KeyState, RemoteState, StreamBackend
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -36,8 +36,7 @@ class Answer(NamedTuple):
 class WorkerStreams:
     """What a worker works on, by epoch. A stream of another worker has one view, which its readers share."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.budget = Budget()
+    def __init__(self) -> None:
         self.queued: dict[str, Reservation] = {}
         """Requests that may be queued, until they begin or are released: a stop can be here before the reply is."""
         self.local: dict[str, LocalStream] = {}
@@ -46,7 +45,6 @@ class WorkerStreams:
         """Streams of other workers that anything here refers to."""
         self.followed: dict[str, RemoteStream] = {}
         """Those that have readers."""
-        self.limits = limits
 
     def has(self, epoch: str) -> bool:
         """Whether an epoch belongs to this worker, and may be live."""
@@ -55,17 +53,6 @@ class WorkerStreams:
     def find(self, key: StreamKey, epoch: str | None = None) -> list[LocalStream]:
         """The streams of a key that are produced here; of one epoch, if that is given."""
         return [stream for stream in self.local.values() if stream.key == key and epoch in (None, stream.epoch)]
-
-    def check_limit(self, *, replaces: bool) -> None:
-        """Check that there is room for the request that was queued last.
-
-        Raises:
-            TooManyStreams: There is not.
-        """
-        live = sum(request.stop_code is None for request in self.queued.values())
-        live += sum(not stream.closed for stream in self.local.values())
-        if live > self.limits.max_streams + replaces:
-            raise TooManyStreams("The server has reached its limit of live streams. Try again in a moment.")
 
 
 class SharedWorker(Protocol):
@@ -83,7 +70,7 @@ class SharedWorker(Protocol):
         """Call `notify` with each change from now on, until what is returned is called."""
 
 
-class SharedBackend(ABC):
+class SharedBackend(StreamBackend, ABC):
     """The backend of a store on one event loop. What the store asks of it may raise `StoreUnavailable`."""
 
     worker: SharedWorker
@@ -91,8 +78,10 @@ class SharedBackend(ABC):
     def __init__(self, limits: Limits, *, degrade: bool) -> None:
         """`degrade`: whether streams that are produced here go on without the backend while that is gone."""
         self.loop = asyncio.get_running_loop()
+        self.limits = limits
+        self.budget = Budget()
         self.degrade = degrade
-        self.streams = WorkerStreams(limits)
+        self.streams = WorkerStreams()
         self._starting: asyncio.Task[StoreUnavailable | None] | None = None
 
     async def start(self) -> None:
@@ -123,6 +112,17 @@ class SharedBackend(ABC):
 
     # State changes.
 
+    def check_limit(self, *, replaces: bool) -> None:
+        """Check that there is room for the request that was queued last.
+
+        Raises:
+            TooManyStreams: There is not.
+        """
+        live = sum(request.stop_code is None for request in self.streams.queued.values())
+        live += sum(not stream.closed for stream in self.streams.local.values())
+        if live > self.limits.max_streams + replaces:
+            raise TooManyStreams("The server has reached its limit of live streams. Try again in a moment.")
+
     @abstractmethod
     async def reserve(self, reservation: Reservation, on_conflict: OnConflict, now: float) -> Answer:
         """Queue a request, or say what it has to follow.
@@ -143,14 +143,6 @@ class SharedBackend(ABC):
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live, forget what has ended."""
 
-    @abstractmethod
-    def abandon(self, stream: LocalStream) -> None:
-        """Make sure that a stream does not stay live, as soon as the backend can be reached."""
-
-    @abstractmethod
-    async def announce(self, stream: LocalStream) -> None:
-        """Notify those that watch of the state of a stream that is produced here."""
-
     # Looking.
 
     @abstractmethod
@@ -160,18 +152,6 @@ class SharedBackend(ABC):
     @abstractmethod
     async def states(self, owner: str | None, ids: Sequence[str]) -> list[KeyState]:
         """What there is under some ids and their variants, each once, in the order asked for."""
-
-    @abstractmethod
-    async def slowest_reader(self, stream: LocalStream) -> float:
-        """Where the slowest reader on another worker is; infinity if there is none."""
-
-    @abstractmethod
-    async def page(self, stream: LocalStream | RemoteStream, offset: int) -> Page:
-        """Bytes of the log from `offset` on; none at its end.
-
-        Raises:
-            OffsetLost: The bytes there were dropped.
-        """
 
     def open(self, state: RemoteState) -> Stream:
         """The stream that the backend knows as `state`, as it is read here."""
@@ -183,7 +163,7 @@ class SharedBackend(ABC):
         if view is not None and view.failure is None:
             view.update(state)
             return view
-        view = streams.views[state.epoch] = RemoteStream(self, state, limits=streams.limits, budget=streams.budget)
+        view = streams.views[state.epoch] = RemoteStream(self, state)
         return view
 
     # What streams ask for.

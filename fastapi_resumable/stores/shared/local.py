@@ -10,7 +10,7 @@ from time import time
 from ..._core.sse import PING
 from ..._stream.fanout import Cursor, Fanout
 from ..._stream.recording import Recording
-from ..._stream.stream import Budget, Head, Limits, stream_item
+from ..._stream.stream import Head, stream_item
 from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
 from ..base import Reservation
@@ -20,7 +20,7 @@ from .writes import END_MESSAGES, Ending, Reply, StreamBackend, Written
 logger = logging.getLogger("fastapi_resumable")
 
 RECHECK = 1.0
-"""Seconds after which a producer that waits for readers elsewhere looks again, should it have missed the message."""
+"""Seconds after which what waits for another worker looks again, should it have missed the message."""
 
 
 class LocalStream:
@@ -30,12 +30,8 @@ class LocalStream:
     detached: in an outage, it goes on for the readers on this worker.
     """
 
-    def __init__(
-        self, backend: StreamBackend, request: Reservation, head: Head, limits: Limits, budget: Budget
-    ) -> None:
-        self.key = request.key
-        self.epoch = request.epoch
-        self.head = head
+    def __init__(self, backend: StreamBackend, request: Reservation, head: Head) -> None:
+        self.key, self.epoch, self.head = request.key, request.epoch, head
         self.idempotency_key = request.idempotency_key
         self.started_at = time()
         self.completed_at = 0.0
@@ -46,8 +42,8 @@ class LocalStream:
         """Whether readers here are shown what the backend has not got."""
         self.backend = backend
         self._stop_producer: Callable[[str], None] | None = request.on_stop
-        self._recording = Recording(self.epoch, head, limits, budget)
-        self.log = self._recording.log
+        self._recording = Recording(self.epoch, head, backend.limits, backend.budget)
+        self.log, self.piece = self._recording.log, self._recording.piece
         self._fanout = Fanout(self.log)
         self._fanout.visible = 0
         self._outbox = Outbox(self._recording)
@@ -90,11 +86,6 @@ class LocalStream:
                 if self.closed or self.has_room(size):
                     return
             await self._fanout.wait_for_room(timeout)
-
-    @property
-    def piece(self) -> int:
-        """The most bytes that `offer` takes."""
-        return self._recording.piece
 
     def offer(self, chunk: bytes, _now: float) -> bool:
         """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room."""
@@ -152,25 +143,23 @@ class LocalStream:
 
     def take_reply(self, reply: Reply) -> None:
         """Note what came of the last write."""
-        if self._outbox.sync is Sync.LEFT:
+        outbox = self._outbox
+        if outbox.sync is Sync.LEFT:
             return
-        if not self._outbox.take(reply):
+        if not outbox.take(reply):
             self.backend.end_elsewhere(self)
-        elif isinstance(reply, Written):
-            # What has come meanwhile is marked already.
-            self._slowest_elsewhere = reply.slowest
-            self._take_written()
-        else:
+            return
+        if not isinstance(reply, Written):
             self.backend.mark(self)
-
-    def _take_written(self) -> None:
-        outbox, ending = self._outbox, self._outbox.ending
+            return
+        # What has come meanwhile is marked already.
         assert outbox.sent is not None
+        self._slowest_elsewhere = reply.slowest
         if self.is_detached and outbox.recorded == self.log.tail:
             self.is_detached = False
             self._warn("stream %r is recorded again")
         self._fanout.show(outbox.recorded)
-        if outbox.sent.ending is not None and ending is not None:
+        if (ending := outbox.sent.ending) is not None:
             self._finalize(ending.status, ending.completed_at)
             self._stop_producer = None
             self.backend.forget(self)
@@ -192,9 +181,7 @@ class LocalStream:
         if self.is_final:
             return
         self._fanout.visible = self.log.tail
-        self.status = status
-        self.completed_at = now
-        self.is_final = True
+        self.status, self.completed_at, self.is_final = status, now, True
         self._fanout.notify()
         self._fanout.make_room()
         self._settled.set_result(None)
@@ -210,7 +197,9 @@ class LocalStream:
             self._give_up(failure)
             return
         if not self.is_detached:
-            self._detach_from_store(failure)
+            self._warn("stream %r goes on unrecorded: %s", failure.message)
+            self.is_detached = True
+            self._fanout.show(self.log.tail)
         if (ending := self._outbox.ending) is not None:
             self._finalize(ending.status, ending.completed_at)
             if time() > self.completed_at + self._recording.limits.retention:
@@ -222,36 +211,29 @@ class LocalStream:
         self.backend.abandon(self)
         # If it had ended, no reader has seen that.
         self._recording.reopen(self.tail)
-        self._end_here(ResumableStatus.FAILED, failure.code, failure.message)
+        self._close(ResumableStatus.FAILED, failure.code, failure.message)
+        self._finalize(ResumableStatus.FAILED, time())
         self.stop_producer("interrupted")
 
     def _warn(self, message: str, *about: str) -> None:
         logger.warning(message, self.key.id, *about, extra=self.key.fields(self.epoch))
 
-    def _detach_from_store(self, failure: StoreUnavailable) -> None:
-        self._warn("stream %r goes on unrecorded: %s", failure.message)
-        self._show_unrecorded()
-
-    def _show_unrecorded(self) -> None:
-        self.is_detached = True
-        self._fanout.show(self.log.tail)
-
     def begin_later(self, failure: StoreUnavailable) -> None:
         """Begin without the backend, and there as soon as it can be reached."""
-        self._detach_from_store(failure)
         self._outbox.sync = Sync.BEGIN
+        self.on_outage(failure)
         self.backend.mark(self)
 
     def stop_here(self) -> None:
         """Stop the stream while the backend is away, and write that later."""
         if not self.closed:
-            self._show_unrecorded()
+            self.is_detached = True
+            self._fanout.show(self.log.tail)
             self.end(ResumableStatus.CANCELLED, "cancelled", END_MESSAGES["cancelled"], time())
             self.stop_producer("cancelled")
 
     async def adopt_end(self, code: str) -> str:
         """Take over how another worker has ended the log (with `code` if that is unknown); return the code."""
-        self._outbox.ending = None
         if self.is_final:
             return code
         self._recording.closed = True
@@ -273,14 +255,9 @@ class LocalStream:
                 self._warn("how stream %r was ended is unknown: %s", exc.message)
         if not self.is_final:
             self._recording.closed = False
-            self._end_here(status, code, END_MESSAGES.get(code, END_MESSAGES["producer_lost"]))
+            self._close(status, code, END_MESSAGES.get(code, END_MESSAGES["producer_lost"]))
+            self._finalize(status, time())
         return code
-
-    def _end_here(self, status: ResumableStatus, code: str, message: str) -> None:
-        """End what the readers here see, and nothing else."""
-        if not self.closed:
-            self._close(status, code, message)
-        self._finalize(status, time())
 
     # The readers' side.
 

@@ -6,7 +6,7 @@ from time import monotonic
 
 from ..._core.log import BLOCK_SIZE, ByteLog
 from ..._stream.fanout import Cursor, Fanout
-from ..._stream.stream import Budget, Limits, stream_item
+from ..._stream.stream import stream_item
 from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
 from .writes import RemoteState, StreamBackend
@@ -18,7 +18,7 @@ WINDOW = 256 * 1024
 class RemoteStream:
     """A stream that another worker produces, or that has ended."""
 
-    def __init__(self, backend: StreamBackend, state: RemoteState, *, limits: Limits, budget: Budget) -> None:
+    def __init__(self, backend: StreamBackend, state: RemoteState) -> None:
         self.key = state.key
         self.epoch = state.epoch
         self.worker = state.worker
@@ -27,7 +27,6 @@ class RemoteStream:
         self.idempotency_key = state.idempotency_key
         self.started_at = state.started_at
         self._backend = backend
-        self._budget = budget
         self.failure: ResumableError | None = None
         self.is_final = False
         self.missing_since: float | None = None
@@ -35,7 +34,7 @@ class RemoteStream:
         self.log = ByteLog(BLOCK_SIZE, state.tail)
         self._fanout = Fanout(self.log)
         # How often the producer's worker gets a report of the readers here: for each step of so many bytes.
-        self._step = max(1, limits.max_stream_bytes // 8)
+        self._step = max(1, backend.limits.max_stream_bytes // 8)
         self._reported: float = -1
         self.update(state)
 
@@ -53,7 +52,7 @@ class RemoteStream:
 
     def _restart(self, offset: int) -> None:
         """Drop what is held, and go on at `offset`."""
-        self._budget.used -= self.log.size
+        self._backend.budget.used -= self.log.size
         self.log.restart(offset)
 
     @property
@@ -100,7 +99,7 @@ class RemoteStream:
         data = data[log.tail - start :]
         if data:
             log.append(data)
-            self._budget.used += len(data) - log.trim(log.tail - WINDOW)
+            self._backend.budget.used += len(data) - log.trim(log.tail - WINDOW)
             self._fanout.announce(data, log.tail, monotonic())
 
     def finish(self, tail: int, status: ResumableStatus, now: float) -> None:

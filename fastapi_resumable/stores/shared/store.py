@@ -22,13 +22,10 @@ from ...models import ResumableStatus, ResumableStreamItem
 from ..base import Reservation
 from ..watchers import Notify
 from .backend import SharedBackend
-from .local import LocalStream
+from .local import RECHECK, LocalStream
 from .writes import KeyState
 
 OnStoreFailure = Literal["degrade", "fail"]
-
-RECHECK = 1.0
-"""Seconds after which a request that waits for another one looks again, should it have missed the change."""
 
 
 class SharedStore(ABC):
@@ -50,7 +47,7 @@ class SharedStore(ABC):
     @property
     def held_bytes(self) -> int:
         """How many bytes this process holds: the logs of the streams that it writes or follows."""
-        return 0 if self._backend is None else self._backend.streams.budget.used
+        return 0 if self._backend is None else self._backend.budget.used
 
     def configure(self, limits: Limits) -> None:
         """Take the limits."""
@@ -136,7 +133,7 @@ class SharedStore(ABC):
     async def begin(self, reservation: Reservation, head: Head) -> WritableStream:
         """Make the reservation the current epoch."""
         backend, epoch = self._here(), reservation.epoch
-        stream = LocalStream(backend, reservation, head, self._limits, backend.streams.budget)
+        stream = LocalStream(backend, reservation, head)
         _check_stop(reservation)
         failure: StoreUnavailable | None = None
         try:

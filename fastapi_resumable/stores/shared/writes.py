@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..._core.ids import StreamKey
 from ..._core.lifecycle import Queued
-from ..._stream.stream import Head
+from ..._stream.stream import Budget, Head, Limits, stream_item
 from ...models import ResumableStatus, ResumableStreamItem
 from ..base import queued_item
 
@@ -124,17 +124,7 @@ class RemoteState:
     @property
     def item(self) -> ResumableStreamItem:
         """The stream as a lookup shows it."""
-        return ResumableStreamItem(
-            conversation_id=self.key.id,
-            status=self.status,
-            is_done=self.is_final,
-            epoch=self.epoch,
-            total_bytes=self.tail,
-            dropped_bytes=self.earliest,
-            content_type=self.head.content_type,
-            started_at=int(self.started_at),
-            completed_at=int(self.completed_at),
-        )
+        return stream_item(self)
 
 
 class KeyState(NamedTuple):
@@ -164,6 +154,9 @@ class KeyState(NamedTuple):
 class StreamBackend(Protocol):
     """What local and remote streams need of the backend. Each `stream` is one of them."""
 
+    limits: Limits
+    budget: Budget
+    """What the logs of this worker are counted in."""
     degrade: bool
     """Whether local streams go on without the backend while that is gone."""
 

@@ -52,7 +52,7 @@ class SqliteBackend(SharedBackend):
             lambda transactions, terminal: transactions.reserve(reservation.key, request, on_conflict, terminal)
         )
         if outcome.verdict is Verdict.QUEUED:
-            self.streams.check_limit(replaces=outcome.replaces)
+            self.check_limit(replaces=outcome.replaces)
         return Answer(outcome.verdict, outcome.rival)
 
     def _request(self, reservation: Reservation) -> Queued:
