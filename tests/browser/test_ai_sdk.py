@@ -167,6 +167,7 @@ def test_a_finished_answer_is_not_replayed(open_tab: OpenTab, model: Model) -> N
     expect_answer(tab, WHOLE)
 
 
+@pytest.mark.long
 def test_a_second_tab_follows(open_tab: OpenTab, model: Model) -> None:
     """It shows the answer from its start, and both tabs see its end."""
     first = open_tab()
@@ -196,6 +197,7 @@ def test_a_cut_connection_is_resumed(open_tab: OpenTab, line: Line, model: Model
     assert model.outcomes("Is the line bad?") == ["whole"]
 
 
+@pytest.mark.long
 def test_an_answer_that_ends_during_a_cut_is_taken_from_the_history(
     person: BrowserContext, open_tab: OpenTab, app: Server, line: Line, model: Model
 ) -> None:

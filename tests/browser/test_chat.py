@@ -58,6 +58,7 @@ def test_a_reload_in_mid_answer_goes_on_from_the_same_byte(open_tab: OpenTab, mo
     ]
 
 
+@pytest.mark.long
 def test_what_is_written_during_a_reload_is_there_after_it(open_tab: OpenTab, model: Model) -> None:
     """The page is somewhere else while the model writes to the end; nothing is lost, nothing comes twice."""
     tab = open_tab()
@@ -73,6 +74,7 @@ def test_what_is_written_during_a_reload_is_there_after_it(open_tab: OpenTab, mo
     assert read_all(tab) == WHOLE
 
 
+@pytest.mark.long
 def test_two_tabs_follow_the_same_answer(open_tab: OpenTab, model: Model) -> None:
     """A second tab on the conversation gets all of the one answer that is being written."""
     first = open_tab()
@@ -151,6 +153,7 @@ def test_a_cut_connection_recovers_by_itself(open_tab: OpenTab, model: Model) ->
     assert model.outcomes("What if the line is cut?") == ["whole"]
 
 
+@pytest.mark.long
 def test_a_stop_while_the_connection_is_cut_stops(open_tab: OpenTab, app: Server, model: Model) -> None:
     """The tab that comes back finds its stream gone, and shows what was kept of the answer."""
     tab = open_tab()
@@ -182,6 +185,7 @@ def test_a_closed_tab_can_be_opened_again(open_tab: OpenTab, model: Model) -> No
     expect(again.locator(".conversations .spinner")).to_have_count(0)
 
 
+@pytest.mark.long
 def test_who_comes_back_too_late_for_the_head_follows_the_rest(person: BrowserContext, model: Model) -> None:
     """When the log has dropped the beginning, a new tab reads on from the earliest byte there is."""
     env = {
@@ -253,6 +257,7 @@ def test_a_question_that_never_arrived_is_asked_again_once(open_tab: OpenTab, ap
     assert model.outcomes("Did you hear me?") == ["whole"]
 
 
+@pytest.mark.long
 def test_leaving_a_conversation_and_coming_back_loses_nothing(open_tab: OpenTab, model: Model) -> None:
     """Two answers are written at a time; the tab follows the one that it shows, and both end whole."""
     tab = open_tab()
@@ -274,6 +279,7 @@ def test_leaving_a_conversation_and_coming_back_loses_nothing(open_tab: OpenTab,
     assert read_all(tab) == WHOLE
 
 
+@pytest.mark.long
 def test_spinners_come_from_one_lookup(open_tab: OpenTab) -> None:
     """On load, and when the tab is looked at again, one request asks for all conversations."""
     tab = open_tab()
@@ -309,6 +315,7 @@ def test_text_is_never_taken_for_html(open_tab: OpenTab, model: Model) -> None:
     expect(tab.locator("main b, #sidebar b, main img")).to_have_count(0)
 
 
+@pytest.mark.long
 def test_a_deleted_conversation_is_gone(open_tab: OpenTab, app: Server, model: Model) -> None:
     """Deleting stops the answer, too."""
     tab = open_tab()

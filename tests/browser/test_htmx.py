@@ -16,6 +16,7 @@ from tests.browser.fake_openai import API_KEY
 from tests.browser.test_ai_sdk import JAVASCRIPT, MODEL
 from tests.docs.player import ROOT, blocks
 from tests.support.line import Line
+from tests.support.params import representatives
 from tests.support.server import HOST, Server, wait_until
 
 pytestmark = pytest.mark.browser
@@ -25,6 +26,9 @@ OpenTab = Callable[..., Page]
 CDN = "https://cdn.jsdelivr.net/npm/"
 PACKAGES = ("htmx.org", "htmx-2", "htmx-ext-sse")
 MODULES = JAVASCRIPT / "node_modules"
+
+
+one_version = pytest.mark.parametrize("app", representatives(["main", "htmx2"], "main".__eq__), indirect=True)
 
 
 @pytest.fixture(scope="module", params=["main", "htmx2"])
@@ -115,6 +119,7 @@ def test_an_answer_streams_in(open_tab: OpenTab, model: Model) -> None:
     assert model.outcomes(question) == ["whole"]
 
 
+@one_version
 def test_a_cut_connection_is_resumed(open_tab: OpenTab, line: Line, model: Model) -> None:
     """The extension comes back for what it has not had: from the start, it would show it twice."""
     tab = open_tab()
@@ -133,6 +138,7 @@ def test_a_cut_connection_is_resumed(open_tab: OpenTab, line: Line, model: Model
     assert model.outcomes(question) == ["whole"]
 
 
+@one_version
 def test_an_answer_that_ends_during_a_cut_is_read_to_its_end(open_tab: OpenTab, line: Line, model: Model) -> None:
     """The reconnect brings the rest and `done`."""
     tab = open_tab()
@@ -144,6 +150,7 @@ def test_an_answer_that_ends_during_a_cut_is_read_to_its_end(open_tab: OpenTab, 
     expect(stop_buttons(tab)).to_have_count(0)
 
 
+@one_version
 def test_a_reloaded_page_and_a_second_tab_follow(open_tab: OpenTab, app: Server, model: Model) -> None:
     """From the start of the same answer; after its end it is rendered, not streamed."""
     tab = open_tab()
@@ -170,6 +177,7 @@ def test_a_reloaded_page_and_a_second_tab_follow(open_tab: OpenTab, app: Server,
     assert model.outcomes(question) == ["whole"]
 
 
+@one_version
 def test_stop_stops_the_model(open_tab: OpenTab, model: Model) -> None:
     """What was written stays, in the page and after a reload, and says that it is not all."""
     tab = open_tab()

@@ -15,6 +15,7 @@ from tests.browser.fake_openai import API_KEY
 from tests.browser.test_ai_sdk import JAVASCRIPT, MODEL
 from tests.docs.player import ROOT, blocks
 from tests.support.line import Line
+from tests.support.params import representatives
 from tests.support.server import HOST, Server, wait_until
 
 pytestmark = pytest.mark.browser
@@ -54,7 +55,11 @@ def bundle(folder: Path, commands: str) -> None:
     subprocess.run(node, cwd=folder, env=environ, check=True, timeout=60)
 
 
-@pytest.fixture(scope="module", params=["javascript-client", "mobile", "react"])
+PAGES = ["javascript-client", "mobile", "react"]
+one_page = pytest.mark.parametrize("line", representatives(PAGES, "javascript-client".__eq__), indirect=True)
+
+
+@pytest.fixture(scope="module", params=PAGES)
 def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model: Model) -> Iterator[Line]:
     """The line between browser and server, for each of the pages."""
     with serve_page(request.param, tmp_path_factory.mktemp(request.param), model) as line:
@@ -96,6 +101,7 @@ def test_an_answer_streams_in(open_tab: OpenTab, line: Line, model: Model) -> No
         assert model.outcomes(question) == ["whole"]
 
 
+@one_page
 def test_a_reloaded_page_goes_on(open_tab: OpenTab, line: Line, model: Model) -> None:
     """Twice in mid-answer: nothing is missing or doubled, and the model is asked once."""
     tab = open_tab()
@@ -110,6 +116,7 @@ def test_a_reloaded_page_goes_on(open_tab: OpenTab, line: Line, model: Model) ->
     assert model.outcomes(question) == ["whole"]
 
 
+@one_page
 def test_a_page_that_was_cut_off_catches_up(open_tab: OpenTab, line: Line, model: Model) -> None:
     """It comes back by itself, as often as it takes."""
     tab = open_tab()
@@ -124,6 +131,7 @@ def test_a_page_that_was_cut_off_catches_up(open_tab: OpenTab, line: Line, model
     assert model.outcomes(question) == ["whole"]
 
 
+@one_page
 def test_a_failure_is_shown(open_tab: OpenTab) -> None:
     """The page says what the server said."""
     tab = open_tab()

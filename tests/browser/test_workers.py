@@ -29,6 +29,7 @@ def test_the_page_says_which_worker_serves_it(person: BrowserContext, tmp_path: 
         expect(tab.locator(".answer-text")).to_have_text(passage("Tell me of Alice"))
 
 
+@pytest.mark.long
 def test_the_page_of_a_single_worker_says_nothing(open_tab: Callable[..., Page]) -> None:
     """There is no such line where there is no choice."""
     tab = open_tab()

@@ -27,6 +27,7 @@ def app() -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.long
 def test_reloads_at_any_moment_lose_nothing(open_tab: OpenTab, app: Server) -> None:
     """Some reloads while the writer writes leave the text as it was meant; it was written once."""
     tab = open_tab()
@@ -66,6 +67,7 @@ def test_the_official_client_understands_the_writer(app: Server) -> None:
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == passage(SHORT)
 
 
+@pytest.mark.long
 def test_an_answer_outlives_the_retention_of_its_stream(person: BrowserContext) -> None:
     """Who comes back when the stream has expired reads the answer that the app has kept."""
     with example_app({"FASTAPI_RESUMABLE_RETENTION": "0", "EXAMPLE_WORDS_PER_SECOND": "300"}) as app:

@@ -4,10 +4,8 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
-import anthropic
 import httpx
 import httpx2
-import langgraph_sdk
 import pytest
 
 from fastapi_resumable.client import AsyncResumableTransport, Backoff, ResumableTransport
@@ -33,7 +31,9 @@ def runs(server: Server, name: str) -> int:
     return found.count(name)
 
 
-def claude(port: int) -> anthropic.Anthropic:
+def claude(port: int) -> Any:
+    import anthropic  # takes a second, which those who do not run this file need not wait
+
     http = httpx2.Client(transport=ResumableTransport(backoff=BACKOFF))
     return anthropic.Anthropic(base_url=f"http://127.0.0.1:{port}", api_key="none", max_retries=0, http_client=http)
 
@@ -53,6 +53,8 @@ def test_the_anthropic_sdk_sees_nothing_of_100_cuts(vendors: Server) -> None:
 
 async def test_nor_does_the_asynchronous_one(vendors: Server) -> None:
     """The same, with `await`."""
+    import anthropic
+
     model = unique("claude")
     with CuttingProxy(vendors.port, seed=SEED, cuts=100, most=400) as line:
         http = httpx2.AsyncClient(transport=AsyncResumableTransport(backoff=BACKOFF))
@@ -68,6 +70,8 @@ async def test_nor_does_the_asynchronous_one(vendors: Server) -> None:
 
 def test_a_failure_is_an_error_of_the_anthropic_api(vendors: Server) -> None:
     """After all that came before it."""
+    import anthropic
+
     received: list[str] = []
     with (
         claude(vendors.port) as client,
@@ -90,6 +94,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_the_langgraph_sdk_resumes_by_itself(vendors: Server) -> None:
     """Where the answer has a `Location`; the run is one."""
+    import langgraph_sdk
+
     thread = unique("thread")
     with CuttingProxy(vendors.port, seed=SEED, cuts=40, least=500, most=900) as line:
         with langgraph_sdk.get_sync_client(url=f"http://127.0.0.1:{line.port}") as client:
@@ -103,6 +109,8 @@ def test_the_langgraph_sdk_resumes_by_itself(vendors: Server) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_so_does_the_asynchronous_langgraph_sdk(vendors: Server) -> None:
     """The same, with `await`."""
+    import langgraph_sdk
+
     thread = unique("thread")
 
     async def read(port: int) -> list[Any]:

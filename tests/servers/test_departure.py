@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers.test_shutdown import GRANIAN, HYPERCORN, UVICORNS, running
+from tests.support.params import representatives
 
 WORKER = pytest.param(
     {"server": "hypercorn", "loop": "asyncio", "args": ["--graceful-timeout", "1"]},
@@ -15,7 +16,7 @@ every_server = pytest.mark.parametrize("how", [*UVICORNS[:2], GRANIAN, HYPERCORN
 
 
 @every_server
-@pytest.mark.parametrize("path", ["/chat", "/starlette"])
+@pytest.mark.parametrize("path", representatives(["/chat", "/starlette"], "/chat".__eq__))
 async def test_a_client_that_leaves_is_no_shutdown(how: dict[str, object], path: str, tmp_path: Path) -> None:
     """With graces far shorter than what follows, a stream outlives the client that began it, to its own end."""
     async with running(tmp_path, how, shutdown_grace=0.05, stop_grace=0.05, ping=0.1) as site:

@@ -11,6 +11,7 @@ from time import monotonic
 import pytest
 
 from tests.support.asgi import parse_events
+from tests.support.params import representatives
 from tests.support.rawhttp import Connection, Response, connect
 from tests.support.server import Server, serve, wait_until
 
@@ -128,7 +129,7 @@ async def test_a_stream_without_readers_finishes_within_the_grace(how: dict[str,
 
 
 @every_server
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", representatives([signal.SIGTERM, signal.SIGINT], signal.SIGTERM.__eq__))
 async def test_streams_past_the_grace_are_interrupted(
     how: dict[str, object], number: signal.Signals, tmp_path: Path
 ) -> None:
