@@ -22,7 +22,6 @@ from .admission import Admission, Service
 from .handle import EndpointAdmission, ResumableStream
 from .request import body_again
 
-_CONNECTION = "fastapi_resumable_connection"
 _REQUEST = "fastapi_resumable_request"
 _DOORS = "__fastapi_resumable_doors__"
 
@@ -35,11 +34,16 @@ def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., An
     """
     name = getattr(endpoint, "__name__", type(endpoint).__name__)
     _refuse_generator(endpoint, name)
+    # Its own for each `Resumable`, because an endpoint may be one of several.
+    parameter = service.scope_key.replace(".", "_connection_")
+    signature = _signature(endpoint)
+    if parameter in signature.parameters:
+        return endpoint
     if _is_coroutine_function(endpoint):
 
         @functools.wraps(endpoint)
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            request: Request | None = kwargs.pop(_CONNECTION, None)
+            request: Request | None = kwargs.pop(parameter, None)
             call = functools.partial(endpoint, *args, **kwargs)
             admission = None if request is None else await _decorated(request, service)
             return await (call() if admission is None else admission.run(call))
@@ -47,7 +51,7 @@ def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., An
 
         @functools.wraps(endpoint)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            request: Request | None = kwargs.pop(_CONNECTION, None)
+            request: Request | None = kwargs.pop(parameter, None)
             call = functools.partial(endpoint, *args, **kwargs)
             if request is None or not service.identifier.may_name_a_stream(request):
                 return call()
@@ -63,7 +67,7 @@ def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., An
 
     # That of an object, or of a partial, is its class's: for FastAPI, the name of the operation.
     wrapper.__name__ = name
-    wrapper.__signature__ = _with_connection(endpoint)  # type: ignore[attr-defined]  # inspect's protocol
+    wrapper.__signature__ = _with_connection(signature, parameter)  # type: ignore[attr-defined]  # inspect's protocol
     return wrapper
 
 
@@ -89,13 +93,16 @@ def _is_coroutine_function(endpoint: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(getattr(endpoint, "__call__", None))  # noqa: B004  # its kind
 
 
-def _with_connection(endpoint: Callable[..., Any]) -> inspect.Signature:
-    """The signature of an endpoint, with a parameter more."""
+def _signature(endpoint: Callable[..., Any]) -> inspect.Signature:
     try:
-        signature = inspect.signature(endpoint, eval_str=True)
+        return inspect.signature(endpoint, eval_str=True)
     except NameError:
         # Annotations that name what is not defined yet are left to FastAPI.
-        signature = inspect.signature(endpoint)
+        return inspect.signature(endpoint)
+
+
+def _with_connection(signature: inspect.Signature, name: str) -> inspect.Signature:
+    """The signature of an endpoint, with a parameter more."""
     parameters = list(signature.parameters.values())
     # FastAPI hands its connection to one parameter only; and a string may stand for such an annotation.
     taken = any(each.annotation in (HTTPConnection, "HTTPConnection") for each in parameters)
@@ -103,7 +110,7 @@ def _with_connection(endpoint: Callable[..., Any]) -> inspect.Signature:
     # Last, because class-based views take the first parameter for `self`; but nothing may come after `**kwargs`.
     at = len(parameters) - (bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
     kind = inspect.Parameter.KEYWORD_ONLY
-    parameters.insert(at, inspect.Parameter(_CONNECTION, kind, default=None, annotation=annotation))
+    parameters.insert(at, inspect.Parameter(name, kind, default=None, annotation=annotation))
     return signature.replace(parameters=parameters)
 
 

@@ -12,7 +12,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from pydantic import AfterValidator
 
-from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream
+from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream, header
 from tests.support.asgi import running, until
 from tests.support.life_apps import YIELDS
 
@@ -496,6 +496,31 @@ async def test_a_polyfill_resumes_by_the_query(path: str, name: str) -> None:
         third = await client.get(f"{path}?{name}={ids[0]}", headers={ID: "a", "Last-Event-ID": ids[1]})
         assert third.status == 204
     assert len(runs) == 1
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+async def test_several_decorators_on_one_endpoint(kind: str) -> None:
+    """Each of its own `Resumable` records the requests that name its stream; the same one twice is one."""
+    app, chats, runs = FastAPI(), Resumable(), Resumable(prefix="/runs", stream_id=header("X-Run"))
+    app.include_router(chats.router)
+    app.include_router(runs.router)
+
+    def chat() -> Any:
+        return StreamingResponse(words("hello"), media_type="text/event-stream")
+
+    async def chat_async() -> Any:
+        return chat()
+
+    endpoint = chats.stream(runs.stream(chats.stream(chat if kind == "def" else chat_async)))
+    app.post("/chat")(endpoint)
+    async with running(app) as client:
+        plain = await client.post("/chat")
+        first = await client.post("/chat", headers={ID: "a"})
+        second = await client.post("/chat", headers={"X-Run": "b"})
+        assert (await client.get("/v1/stream/a")).body == first.body
+        assert (await client.get("/runs/stream/b")).body == second.body
+    assert plain.body == b"data: hello\n\n"
+    assert first.body.count(b"data: hello") == second.body.count(b"data: hello") == 1
 
 
 def test_the_middleware_without_an_owner_says_what_it_cannot_check(caplog: pytest.LogCaptureFixture) -> None:
