@@ -254,10 +254,10 @@ class Locator:
     def path(self, scope: Scope, stream_id: str) -> str | None:
         """The path of a stream's replay, as the client of this request has to ask for it."""
         root_path = scope.get("root_path", "")
-        # The router is in the application that serves the request, or in one that this one is mounted in.
+        # The router is in the outermost application, or in one mounted there that serves the request.
         for provider, root in (
-            (scope.get("app"), root_path),
             (scope.get("router"), scope.get("app_root_path", root_path)),
+            (scope.get("app"), root_path),
         ):
             if provider is not None and (path := self._path_in(provider)) is not None:
                 return replay_path(quote(root.rstrip("/"), safe=_SAFE) + path if root else path, stream_id)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.exception_handlers import http_exception_handler, request_validation_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
@@ -231,6 +232,9 @@ class ResumableMiddleware:
         if scope["type"] != "http" or not self._matches(scope):
             await self._app(scope, receive, send)
             return
+        if "app" not in scope and isinstance(self._app, Starlette):
+            # It stands around the whole application, whose replay route, exception handlers and overrides count.
+            scope = {**scope, "app": self._app}
         handlers = {
             HTTPException: http_exception_handler,
             RequestValidationError: request_validation_exception_handler,

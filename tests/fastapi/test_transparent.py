@@ -11,6 +11,8 @@ from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from pydantic import AfterValidator
+from starlette.applications import Starlette
+from starlette.routing import Route
 
 from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream, header
 from tests.support.asgi import running, until
@@ -532,3 +534,25 @@ def test_the_middleware_without_an_owner_says_what_it_cannot_check(caplog: pytes
     caplog.clear()
     ResumableMiddleware(FastAPI(), resumable=Resumable(owner=lambda: "alice"), paths=["/chat"])
     assert caplog.text == ""
+
+
+async def one_word(_request: Any) -> StreamingResponse:
+    return StreamingResponse(words("hello"), media_type="text/event-stream")
+
+
+@pytest.mark.parametrize("around", ["a mount", "the application"])
+async def test_the_middleware_finds_the_replay_route_wherever_it_stands(around: str) -> None:
+    """Around an application that is mounted in that of the router, and around all that a server gets."""
+    app, resumable = FastAPI(), Resumable()
+    app.include_router(resumable.router)
+    if around == "a mount":
+        inner = Starlette(routes=[Route("/chat", one_word, methods=["POST"])])
+        app.mount("/mounted", ResumableMiddleware(inner, resumable=resumable, paths=["/chat"]))
+        served: Any = app
+    else:
+        app.add_route("/mounted/chat", one_word, methods=["POST"])
+        served = ResumableMiddleware(app, resumable=resumable, paths=["/mounted/chat"])
+    async with running(served) as client:
+        first = await client.post("/mounted/chat", headers={ID: "a"})
+        assert first.headers.get("content-location") == "/v1/stream/a"
+        assert (await client.get("/v1/stream/a")).body == first.body
