@@ -106,6 +106,8 @@ class Exchange:
         except QuietlyBroken as exc:
             failure = exc
         except asyncio.CancelledError as exc:
+            # The request is cancelled, by a middleware or a server that exits. The producer goes on, and the request
+            # waits for it.
             self._note_cancellation(exc)
         except Exception as exc:  # noqa: BLE001  # raised again below, once nothing hangs on the request any more
             failure = exc
@@ -123,6 +125,7 @@ class Exchange:
 
     async def _wait_until_over(self) -> None:
         """Stay until the application has ended, even if the request is cancelled; then give back what is held."""
+        # A loop, because a request can be cancelled more than once while it waits.
         while not self.producer.is_over:
             try:
                 with self._shield():
@@ -130,6 +133,7 @@ class Exchange:
             except asyncio.CancelledError as exc:
                 self._note_cancellation(exc)
         with self._shield():
+            # Only now: the end of a response lets middleware and servers tear down what the application still needs.
             if self._reading in (Reading.LEFT, Reading.CUT):
                 await self._close_response()
             await self.release()
@@ -167,6 +171,8 @@ class Exchange:
 
     def begun(self, stream: Stream) -> None:
         """Attach the reader at the very beginning, so that nothing is dropped before the client has had it."""
+        # A client that was answered 202, or a request that is cancelled, will not read: a reader would only hold the
+        # producer back.
         if self._accepting is None and self.cancelled is None:
             is_measured = self.producer.telemetry is not None
             self._reader = self._manager.reader(stream, 0, self._outlive_cancellation, counted=is_measured)
@@ -180,6 +186,7 @@ class Exchange:
 
     async def _answer(self, scope: Scope) -> None:
         if self._accepting is not None:
+            # `wait` rather than `await`: a cancellation of the request must not cancel the answer that is being sent.
             await asyncio.wait({self._accepting})
             return
         await self.recorder.settled()
@@ -216,6 +223,7 @@ class Exchange:
         except TimeoutError:
             pass
         stream = self.producer.stream
+        # The application has answered without a stream, and that answer is passed on.
         if stream is None and self.recorder.is_settled:
             return
         self.answered = True

@@ -60,7 +60,7 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     return [(name, value) for name, value in lowered if name not in dropped]
 
 
-def recorded(headers: RawHeaders) -> tuple[tuple[bytes, bytes], ...]:
+def replayable(headers: RawHeaders) -> tuple[tuple[bytes, bytes], ...]:
     """Those of the headers of a response, `end_to_end`, that a replay repeats."""
     return tuple(
         (name, value)

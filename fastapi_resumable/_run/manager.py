@@ -138,6 +138,8 @@ class StreamManager:
 
     async def shutdown(self) -> None:
         """Refuse new streams, wait for live ones up to `shutdown_grace`, interrupt the rest, and end all readings."""
+        # Shielded, because servers cancel the lifespan that waits here, and the rest of the shutdown still has to be
+        # done.
         await asyncio.shield(self.begin_shutdown())
 
     async def _shut_down(self) -> None:
@@ -145,6 +147,7 @@ class StreamManager:
         # that is about to cancel requests would keep their readers from the terminal event.
         grace = min(self.settings.shutdown_grace, self.termination.server_timeout)
         await self._quiet(grace, lambda: self._grace_is_over or not (self._producers or self._readers))
+        # A copy, because each that ends removes itself.
         for producer in list(self._producers):
             await self.interrupt(producer)
         for watch in list(self._watches):
@@ -157,7 +160,9 @@ class StreamManager:
         clients: list[Reader | Watch] = [*self._readers, *self._watches]
         for client in clients:
             client.evict()
+        # What was interrupted runs its `finally` blocks in this time.
         await self._quiet(self.settings.stop_grace)
+        # Before the store is closed, because hooks are what keeps the answers.
         await self.hooks.wait(self.settings.stop_grace)
         await self.store.aclose()
 
@@ -188,6 +193,8 @@ class StreamManager:
         try:
             async with asyncio.timeout(timeout):
                 while (self._producers or self._readers or self._watches) and not is_over():
+                    # A future for each look, so that a departure in between is never missed: there is no `await` before
+                    # it.
                     self._left = asyncio.get_running_loop().create_future()
                     await self._left
         except TimeoutError:

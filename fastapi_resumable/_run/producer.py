@@ -68,6 +68,7 @@ class Producer:
         self._stopped = asyncio.Event()
         self._listeners = 0
         """How many tasks of the application wait for a disconnect."""
+        # The head's timer and the first chunk may both begin the stream.
         self._beginning = asyncio.Lock()
         self._is_pinged = False
         """Whether it records keep-alives."""
@@ -128,6 +129,7 @@ class Producer:
                 await self.fail("The answer could not be completed.")
         finally:
             if self.stop_code is not None and error is not None:
+                # An application that was stopped may be kept alive by its traceback, and its generators with it.
                 release_frames(error)
             if self.stream is None:
                 await self._around.store.release(self.reservation)
@@ -148,6 +150,7 @@ class Producer:
         if self._task is not None:
             await self._over.wait()
         if self._hooks is not None:
+            # `wait`, so that neither a hook's error nor a cancellation of the request ends in the other.
             await asyncio.wait({self._hooks}, timeout=HOOK_PATIENCE)
 
     # Recording.
@@ -163,6 +166,7 @@ class Producer:
             if self.stream is None:
                 stream = await self._around.store.begin(self.reservation, head)
                 on_begin(stream)
+                # After `on_begin`: the reader is attached by then, so the first byte cannot be dropped before it.
                 self.stream = stream
                 self.last_write = monotonic()
                 if self.telemetry is not None:
@@ -193,6 +197,7 @@ class Producer:
     async def end(self, status: ResumableStatus, code: str = "", message: str = "") -> None:
         """End the stream, if it has begun and not ended yet."""
         if self.stream is not None and not self.stream.closed:
+            # Before the store shows the end: then clients go, and the request's span is closed.
             self._measure_end(status)
             await self._around.store.finish(self.stream, status, code, message)
             self._on_end()
@@ -240,6 +245,7 @@ class Producer:
         if self.stop_code is not None or self.is_over:
             return
         self.stop_code = code
+        # Taken before the event is set, which lets the listeners go.
         listens = self._listeners > 0
         self._stopped.set()
         if self._task is None:
@@ -256,6 +262,8 @@ class Producer:
         if listens:
             # The application has just received the disconnect; a cancellation would interrupt its cleaning up.
             await asyncio.wait({task}, timeout=grace)
+            # It has had its grace. This is for an application that ignores the disconnect, and only has to run its
+            # `finally`.
             grace = 0.1
         self._scope.cancel()
         await asyncio.wait({task}, timeout=grace)

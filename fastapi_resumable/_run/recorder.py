@@ -12,7 +12,7 @@ from ..exceptions import StreamCancelled, StreamReplaced
 from ..models import ResumableStatus
 from .body import DISCONNECT, RequestBody
 from .errors import StreamStopped
-from .headers import RawHeaders, end_to_end, recorded
+from .headers import RawHeaders, end_to_end, replayable
 from .producer import Producer, Surroundings
 
 
@@ -69,11 +69,14 @@ class Recorder:
         """Run the application to its end."""
         try:
             await app(scope, self.receive, self.send)
+            # The head or the end may have been waiting for its timer: the application has returned, so there is nothing
+            # to wait for.
             self._cancel_timer()
             if self._has_sent_all:
                 await self._end()
         finally:
             self._cancel_timer()
+            # However the application ends, the exchange must not wait for a head that will never come.
             self._settled.set()
 
     def release(self) -> None:
@@ -82,11 +85,13 @@ class Recorder:
 
     async def receive(self) -> Message:
         """The request's body; then, once the stream is stopped, a disconnect."""
+        # An application that answers without a stream is served as without us, and hears of its client's leaving.
         if self.passing:
             return await self._body.receive()
         if self.producer.stop_code is None and self._body.is_exhausted:
             await self.producer.disconnected()
         elif self.producer.stop_code is None:
+            # Both at once: the application waits for its body, and a stop must reach it there.
             message = asyncio.ensure_future(self._body.next())
             stopped = asyncio.ensure_future(self.producer.disconnected())
             try:
@@ -113,6 +118,7 @@ class Recorder:
             return
         producer = self.producer
         producer.last_write = now
+        # A generator that never awaits would keep the event loop from everything else.
         self._writes += 1
         if not self._writes % YIELD_EVERY or len(body) > YIELD_SIZE:
             await asyncio.sleep(0)
@@ -141,6 +147,7 @@ class Recorder:
                     producer.telemetry.first_byte()
                 self._stream = producer.stream
                 try:
+                    # A copy of a `bytearray` or `memoryview`, which the application may reuse; for `bytes` it is none.
                     await producer.write(bytes(body))
                 except StreamStopped:
                     await self._refuse()
@@ -172,6 +179,8 @@ class Recorder:
             self._set_timer(self._around.settings.head_timeout, self._begin_late)
             return
         self.passing = True
+        # Before the head is sent: a client that has its error may ask again at once, and is not to find its own request
+        # queued.
         await self._around.store.release(self.producer.reservation)
         self._settled.set()
         await self._send_with_care(start)
@@ -181,7 +190,7 @@ class Recorder:
         self._cancel_timer()
         telemetry = self.producer.telemetry
         traceparent = None if telemetry is None else telemetry.open_span()
-        head = Head(self._start["status"], recorded(self.headers), traceparent)
+        head = Head(self._start["status"], replayable(self.headers), traceparent)
         try:
             await self.producer.begin(head, self._begun)
         except (StreamCancelled, StreamReplaced) as exc:

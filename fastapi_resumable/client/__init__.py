@@ -6,7 +6,7 @@
 
 try:
     import httpx as _httpx  # noqa: F401  # for an error that names the missing package
-    import httpx_sse as _httpx_sse  # noqa: F401  # likewise
+    import httpx_sse as _httpx_sse  # noqa: F401  # for an error that names the missing package
 except ImportError as exc:
     raise ImportError(
         f"fastapi_resumable.client needs {exc.name}: pip install 'fastapi-resumable[client]'", name=exc.name
