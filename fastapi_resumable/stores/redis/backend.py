@@ -79,6 +79,7 @@ class RedisBackend(Transitions):
         """Read what is added to a stream."""
         super().follow(stream)
         self._check(stream)
+        # Offsets are entry ids, so the read begins right after what is here.
         take, fields = partial(self._take, stream), stream.key.fields(stream.epoch)
         self.worker.listener.follow(self.calls.log(stream), f"{stream.log.tail}-0", take, stream.fail, fields)
 
@@ -120,6 +121,7 @@ class RedisBackend(Transitions):
         """What came of it."""
         if isinstance(stream, LocalStream):
             if reply[0] == b"begun":
+                # It has begun late, after an outage, and what it has replaced meanwhile has to hear of that.
                 told = self.notify_ended(stream.key, reply[1:], "replaced")
                 self.worker.tasks.spawn(told, "resumable replaced")
             stream.take_reply(read_written(reply))
@@ -179,12 +181,14 @@ class RedisBackend(Transitions):
             followed.missing_since = followed.missing_since or monotonic()
 
     async def _queue_again(self, waiting: Sequence[Reservation]) -> None:
+        # Each was admitted by its own rule before; Redis has only forgotten it.
         again = (self.calls.reserve(request, "replace", request.requested_at) for request in waiting)
         try:
             await self.worker.link.run(*again)
         except StoreUnavailable:
             return
         for request in waiting:
+            # It was released while the call was under way, which has queued it again.
             if not self.streams.has(request.epoch):
                 self._release_later(request.key, request.epoch)
 
@@ -196,15 +200,18 @@ class RedisBackend(Transitions):
             await self._look_at(followed)
         if monotonic() - self._reported > self._lease:
             self._reported = monotonic()
+            # A copy, as views are freed at any moment.
             for stream in list(self.streams.views.values()):
                 stream.report_again()
         if monotonic() - self._touched > LIVE / 3:
+            # Before the calls: a failure is noticed elsewhere, and must not make this run again each second.
             self._touched = monotonic()
             await self._touch()
 
     async def _touch(self) -> None:
         calls = [call for stream in self.streams.local.values() for call in self.calls.touch(stream)]
         calls += [self.calls.touch_queue(request.key) for request in self.streams.queued.values()]
+        # In parts, so that one pipeline keeps neither Redis nor this connection for long.
         for start in range(0, len(calls), 500):
             await self.worker.link.run(*calls[start : start + 500])
 
@@ -216,6 +223,7 @@ class RedisBackend(Transitions):
                 await self.reap((stream.key, stream.worker) for stream in orphaned)
             except StoreUnavailable as exc:
                 for stream in orphaned:
+                    # Nothing more would come: the reader is to end, and can come back.
                     stream.fail(exc)
                 raise
         for stream in followed:
@@ -236,6 +244,7 @@ class RedisBackend(Transitions):
                 stream.fail(StoreUnavailable("The store has lost a part of the stream, and its producer is gone."))
             elif ending is None:
                 self._check(stream)
+        # Its producer may put it back, and has the time of a lease for that.
         elif stream.missing_since is None:
             stream.missing_since = monotonic()
         elif monotonic() - stream.missing_since > self._lease:

@@ -255,6 +255,7 @@ def read_state(key: StreamKey, flat: Sequence[bytes]) -> KeyState:
     fields = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
     waiting = sorted(
         ((json.loads(value), name[2:]) for name, value in fields.items() if name.startswith("q:")),
+        # A hash has no order, so each request has the number under which it was queued.
         key=lambda pair: int(pair[0]["n"]),
     )
     queued = tuple(Queued(epoch, item["w"], item.get("k") or None, float(item["t"])) for item, epoch in waiting)

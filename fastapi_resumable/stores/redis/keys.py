@@ -27,6 +27,7 @@ class Keys:
     def stream(self, key: StreamKey) -> str:
         """The hash of a stream; other keys of the same stream begin with its name."""
         owner = "" if key.owner is None else "@" + _escape(key.owner)
+        # The `@` tells no owner from an owner whose name is empty.
         return f"{self.prefix}:{{{owner}/{_escape(key.id)}}}"
 
     def variants(self, key: StreamKey) -> str:

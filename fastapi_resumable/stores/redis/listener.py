@@ -67,6 +67,7 @@ class Listener:
         """
         name = key if self._link.is_cluster else ""
         group = self._groups.get(name)
+        # A group ends by itself when it has no keys left.
         if group is None or group.task is None or group.task.done():
             group = self._groups[name] = _Group(self._link, self._wake, self._on_outage)
             group.task = self._tasks.keep_running(group.run, "resumable follower", self._link.note_failure)
@@ -99,6 +100,7 @@ class _Group:
     def add(self, key: bytes, place: Place) -> None:
         self._places[key] = place
         if self._is_blocked:
+            # One wake-up is enough for any number of keys that are added before the read returns.
             self._is_blocked = False
             self._wake()
 
@@ -119,6 +121,7 @@ class _Group:
             self._failures = 0
             for key, entries in reply:
                 if (place := self._places.get(key)) is not None:
+                    # Before the handler, so that an entry that it cannot handle does not come again.
                     self._places[key] = place._replace(last=entries[-1][0])
                     try:
                         place.handler(entries)
@@ -166,6 +169,7 @@ class _Group:
         ids = [self._places[key].last for key in keys]
         self._is_blocked = True
         try:
+            # A connection that died without a word would block the read for good.
             async with asyncio.timeout(self._link.block + self._link.outage.attempt):
                 reply = await self._link.client.execute_command(
                     "XREAD", "COUNT", COUNT, "BLOCK", int(self._link.block * 1000), "STREAMS", *keys, *ids

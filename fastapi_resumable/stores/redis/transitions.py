@@ -29,16 +29,19 @@ class Transitions(SharedBackend):
     async def reserve(self, reservation: Reservation, on_conflict: OnConflict, now: float) -> Answer:
         """Queue a request, or say what it has to follow."""
         key = reservation.key
+        # The index first: a variant must not exist without being found under its shorter ids.
         calls = [*self.calls.index(key), self.calls.reserve(reservation, on_conflict, now)]
         while True:
             word, *about = (await self.worker.link.run(*calls))[-1]
             if word == b"queued":
                 break
             rival, worker = about[0].decode(), about[1].decode()
+            # A rival of a dead worker stands in the way of nothing.
             if not (worker and await self.worker.lease.dead([worker])):
                 return Answer(Verdict(word.decode()), rival)
             await self.reap([(key, worker)])
         reservation.requested_at = now
+        # A stop may have been faster than the reply, and has announced itself.
         if reservation.stop_code is None:
             replaces = bool(int(about[0]))
             self.check_limit(replaces=replaces)
@@ -62,11 +65,13 @@ class Transitions(SharedBackend):
             gone = [epoch for epoch, worker in counted.items() if worker in dead]
             if not gone:
                 raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
+            # Workers that have died have not given back what they counted.
             await self.worker.link.run(*self.calls.free(reservation.key, *gone))
 
     async def begin(self, reservation: Reservation, stream: LocalStream) -> Answer:
         """Make a request the current epoch."""
         key, call = reservation.key, self.calls.begin(stream)
+        # Peeked at first, because the script drops what it ends, and watchers are to get its items.
         before, reply = await self.worker.link.run(self.calls.peek(key), call)
         if reply[0] == b"unknown" and reservation.stop_code is None:
             # Redis has lost the queue.

@@ -85,12 +85,14 @@ class Lease:
                     await self._now.wait()
             except TimeoutError:
                 pass
+            # Before the call, so that a wish that comes during it is not lost.
             self._now.clear()
             try:
                 existed = await self._beat()
             except StoreUnavailable:
                 self._renewed = monotonic()
                 continue
+            # Its key had expired, so others may have ended what is here.
             if not existed:
                 self._handlers.on_return()
 
@@ -98,6 +100,7 @@ class Lease:
         """Notice when this process stood still, whatever Redis does meanwhile."""
         while True:
             await asyncio.sleep(self._seconds / 4)
+            # By this process' own clock: whether Redis could be reached meanwhile does not matter here.
             if monotonic() - self._awake > self._seconds:
                 logger.error(
                     "this process stood still for more than its lease of %g s: its streams were given up", self._seconds
@@ -177,6 +180,7 @@ class RedisWorker:
         """Write what is left, and give back the lease; `end_tasks` afterwards."""
         if self._is_started:
             try:
+                # The process is about to exit and must not wait for a Redis that is gone.
                 async with asyncio.timeout(self.link.outage.attempt):
                     await self.queue.flush()
                     await self.lease.give_back()
@@ -191,6 +195,7 @@ class RedisWorker:
 
     def send(self, worker: str, message: str, epoch: str, about: str = "") -> None:
         """Tell a worker something of an epoch, soon."""
+        # Not by way of Redis, which may be away.
         if worker == self.name:
             self._handlers.on_message(message, epoch, about)
         else:
@@ -237,6 +242,7 @@ class RedisWorker:
         self, owner: str | None, ids: Sequence[str], notify: Notify, *, is_urgent: bool = False
     ) -> Callable[[], None]:
         """Call `notify` with changes, from everywhere, until what is returned is called. All are urgent here."""
+        # Changes are read only while something here watches: they are those of all workers.
         if not self._watchers:
             await self._follow_changes()
         remove = self._watchers.add(owner, ids, notify)
@@ -249,7 +255,9 @@ class RedisWorker:
         return unsubscribe
 
     async def _follow_changes(self, *, again: bool = False) -> None:
+        # Not `$`: a change between this call and the first read would be missed.
         (last,) = await self.link.run(Call("XREVRANGE", [self._keys.changes], ["+", "-", "COUNT", 1]))
+        # The `await` may have let others in, which follow already, or have left.
         if bool(self._watchers) is again:
             last_id = last[0][0].decode() if last else "0-0"
             self.listener.follow(self._keys.changes, last_id, self._take_changes, self._changes_failed)

@@ -88,6 +88,7 @@ class SharedBackend(StreamBackend, ABC):
         """Register the worker; once, and all that ask meanwhile wait for the same attempt."""
         if self._starting is None:
             self._starting = self.worker.tasks.spawn(self._start(), "resumable start")
+        # Shielded, because other requests wait for the same attempt.
         failure = await asyncio.shield(self._starting)
         if failure is not None:
             raise failure
@@ -119,6 +120,8 @@ class SharedBackend(StreamBackend, ABC):
             TooManyStreams: There is not.
         """
         live = sum(request.stop_code is None for request in self.streams.queued.values())
+        # Counted rather than kept as a number: a stream can end in many ways, and a wrong number would refuse requests
+        # for good.
         live += sum(not stream.closed for stream in self.streams.local.values())
         if live > self.limits.max_streams + replaces:
             raise TooManyStreams("The server has reached its limit of live streams. Try again in a moment.")
@@ -160,6 +163,7 @@ class SharedBackend(StreamBackend, ABC):
             local.note_recorded(state.tail)
             return local
         view = streams.views.get(state.epoch)
+        # A reader that comes after a failure begins anew.
         if view is not None and view.failure is None:
             view.update(state)
             return view
@@ -191,6 +195,7 @@ class SharedBackend(StreamBackend, ABC):
     def on_ended(self, epoch: str, code: str) -> None:
         """Take over that another worker, or a request to this one, has ended an epoch."""
         if (request := self.streams.queued.get(epoch)) is not None:
+            # It may hear of it twice: by the reply to its own call, and by a message.
             if request.stop_code is None:
                 request.stop(code)
         elif (stream := self.streams.local.get(epoch)) is not None:

@@ -22,6 +22,7 @@ class Outage:
     def __init__(self, timeout: float, lost: str, back: str, on_up: Callable[[], object]) -> None:
         """`lost` and `back` are logged, with the reason and with the seconds; `on_up` is called when it is back."""
         self.timeout = timeout
+        # So that a request that hangs is tried again a few times before the timeout.
         self.attempt = max(0.5, timeout / 4)
         """Seconds after which one attempt is taken for lost."""
         self.up_since = monotonic()
@@ -56,5 +57,6 @@ class Outage:
         # While the backend is known to be away, one attempt is enough.
         if monotonic() + delay > max(min(since, begun) + self.timeout, begun + self.attempt):
             return False
+        # Spread, so that workers do not come back to a backend that restarts at the same moment.
         await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # no secret
         return True

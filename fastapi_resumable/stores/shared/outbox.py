@@ -80,6 +80,7 @@ class Outbox:
         recording = self._recording
         if self.sync is Sync.BEGIN:
             return Begin()
+        # What the backend lacks was dropped here in the meantime, so there can be no log without a gap.
         if self.sync is Sync.RESTORE or self.recorded < recording.log.floor:
             self.sync = Sync.RESTORE
             return Restore(recording.earliest)

@@ -91,6 +91,7 @@ class WriteQueue(Generic[Job]):
 
     def mark(self, stream: Queueing, *, may_wait: bool = False) -> None:
         """Note that there is something to write; if it `may_wait`, with what else comes in the next moment."""
+        # A producer that ignores its cancellation may still write.
         if self._is_closed:
             return
         if not may_wait:
@@ -102,6 +103,7 @@ class WriteQueue(Generic[Job]):
         self._collecting[stream] = None
 
     def _collect(self) -> None:
+        # By the streams that have just collected: the next pause is for about as many.
         self._pause = min(PAUSE, self._collect_for + SHARE * len(self._collecting))
         self._dirty |= self._collecting
         self._collecting = {}
@@ -145,9 +147,11 @@ class WriteQueue(Generic[Job]):
         except BaseException as exc:
             # Nothing is lost, as everything may be done again.
             self._dirty |= {stream: None for stream, _ in taken}
+            # At the front, where they were: some undo what those before them do.
             self._posts.extendleft(reversed(posts))
             if not isinstance(exc, StoreUnavailable):
                 raise
+            # Those that were not in the batch, too: they wait for the same backend.
             for stream in list(self._dirty):
                 _note_outage(stream, exc)
             await asyncio.sleep(RETRY)
@@ -157,6 +161,7 @@ class WriteQueue(Generic[Job]):
         taken: list[tuple[Queueing, Job]] = []
         size = 0
         for stream in list(self._dirty)[:BATCH]:
+            # First, so that what the stream records from here on marks it again.
             del self._dirty[stream]
             try:
                 job = self._source.next_job(stream)

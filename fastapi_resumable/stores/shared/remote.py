@@ -80,6 +80,7 @@ class RemoteStream:
             return
         self._fanout.detach(cursor)
         if not self._fanout.cursors:
+            # Nothing is kept for readers that may never come: the backend has it.
             self._backend.unfollow(self)
             self._restart(self.tail)
         self.report()
@@ -96,6 +97,7 @@ class RemoteStream:
         if start > log.tail:
             # Something in between was dropped before it came here; readers that still need it will find that out.
             self._restart(start)
+        # Pages and news may overlap, as they come by two ways.
         data = data[log.tail - start :]
         if data:
             log.append(data)

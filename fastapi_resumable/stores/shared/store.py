@@ -55,6 +55,7 @@ class SharedStore(ABC):
 
     def _here(self) -> SharedBackend:
         """The backend of the running event loop."""
+        # Tests and scripts run one application on several loops, and connections belong to one loop.
         if self._backend is None or self._backend.loop is not asyncio.get_running_loop():
             self._backend = self._open_backend()
         return self._backend
@@ -68,6 +69,7 @@ class SharedStore(ABC):
             await backend.start()
             return await self._reserve(backend, reservation, on_conflict)
         except BaseException as exc:
+            # Also after an error: the backend may have queued the request, although the reply was lost.
             await self.release(reservation)
             if isinstance(exc, StoreUnavailable):
                 exc.degrade = self._degrade
@@ -78,6 +80,7 @@ class SharedStore(ABC):
     ) -> Stream | None:
         key, epoch, now = reservation.key, reservation.epoch, time.time()
         while True:
+            # Before the call: a stop by another worker may be here before the reply is.
             backend.streams.queued[epoch] = reservation
             answer = await backend.reserve(reservation, on_conflict, now)
             if answer.verdict is Verdict.QUEUED:
@@ -115,6 +118,7 @@ class SharedStore(ABC):
         if is_over(state := await backend.state(key)):
             return state
         changed = asyncio.Event()
+        # Subscribed before the second look, so that no change is missed in between.
         unsubscribe = await backend.worker.subscribe(key.owner, [key.id], lambda _: changed.set(), is_urgent=True)
         deadline = float("inf") if timeout is None else backend.loop.time() + timeout
         try:
@@ -145,6 +149,7 @@ class SharedStore(ABC):
                 raise
             failure = exc
         _check_stop(reservation)
+        # Only now, in one step with the next line: a stop that comes must find the epoch in one of the two.
         backend.streams.queued.pop(epoch, None)
         backend.streams.local[epoch] = stream
         if failure is not None:
@@ -182,6 +187,7 @@ class SharedStore(ABC):
             await backend.start()
             state = await self._wait_for_state(backend, key, is_here, timeout)
         except StoreUnavailable:
+            # The readers here can still have what is produced here.
             if local := backend.streams.find(key):
                 return local[0]
             raise
@@ -221,6 +227,7 @@ class SharedStore(ABC):
 
     async def aclose(self) -> None:
         """Give back what the worker holds; streams stay in the backend."""
+        # Taken first, so that a request that comes meanwhile opens a new one instead of using one that closes.
         backend, self._backend = self._backend, None
         if backend is not None and backend.loop is asyncio.get_running_loop():
             await backend.aclose()
