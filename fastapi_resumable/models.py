@@ -44,6 +44,8 @@ class ResumableStreamItem(BaseModel):
         }
     )
 
+    # The names of this, of `is_done`, `total_bytes`, `started_at` and `completed_at` are those of llama.cpp's server,
+    # whose clients read them, so the start is in seconds and the end is 0 rather than null.
     conversation_id: str = Field(description="The stream id.")
     status: ResumableStatus = Field(description="What the stream is doing, or how it ended.")
     is_done: bool = Field(description="Whether the stream has ended, in whatever way.")

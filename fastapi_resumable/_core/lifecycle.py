@@ -124,9 +124,11 @@ def expire(slot: Slot, now: float) -> Slot:
 def reserve(slot: Slot, request: Queued, on_conflict: OnConflict) -> Outcome:
     """Queue a request, or name the rival that it has to follow or to wait for."""
     current, queued, gone = slot
+    # The reply to the first attempt was lost. The request has moved on since, and finds out how when it begins.
     if _why_gone(slot, request.epoch) or (current is not None and current.epoch == request.epoch):
         return Outcome(slot, Verdict.QUEUED)
     others = [other for other in queued if other.epoch != request.epoch]
+    # Only the first in the queue takes the place of the live stream; any further one adds to what is there.
     replaces = current is not None and current.is_live and not others
     if len(others) < len(queued):
         return Outcome(slot, Verdict.QUEUED, replaces=replaces)
@@ -142,6 +144,7 @@ def reserve(slot: Slot, request: Queued, on_conflict: OnConflict) -> Outcome:
 def _rival(slot: Slot, key: str | None, on_conflict: OnConflict) -> tuple[Queued | Current | None, bool]:
     """What stands in the way of a request, and whether that is the same request, sent again."""
     current, queued = slot.current, slot.queued
+    # The same request, sent again, wins over the rule: it gets the answer of the first attempt, under `reject` too.
     if key is not None:
         if current is not None and current.idempotency_key == key:
             return current, True
@@ -191,6 +194,7 @@ def append(slot: Slot, epoch: str, first: int, last: int) -> Outcome:
         return Outcome(slot, Verdict.ENDED if _why_gone(slot, epoch) else Verdict.MISSING)
     if current.epoch != epoch or not current.is_live:
         return Outcome(slot, Verdict.ENDED)
+    # At `last`, this write has been made already, and its reply was lost.
     if current.tail not in (first, last):
         return Outcome(slot, Verdict.GAP)
     return Outcome(slot if current.tail == last else slot._replace(current=current._replace(tail=last)))
@@ -202,6 +206,7 @@ def end(slot: Slot, epoch: str, status: ResumableStatus, code: str, now: float, 
     if current is None:
         return Outcome(slot, Verdict.ENDED if _why_gone(slot, epoch) else Verdict.MISSING)
     if current.epoch != epoch or not current.is_live:
+        # A producer that ends its stream again must not be told that another worker has ended it.
         same = (current.epoch, current.status, current.code) == (epoch, status, code)
         return Outcome(slot, Verdict.OK if same else Verdict.ENDED)
     ended = _ended(current, status, code, now, now + retention)
