@@ -46,7 +46,9 @@ class ResumableSettings(BaseModel):
     What is given in code wins over the environment. Durations are in seconds, sizes in bytes.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     prefix: str = Field(
         default="/v1", pattern=r"^(/.*[^/])?$", description="must be empty, or start with '/' and not end with one"
@@ -86,6 +88,7 @@ class ResumableSettings(BaseModel):
     trace_stream_ids: bool = Field(default=True, description="must be true or false")
     store: StoreUrl = Field(
         default="memory",
+        repr=False,  # it may hold a password
         description="must be 'memory', a file like 'sqlite:///streams.db', or the URL of a Redis, like "
         "'redis://localhost:6379/0'",
     )
@@ -121,7 +124,12 @@ class ResumableSettings(BaseModel):
     def _sentence(cls, error: Any, given: dict[str, Any]) -> str:
         name = str(error["loc"][0])
         source = name if name in given else f"{name} (FASTAPI_RESUMABLE_{name.upper()} in the environment)"
-        return f"{source} {cls.model_fields[name].description}, not {given.get(name, error['input'])!r}."
+        value = given.get(name, error["input"])
+        if name == "store" and isinstance(value, str) and not {"@", "?"}.isdisjoint(value):
+            # Errors end up in logs, and this may be a URL with a password.
+            scheme, separator, _ = value.partition("://")
+            value = f"{scheme}://..." if separator else "..."
+        return f"{source} {cls.model_fields[name].description}, not {value!r}."
 
 
 def takes(options: Callable[_P, Any]) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _P], None]]:

@@ -43,6 +43,7 @@ class ResumableOptions(ResumableSettings):
 
     store: Store | StoreUrl | None = Field(  # type: ignore[assignment]  # wider: the object, too
         default=None,
+        repr=False,  # it may hold a password
         description="must be a store, like MemoryStore(), 'memory', a file like 'sqlite:///streams.db', or the URL of "
         "a Redis, like 'redis://localhost:6379/0'",
     )

@@ -5,14 +5,18 @@ Two applications in this process, each with a store of its own, take the place o
 
 import asyncio
 import re
+import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from fastapi_resumable import RedisStore, Resumable
+from fastapi_resumable.exceptions import StoreUnavailable
+from fastapi_resumable.settings import ResumableSettings
 from tests.support.apps.player import forever, script_body, send, wait
 from tests.support.apps.shared import create_app
 from tests.support.asgi import Client, Exchange, running
@@ -148,6 +152,20 @@ async def test_what_is_wrong_with_redis_goes_to_the_log_and_not_to_clients(
             assert "secret" not in caplog.text and "guessed" not in caplog.text
 
 
+async def test_a_password_that_redis_quotes_is_not_logged(
+    own_redis: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It quotes the words of a command that it does not know, which AUTH is on some services."""
+    with own_redis("--rename-command AUTH OTHER") as redis:
+        store = RedisStore(redis.url_at(redis.port, "nobody:s3cret@"))
+        with pytest.raises(StoreUnavailable) as caught:
+            await store.lookup(None, ["chat"])
+        await store.aclose()
+    told = "".join(traceback.format_exception(caught.value))
+    assert "unknown command 'AUTH'" in caplog.text and "unknown command 'AUTH'" in told
+    assert "s3cret" not in caplog.text and "s3cret" not in told
+
+
 @pytest.mark.parametrize("client", ["url", "redis"])
 async def test_a_client_of_the_applications_own(redis_server: RedisServer, client: str) -> None:
     """A `redis.asyncio.Redis` in place of the address."""
@@ -220,6 +238,36 @@ def test_a_wrong_address_is_named_without_its_password(url: str) -> None:
     for error in (caught.value, caught.value.__cause__):
         assert "s3" not in str(error) and "cret" not in str(error)
     assert "s3cret" not in repr(RedisStore("redis://user:s3cret@127.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "reddis://user:s3cret@127.0.0.1",
+        "http://user:s3cret@127.0.0.1",
+        "user:s3cret@127.0.0.1:6379",
+        "redis:/user:s3cret@127.0.0.1",
+        "rediss//127.0.0.1?password=s3cret",
+        "redis://user:s3cret@127.0.0.1:port/0",
+    ],
+)
+def test_a_setting_is_named_without_its_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In code, and in the environment."""
+    with pytest.raises(ValueError, match="redis://") as in_code:
+        Resumable(store=url)
+    monkeypatch.setenv("FASTAPI_RESUMABLE_STORE", url)
+    with pytest.raises(ValueError, match="redis://") as in_environment:
+        Resumable()
+    assert "s3cret" not in f"{in_code.value!r} {in_environment.value!r}"
+
+
+def test_settings_are_shown_without_the_store() -> None:
+    """What shows them may be a log, or a page of errors."""
+    url = "redis://user:s3cret@127.0.0.1"
+    assert "s3cret" not in repr(ResumableSettings(store=url)) + repr(Resumable(store=url).settings)
+    with pytest.raises(ValidationError) as caught:
+        ResumableSettings(store="reddis://user:s3cret@127.0.0.1")
+    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,8 @@ class Link:
 
     def complain(self, failure: Exception) -> None:
         """Log what Redis refuses: not more often than every few seconds, however many requests meet it."""
+        # Redis quotes the words of a command that it does not know: AUTH's are the user and the password.
+        failure.args = (str(failure).partition(", with args beginning with")[0],)
         reason = explain(failure)
         if monotonic() > self._silent_until or reason != self._complaint:
             self._complaint, self._silent_until = reason, monotonic() + SILENCE

@@ -66,9 +66,11 @@ class RedisStore(SharedStore):
             )
         except ValueError:
             # Neither the URL nor what redis-py says of it: both may hold a password.
+            scheme, separator, _ = self._client.partition("://")
+            begins = f"; the one given begins with {scheme!r}" if separator and scheme.isalpha() else ""
             raise ValueError(
                 "store must be a URL like redis://localhost:6379/0 (or rediss://, or unix://), with options that"
-                f" redis-py takes; the one given begins with {self._client.partition(':')[0][:10]!r}."
+                f" redis-py takes{begins}."
             ) from None
 
     def _open_backend(self) -> SharedBackend:

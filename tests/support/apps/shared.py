@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,8 @@ class Signed:
         await self._app(scope, receive, signed if scope["type"] == "http" else send)
 
 
-def make_store(site: dict[str, Any], room: str) -> Any:
-    """The store of a room; `None`: what the environment says."""
+def make_store(site: dict[str, Any], room: str, clients: list[Any]) -> Any:
+    """The store of a room; `None`: what the environment says. A client of Redis that it does not close is appended."""
     if "url" not in site:
         return None
     if site["url"].startswith("sqlite:"):
@@ -82,6 +83,8 @@ def make_store(site: dict[str, Any], room: str) -> Any:
 
     makers: dict[str, Any] = {"url": str, "redis": Redis.from_url, "cluster": RedisCluster.from_url}
     where = makers[site.get("client", "url")](site["url"])
+    if not isinstance(where, str):
+        clients.append(where)
     prefix = "-".join(filter(None, [site.get("key_prefix", "tests"), room]))
     return RedisStore(where, key_prefix=prefix, **site.get("store", {}))
 
@@ -91,12 +94,20 @@ def create_app(site: dict[str, Any] | None = None, notes: str | None = None) -> 
     if site is None:
         site = json.loads(os.environ.get("RESUMABLE_TEST_SITE", "{}"))
         notes = os.environ.get("RESUMABLE_TEST_NOTES")
-    app = FastAPI()
+    clients: list[Any] = []
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        for client in clients:
+            await client.aclose()
+
+    app = FastAPI(lifespan=lifespan)
     app.add_middleware(Signed)
     stage = PacedStage()
     stage.journal = WrittenJournal(notes)
     for room, options in (site.get("rooms") or ROOMS).items():
-        app.include_router(_room(stage, make_store(site, room), options), prefix=f"/{room}" if room else "")
+        app.include_router(_room(stage, make_store(site, room, clients), options), prefix=f"/{room}" if room else "")
 
     @app.get("/health")
     async def health() -> dict[str, int]:
