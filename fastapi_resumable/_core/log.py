@@ -84,9 +84,11 @@ class ByteLog:
             LookupError: `offset` is below the floor.
             ValueError: `offset` is past the tail.
         """
-        if offset >= self._open_start:
+        if offset >= self.tail:
             if offset > self.tail:
                 raise ValueError("offset past the tail")
+            return b""
+        if offset >= self._open_start:
             block, start = self._open, offset - self._open_start
         else:
             index = bisect_right(self._starts, offset) - 1

@@ -130,7 +130,9 @@ class EventFramer:
 
     def finish(self, offset: int) -> bytes:
         """Return what is left when the application has ended in order: recorded as it is."""
-        ready = self._feed(b"", offset, final=True) if self._pending else b""
+        if not self._pending:
+            return b""
+        ready = self._feed(b"", offset, final=True)
         rest = self._take(len(self._pending))
         # A line end that follows a blank line is one more blank line, and would end a block of nothing.
         return ready + (rest if self._epoch is None or self.oversize else rest.lstrip(b"\r\n"))

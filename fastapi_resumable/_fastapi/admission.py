@@ -82,22 +82,22 @@ class Admission:
 
     end_delay = 0.0
     """Seconds for which the end of the body waits for its application to return, in case it raises instead."""
+    exchange: Exchange | None = None
+    """The exchange of a request that is to run and be recorded."""
+    producer: Producer | None = None
+    generator: AsyncIterator[Any] | Iterator[Any] | None = None
+    """That of an endpoint that uses `yield`, once it has begun."""
+    records_result = False
+    """Whether what the endpoint returns is recorded, rather than only what it hands to its handle."""
+    _is_decided = False
+    _answer: Response | None = None
 
     def __init__(self, service: Service, request: Request, identity: Identity, body: RequestBody, send: Send) -> None:
         self.service = service
         self.request = request
         self.identity = identity
-        self.exchange: Exchange | None = None
-        """The exchange of a request that is to run and be recorded."""
-        self.producer: Producer | None = None
-        self.generator: AsyncIterator[Any] | Iterator[Any] | None = None
-        """That of an endpoint that uses `yield`, once it has begun."""
-        self.records_result = False
-        """Whether what the endpoint returns is recorded, rather than only what it hands to its handle."""
         self._body = body
         self._send = send
-        self._is_decided = False
-        self._answer: Response | None = None
 
     @property
     def names_a_stream(self) -> bool:

@@ -81,7 +81,9 @@ class Resumable:
         )
         store = self.settings.store
         self.store: Store = open_store(store or "memory") if store is None or isinstance(store, str) else store
-        self.store.configure(Limits(**{limit.name: getattr(self.settings, limit.name) for limit in fields(Limits)}))
+        self.store.configure(
+            Limits(**{limit.name: getattr(self.settings, limit.name) for limit in fields(Limits) if limit.init})
+        )
         telemetry = Telemetry(self.store, stream_ids=self.settings.trace_stream_ids)
         self.manager = StreamManager(
             # In this process, a call takes less time than it takes to measure it.

@@ -15,13 +15,14 @@ class RequestBody:
     waits for a part of the body that the client owes, because it cannot do its work without that.
     """
 
+    _complete = False
+    _gone = False
+
     def __init__(self, receive: Receive, *, owed: bool) -> None:
         """`owed`: nothing of the body has been read yet. Otherwise it may have been, in whole or in part."""
         self._receive = receive
         self._messages: deque[Message] = deque()
         self._owed = owed
-        self._complete = False
-        self._gone = False
         self._lock = asyncio.Lock()
         self._taken = asyncio.Event()
 

@@ -34,6 +34,16 @@ GONE_TIMEOUT = 0.5
 class Exchange:
     """A request and its answer, around a recorder."""
 
+    cancelled: asyncio.CancelledError | None = None
+    """A cancellation of the request while it ran, for the caller to raise when nothing hangs on it any more."""
+    answered = False
+    """Whether a client that did not want to wait has its 202."""
+    _reader: Reader | None = None
+    _reading: Reading | None = None
+    """How the client's reading of the stream came out."""
+    _interrupting: asyncio.Task[None] | None = None
+    _is_released = False
+
     def __init__(
         self,
         manager: StreamManager,
@@ -55,16 +65,7 @@ class Exchange:
         self._body = body
         self._send = send
         self._location = location
-        self._reader: Reader | None = None
-        self._interrupting: asyncio.Task[None] | None = None
-        self._is_released = False
         self.recorder = Recorder(manager.around, producer, body, self, end_delay=end_delay)
-        self.cancelled: asyncio.CancelledError | None = None
-        """A cancellation of the request while it ran, for the caller to raise when nothing hangs on it any more."""
-        self._reading: Reading | None = None
-        """How the client's reading of the stream came out."""
-        self.answered = False
-        """Whether a client that did not want to wait has its 202."""
         self._accepting = (
             manager.spawn(self._accept(), name=f"resumable 202 {producer.key.id}") if respond_async else None
         )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from urllib.parse import quote
 
 from .._stream.stream import Stream
@@ -51,24 +52,27 @@ _AI_SDK = b"x-vercel-ai-ui-message-stream"
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     """The headers of a response without those of the connection, with names in lower case."""
     lowered = [(name.lower(), value) for name, value in headers]
-    dropped = _HOP_BY_HOP
-    # RFC 9110 §7.6.1: `Connection` names further headers that are for this connection alone.
-    if b"connection" in dict(lowered):
-        dropped |= {
+    kept = [header for header in lowered if header[0] not in _HOP_BY_HOP]
+    if len(kept) < len(lowered):
+        named = {
             token.strip().lower() for name, value in lowered if name == b"connection" for token in value.split(b",")
         }
-    return [(name, value) for name, value in lowered if name not in dropped]
+        kept = [header for header in kept if header[0] not in named]
+    return kept
 
 
 def replayable(headers: RawHeaders) -> tuple[tuple[bytes, bytes], ...]:
     """Those of the headers of a response, `end_to_end`, that a replay repeats."""
-    return tuple(
-        (name, value)
-        for name, value in headers
-        if name not in _OF_ONE_RESPONSE
-        and name not in _OURS
-        and not name.startswith(_OF_ONE_RESPONSE_PREFIXES)
-        and not name.endswith(_CACHING_SUFFIX)
+    return tuple([header for header in headers if _is_recorded(header[0])])
+
+
+@lru_cache(maxsize=256)
+def _is_recorded(name: bytes) -> bool:
+    return not (
+        name in _OF_ONE_RESPONSE
+        or name in _OURS
+        or name.startswith(_OF_ONE_RESPONSE_PREFIXES)
+        or name.endswith(_CACHING_SUFFIX)
     )
 
 
@@ -79,8 +83,9 @@ def id_value(stream_id: str) -> bytes:
 
 def identify(headers: Iterable[tuple[bytes, bytes]], stream: Stream, location: str | None) -> RawHeaders:
     """Put our own headers in the place of any of the same name."""
-    result = [(name, value) for name, value in headers if name not in _OURS]
-    result += [
+    others = [header for header in headers if header[0] not in _OURS]
+    result = [
+        *others,
         (b"x-conversation-id", id_value(stream.key.id)),
         (b"x-stream-epoch", stream.epoch.encode("ascii")),
         (b"cache-control", b"no-store, no-transform"),
@@ -88,7 +93,7 @@ def identify(headers: Iterable[tuple[bytes, bytes]], stream: Stream, location: s
     ]
     if location is not None:
         result.append((b"content-location", location.encode("ascii")))
-    if _AI_SDK in dict(result):
+    if _AI_SDK in dict(others):
         # What the AI SDK's `WorkflowChatTransport` takes for the id in `{api}/{id}/stream`.
         result = [(name, value) for name, value in result if name != b"x-workflow-run-id"]
         result.append((b"x-workflow-run-id", id_value(stream.key.id)))

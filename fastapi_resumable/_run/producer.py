@@ -47,34 +47,34 @@ class Surroundings:
 class Producer:
     """Runs the application of one request and says how its stream ends."""
 
+    stream: WritableStream | None = None
+    telemetry: StreamTelemetry | None = None
+    """What is measured of the stream, where a provider is set."""
+    stop_code: str | None = None
+    """Why it was stopped: `cancelled`, `replaced` or `interrupted`."""
+    error: BaseException | None = None
+    """What the application raised, unless it was being stopped."""
+    last_write = 0.0
+    """When the application last sent something; seconds of the monotonic clock."""
+    _task: asyncio.Task[None] | None = None
+    _listeners = 0
+    """How many tasks of the application wait for a disconnect."""
+    _is_pinged = False
+    """Whether it records keep-alives."""
+    _idle: asyncio.TimerHandle | None = None
+    _hooks: asyncio.Task[None] | None = None
+    _is_finished = False
+
     def __init__(self, around: Surroundings, key: StreamKey, epoch: str, idempotency_key: str | None) -> None:
         self._around = around
         self.key = key
         self.reservation = Reservation(key, epoch, idempotency_key=idempotency_key, on_stop=self.stop)
-        self.stream: WritableStream | None = None
-        self.telemetry: StreamTelemetry | None = None
-        """What is measured of the stream, where a provider is set."""
         self.created = perf_counter()
-        self.stop_code: str | None = None
-        """Why it was stopped: `cancelled`, `replaced` or `interrupted`."""
-        self.error: BaseException | None = None
-        """What the application raised, unless it was being stopped."""
         self.cancel_request: Callable[[], object] = _noop
         """Cancels the request while there is no task yet: it is still in its dependencies or its endpoint."""
-        self.last_write = 0.0
-        """When the application last sent something; seconds of the monotonic clock."""
-        self._task: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._listeners = 0
-        """How many tasks of the application wait for a disconnect."""
-        # The head's timer and the first chunk may both begin the stream.
         self._beginning = asyncio.Lock()
-        self._is_pinged = False
-        """Whether it records keep-alives."""
-        self._idle: asyncio.TimerHandle | None = None
-        self._hooks: asyncio.Task[None] | None = None
-        self._is_finished = False
 
     @property
     def fields(self) -> dict[str, str | None]:
@@ -102,10 +102,11 @@ class Producer:
         except BaseException as exc:  # noqa: BLE001  # whatever it is, it ends the stream
             # anyio refuses to leave the scope after a `GeneratorExit` of a generator in a thread: that is no reason.
             error = error or exc
-        await self._conclude(error)
+        if error is not None or self.stop_code is not None or self.stream is None or not self.stream.closed:
+            await self._conclude(error)
 
     async def _conclude(self, error: BaseException | None) -> None:
-        """End the stream, however the application has ended."""
+        """End the stream if its application has ended in any way but by completing it."""
         task = asyncio.current_task()
         is_torn_down = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
         try:

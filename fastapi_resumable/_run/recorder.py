@@ -29,6 +29,18 @@ class Client(Protocol):
 class Recorder:
     """Turns one application's ASGI messages into a stream; or passes them on, if its answer is no 2xx."""
 
+    passing = False
+    """Whether the application answers by itself, without a stream."""
+    headers: RawHeaders = []  # noqa: RUF012  # never changed
+    """The headers of the answer, end to end."""
+    _start: Message | None = None
+    _stream: WritableStream | None = None
+    """The stream once something is in it: from then on `send` takes the short way."""
+    _writes = 0
+    _has_refused = False
+    _has_sent_all = False
+    _timer: tuple[float, Callable[[], None]] | None = None
+
     def __init__(
         self, around: Surroundings, producer: Producer, body: RequestBody, client: Client, *, end_delay: float
     ) -> None:
@@ -38,18 +50,7 @@ class Recorder:
         self._body = body
         self._client: Client | None = client
         self._end_delay = end_delay
-        self._start: Message | None = None
-        self.headers: RawHeaders = []
-        """The headers of the answer, end to end."""
-        self._stream: WritableStream | None = None
-        """The stream once something is in it: from then on `send` takes the short way."""
-        self._writes = 0
-        self._has_refused = False
-        self._timer: tuple[float, Callable[[], None]] | None = None
-        self._has_sent_all = False
         self._settled = asyncio.Event()
-        self.passing = False
-        """Whether the application answers by itself, without a stream."""
 
     @property
     def holds_head(self) -> bool:

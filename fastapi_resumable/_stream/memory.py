@@ -26,7 +26,6 @@ class MemoryStream:
         "_check_at",
         "_fanout",
         "_recording",
-        "_step",
         "completed_at",
         "failure",
         "gone",
@@ -70,8 +69,6 @@ class MemoryStream:
         self.log = self._recording.log
         # Only while there are readers, because most streams that are kept have none.
         self._fanout: Fanout | None = None
-        # Often enough for both bounds.
-        self._step = max(1, min(4096, limits.max_stream_bytes // 8, limits.max_total_bytes // 1024))
         self._check_at = 0
 
     @property
@@ -125,7 +122,7 @@ class MemoryStream:
             return False
         self._keep(self._recording.frame(chunk), now)
         if not self.is_final:
-            self._check_at = self.log.tail + self._step
+            self._check_at = self.log.tail + self._recording.limits.check_every
             if self._fanout is not None:
                 self._check_at = min(self._check_at, int(self._fanout.find_slowest()) + self._recording.bound)
         return True

@@ -2,7 +2,7 @@
 
 import logging
 
-from .._core.log import BLOCK_SIZE, Budget, ByteLog
+from .._core.log import Budget, ByteLog
 from .._core.sse import EventFramer, find_boundary
 from .._core.terminal import write_terminal_event
 from ..models import ResumableStatus
@@ -47,7 +47,7 @@ class Recording:
         """Whether no more may be written."""
         self.bound = limits.max_stream_bytes
         """How many of the newest bytes are kept for readers that come later."""
-        self.log = ByteLog(max(1, min(BLOCK_SIZE, self.bound // 8)), budget=budget)
+        self.log = ByteLog(limits.block_size, budget=budget)
         self.framer = new_framer(epoch, limits, self.bound, budget) if head.is_event_stream else None
         self._boundary = 0
         self._searched = 0

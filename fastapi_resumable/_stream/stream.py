@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from .._core.ids import StreamKey
+from .._core.log import BLOCK_SIZE
 from .._core.log import Budget as Budget  # noqa: PLC0414  # what a stream is made with
 from .._core.terminal import TerminalEvent
 from ..exceptions import ResumableError
@@ -29,6 +30,15 @@ class Limits:
     retention: float = 300.0
     event_ids: bool | Literal["first"] = True
     terminal_event: TerminalEvent = "sse"
+    block_size: int = field(init=False)
+    """In blocks of how many bytes a log is kept, so that a small one is bounded, too."""
+    check_every: int = field(init=False)
+    """After how many bytes a stream looks whether it is within its bounds: often enough for all of them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "block_size", max(1, min(BLOCK_SIZE, self.max_stream_bytes // 8)))
+        every = max(1, min(4096, self.max_stream_bytes // 8, self.max_total_bytes // 1024))
+        object.__setattr__(self, "check_every", every)
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

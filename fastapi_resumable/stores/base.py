@@ -43,6 +43,7 @@ class Reservation:
         "on_stop",
         "pending_timeout",
         "requested_at",
+        "size",
         "stop_code",
     )
 
@@ -59,6 +60,8 @@ class Reservation:
         self.idempotency_key = parse_idempotency_key(idempotency_key)
         self.on_stop = on_stop
         self.requested_at = 0.0
+        self.size = 0
+        """What it is counted for, where it is kept in memory."""
         self.pending_timeout: float | None = None
         """Seconds for which to wait for another request's stream, where this one is to follow it; `None`: no limit."""
         self.stop_code: str | None = None

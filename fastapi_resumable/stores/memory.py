@@ -106,7 +106,8 @@ class MemoryStore:
                     return stream
         # The stream that this one replaces gives up its place to it.
         self._capacity.check(self._limits, key.owner, allowed=1 if outcome.replaces else 0)
-        self._budget.used += stream_size(reservation)
+        reservation.size = stream_size(reservation)
+        self._budget.used += reservation.size
         self._capacity.count(key.owner, 1)
         reservation.requested_at = self._wall_clock()
         self._requests[reservation.epoch] = reservation
@@ -120,8 +121,7 @@ class MemoryStore:
             raise StreamReplaced if reservation.stop_code == "replaced" else StreamCancelled
         outcome = lifecycle.begin(self._slot(key), epoch, now := self._wall_clock())
         del self._requests[epoch]
-        size = stream_size(reservation)
-        self._budget.used -= size
+        self._budget.used -= reservation.size
         stream = MemoryStream(
             key,
             epoch,
@@ -131,7 +131,7 @@ class MemoryStore:
             started_at=now,
             idempotency_key=reservation.idempotency_key,
             on_stop=reservation.on_stop,
-            overhead=size,
+            overhead=reservation.size,
         )
         self._apply(key, outcome, "replaced", stream)
         reservation.settle(stream)
@@ -197,7 +197,7 @@ class MemoryStore:
             subject = self._requests[changed.epoch]
         else:
             subject = self._requests.pop(changed.epoch)
-            self._budget.used -= stream_size(subject)
+            self._budget.used -= subject.size
             self._capacity.count(key[0], -1)
             if code:
                 subject.stop(code)
