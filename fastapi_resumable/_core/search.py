@@ -39,6 +39,10 @@ _AT_ONCE = 256
 """How many events are looked at before others run."""
 _STEP = 64 * 1024
 """How many bytes are looked through before others run."""
+_MARK = re.compile(rb'["\\{}\[\]]')
+_MARKED_STEP = 16 * 1024
+"""The same, where each of them may have to be looked at by itself."""
+_NUMBER = re.compile(rb'"sequence_number"\s*:\s*([0-9]{1,18})\s*[,}]')
 
 
 def search_dispatch(blocks: Iterable[bytes]) -> Search[bool]:
@@ -117,6 +121,31 @@ def sequence_number(event: bytes) -> int | None:
     return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 
+def _number_of(event: bytes) -> Search[int | None]:
+    """The number of an event of any size; a large one is not parsed, which cannot be done in steps, but scanned."""
+    if len(event) <= _STEP or _NAME not in event:
+        return sequence_number(event)
+    event = event.removeprefix(BOM)
+    data = DATA.search(event)
+    begin = len(event) if data is None else data.end()
+    number, depth, is_string, escaped = None, 0, False, -1
+    for start in range(begin, len(event), _MARKED_STEP):
+        yield
+        for mark in _MARK.finditer(event, start, start + _MARKED_STEP):
+            at, character = mark.start(), mark[0]
+            if at == escaped:
+                continue
+            if character == b'"':
+                if not is_string and depth == 1 and (found := _NUMBER.match(event, at)):
+                    number = int(found[1])
+                is_string = not is_string
+            elif character == b"\\":
+                escaped = at + 1
+            elif not is_string:
+                depth += 1 if character in b"{[" else -1
+    return number if depth == 0 and not is_string else None
+
+
 def search_sequence(blocks: Iterable[bytes], number: int) -> Search[Place]:
     """Find the place of `number` in recorded bytes.
 
@@ -143,7 +172,7 @@ def search_sequence(blocks: Iterable[bytes], number: int) -> Search[Place]:
         if event is None:
             continue
         start += len(event)
-        if (found := sequence_number(event)) is not None:
+        if (found := (yield from _number_of(event))) is not None:
             if found > number:
                 return Place(offset, found)
             offset = start
@@ -156,7 +185,7 @@ def _first_number(block: bytes) -> Search[int | None]:
     for count, event in enumerate(events([block])):
         if count % _AT_ONCE == 0:
             yield
-        if (number := sequence_number(event)) is not None:
+        if (number := (yield from _number_of(event))) is not None:
             return number
     return None
 
@@ -170,19 +199,18 @@ class SequenceFilter:
         self.passed = False
         """Whether a higher number has come: from there on there is nothing to drop."""
 
-    def feed(self, data: bytes) -> bytes:
+    def feed(self, data: bytes) -> Search[bytes]:
         """Take recorded bytes; return those that are to be sent, in whole events."""
-        return data if self.passed else self._keep(self._framer.feed(data, 0))
+        return data if self.passed else (yield from self._keep(self._framer.feed(data, 0)))
 
-    def finish(self) -> bytes:
+    def finish(self) -> Search[bytes]:
         """Return what is left at the end of the stream."""
-        return b"" if self.passed else self._keep(self._framer.finish(0))
+        return b"" if self.passed else (yield from self._keep(self._framer.finish(0)))
 
-    def _keep(self, data: bytes) -> bytes:
+    def _keep(self, data: bytes) -> Search[bytes]:
         kept: list[bytes] = []
         for event in events([data]):
-            # Nothing is dropped after the first higher number, so nothing needs to be parsed.
-            number = None if self.passed else sequence_number(event)
+            number = None if self.passed else (yield from _number_of(event))
             if number is None or number > self._number:
                 kept.append(event)
                 self.passed = self.passed or number is not None

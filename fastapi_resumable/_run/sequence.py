@@ -27,12 +27,12 @@ class _FilteredReplay(ReplayResponse):
 
         async def pass_on(message: Message) -> None:
             if not wanted.passed and message["type"] == "http.response.body":
-                body = wanted.feed(message["body"])
+                body = await run_search(wanted.feed(message["body"]))
                 if message["more_body"]:
                     # A client that has nothing to receive gets a keep-alive.
                     body = body or PING
                 else:
-                    body += wanted.finish()
+                    body += await run_search(wanted.finish())
                 message = {**message, "body": body}
             await send(message)
 

@@ -74,6 +74,24 @@ def test_the_number_of_an_event_is_that_of_its_data(event: bytes) -> None:
     assert sequence_number(event) == 7
 
 
+@pytest.mark.parametrize("character", ["[],", "1,", '"\\"{",', '"a":1,'])
+def test_a_large_event_is_looked_through_in_steps(character: str) -> None:
+    """To parse four mebibytes of small values at once holds up the event loop for a tenth of a second."""
+    rest = f'"rest":[{character * (1 << 15)}1]'.replace('["a"', '[{"a"').replace(":1,1]", ":1}]")
+    for text, number in [
+        (f'{{{rest}, "sequence_number": 7}}', 7),
+        (f'{{"sequence_number":7, {rest}}}', 7),
+        (f'{{{rest}, "inner": {{"sequence_number": 7}}}}', None),
+        (f'{{"sequence_number": "7", {rest}}}', None),
+        (f'{{"sequence_number": 7, {rest}', None),
+        (f'[{{"sequence_number": 7}}, {{{rest}}}]', None),
+    ]:
+        event = f"event: delta\ndata: {text}\nid: x\n\n".encode()
+        steps = sum(1 for _ in search_sequence([event], 6))
+        assert find_sequence([event], 6).following == number
+        assert steps >= len(event) // (16 * 1024)
+
+
 @st.composite
 def logs(draw) -> list[bytes]:
     """Events whose numbers increase, with others between them."""
@@ -150,25 +168,25 @@ def test_a_filter_drops_what_the_client_has_had(log, number, cuts) -> None:
         if passed or found is None:
             kept.append(event)
     wanted = SequenceFilter(number)
-    out = [wanted.feed(chunk) for chunk in cut(b"".join(log), cuts)]
-    assert b"".join([*out, wanted.finish()]) == b"".join(kept)
+    out = [result_of(wanted.feed(chunk)) for chunk in cut(b"".join(log), cuts)]
+    assert b"".join([*out, result_of(wanted.finish())]) == b"".join(kept)
     assert wanted.passed is passed
 
 
 def test_a_filter_hands_on_at_once_from_the_number_on() -> None:
     """Then even parts of events, as they come."""
     wanted = SequenceFilter(1)
-    assert wanted.feed(numbered(1) + numbered(2)[:-5]) == b""
-    assert wanted.feed(numbered(2)[-5:] + b"data: ha") == numbered(2) + b"data: ha"
-    assert wanted.feed(b"lf") == b"lf"
-    assert wanted.finish() == b""
+    assert result_of(wanted.feed(numbered(1) + numbered(2)[:-5])) == b""
+    assert result_of(wanted.feed(numbered(2)[-5:] + b"data: ha")) == numbered(2) + b"data: ha"
+    assert result_of(wanted.feed(b"lf")) == b"lf"
+    assert result_of(wanted.finish()) == b""
 
 
 def test_a_filter_lets_an_endless_event_through(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rather than to keep it for ever."""
     monkeypatch.setattr(search, "MAX_EVENT_BYTES", 100)
     wanted = SequenceFilter(1)
-    assert b"".join(wanted.feed(b"data: " + b"x" * 60) for _ in range(3))
+    assert b"".join(result_of(wanted.feed(b"data: " + b"x" * 60)) for _ in range(3))
     assert wanted._framer.oversize
     assert isinstance(wanted._framer, EventFramer)
 
