@@ -53,6 +53,7 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     """The headers of a response without those of the connection, with names in lower case."""
     lowered = [(name.lower(), value) for name, value in headers]
     kept = [header for header in lowered if header[0] not in _HOP_BY_HOP]
+    # RFC 9110 §7.6.1: `Connection`, which is one of those, names further headers that are for this connection alone.
     if len(kept) < len(lowered):
         named = {
             token.strip().lower() for name, value in lowered if name == b"connection" for token in value.split(b",")
@@ -63,11 +64,11 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
 
 def replayable(headers: RawHeaders) -> tuple[tuple[bytes, bytes], ...]:
     """Those of the headers of a response, `end_to_end`, that a replay repeats."""
-    return tuple([header for header in headers if _is_recorded(header[0])])
+    return tuple([header for header in headers if _is_replayable(header[0])])
 
 
 @lru_cache(maxsize=256)
-def _is_recorded(name: bytes) -> bool:
+def _is_replayable(name: bytes) -> bool:
     return not (
         name in _OF_ONE_RESPONSE
         or name in _OURS

@@ -43,11 +43,13 @@ async def replay_after(manager: StreamManager, stream: Stream, number: int, loca
     """Answer a request for the events of a stream whose `sequence_number` is higher than `number`.
 
     Raises:
-        InvalidOffset: The stream is no event stream.
+        InvalidOffset: The stream is not an event stream.
         OffsetLost: Some of those events were dropped.
     """
     if not stream.head.is_event_stream:
-        raise InvalidOffset("`starting_after` counts events, and this stream is no event stream. Resume with from=.")
+        raise InvalidOffset(
+            "`starting_after` counts events, and this stream is not an event stream. Resume with from=."
+        )
     # Asked first: what comes while the log is being searched has to be looked at, too.
     is_live, start = not stream.is_final, stream.earliest
     place = await run_search(search_sequence(list(await stream.blocks(start)), number))
