@@ -9,6 +9,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
+# About what a socket takes in one write (asyncio's high-water mark is 64 KiB), so that a replay needs no larger pieces.
 BLOCK_SIZE = 64 * 1024
 
 
@@ -42,6 +43,7 @@ class ByteLog:
         # Tuples, because nearly all logs are one block, and cost nothing beside it.
         self._blocks: tuple[bytes, ...] = ()
         self._starts: tuple[int, ...] = ()
+        # Grows in place; the blocks before it never change, so that readers may hold them without a copy.
         self._open: bytearray | bytes = bytearray()
         self._open_start = start
 
@@ -66,11 +68,13 @@ class ByteLog:
 
     def close(self) -> None:
         """Give back the spare room: nothing is likely to follow."""
+        # A `bytearray` that has grown holds up to an eighth more than its bytes.
         self._open = bytes(self._open)
 
     def _pack(self) -> None:
         """Make blocks of what is open, none of them larger than `BLOCK_SIZE`."""
         starts = range(0, len(self._open), BLOCK_SIZE)
+        # A slice of a `bytearray` would be copied twice: once as a `bytearray`, once as `bytes`.
         with memoryview(self._open) as view:
             self._blocks += tuple(bytes(view[start : start + BLOCK_SIZE]) for start in starts)
         self._starts += tuple(self._open_start + start for start in starts)
@@ -95,6 +99,7 @@ class ByteLog:
             if index < 0:
                 raise LookupError("offset below the floor")
             block, start = self._blocks[index], offset - self._starts[index]
+        # A whole block is handed out as it is: this is what makes replays to many readers cheap.
         if start == 0 and len(block) <= size and isinstance(block, bytes):
             return block
         with memoryview(block) as view:
@@ -127,6 +132,7 @@ class ByteLog:
 
     def truncate(self, offset: int) -> None:
         """Drop the bytes from `offset` (not below the floor) on."""
+        # The block that the new end lies in becomes the open one again.
         while self._open_start > offset and self._starts:
             self._open, self._open_start = self._blocks[-1], self._starts[-1]
             self._blocks, self._starts = self._blocks[:-1], self._starts[:-1]

@@ -116,6 +116,7 @@ class Serving:
                 reading = await reader.run(self._begin, self._deliver, self._end)
             else:
                 reading = await reader.supervise(self._send_all(rest))
+            # A request that is cancelled has a server that closes the connection by itself.
             if reading is Reading.STALLED and reader.cancelled is None:
                 cause = "the server exits" if self._manager.closing else "its client took nothing for too long"
                 why = f"a response of stream {self._stream.key.id!r} breaks off: {cause}"
@@ -161,6 +162,7 @@ class Serving:
 
     async def _send_all(self, rest: bytes) -> Reading:
         await self._send(self._start)
+        # The body and its end in one message: that is one write to the socket in place of two.
         await self._send({"type": "http.response.body", "body": rest, "more_body": False})
         return Reading.FINISHED
 
@@ -172,9 +174,11 @@ class Serving:
 
     async def _end(self, reading: Reading) -> None:
         stream, failure = self._stream, self._reader.failure
+        # The client has gone, so an end would reach nothing.
         if reading is Reading.LEFT:
             return
         if stream.head.is_event_stream and failure is not None:
+            # In the default form, whatever `terminal_event` says: this end is the reader's own, and is not recorded.
             await self._deliver(terminal_event("sse", "failed", failure.code, failure.message))
         elif failure is not None:
             why = f"a client of stream {stream.key.id!r} lost its place"

@@ -69,6 +69,7 @@ class MemoryStream:
         self.log = self._recording.log
         # Only while there are readers, because most streams that are kept have none.
         self._fanout: Fanout | None = None
+        # The first chunk is checked, which sets the mark.
         self._check_at = 0
 
     @property
@@ -124,6 +125,7 @@ class MemoryStream:
         if not self.is_final:
             self._check_at = self.log.tail + self._recording.limits.check_every
             if self._fanout is not None:
+                # The slowest reader only moves forward, so up to here there is room for it without another look.
                 self._check_at = min(self._check_at, int(self._fanout.find_slowest()) + self._recording.bound)
         return True
 
@@ -146,7 +148,9 @@ class MemoryStream:
         """Hold no more than `size`, except what a reader still needs of a stream that the store keeps."""
         if self.held <= size:
             return
+        # What the producer may write without a check was worked out for the size of before.
         self._check_at = 0
+        # The store is full, and a reader of a stream that is not kept any more would hold more than a live one may.
         if self.gone is not None and self.unread > size:
             # It has lost its place.
             self._recording.release()
@@ -177,6 +181,7 @@ class MemoryStream:
         if self.is_final:
             return
         recording = self._recording
+        # It leads to the producer, and so to the request, which are freed at the end of the stream.
         self.on_stop = None
         self._check_at = 0
         rest = recording.end(status, code, message)
@@ -184,6 +189,7 @@ class MemoryStream:
         if rest:
             self.log.append(rest)
         self.log.close()
+        # The terminal event has raised the bound, so trimming comes after it.
         recording.trim(self._fanout)
         if self._fanout is not None:
             if rest:
@@ -213,6 +219,7 @@ class MemoryStream:
         if self._fanout is None:
             self._fanout = Fanout(self.log)
         self._fanout.attach(cursor)
+        # The new reader may be further behind than the mark allows for.
         self._check_at = 0
 
     def detach(self, cursor: Cursor) -> None:

@@ -54,6 +54,7 @@ class Recording:
         self._overhead = overhead
         budget.used += overhead
 
+    # The last holder may be a reader or a hook, which knows nothing of the budget.
     def __del__(self) -> None:
         self.release()
 
@@ -103,6 +104,7 @@ class Recording:
     def trim(self, fanout: Fanout | None) -> None:
         """Drop what is beyond the bound, except what an attached reader still needs."""
         log = self.log
+        # Whole blocks are dropped, so there is nothing to do until there is one too many.
         if log.tail > self.bound and log.size > self.bound + log.block_size:
             self._trim_to(fanout, self.bound)
 
@@ -119,6 +121,7 @@ class Recording:
         size = max(0, size - self._overhead)
         flushed = b""
         if self.framer is not None:
+            # Half an event is shown rather than held back, because what is held back cannot be dropped.
             if self.framer.held_back > size:
                 flushed = self.framer.flush(self.log.tail)
                 self.log.append(flushed)
@@ -146,6 +149,7 @@ class Recording:
         """Drop what was written from `offset` on, so that the log can end otherwise."""
         self.log.truncate(offset)
         if self.closed and self.head.is_event_stream:
+            # Without ids: what follows is the terminal event, which is framed by itself.
             self.framer = EventFramer(None, self.bound, budget=self.budget)
         self.closed = False
 
@@ -159,6 +163,7 @@ class Recording:
         if self._boundary >= low:
             return self._boundary
         # Where there was no boundary before, there is none now: what is searched once is not searched again.
+        # Three bytes back, as a blank line has up to four, and may lie across the place where the last search ended.
         start = max(log.floor, low - 3, min(self._searched, log.tail) - 3)
         while (found := find_boundary(log.chunks(start))) is not None:
             start += found
@@ -191,6 +196,7 @@ def end_event(
         return b""
     # An event too large to hold back lies half in the log: a blank line ends it.
     gap = b"\n\n" if is_mid_event else b""
+    # As large as the event, which must not be cut even if it exceeds the bound of the stream.
     framer = new_framer(epoch, limits, len(event))
     stamped = framer.feed(event, tail + len(gap))
     return gap + stamped + framer.finish(tail + len(gap) + len(stamped))

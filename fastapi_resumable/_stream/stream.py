@@ -63,6 +63,7 @@ class Head:
                 # Under an encoding of the application's own, bytes are no lines.
                 is_encoded = True
         media_type = (content_type or "").partition(";")[0].strip().lower()
+        # The class is frozen. Worked out once, because each chunk and each reader asks.
         object.__setattr__(self, "content_type", content_type)
         object.__setattr__(self, "is_event_stream", media_type == "text/event-stream" and not is_encoded)
 

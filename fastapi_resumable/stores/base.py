@@ -66,6 +66,7 @@ class Reservation:
         """Seconds for which to wait for another request's stream, where this one is to follow it; `None`: no limit."""
         self.stop_code: str | None = None
         """Why it was stopped before it began."""
+        # A dictionary rather than a set, so that those who wait go on in the order in which they came.
         self._settled: dict[asyncio.Future[Stream | None], None] = {}
 
     async def wait(self, beginning: Awaitable[_T]) -> _T:

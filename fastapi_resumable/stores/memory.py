@@ -211,6 +211,7 @@ class MemoryStore:
             self._watchers.notify(key[0], item)
 
     def _stop(self, stream: MemoryStream, code: str) -> None:
+        # Kept here, because the end of the stream drops it.
         on_stop = stream.on_stop
         self._end(stream, ResumableStatus.CANCELLED, code, END_MESSAGES[code])
         if on_stop is not None:
