@@ -230,7 +230,7 @@ def test_what_was_stopped_or_replaced_goes_when_it_is_read_no_longer(
 @pytest.mark.parametrize(
     "place",
     ["transactions.Transactions.write", "transactions.Transactions._apply", "reader.ReaderThread._find",
-     "writer.WriterThread._commit", "threads.FileThread.open", "threads.FileThread.perform",
+     "writer.WriterThread._commit", "threads.FileThread.open", "threads.FileThread.do",
      "worker.WriteQueue._hand_out"],
 )  # fmt: skip
 def test_no_thread_and_no_task_ends_with_what_it_raises(

@@ -1,7 +1,8 @@
 """What a `SqliteStore` has on one event loop: what requests and streams ask of the file, as jobs for its threads."""
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..._core.ids import StreamKey
@@ -17,11 +18,12 @@ from ..shared.writes import Begin, Ended, Gap, KeyState, Page, Restore
 from .log import UNREAD, Append, Piece, read_page
 from .rows import read_states
 from .threads import File
+from .transactions import Transactions
 from .worker import SqliteWorker
 from .writer import Job
 
 REPORT = 8.0
-"""Seconds between reports of where the readers here are."""
+"""Seconds between reports of where the readers here are, so that none expires."""
 
 
 class SqliteBackend(SharedBackend):
@@ -32,13 +34,13 @@ class SqliteBackend(SharedBackend):
     def __init__(self, file: File, limits: Limits, *, degrade: bool) -> None:
         super().__init__(limits, degrade=degrade)
         self.worker = SqliteWorker(file, limits, self)
-        self.waiting: set[LocalStream] = set()
-        """Streams whose producers wait for readers on other workers."""
         self._timeout = file.timeout
-        self._reported_at = 0.0
+        self._next_report: asyncio.TimerHandle | None = None
 
     async def aclose(self) -> None:
         """Write what is left, and end."""
+        if self._next_report is not None:
+            self._next_report.cancel()
         await self.worker.aclose()
         await super().aclose()
 
@@ -48,9 +50,7 @@ class SqliteBackend(SharedBackend):
         """Queue a request, or say what it has to follow."""
         reservation.requested_at = now
         request = self._request(reservation)
-        outcome = await self.worker.change(
-            lambda transactions, terminal: transactions.reserve(reservation.key, request, on_conflict, terminal)
-        )
+        outcome = await self._change(lambda transactions: transactions.reserve(reservation.key, request, on_conflict))
         if outcome.verdict is Verdict.QUEUED:
             self.check_limit(replaces=outcome.replaces)
         return Answer(outcome.verdict, outcome.rival)
@@ -61,10 +61,8 @@ class SqliteBackend(SharedBackend):
     async def begin(self, reservation: Reservation, stream: LocalStream) -> Answer:
         """Make a request the current epoch."""
         request, queued = self._request(reservation), self.streams.queued
-        outcome = await self.worker.change(
-            lambda transactions, terminal: transactions.begin(
-                stream.key, request, stream.head, terminal, queue=stream.epoch in queued
-            )
+        outcome = await self._change(
+            lambda transactions: transactions.begin(stream.key, request, stream.head, queue=stream.epoch in queued)
         )
         return Answer(outcome.verdict, code=outcome.code)
 
@@ -72,13 +70,24 @@ class SqliteBackend(SharedBackend):
         """Make sure that a request stays neither queued nor live, now or when the file can be used again."""
         key, epoch = reservation.key, reservation.epoch
         try:
-            await self.worker.change(lambda transactions, terminal: transactions.release(key, epoch, terminal))
+            await self._change(lambda transactions: transactions.release(key, epoch))
         except StoreUnavailable:
             self.worker.abandon(key, epoch)
 
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live, forget what has ended."""
-        await self.worker.change(lambda transactions, terminal: transactions.stop(key, epoch, terminal))
+        await self._change(lambda transactions: transactions.stop(key, epoch))
+
+    async def _change(self, job: Callable[[Transactions], Outcome]) -> Outcome:
+        """Do a job that changes the state of a stream, and here at once what follows from that."""
+        return self._apply(await self.worker.transact(job))
+
+    def _apply(self, outcome: Outcome) -> Outcome:
+        for change in outcome.changes:
+            if change.code:
+                self.on_ended(change.stream.epoch, change.code)
+        self.worker.note_change()
+        return outcome
 
     # Looking.
 
@@ -108,23 +117,16 @@ class SqliteBackend(SharedBackend):
     async def slowest_reader(self, stream: LocalStream) -> float:
         """Where the slowest reader on another worker is."""
         # Asked before the next look begins, so that a report in between is not missed.
-        self.waiting.add(stream)
-        self.worker.note_interest()
+        self.worker.await_room(stream)
         slowest: float = await self.worker.writer.run(
             lambda transactions: transactions.logs.slowest_reader(stream.epoch)
         )
         return slowest
 
-    def _note_room(self) -> None:
-        """The readers elsewhere may have come further."""
-        waiting, self.waiting = self.waiting, set()
-        for stream in waiting:
-            stream.note_room()
-
     def forget(self, stream: LocalStream) -> None:
         """Write no more of a stream."""
         super().forget(stream)
-        self.waiting.discard(stream)
+        self.worker.waiting.discard(stream)
         self.worker.plan_clean_up(time.time() + UNREAD)
         self.worker.note_interest()
 
@@ -139,15 +141,26 @@ class SqliteBackend(SharedBackend):
     def follow(self, stream: RemoteStream) -> None:
         """Read what is added to a stream."""
         super().follow(stream)
-        self.worker.reader.follow(stream.epoch, stream.log.tail)
+        self.worker.reader.look_now()
         self.worker.note_interest()
+        if self._next_report is None:
+            self._report_later()
+
+    def _report_later(self) -> None:
+        self._next_report = self.loop.call_later(REPORT, self._report_all)
+
+    def _report_all(self) -> None:
+        for stream in self.streams.followed.values():
+            stream.report()
+        if self.streams.followed:
+            self._report_later()
+        else:
+            self._next_report = None
 
     def unfollow(self, stream: RemoteStream) -> None:
         """Stop that."""
-        if self.streams.followed.get(stream.epoch) is stream:
-            super().unfollow(stream)
-            self.worker.reader.unfollow(stream.epoch)
-            self.worker.note_interest()
+        super().unfollow(stream)
+        self.worker.note_interest()
 
     # What the write queue asks for.
 
@@ -161,8 +174,11 @@ class SqliteBackend(SharedBackend):
                 return None
             case Begin():
                 request = Queued(stream.epoch, self.worker.name, stream.idempotency_key, stream.started_at)
-                terminal = {"replaced": self.worker.terminal_event(ResumableStatus.CANCELLED, "replaced")}
-                return lambda transactions: transactions.begin(stream.key, request, stream.head, terminal, queue=True)
+                return self.worker.given_event(
+                    ResumableStatus.CANCELLED,
+                    "replaced",
+                    lambda transactions: transactions.begin(stream.key, request, stream.head, queue=True),
+                )
             case Restore() as how:
                 lost = Current(stream.epoch, self.worker.name, stream.idempotency_key, stream.started_at)
                 return lambda transactions: transactions.restore(stream.key, lost, stream.head, how)
@@ -173,53 +189,28 @@ class SqliteBackend(SharedBackend):
         """What came of it. A report is for the producer's worker, which finds it in the file."""
         if isinstance(stream, LocalStream):
             if isinstance(reply, Outcome):
-                self.worker.apply(reply)
+                self._apply(reply)
                 reply = Gap(0) if reply.verdict is Verdict.BEGUN else Ended()
             stream.take_reply(reply)
 
     # What the worker hears.
 
-    def on_news(self, news: Sequence[Piece]) -> None:
-        """Pass on what other workers have written."""
-        for piece in news:
-            self._take(piece)
-        self._note_room()
-
-    def _take(self, piece: Piece) -> None:
-        stream = self.streams.followed.get(piece.epoch)
-        if stream is None:
+    def on_news(self, piece: Piece) -> None:
+        """Pass on what was added to a stream, and how it ended."""
+        if (stream := self.streams.followed.get(piece.epoch)) is None:
             return
-        # What a loss of the file has taken, its worker puts back, if it lives.
-        stream.missing_since = (stream.missing_since or time.monotonic()) if piece.is_missing else None
+        if piece.is_missing and stream.missing_since is None:
+            # Its worker puts back what a loss of the file has taken, if it lives.
+            stream.missing_since = time.monotonic()
+            self.loop.call_later(self._timeout, self._fail_if_missing, piece.epoch, stream.missing_since)
+        elif not piece.is_missing:
+            stream.missing_since = None
         if piece.data:
             stream.take(piece.start, piece.data)
         if piece.status is not None:
             stream.finish(piece.tail, piece.status, piece.completed_at)
 
-    def on_return(self) -> None:
-        """Ask whether the file still has everything, and read on from where the readers are."""
-        for stream in self.streams.local.values():
-            stream.check()
-        for followed in self.streams.followed.values():
-            self.worker.reader.follow(followed.epoch, followed.log.tail)
-        self.worker.note_interest()
-
-    def is_following(self) -> bool:
-        """Whether something here waits for what another worker writes."""
-        return bool(self.streams.followed or self.waiting)
-
-    def is_live(self) -> bool:
-        """Whether there is something here that another worker could end."""
-        return bool(self.streams.local or self.streams.queued)
-
-    def look(self) -> None:
-        """Keep the reports from expiring, and send readers away whose stream no worker has put back."""
-        now = time.monotonic()
-        is_due = now - self._reported_at >= REPORT
-        if is_due:
-            self._reported_at = now
-        for stream in list(self.streams.followed.values()):
-            if is_due:
-                stream.report()
-            if stream.missing_since is not None and now - stream.missing_since > self._timeout:
-                stream.fail(StoreUnavailable("The store has lost the stream. Start it again."))
+    def _fail_if_missing(self, epoch: str, since: float) -> None:
+        stream = self.streams.followed.get(epoch)
+        if stream is not None and stream.missing_since == since:
+            stream.fail(StoreUnavailable("The store has lost the stream. Start it again."))

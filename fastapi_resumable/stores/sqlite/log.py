@@ -7,13 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ..._core import lifecycle
 from ..._core.ids import StreamKey
-from ..._core.lifecycle import Current, Slot, Verdict
 from ..._stream.stream import Limits
 from ...exceptions import OffsetLost
 from ...models import ResumableStatus
-from ..shared.writes import Ended, Gap, Missing, Page, Reply, Write, Written
+from ..shared.writes import Page, Write
 
 READER = 20.0
 """Seconds for which a reader on another worker holds a producer without being heard of again."""
@@ -28,7 +26,9 @@ CHANGES_KEPT = 60.0
 UNREAD = 5.0
 """Seconds after which the log of a stopped or replaced stream goes, unless a reader is known to follow it."""
 VACUUM_FROM = 256
-"""How many pages may lie free before the file is made smaller, and how many are given back at once."""
+"""How many pages may lie free before the file is made smaller."""
+VACUUM = 1024
+"""How many pages are given back at once: for so long, no other worker can write."""
 
 TAIL = "coalesce((SELECT end FROM chunks WHERE stream = s.stream ORDER BY end DESC LIMIT 1), s.earliest)"
 # What can be many rows is put together by SQLite, and comes as one: with each row, a statement gives the interpreter
@@ -44,12 +44,6 @@ SELECT f.key, s.status, s.code, s.expires_at IS NOT NULL, s.completed_at, {TAIL}
 FROM json_each(?) AS f LEFT JOIN streams AS s ON s.epoch = f.key
 WHERE s.stream IS NULL OR s.expires_at IS NOT NULL
     OR EXISTS (SELECT 1 FROM chunks WHERE stream = s.stream AND end > f.value)
-"""  # noqa: S608  # no input
-
-
-_LOGS = f"""
-SELECT json_group_array(json_array(epoch, stream, status, gone, earliest, mid_event, {TAIL})) FROM streams AS s
-WHERE epoch IN (SELECT value FROM json_each(?))
 """  # noqa: S608  # no input
 
 
@@ -140,34 +134,6 @@ def append_plainly(connection: sqlite3.Connection, appends: Sequence[Append]) ->
     return written == len(appends)
 
 
-class Log(NamedTuple):
-    """What is known of a log before it is written."""
-
-    stream: int
-    status: str
-    gone: str
-    earliest: int
-    mid_event: int
-    tail: int
-
-
-def check(append: Append, log: Log | None) -> Reply:
-    """What to reply to a write: if it is `Written`, it is yet to be written."""
-    write, ending = append.write, append.write.ending
-    if log is None or (log.status == "queued" and not log.gone):
-        return Missing()
-    if log.gone:
-        return Ended()
-    if ending is not None and (ending.status, write.last) == (log.status, log.tail):
-        # It is written already.
-        return Written()
-    current = Current(append.epoch, status=ResumableStatus(log.status), tail=log.tail)
-    verdict = lifecycle.append(Slot(current), append.epoch, write.first, write.last).verdict
-    if verdict is Verdict.GAP:
-        return Gap(log.tail)
-    return Written() if verdict is Verdict.OK else Ended()
-
-
 class Logs:
     """All logs: how far they and their readers are, and how much room they take; within a transaction."""
 
@@ -176,11 +142,6 @@ class Logs:
         self._worker = worker
         self._limits = limits
         self._unchecked = 0
-
-    def find(self, epochs: Sequence[str]) -> dict[str, Log]:
-        """What is known of some logs, by epoch."""
-        (found,) = self._execute(_LOGS, (json.dumps(epochs),)).fetchone()
-        return {epoch: Log(*about) for epoch, *about in json.loads(found)}
 
     # Readers on other workers.
 
@@ -208,9 +169,9 @@ class Logs:
 
     # Room.
 
-    def take(self, size: int) -> bool:
+    def take(self, appends: Sequence[Append]) -> bool:
         """Note that streams grow; return whether it is time to `shrink`."""
-        self._unchecked += size
+        self._unchecked += sum(len(append.write.data) for append in appends)
         return self._unchecked >= min(1024 * 1024, self._limits.max_total_bytes // 64)
 
     def shrink(self) -> bool:
@@ -249,20 +210,22 @@ class Logs:
             "AND stream NOT IN (SELECT stream FROM readers WHERE until > ?)",
             (now - UNREAD, now),
         )
+        self._execute("DELETE FROM readers WHERE until <= ?", (now,))
         self._execute("DELETE FROM changes WHERE at <= ?", (now - CHANGES_KEPT,))
         self.shrink()
         following, is_left = self._execute(
             "SELECT (SELECT min(expires_at) FROM streams WHERE expires_at IS NOT NULL), "
             "EXISTS (SELECT 1 FROM streams JOIN chunks USING (stream) WHERE gone <> '' AND status = 'cancelled')"
         ).fetchone()
-        return now + UNREAD if is_left else following
+        return now + UNREAD if self._give_room_back() or is_left else following
 
-
-def give_room_back(connection: sqlite3.Connection) -> None:
-    """Make the file smaller, if much of it is free; not in a transaction, and by steps, so that others can write."""
-    (pages,) = connection.execute("PRAGMA page_count").fetchone()
-    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-    if free > VACUUM_FROM and free * 4 > pages:
-        for _ in range(0, free, VACUUM_FROM):
-            # As a script, because a plain statement stops after the first page.
-            connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_FROM})")
+    def _give_room_back(self) -> bool:
+        """Make the file smaller by a step, if much of it is free; return whether there is more to be done."""
+        (pages,) = self._execute("PRAGMA page_count").fetchone()
+        (free,) = self._execute("PRAGMA freelist_count").fetchone()
+        if free <= VACUUM_FROM or free * 4 <= pages:
+            return False
+        for _ in range(min(free, VACUUM)):
+            # Whichever number it is given, Python stops after the first page.
+            self._execute("PRAGMA incremental_vacuum")
+        return bool(free > VACUUM)

@@ -3,24 +3,28 @@
 import logging
 import math
 import sqlite3
-import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
+from .lock import WorkerLock
 from .log import Piece, read_pieces
-from .rows import text_of
+from .rows import read_workers, text_of
 from .threads import File, FileThread
 
 logger = logging.getLogger("fastapi_resumable")
 
 FAST = 0.004
 """Seconds between looks at the file while readers here follow what another worker writes."""
-CALM = 0.1
+CALM = 0.25
 """The same, once nothing has come for long; in between, it is one part in `PATIENCE` of the silence."""
 PATIENCE = 50
-SLOW = 0.2
-"""Seconds between looks while there are only streams here that another worker could stop; and after a failure."""
+WATCHING = 0.2
+"""Seconds between looks while there are only watchers; and after a failure."""
+LIVE = 0.4
+"""Seconds between looks while there are only streams here that another worker could stop."""
+CHECK = 0.5
+"""The fewest seconds between looks at whether the other workers are alive."""
 
 
 class Changed(NamedTuple):
@@ -29,7 +33,6 @@ class Changed(NamedTuple):
     change: int
     owner: str | None
     epoch: str
-    worker: str
     status: str
     code: str
     item: str
@@ -38,10 +41,12 @@ class Changed(NamedTuple):
 class Found(NamedTuple):
     """What a look has found."""
 
-    news: list[Piece]
-    changes: list[Changed]
-    has_gap: bool
+    news: Sequence[Piece] = ()
+    changes: Sequence[Changed] = ()
+    has_gap: bool = False
     """Whether changes were missed, because this process stood still for so long, or the file is another."""
+    dead: Sequence[str] = ()
+    """Workers that have died."""
 
 
 class ReaderThread(FileThread):
@@ -53,18 +58,20 @@ class ReaderThread(FileThread):
         self,
         file: File,
         on_up: Callable[[], object],
-        *,
+        lock: WorkerLock,
+        offsets: Callable[[], dict[str, int]],
         on_found: Callable[[Found], None],
         on_look_failed: Callable[[Exception], None],
     ) -> None:
+        """`offsets` says, in this thread, which streams are followed, and how far each was read."""
         super().__init__(file, on_up)
+        self._offsets = offsets
+        self._worker_lock = lock
         self._on_found = on_found
         self._on_look_failed = on_look_failed
         self._interval: float | None = None
-        self._lock = threading.Lock()
-        self._followed: dict[str, int] = {}
-        self._is_due = False
-        self._changed_at = self._looked_at = 0.0
+        self._is_due = self._is_awaited = self._is_handed_over = False
+        self._changed_at = self._looked_at = self._checked_at = 0.0
         self._has_failed = False
         self._version: int | None = None
         self._change: int | None = None
@@ -78,22 +85,21 @@ class ReaderThread(FileThread):
             self._changed_at = monotonic()
             self.wake()
 
-    def follow(self, epoch: str, offset: int) -> None:
-        """Look for what is added to a stream after `offset`."""
-        with self._lock:
-            self._followed[epoch] = offset
-        self._changed_at = monotonic()
-        self.look_now()
-
-    def unfollow(self, epoch: str) -> None:
-        """Look no longer."""
-        with self._lock:
-            self._followed.pop(epoch, None)
-
     def look_now(self) -> None:
-        """Look at once, for what this worker itself has changed."""
+        """Look at once: this worker itself has changed something, or follows another stream."""
+        self._changed_at = monotonic()
         self._is_due = True
         self.wake()
+
+    def note_taken(self, *, is_all: bool) -> None:
+        """Look again: what was found was taken; but for `is_all`, there is more."""
+        self._is_handed_over = False
+        if self._is_due or not is_all:
+            self.look_now()
+
+    def await_change(self) -> None:
+        """Report the next change of the file, whatever it is."""
+        self._is_awaited = True
 
     # In the thread.
 
@@ -101,9 +107,9 @@ class ReaderThread(FileThread):
         """Nothing is known of a new connection's version."""
         self._version = None
 
-    def perform(self, works: Sequence[Callable[[sqlite3.Connection], Any]]) -> Sequence[Any]:
+    def perform(self, jobs: Sequence[Callable[[sqlite3.Connection], Any]]) -> Sequence[Any]:
         """Read what is asked for."""
-        results = super().perform(works)
+        results = super().perform(jobs)
         # No byte is shown that a power cut could take back.
         self.sync()
         return results
@@ -121,13 +127,17 @@ class ReaderThread(FileThread):
             return math.inf
         now = monotonic()
         if self._has_failed:
-            interval = SLOW
+            interval = WATCHING
         elif interval == FAST:
             interval = min(CALM, max(FAST, (now - self._changed_at) / PATIENCE))
         return self._looked_at + interval - now
 
     def _look(self) -> None:
-        is_due, self._is_due, self._looked_at = self._is_due, False, monotonic()
+        self._looked_at = monotonic()
+        if self._is_handed_over:
+            # A busy event loop is not given the same once more.
+            return
+        is_due, self._is_due = self._is_due, False
         try:
             connection = self.open()
             (version,) = connection.execute("PRAGMA data_version").fetchone()
@@ -138,18 +148,23 @@ class ReaderThread(FileThread):
                     self._changed_at = self._looked_at
                     self.sync()
                 self._hand_over(found)
+            if self._looked_at - self._checked_at >= CHECK:
+                self._checked_at = self._looked_at
+                self._worker_lock.keep()
+                self._hand_over(Found(dead=self._worker_lock.find_dead(read_workers(connection))))
             self._has_failed = False
         except Exception as exc:  # noqa: BLE001  # it counts as an outage, and passes
-            self.note_failed(exc)
+            self.reconnect_after(exc)
             self._has_failed, self._version = True, None
             self.call(self._on_look_failed, exc)
 
     def catch_up(self, connection: sqlite3.Connection) -> None:
-        """Hand over everything that has changed up to now, as a work."""
+        """Hand over everything that has changed up to now, as a job."""
         self._hand_over(self._find(connection))
 
     def _hand_over(self, found: Found) -> None:
-        if found.news or found.changes or found.has_gap:
+        if any(found) or self._is_awaited:
+            self._is_awaited, self._is_handed_over = False, True
             self.call(self._on_found, found)
 
     def _find(self, connection: sqlite3.Connection) -> Found:
@@ -160,36 +175,13 @@ class ReaderThread(FileThread):
             connection.execute("ROLLBACK")
 
     def _find_news(self, connection: sqlite3.Connection) -> list[Piece]:
-        with self._lock:
-            followed = dict(self._followed)
-        if not followed:
+        if not (offsets := self._offsets()):
             return []
         try:
-            news = read_pieces(connection, followed)
+            return read_pieces(connection, offsets)
         except sqlite3.DatabaseError:
             # One stream may be damaged: the others are not to suffer for it.
-            news = [piece for one in followed.items() for piece in self._find_news_of(connection, *one)]
-        with self._lock:
-            for piece in news:
-                self._note_read(piece)
-        return news
-
-    def _find_news_of(self, connection: sqlite3.Connection, epoch: str, offset: int) -> list[Piece]:
-        try:
-            return read_pieces(connection, {epoch: offset})
-        except sqlite3.DatabaseError as exc:
-            logger.warning("stream of epoch %s cannot be read: %s", epoch, exc, extra={"epoch": epoch})
-            return [Piece(epoch, is_missing=True)]
-
-    def _note_read(self, piece: Piece) -> None:
-        """Look for what comes after a piece."""
-        if piece.is_missing or piece.epoch not in self._followed:
-            return
-        if piece.status is not None:
-            del self._followed[piece.epoch]
-        else:
-            self._followed[piece.epoch] = max(self._followed[piece.epoch], piece.end)
-            self._is_due = self._is_due or piece.end < piece.tail
+            return [piece for one in offsets.items() for piece in _read_pieces_of(connection, *one)]
 
     def _find_changes(self, connection: sqlite3.Connection) -> tuple[list[Changed], bool]:
         query = "SELECT max(seq) FROM sqlite_sequence WHERE name = 'changes'"
@@ -197,11 +189,18 @@ class ReaderThread(FileThread):
         if self._change is None:
             self._change = last
         rows = connection.execute(
-            "SELECT change, owner, epoch, worker, status, code, item FROM changes WHERE change > ? ORDER BY change "
-            "LIMIT 1000",
+            "SELECT change, owner, epoch, status, code, item FROM changes WHERE change > ? ORDER BY change LIMIT 1000",
             (self._change,),
         ).fetchall()
         has_gap = (rows[0][0] if rows else last + 1) != self._change + 1
         self._change = rows[-1][0] if rows else last
         self._is_due = self._is_due or self._change < last
         return [Changed(change, text_of(owner), *about) for change, owner, *about in rows], has_gap
+
+
+def _read_pieces_of(connection: sqlite3.Connection, epoch: str, offset: int) -> list[Piece]:
+    try:
+        return read_pieces(connection, {epoch: offset})
+    except sqlite3.DatabaseError as exc:
+        logger.warning("stream of epoch %s cannot be read: %s", epoch, exc, extra={"epoch": epoch})
+        return [Piece(epoch, is_missing=True)]

@@ -4,6 +4,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from ..._core.ids import StreamKey
@@ -118,18 +119,12 @@ def _slot(rows: Iterable[Row]) -> Slot:
         elif row.status == "queued":
             queued.append(Queued(row.epoch, row.worker, row.idempotency_key, row.requested_at))
         else:
+            times = (row.completed_at, row.expires_at or 0.0)
             current = Current(
-                row.epoch,
-                row.worker,
-                row.idempotency_key,
-                row.started_at,
-                ResumableStatus(row.status),
-                row.code,
-                row.tail,
-                row.completed_at,
-                row.expires_at or 0.0,
-            )
-    return Slot(current, tuple(queued), tuple(sorted(gone, key=lambda each: each.at)))
+                row.epoch, row.worker, row.idempotency_key, row.started_at, ResumableStatus(row.status), row.code,
+                row.tail, *times,
+            )  # fmt: skip
+    return Slot(current, tuple(queued), tuple(sorted(gone, key=attrgetter("at"))))
 
 
 STATE = ("status", "code", "gone", "started_at", "completed_at", "expires_at")
@@ -200,6 +195,5 @@ def read_states(
 
 
 def read_workers(connection: sqlite3.Connection) -> list[str]:
-    """Every worker that there is, or that something belongs to."""
-    query = "SELECT worker FROM workers UNION SELECT worker FROM streams WHERE expires_at IS NULL"
-    return [worker for (worker,) in connection.execute(query)]
+    """Every worker that a stream may belong to."""
+    return [worker for (worker,) in connection.execute("SELECT worker FROM workers")]

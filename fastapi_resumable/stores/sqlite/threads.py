@@ -1,6 +1,6 @@
-"""A thread with a connection of its own to the file. The event loop hands it work, and never waits for a disk itself.
+"""The threads of a worker, each with a connection of its own, so that the event loop never waits for a disk.
 
-Every work may be done twice, so that one whose result was lost, or came too late, is simply done again.
+Every job may be done twice, so that one whose result was lost, or came too late, is simply done again.
 """
 
 import asyncio
@@ -10,27 +10,28 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
 from ...exceptions import ResumableError, StoreUnavailable
-from ..shared.outage import Outage
+from ..shared.outage import UNAVAILABLE, Outage
 from .files import UnusableFileError, connect, explain
 from .transactions import LacksEventError
 
 logger = logging.getLogger("fastapi_resumable")
 
 BATCH = 512
-"""How many works are done together at most."""
+"""How many calls are answered together at most."""
 CLOSING = 2.0
 """The most seconds for which a thread is waited for at the end."""
 
-UNAVAILABLE = "The store of streams cannot be used now. Try again in a moment."
-
 ANSWERS = (ResumableError, LacksEventError)
-"""What a work raises to answer, before it has changed anything: it is no failure of the file."""
+"""What a job raises to answer, before it has changed anything: it is no failure of the file."""
+
+Call = tuple[Sequence[Any], asyncio.Future[list[Any]]]
+"""Some jobs, and the future of their results."""
 
 
 class File(NamedTuple):
@@ -43,7 +44,7 @@ class File(NamedTuple):
 
 
 class FileThread:
-    """One thread with one connection, which is opened when it is needed, and again after a failure.
+    """A thread with a connection, which is opened when it is needed, and again after a failure.
 
     A subclass says what is done in the thread: `perform`, `on_open` and `tick`.
     """
@@ -57,7 +58,7 @@ class FileThread:
         self._name = str(file.path)
         self._on_up = on_up
         self._loop = asyncio.get_running_loop()
-        self._works: queue.SimpleQueue[tuple[Any, asyncio.Future[Any]] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._is_closed = False
@@ -73,19 +74,19 @@ class FileThread:
 
     # On the event loop.
 
-    async def run(self, work: Any) -> Any:
-        """Have some work done, again and again until it works; return its result.
+    async def run(self, job: Any) -> Any:
+        """Have a job done, again and again until it works; return its result.
 
         Raises:
             StoreUnavailable: The file has not been usable for the timeout.
         """
-        (result,) = await self.run_all([work])
+        (result,) = await self.run_all([job])
         if isinstance(result, Exception):
             raise result
         return result
 
-    async def run_all(self, works: Sequence[Any]) -> list[Any]:
-        """Have some works done; exceptions that answer one, or by which it alone fails, are among the results.
+    async def run_all(self, jobs: Sequence[Any]) -> list[Any]:
+        """Have some jobs done; exceptions that answer one, or by which it alone fails, are among the results.
 
         Raises:
             StoreUnavailable: None of them could be done, as for `run`.
@@ -94,9 +95,7 @@ class FileThread:
         for attempts in count():
             if self._is_closed:
                 break
-            futures = [self._submit(work) for work in works]
-            await asyncio.wait(futures, timeout=self.outage.attempt)
-            results = [_take_result(future) for future in futures]
+            results = await self._try(jobs)
             failures = [each for each in results if isinstance(each, Exception) and not isinstance(each, ANSWERS)]
             if len(failures) < len(results):
                 self.outage.note_up()
@@ -106,18 +105,25 @@ class FileThread:
                 raise StoreUnavailable(UNAVAILABLE) from failures[0]
         raise StoreUnavailable("The store is closed.")
 
-    def _submit(self, work: Any) -> asyncio.Future[Any]:
-        result: asyncio.Future[Any] = self._loop.create_future()
-        self._works.put((work, result))
+    async def _try(self, jobs: Sequence[Any]) -> list[Any]:
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        self._put((jobs, future))
+        await asyncio.wait({future}, timeout=self.outage.attempt)
+        if future.done():
+            return future.result()
+        future.cancel()
+        return [TimeoutError("the disk does not answer")] * len(jobs)
+
+    def wake(self) -> None:
+        """Have the thread look whether something is due."""
+        self._put(None)
+
+    def _put(self, call: Call | None) -> None:
+        self._calls.put(call)
         if self._thread is None:
             # A daemon: a disk that hangs must not keep the process from its exit.
             self._thread = threading.Thread(target=self._run, name=f"resumable sqlite {self.use}", daemon=True)
             self._thread.start()
-        return result
-
-    def wake(self) -> None:
-        """Have the thread look whether something is due."""
-        self._submit(None).cancel()
 
     def note_failure(self, failure: Exception) -> float:
         """Note that the file cannot be used; return since when."""
@@ -127,7 +133,7 @@ class FileThread:
         """Do what was handed over, and end the thread."""
         self._is_closed = True
         if self._thread is not None:
-            self._works.put(None)
+            self.wake()
             # With a limit, because a disk may hang.
             await asyncio.wait({self._ended}, timeout=CLOSING)
 
@@ -136,32 +142,32 @@ class FileThread:
     def _run(self) -> None:
         is_open = True
         while is_open:
-            taken = self._take()
-            is_open = None not in taken
-            # Some callers wait no longer.
-            wanted = [each for each in taken if each is not None and not each[1].done()]
-            if not wanted:
-                continue
-            results: Sequence[Any]
-            try:
-                results = self.perform([work for work, _ in wanted])
-            except Exception as exc:  # noqa: BLE001  # it goes to the callers
-                self.note_failed(exc)
-                results = [exc] * len(wanted)
-            self.call(_deliver, [result for _, result in wanted], results)
+            calls = self._take()
+            is_open = not (self._is_closed and self._calls.empty())
+            if calls:
+                self._answer(calls)
         self._close()
         self.call(self._ended.set_result, None)
 
-    def _take(self) -> list[tuple[Any, asyncio.Future[Any]] | None]:
-        """Wait for works, and take all that there are; `None` among them is the end."""
-        taken = []
+    def _take(self) -> list[Call]:
+        """Wait for calls, and take all that there are, except those whose callers wait no longer."""
+        taken: list[Call | None] = []
         try:
-            taken.append(self._works.get(timeout=self.tick()))
+            taken.append(self._calls.get(timeout=self.tick()))
             while len(taken) < BATCH:
-                taken.append(self._works.get_nowait())
+                taken.append(self._calls.get_nowait())
         except queue.Empty:
             pass
-        return taken
+        return [call for call in taken if call is not None and not call[1].done()]
+
+    def _answer(self, calls: Sequence[Call]) -> None:
+        jobs = [job for some, _ in calls for job in some]
+        try:
+            results = iter(self.perform(jobs))
+        except Exception as exc:  # noqa: BLE001  # it goes to the callers
+            self.reconnect_after(exc)
+            results = iter([exc] * len(jobs))
+        self.call(_deliver, [(future, list(islice(results, len(some)))) for some, future in calls])
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
         """Have the event loop call a function."""
@@ -169,18 +175,23 @@ class FileThread:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             # The loop has been closed, so nothing waits for it any more.
-            self._works.put(None)
+            self._is_closed = True
 
-    def perform(self, works: Sequence[Any]) -> Sequence[Any]:
-        """Do some works; return the result of each, an exception if it failed."""
-        return [self._outcome(work) for work in works]
+    def perform(self, jobs: Sequence[Any]) -> Sequence[Any]:
+        """Do some jobs; return the result of each, an exception if it failed."""
+        return [self.attempt(job) for job in jobs]
 
-    def _outcome(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+    def attempt(self, job: Any) -> Any:
+        """The result of one job, or its exception."""
         try:
-            return work(self.open())
+            return self.do(job)
         except Exception as exc:  # noqa: BLE001  # it goes to the caller
-            self.note_failed(exc)
+            self.reconnect_after(exc)
             return exc
+
+    def do(self, job: Any) -> Any:
+        """Do one job."""
+        return job(self.open())
 
     def on_open(self, connection: sqlite3.Connection) -> None:
         """Make use of a new connection."""
@@ -218,7 +229,7 @@ class FileThread:
                 self._log = os.open(f"{self._name}-wal", os.O_RDONLY | os.O_CLOEXEC)
             (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(self._log)
 
-    def note_failed(self, failure: Exception) -> None:
+    def reconnect_after(self, failure: Exception) -> None:
         """Begin with a new connection next time, unless another one cannot do any better."""
         name = str(getattr(failure, "sqlite_errorname", ""))
         if isinstance(failure, sqlite3.Error) and not name.startswith(("SQLITE_BUSY", "SQLITE_FULL")):
@@ -243,18 +254,8 @@ class FileThread:
                 logger.warning("%s was not closed in order: %s", self.file.path, exc)
 
 
-def _take_result(future: asyncio.Future[Any]) -> Any:
-    if not future.done():
-        future.cancel()
-        return TimeoutError("the disk does not answer")
-    return future.exception() or future.result()
-
-
-def _deliver(futures: Sequence[asyncio.Future[Any]], results: Sequence[Any]) -> None:
-    for future, result in zip(futures, results, strict=True):
+def _deliver(answers: Sequence[tuple[asyncio.Future[list[Any]], list[Any]]]) -> None:
+    for future, results in answers:
         # Its caller may have been cancelled, or wait no longer.
         if not future.done():
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
+            future.set_result(results)

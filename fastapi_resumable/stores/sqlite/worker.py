@@ -1,34 +1,32 @@
-"""What a worker has of the file on one event loop, whatever it streams: threads, tasks, and what it hears of others.
-
-Invariant: another worker may change the file at any time; what is held here is only ever a view of it.
-"""
+"""One worker of a SQLite file: its threads, its lock, the streams that it has, and what it hears of other workers."""
 
 import asyncio
 import logging
-import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from ..._core.ids import StreamKey
-from ..._core.lifecycle import Outcome
 from ..._core.terminal import write_terminal_event
 from ..._stream.stream import Limits
 from ..._stream.tasks import Tasks
 from ...exceptions import StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
+from ..shared.backend import WorkerStreams
+from ..shared.local import LocalStream
+from ..shared.outage import UNAVAILABLE
 from ..shared.queue import Source, WriteQueue
 from ..shared.writes import END_MESSAGES
 from ..watchers import Notify, Watchers
-from .files import WorkerLock
+from .lock import WorkerLock
 from .log import Piece
-from .reader import FAST, SLOW, Changed, Found, ReaderThread
+from .reader import FAST, LIVE, WATCHING, Changed, Found, ReaderThread
 from .rows import read_workers
-from .threads import UNAVAILABLE, File
-from .transactions import LacksEventError, Terminal, Transactions
+from .threads import File
+from .transactions import LacksEventError, Transactions
 from .writer import Job, WriterThread, count_bytes
 
 logger = logging.getLogger("fastapi_resumable")
@@ -39,79 +37,71 @@ INTERVAL = 0.002
 """The fewest seconds between two transactions in which streams are written, so that many of them share one."""
 COLLECT = 0.005
 """Seconds for which a fast stream collects what it writes next: the CPU time goes into transactions, not into bytes."""
-LOOK = 0.25
-"""Seconds between looks at whether other workers are alive, while that matters here."""
 CLEAN_UP = 5.0
 """The fewest seconds between clean-ups."""
 
 
 class Handlers(Source[Job], Protocol):
-    """What is done with what a worker hears, and with the replies to what streams write."""
+    """What a worker works on, and what hears of changes."""
 
-    def on_news(self, news: Sequence[Piece]) -> None:
-        """Other workers have changed the file, and may have written to what is followed."""
+    streams: WorkerStreams
+
+    def on_news(self, piece: Piece) -> None:
+        """The file has something new of a stream that is followed."""
 
     def on_ended(self, epoch: str, code: str) -> None:
         """Something other than its producer has ended an epoch."""
 
-    def on_return(self) -> None:
-        """The file can be used again, or is another one, or changes were missed: see what it has."""
-
     def on_outage(self, failure: StoreUnavailable) -> None:
         """The file could not be read for too long."""
 
-    def is_following(self) -> bool:
-        """Whether something here waits for what another worker writes."""
-
-    def is_live(self) -> bool:
-        """Whether there is something here that another worker could end."""
-
-    def look(self) -> None:
-        """Do what has to be done now and then, while something is followed."""
-
 
 class SqliteWorker:
-    """The threads and tasks of one worker."""
+    """The threads and tasks of one worker, and what they work on."""
 
     def __init__(self, file: File, limits: Limits, handlers: Handlers) -> None:
+        self._loop = asyncio.get_running_loop()
         self.name = secrets.token_hex(8)
         self.tasks = Tasks()
-        self.writer = WriterThread(file, handlers.on_return, self._register)
+        self._handlers = handlers
+        self._streams = handlers.streams
+        self.waiting: set[LocalStream] = set()
+        """Streams whose producers wait for readers on other workers."""
+        self._lock = WorkerLock(file.path, self.name)
+        self.writer = WriterThread(file, self._on_return, self._register)
         self.reader = ReaderThread(
-            file, handlers.on_return, on_found=self._on_found, on_look_failed=self._on_look_failed
+            file,
+            self._on_return,
+            self._lock,
+            self._offsets,
+            on_found=self._on_found,
+            on_look_failed=self._on_look_failed,
         )
         self.queue: WriteQueue[Job] = WriteQueue(
             handlers, self.writer.run_all, count_bytes, interval=INTERVAL, collect=COLLECT
         )
-        self._lock = WorkerLock(file.path, self.name)
         self._limits = limits
-        self._handlers = handlers
         self._watchers = Watchers()
         self._urgent = 0
         """How many of those that watch wait for a change."""
         self._is_started = False
-        self._wake = asyncio.Event()
-        self._clean_up_at: float | None = None
+        self._reaping: asyncio.Task[None] | None = None
+        self._clean_up: asyncio.TimerHandle | None = None
 
     # Starting and ending.
 
     async def register(self) -> None:
-        """Register, end what dead workers have left, and begin to look at the file."""
-        await self.reap_dead()
+        """End what dead workers have left, and begin to look at the file."""
+        await self.read(read_workers, set)
         await self.reader.run(self.reader.catch_up)
         self.tasks.keep_running(self.queue.run, "resumable appender", self.writer.note_failure)
-        self.tasks.keep_running(self._look_out, "resumable look-out", self.writer.note_failure)
         self.plan_clean_up(time.time())
         self._is_started = True
 
     def _register(self, connection: sqlite3.Connection) -> Transactions:
-        """In the writer's thread: register with a file that has just been opened."""
+        """In the writer's thread: begin with a file that has just been opened."""
         self._lock.take()
-        transactions = Transactions(connection, self.name, self._limits, self._lock)
-        connection.execute("BEGIN IMMEDIATE")
-        transactions.register(os.getpid())
-        connection.execute("COMMIT")
-        return transactions
+        return Transactions(connection, self.name, self._limits, self._lock)
 
     async def aclose(self) -> None:
         """Write what is left, give the lock back, and end the threads and tasks."""
@@ -119,10 +109,12 @@ class SqliteWorker:
             try:
                 async with asyncio.timeout(self.writer.outage.attempt):
                     await self.queue.flush()
-                    await self.writer.run(Transactions.leave)
+                    await self.transact(Transactions.leave)
             except (TimeoutError, StoreUnavailable):
                 logger.warning("the worker ended before everything was in the file")
         await self.tasks.aclose()
+        if self._clean_up is not None:
+            self._clean_up.cancel()
         self.queue.close()
         await self.reader.aclose()
         await self.writer.aclose()
@@ -130,7 +122,7 @@ class SqliteWorker:
 
     # Transactions, and what is read before them.
 
-    async def transact(self, job: Callable[[Transactions, Terminal], Any]) -> Any:
+    async def transact(self, job: Callable[[Transactions], T]) -> T:
         """Do a job in a transaction, given the terminal events that it needs.
 
         Raises:
@@ -139,26 +131,23 @@ class SqliteWorker:
         terminal: dict[str, bytes] = {}
         while True:
             try:
-                return await self.writer.run(lambda transactions: job(transactions, terminal))
+                done: T = await self.writer.run(_given(terminal, job))
             except LacksEventError as exc:
                 terminal[exc.code] = self.terminal_event(exc.status, exc.code)
+            else:
+                return done
 
-    async def change(self, job: Callable[[Transactions, Terminal], Outcome]) -> Outcome:
-        """The same for a job that changes the state of a stream: what follows from that is done here at once."""
-        return self.apply(await self.transact(job))
-
-    def apply(self, outcome: Outcome) -> Outcome:
-        """Do here what follows from a transition, rather than when it is read; return the outcome."""
-        for change in outcome.changes:
-            if change.code:
-                self._handlers.on_ended(change.stream.epoch, change.code)
-        self.note_change()
-        return outcome
+    def given_event(self, status: ResumableStatus, code: str, job: Callable[[Transactions], T]) -> Job:
+        """A job with the one terminal event that it may need, for the queue."""
+        return _given({code: self.terminal_event(status, code)}, job)
 
     def abandon(self, key: StreamKey, epoch: str) -> None:
         """Make sure that an epoch stays neither queued nor live, once the file can be used."""
-        terminal = {"producer_lost": self.terminal_event(ResumableStatus.INTERRUPTED, "producer_lost")}
-        self.queue.post(lambda transactions: transactions.release(key, epoch, terminal))
+        self.queue.post(
+            self.given_event(
+                ResumableStatus.INTERRUPTED, "producer_lost", lambda transactions: transactions.release(key, epoch)
+            )
+        )
 
     def terminal_event(self, status: ResumableStatus, code: str) -> bytes:
         """The terminal event of a stream that its producer does not end itself."""
@@ -182,25 +171,27 @@ class SqliteWorker:
             await self._reap(dead)
 
     async def _reap(self, dead: Sequence[str]) -> None:
-        await self.transact(lambda transactions, terminal: transactions.reap(dead, terminal))
+        await self.transact(lambda transactions: transactions.reap(dead))
         self.reader.look_now()
-
-    async def reap_dead(self) -> None:
-        """End what belongs to workers that have died."""
-        await self.read(read_workers, set)
 
     # What others have changed.
 
+    def await_room(self, stream: LocalStream) -> None:
+        """Have a stream look for room as soon as the file has changed."""
+        self.waiting.add(stream)
+        self.reader.await_change()
+        self.note_interest()
+
     def note_interest(self) -> None:
         """Look at the file as often as anything here needs it."""
-        is_watching = bool(self._watchers)
-        if self._urgent or self._handlers.is_following():
-            interval: float | None = FAST
+        if self._urgent or self._streams.followed or self.waiting:
+            self.reader.set_interval(FAST)
+        elif self._watchers:
+            self.reader.set_interval(WATCHING)
+        elif self._streams.local or self._streams.queued:
+            self.reader.set_interval(LIVE)
         else:
-            interval = SLOW if is_watching or self._handlers.is_live() else None
-        self.reader.set_interval(interval)
-        if interval == FAST or is_watching:
-            self._wake.set()
+            self.reader.set_interval(None)
 
     async def subscribe(
         self, owner: str | None, ids: Sequence[str], notify: Notify, *, is_urgent: bool = False
@@ -227,15 +218,31 @@ class SqliteWorker:
             self.reader.look_now()
         self.note_interest()
 
+    def _offsets(self) -> dict[str, int]:
+        """In the reader's thread: how far each stream was read that another worker produces."""
+        return {epoch: stream.log.tail for epoch, stream in list(self._streams.followed.items())}
+
     def _on_found(self, found: Found) -> None:
         self.reader.outage.note_up()
-        self._handlers.on_news(found.news)
+        self.reader.note_taken(is_all=all(piece.end >= piece.tail for piece in found.news))
+        for piece in found.news:
+            self._handlers.on_news(piece)
+        waiting, self.waiting = self.waiting, set()
+        for stream in waiting:
+            stream.note_room()
         for change in found.changes:
             if change.code:
                 self._handlers.on_ended(change.epoch, change.code)
             self._notify(change)
         if found.has_gap:
-            self._handlers.on_return()
+            self._on_return()
+        if found.dead and (self._reaping is None or self._reaping.done()):
+            self._reaping = self.tasks.spawn(self._reap_found(found.dead), "resumable reap")
+
+    async def _reap_found(self, dead: Sequence[str]) -> None:
+        # They are found again.
+        with suppress(StoreUnavailable):
+            await self._reap(dead)
 
     def _notify(self, change: Changed) -> None:
         if self._watchers:
@@ -245,37 +252,44 @@ class SqliteWorker:
                 # One watcher, or a change that another version has written, must not hide what comes after it.
                 logger.exception("a change could not be passed on", extra={"epoch": change.epoch})
 
+    def _on_return(self) -> None:
+        """Ask whether the file still has everything, and read on from where the readers are."""
+        for stream in self._streams.local.values():
+            stream.check()
+        self.reader.look_now()
+        self.note_interest()
+
     def _on_look_failed(self, failure: Exception) -> None:
         self.reader.note_failure(failure)
         if self.reader.outage.is_too_long:
             self._handlers.on_outage(StoreUnavailable(UNAVAILABLE))
 
-    # What is done now and then; nothing, while nothing here needs it.
+    # What is past its time.
 
     def plan_clean_up(self, at: float | None) -> None:
         """Clean up at a time; not sooner than `CLEAN_UP` from now."""
-        if at is not None:
-            at = max(at, time.time() + CLEAN_UP)
-            self._clean_up_at = at if self._clean_up_at is None else min(at, self._clean_up_at)
-            self._wake.set()
+        if at is None:
+            return
+        when = self._loop.time() + max(CLEAN_UP, at - time.time())
+        if self._clean_up is None or when < self._clean_up.when():
+            if self._clean_up is not None:
+                self._clean_up.cancel()
+            self._clean_up = self._loop.call_at(when, self._begin_clean_up)
 
-    async def _look_out(self) -> None:
-        while True:
-            is_watching = bool(self._watchers) or self._handlers.is_following()
-            pause = None if self._clean_up_at is None else max(LOOK, self._clean_up_at - time.time())
-            if is_watching:
-                await asyncio.sleep(LOOK)
-            else:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await self._wake.wait()
-            self._wake.clear()
-            try:
-                if is_watching:
-                    self._handlers.look()
-                    await self.reap_dead()
-                if self._clean_up_at is not None and time.time() >= self._clean_up_at:
-                    self._clean_up_at = None
-                    self.plan_clean_up(await self.writer.run(Transactions.clean_up))
-            except StoreUnavailable:
-                await asyncio.sleep(LOOK)
+    def _begin_clean_up(self) -> None:
+        self._clean_up = None
+        self.tasks.spawn(self._delete_expired(), "resumable clean-up")
+
+    async def _delete_expired(self) -> None:
+        try:
+            self.plan_clean_up(await self.writer.run(lambda transactions: transactions.logs.clean_up()))
+        except StoreUnavailable:
+            self.plan_clean_up(0.0)
+
+
+def _given(terminal: Mapping[str, bytes], job: Callable[[Transactions], T]) -> Callable[[Transactions], T]:
+    def work(transactions: Transactions) -> T:
+        transactions.terminal = terminal
+        return job(transactions)
+
+    return work

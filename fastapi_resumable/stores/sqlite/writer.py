@@ -6,11 +6,12 @@ from typing import Any
 
 from ..shared.writes import Written
 from .files import is_of_the_whole_file
-from .log import Append, Logs, append_plainly, give_room_back
+from .log import Append, append_plainly
 from .threads import ANSWERS, File, FileThread
 from .transactions import Transactions
 
 Job = Append | Callable[[Transactions], Any]
+"""What the thread does."""
 
 
 class WriterThread(FileThread):
@@ -30,51 +31,44 @@ class WriterThread(FileThread):
         """Make the worker known to the file."""
         self._transactions = self._register(connection)
 
-    def perform(self, works: Sequence[Job]) -> Sequence[Any]:
+    def perform(self, jobs: Sequence[Job]) -> Sequence[Any]:
         """Do all jobs in one transaction; should that fail because of one of them, each in one of its own."""
         try:
-            return self._commit(works)
+            return self._commit(jobs)
         except Exception as exc:
-            if len(works) == 1 or is_of_the_whole_file(exc):
+            if len(jobs) == 1 or is_of_the_whole_file(exc):
                 raise
-            self.note_failed(exc)
-        return super().perform([lambda _, job=job: self._commit([job])[0] for job in works])
+            self.reconnect_after(exc)
+        return [self.attempt(job) for job in jobs]
+
+    def do(self, job: Job) -> Any:
+        """Do one job in a transaction of its own."""
+        return self._commit([job])[0]
 
     def _commit(self, jobs: Sequence[Job]) -> list[Any]:
         connection, transactions = self.open(), self._transactions
         assert transactions is not None
-        if self._append(connection, transactions.logs, jobs):
-            self.sync()
-            return [Written()] * len(jobs)
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            results = _do(jobs, transactions)
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+        appends = [job for job in jobs if isinstance(job, Append) and job.is_plain]
+        if len(appends) == len(jobs) and not transactions.logs.take(appends) and append_plainly(connection, appends):
+            results: list[Any] = [Written()] * len(jobs)
+        else:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                results = [_do(job, transactions) for job in jobs]
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
         self.sync()
-        if Transactions.clean_up in jobs:
-            give_room_back(connection)
         return results
 
-    def _append(self, connection: sqlite3.Connection, logs: Logs, jobs: Sequence[Job]) -> bool:
-        appends = [job for job in jobs if isinstance(job, Append) and job.is_plain]
-        if len(appends) < len(jobs) or logs.take(sum(len(append.write.data) for append in appends)):
-            return False
-        return append_plainly(connection, appends)
 
-
-def _do(jobs: Sequence[Job], transactions: Transactions) -> list[Any]:
-    written = iter(transactions.write([job for job in jobs if isinstance(job, Append)]))
-    results: list[Any] = []
-    for job in jobs:
-        try:
-            results.append(next(written) if isinstance(job, Append) else job(transactions))
-        except ANSWERS as answer:
-            results.append(answer)
-    return results
+def _do(job: Job, transactions: Transactions) -> Any:
+    try:
+        return transactions.write(job) if isinstance(job, Append) else job(transactions)
+    except ANSWERS as answer:
+        return answer
 
 
 def count_bytes(job: Job) -> int:
