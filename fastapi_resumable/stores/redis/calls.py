@@ -214,9 +214,9 @@ class Calls:
         return call._replace(args=[*call.args, epoch, tail, end_event(*place, status, code, END_MESSAGES[code])])
 
 
-def lacks_event(reply: Any) -> bool:
+def lacks_event(call: Call, reply: Any) -> bool:
     """Whether a script has done nothing yet, because it has to be given a terminal event."""
-    return isinstance(reply, list) and reply[:1] == [b"event"]
+    return bool(call.ends_with) and isinstance(reply, list) and reply[:1] == [b"event"]
 
 
 # What Redis replies.

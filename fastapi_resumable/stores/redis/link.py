@@ -176,7 +176,7 @@ class Link:
 
     async def _execute_whole(self, calls: Sequence[Call]) -> list[Any]:
         replies = await self._execute(calls)
-        while lacking := [index for index, reply in enumerate(replies) if lacks_event(reply)]:
+        while lacking := [index for index, call in enumerate(calls) if lacks_event(call, replies[index])]:
             again = [self._calls.give_event(calls[index], replies[index]) for index in lacking]
             for index, reply in zip(lacking, await self._execute(again), strict=True):
                 replies[index] = reply
