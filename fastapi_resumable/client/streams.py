@@ -138,6 +138,7 @@ class BaseStream(ResumableStream):
 
     def _iterate(self, form: Form) -> Items[Any]:
         """Settle on one form, as each finds its place in its own way."""
+        # A decoder holds what is not whole yet, which the one of another form would read in another way.
         if self._form not in (None, form):
             raise RuntimeError(f"The stream is being read with {self._form}(); go on with that.")
         if self._form is None:
@@ -198,6 +199,7 @@ class BaseStream(ResumableStream):
             self._first = self._engine.head
 
     async def _stop(self) -> None:
+        # A stop of a stream that has ended would delete it for readers that come later.
         if not self._machine.is_over:
             await self._engine.stop(self._backoff)
 

@@ -62,6 +62,7 @@ class Link:
         self.is_closed = False
         self.outage = Outage(timeout, "Redis cannot be used: %s", "Redis is back after %.1f s", on_up)
         pool = client if isinstance(client, RedisCluster) else client.connection_pool
+        # redis-py takes a read that blocks for longer than its `socket_timeout` for a dead connection.
         self.block = min(BLOCK, (pool.connection_kwargs.get("socket_timeout") or math.inf) / 2)
         """Seconds after which a blocking read without news returns; the client has to wait for longer than that."""
         self._scripts: dict[Script, AsyncScript] = {}
@@ -78,6 +79,7 @@ class Link:
         if not calls:
             return []
         try:
+            # Waiting for a turn counts, too: a crowd of requests must not wait behind one another without a bound.
             async with asyncio.timeout(self.outage.timeout):
                 await self._slots.acquire()
         except TimeoutError:
@@ -104,6 +106,7 @@ class Link:
         begun, attempts = monotonic(), 0
         while not self.is_closed:
             try:
+                # redis-py by itself waits for a reply without a bound.
                 async with asyncio.timeout(self.outage.attempt):
                     replies = await self._execute_whole(calls)
                 failure = next((reply for reply in replies if isinstance(reply, Exception) and is_passing(reply)), None)
@@ -197,10 +200,13 @@ class Link:
             return replies
         if len(calls) == 1:
             return [await self._execute_one(calls[0])]
+        # Each script is atomic by itself, and a transaction would hold up all others for the whole batch.
         pipeline = self.client.pipeline(transaction=False)
         for call in calls:
             pipeline.execute_command(*_words(call))
         replies = await pipeline.execute(raise_on_error=False)
+        # A Redis that was restarted has forgotten its scripts. Only this call is repeated: those after it have been
+        # run.
         for index, reply in enumerate(replies):
             if isinstance(reply, NoScriptError):
                 replies[index] = await self._execute_one(calls[index])
@@ -216,6 +222,7 @@ class Link:
     async def _execute_one(self, call: Call) -> Any:
         if isinstance(call.command, str):
             return await self.client.execute_command(*_words(call))
+        # redis-py's own script object loads a script that Redis does not know, and repeats the call.
         registered = self._scripts.get(call.command)
         if registered is None:
             registered = self._scripts[call.command] = self.client.register_script(call.command.text)
@@ -245,6 +252,7 @@ def is_passing(failure: Exception) -> bool:
         return False
     if isinstance(failure, ResponseError) and not isinstance(failure, ClusterDownError | TryAgainError):
         text = str(failure)
+        # Errors inside a script are wrapped, so that `OOM` is not at their start.
         return text.startswith(_PASSING) or _OUT_OF_MEMORY in text
     return True
 

@@ -58,8 +58,11 @@ class RedisStore(SharedStore):
         try:
             return Redis.from_url(
                 self._client,
+                # RESP2 is what Redis 6.2 and all proxies speak, and it gives replies one form.
                 protocol=2,
+                # `Link` repeats calls by itself, with a bound that redis-py's own retries would exceed.
                 retry=Retry(NoBackoff(), 0),
+                # A blocking read has to wait for longer than other calls; each call has a timeout of ours.
                 socket_timeout=None,
                 socket_connect_timeout=self._timeout,
                 max_connections=None,

@@ -36,6 +36,7 @@ class SqliteStore(SharedStore):
     ) -> None:
         super().__init__(store_timeout, on_store_failure)
         path, synchronous = parse_path(path_or_url)
+        # Complains now, rather than at the first request.
         check_place(path)
         check_file(path)
         self._file = File(path, synchronous, self._timeout)

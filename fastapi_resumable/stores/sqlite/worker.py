@@ -111,7 +111,7 @@ class SqliteWorker:
                     await self.queue.flush()
                     await self.transact(Transactions.leave)
             except (TimeoutError, StoreUnavailable):
-                logger.warning("the worker ended before everything was in the file")
+                logger.warning("the worker ended before everything was written to the file")
         await self.tasks.aclose()
         if self._clean_up is not None:
             self._clean_up.cancel()
@@ -128,6 +128,8 @@ class SqliteWorker:
         Raises:
             StoreUnavailable: The file cannot be used.
         """
+        # Written here, on the event loop: `terminal_event` may be the user's own, which must not run while the file is
+        # locked.
         terminal: dict[str, bytes] = {}
         while True:
             try:
@@ -168,6 +170,7 @@ class SqliteWorker:
             found, dead = await self.reader.run(look)
             if not dead:
                 return found
+            # What was found is no longer true then, so it is read again.
             await self._reap(dead)
 
     async def _reap(self, dead: Sequence[str]) -> None:
@@ -207,6 +210,7 @@ class SqliteWorker:
             nonlocal is_urgent
             remove()
             self._urgent -= is_urgent
+            # So that a second call takes nothing off.
             is_urgent = False
             self.note_interest()
 

@@ -52,14 +52,18 @@ class WriterThread(FileThread):
         if len(appends) == len(jobs) and not transactions.logs.take(appends) and append_plainly(connection, appends):
             results: list[Any] = [Written()] * len(jobs)
         else:
+            # Not `BEGIN`: a transaction that reads first fails to write (SQLITE_BUSY_SNAPSHOT) once another worker has
+            # written in between.
             connection.execute("BEGIN IMMEDIATE")
             try:
                 results = [_do(job, transactions) for job in jobs]
                 connection.execute("COMMIT")
             except BaseException:
+                # Some errors, like a full disk, have rolled it back already.
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+        # Before any reply: what is acknowledged is shown to readers.
         self.sync()
         return results
 
