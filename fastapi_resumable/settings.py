@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from uvicorn import Config
 
 from ._core.terminal import TerminalEvent
+from .stores.base import Store
 
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
@@ -21,7 +22,11 @@ PREFIX = "FASTAPI_RESUMABLE_"
 
 StoreUrl = Annotated[str, StringConstraints(pattern=r"^(memory|sqlite:///.+|(redis|rediss|unix)://.+)$")]
 
+IdDependency = Callable[..., Any]
+"""A FastAPI dependency that returns (or yields) `str | None`."""
+
 _P = ParamSpec("_P")
+_A_DEPENDENCY = "must be a FastAPI dependency: a function that returns str or None"
 
 
 def is_reloaded() -> bool:
@@ -130,6 +135,19 @@ class ResumableSettings(BaseModel):
             scheme, separator, _ = value.partition("://")
             value = f"{scheme}://..." if separator else "..."
         return f"{source} {cls.model_fields[name].description}, not {value!r}."
+
+
+class ResumableOptions(ResumableSettings):
+    """What `Resumable` takes: its settings, and what can be set in code alone."""
+
+    store: Store | StoreUrl | None = Field(  # type: ignore[assignment]  # wider: the object, too
+        default=None,
+        repr=False,  # it may hold a password
+        description="must be a store, like MemoryStore(), 'memory', a file like 'sqlite:///streams.db', or the URL of "
+        "a Redis, like 'redis://localhost:6379/0'",
+    )
+    stream_id: IdDependency | None = Field(default=None, description=_A_DEPENDENCY)
+    owner: IdDependency | None = Field(default=None, description=_A_DEPENDENCY)
 
 
 def takes(options: Callable[_P, Any]) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _P], None]]:

@@ -8,47 +8,79 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.from_thread
 from fastapi import Request
-from pydantic import Field
 from starlette.responses import Response
-from starlette.types import ASGIApp, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from .._core.ids import StreamKey
+from .._core.ids import StreamKey, parse_stream_id
 from .._run.body import RequestBody
-from .._run.exchange import Exchange, accepted
+from .._run.exchange import Exchange, accepted, stopped_while_queued
+from .._run.headers import replay_path
 from .._run.manager import StreamManager
 from .._run.producer import Producer
 from .._run.replay import counting_refusals, replay
 from .._stream.stream import Stream
-from ..exceptions import StoreUnavailable, StreamPending
-from ..settings import ResumableSettings, StoreUrl
-from ..stores.base import Store
-from .errors import http_errors
-from .request import IdDependency, Identifier, Identity, Locator, header, last_event_id, prefers_async, raw_header
+from ..exceptions import InvalidStreamId, StoreUnavailable, StreamPending
+from ..settings import IdDependency, ResumableOptions
+from .request import Paths, Solvers, first_headers, last_event_id, path_of, prefers_async, solve
+from .responses import http_error, http_errors
 
 logger = logging.getLogger("fastapi_resumable")
 
 MAX_WARNINGS = 100
+CLIENT_LEFT = 499  # what access logs show of a request whose client has left
 
 _T = TypeVar("_T")
-_A_DEPENDENCY = "must be a FastAPI dependency: a function that returns str or None"
 
 
-class ResumableOptions(ResumableSettings):
-    """What `Resumable` takes: its settings, and what can be set in code alone."""
+class _Header:
+    """A dependency that reads a header's raw bytes as UTF-8."""
 
-    store: Store | StoreUrl | None = Field(  # type: ignore[assignment]  # wider: the object, too
-        default=None,
-        repr=False,  # it may hold a password
-        description="must be a store, like MemoryStore(), 'memory', a file like 'sqlite:///streams.db', or the URL of "
-        "a Redis, like 'redis://localhost:6379/0'",
-    )
-    stream_id: IdDependency | None = Field(default=None, description=_A_DEPENDENCY)
-    owner: IdDependency | None = Field(default=None, description=_A_DEPENDENCY)
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.raw_name = name.lower().encode("ascii")
+
+    async def __call__(self, request: Request) -> str | None:
+        return self.decode(first_headers(request.scope).get(self.raw_name))
+
+    def decode(self, value: bytes | None) -> str | None:
+        try:
+            return None if value is None else str(value, "utf-8")
+        except UnicodeDecodeError as exc:
+            raise InvalidStreamId(f"The header {self._name} is not valid UTF-8.") from exc
+
+
+def header(name: str) -> IdDependency:
+    """A dependency that takes the id (or the owner) from a request header, read as UTF-8."""
+    return _Header(name)
+
+
+def check_found(name: str, value: Any) -> str | None:
+    """What a dependency of the user's has found; the same rule wherever an owner or an id is needed.
+
+    Raises:
+        TypeError: It is neither `str` nor `None`: the application is wrong, so its server answers 500, and logs this.
+    """
+    if not isinstance(value, str | None):
+        what = type(value).__name__
+        raise TypeError(f"the dependency {name} must return str or None, not {what}: return str() of its value")
+    return value
+
+
+class Identity(NamedTuple):
+    """The stream that a request names. What went wrong is kept until the request has passed all its other checks."""
+
+    headers: dict[bytes, bytes]
+    key: StreamKey = StreamKey(None, "")
+    is_chosen: bool = False
+    """Whether we chose the id, so that there can be no earlier stream."""
+    refusal: Exception | None = None
+    """What the dependencies raised, or what is wrong with the id."""
 
 
 class Service:
@@ -57,14 +89,15 @@ class Service:
     def __init__(self, manager: StreamManager, settings: ResumableOptions) -> None:
         self.manager = manager
         self.settings = settings
-        stream_id = settings.stream_id or header("X-Conversation-Id")
-        self.identifier = Identifier(stream_id, settings.owner, auto_id=settings.auto_id)
         # Two of them in one application must not be confused.
         token = secrets.token_hex(8)
-        self.locator = Locator(f"resumable_replay_{token}")
+        self.replay_route = f"resumable_replay_{token}"
         self.scope_key = f"fastapi_resumable.{token}"
         """Under which a request's scope has its admission."""
+        self._stream_id = settings.stream_id or header("X-Conversation-Id")
+        self._solvers: Solvers = WeakKeyDictionary()
         self._warned: set[str] = set()
+        self._paths: Paths = {}
 
     def warn_once(self, message: str) -> None:
         """Log a warning, the first time."""
@@ -72,37 +105,76 @@ class Service:
             self._warned.add(message)
             logger.warning(message)
 
+    def may_name_a_stream(self, scope: Scope) -> bool:
+        """Whether the request must be looked at: known at once of the most that name no stream."""
+        if self.settings.auto_id or not isinstance(self._stream_id, _Header):
+            return True
+        return self._stream_id.raw_name in dict(scope["headers"])
 
-class ClientGone(Exception):
-    """The client left while its request waited for a stream to begin."""
+    def admission_of(self, scope: Scope) -> "Admission | None":
+        """The admission of a request that was admitted already; not of one made in process from a copy of its scope."""
+        admission: Admission | None = scope.get(self.scope_key)
+        if admission is None or admission.is_of_app:
+            return admission
+        made_for = admission.scope
+        return admission if scope["path"] == made_for["path"] and scope["method"] == made_for["method"] else None
+
+    async def identify(self, request: Request, receive: Receive) -> Identity | None:
+        """Find owner and id, if there is one; never raises. `receive` gives the body to a dependency that reads it."""
+        if request.method in ("HEAD", "OPTIONS"):
+            # They ask what another method would answer: they must not begin a stream, nor replace one.
+            return None
+        headers = first_headers(request.scope)
+        try:
+            if isinstance(self._stream_id, _Header):
+                found = self._stream_id.decode(headers.get(self._stream_id.raw_name))
+            else:
+                found = check_found("stream_id", await solve(self._stream_id, request, receive, self._solvers))
+            stream_id = parse_stream_id(found)
+            if stream_id is None and not self.settings.auto_id:
+                # The owner does not matter, as long as the request names no stream.
+                return None
+            owner = None
+            if self.settings.owner is not None:
+                owner = check_found("owner", await solve(self.settings.owner, request, receive, self._solvers))
+        except Exception as exc:  # noqa: BLE001  # raised by `Admission.decide`, when the request has passed its checks
+            return Identity(headers, refusal=exc)
+        key = StreamKey(owner, stream_id or secrets.token_urlsafe(16))
+        return Identity(headers, key, is_chosen=stream_id is None)
+
+    def locate(self, scope: Scope, stream_id: str) -> str | None:
+        """The path of a stream's replay, as the client of this request has to ask for it."""
+        path = path_of(self.replay_route, scope, self._paths)
+        if path is not None:
+            return replay_path(path, stream_id)
+        self.warn_once("streams cannot be replayed: add app.include_router(resumable.router) to the application")
+        return None
 
 
 class Admission:
-    """The decision about one request, and the exchange of one that is recorded."""
+    """The decision about one request that names a stream, and the exchange of one that is recorded."""
 
-    end_delay = 0.0
-    """Seconds for which the end of the body waits for its application to return, in case it raises instead."""
+    is_of_app = True
+    """Whether it is for all that an application does for its request, whatever it makes of the scope."""
+    records_result = False
+    """Whether what the endpoint returns is recorded, rather than only what it hands to its handle."""
     exchange: Exchange | None = None
     """The exchange of a request that is to run and be recorded."""
     producer: Producer | None = None
     generator: AsyncIterator[Any] | Iterator[Any] | None = None
     """That of an endpoint that uses `yield`, once it has begun."""
-    records_result = False
-    """Whether what the endpoint returns is recorded, rather than only what it hands to its handle."""
     _is_decided = False
     _answer: Response | None = None
 
-    def __init__(self, service: Service, request: Request, identity: Identity, body: RequestBody, send: Send) -> None:
+    def __init__(
+        self, service: Service, scope: Scope, identity: Identity, body: RequestBody, send: Send, end_delay: float
+    ) -> None:
         self.service = service
-        self.request = request
+        self.scope = scope
         self.identity = identity
         self._body = body
         self._send = send
-
-    @property
-    def names_a_stream(self) -> bool:
-        """Whether there is anything to decide."""
-        return self.identity.names_a_stream
+        self._end_delay = end_delay
 
     async def decide(self) -> Response | None:
         """Decide, once; return the answer that stands in for the endpoint's, or `None` if the endpoint is to run.
@@ -111,77 +183,65 @@ class Admission:
             HTTPException: The request is refused.
             Exception: What the dependencies raised that name the stream and its owner.
         """
-        if self._is_decided or not self.names_a_stream:
-            return self._answer
-        with http_errors():
-            if self.identity.refusal is not None:
-                raise self.identity.refusal
-            try:
+        if not self._is_decided:
+            with http_errors():
+                if self.identity.refusal is not None:
+                    raise self.identity.refusal
                 self._answer = await self._admit()
-            except ClientGone:
-                self._answer = Response(status_code=499)
-        self._is_decided = True
+            self._is_decided = True
         return self._answer
 
     async def _admit(self) -> Response | None:
-        service, request = self.service, self.request
-        key = self.identity.key
-        assert key is not None
+        service, key, headers = self.service, self.identity.key, self.identity.headers
+        manager, settings = service.manager, service.settings
         # Where no lifespan runs, as in a mounted application, this is our first call on the event loop.
-        service.manager.termination.start()
-        location = service.locator.path(request.scope, key.id)
-        last = None if self.identity.is_chosen else last_event_id(request)
+        manager.termination.start()
+        last = None if self.identity.is_chosen else last_event_id(self.scope, headers)
         if last:
-            with counting_refusals(service.manager, "resume"):
-                find = service.manager.store.find(key, service.settings.pending_timeout)
-                stream = await self._unless_client_leaves(find)
-                return await replay(service.manager, stream, None, last, location)
+            with counting_refusals(manager, "resume"):
+                stream = await self._unless_client_leaves(manager.store.find(key, settings.pending_timeout))
+                if stream is None:
+                    return Response(status_code=CLIENT_LEFT)
+                return await replay(manager, stream, None, last, service.locate(self.scope, key.id))
+        idempotency_key = headers.get(b"idempotency-key")
+        text = None if idempotency_key is None else idempotency_key.decode("latin-1")
+        start = manager.start(key, text)
         try:
-            started = await self._start(key)
+            # Usually there is nothing to wait for but the store, so no need of tasks.
+            may_wait = text is not None or settings.on_conflict == "attach"
+            started = await (self._unless_client_leaves(start) if may_wait else start)
         except StoreUnavailable as exc:
             if not exc.degrade:
                 raise
             logger.warning("request for stream %r is answered unrecorded: %s", key.id, exc.message, extra=key.fields())
             return None
         except StreamPending as exc:
-            service.manager.telemetry.read("attach", exc.code)
+            manager.telemetry.read("attach", exc.code)
             raise
-        if not isinstance(started, Producer):
-            if prefers_async(request):
-                return accepted(started.item, location)
-            kind = "replay" if started.is_final else "attach"
-            return await replay(service.manager, started, None, None, location, kind=kind)
-        self.producer = started
-        self.exchange = Exchange(
-            service.manager,
-            started,
-            self._body,
-            self._send,
-            location=location,
-            end_delay=self.end_delay,
-            respond_async=prefers_async(request),
-        )
-        return None
+        return Response(status_code=CLIENT_LEFT) if started is None else await self._take_up(started)
 
-    async def _start(self, key: StreamKey) -> Producer | Stream:
-        settings = self.service.settings
-        idempotency_key = raw_header(self.request.scope, b"idempotency-key")
-        text = None if idempotency_key is None else idempotency_key.decode("latin-1")
-        start = self.service.manager.start(key, text)
-        if idempotency_key is None and settings.on_conflict != "attach":
-            # There is nothing to wait for but the store, so no need of tasks.
-            return await start
-        return await self._unless_client_leaves(start)
+    async def _take_up(self, started: Producer | Stream) -> Response | None:
+        """Prepare to run the application, or answer with the stream that the request is to follow."""
+        service, manager = self.service, self.service.manager
+        is_async = prefers_async(self.scope, self.identity.headers)
+        location = service.locate(self.scope, self.identity.key.id)
+        if isinstance(started, Producer):
+            self.producer, delay = started, self._end_delay
+            self.exchange = Exchange(
+                manager, started, self._body, self._send, location=location, end_delay=delay, respond_async=is_async
+            )
+            return None
+        if is_async:
+            return accepted(started.item, location)
+        return await replay(manager, started, None, None, location, kind="replay" if started.is_final else "attach")
 
-    async def _unless_client_leaves(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Do what may wait for another request's stream to begin, for as long as the client is there."""
+    async def _unless_client_leaves(self, work: Coroutine[Any, Any, _T]) -> _T | None:
+        """Do what may wait for another request's stream to begin; `None` once the client has left."""
         working = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(self._body.disconnected())
         try:
             await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise ClientGone
-            return working.result()
+            return working.result() if working.done() else None
         except asyncio.CancelledError:
             if working.done() and not working.cancelled() and working.exception() is None:
                 started = working.result()
@@ -202,38 +262,39 @@ class Admission:
         return await self.decide()
 
     async def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Run an `async def` endpoint, or return what stands in for its result."""
+        """Run an `async def` endpoint, or return what stands in for its result; a stop cancels it."""
         answer = await self.enter()
-        return await call() if answer is None else answer
+        if answer is not None or self.producer is None:
+            return await call() if answer is None else answer
+        try:
+            with anyio.CancelScope() as scope:
+                self.producer.cancel_request = scope.cancel
+                result = await call()
+            if scope.cancelled_caught:
+                raise http_error(stopped_while_queued(self.producer.stop_code or "cancelled"))
+        except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
+            return self.fail(exc)
+        return await self.finish(result)
 
     def run_in_thread(self, call: Callable[[], Any]) -> Any:
-        """The same for a `def` endpoint, from within the thread that FastAPI runs it in."""
+        """The same for a `def` endpoint, from within the thread that FastAPI runs it in; nothing can cancel it."""
         answer = anyio.from_thread.run(self.enter)
-        return call() if answer is None else answer
+        if answer is not None or self.producer is None:
+            return call() if answer is None else answer
+        try:
+            result = call()
+        except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
+            return self.fail(exc)
+        return anyio.from_thread.run(self.finish, result)
+
+    def fail(self, error: Exception) -> Response:
+        """What FastAPI gets if the endpoint fails."""
+        raise error
+
+    async def finish(self, result: Any) -> Any:
+        """What FastAPI gets in place of the endpoint's result."""
+        return result
 
     def record(self, response: Response) -> Response:
         """Have a response recorded, if that is done by response."""
         return response
-
-
-async def run_recorded(exchange: Exchange, app: ASGIApp, scope: Scope, send: Send) -> None:
-    """Run an application whose request was admitted.
-
-    Raises:
-        HTTPException: The stream was stopped before it began.
-        Exception: What the application raised before the stream had begun.
-    """
-    try:
-        with http_errors():
-            await exchange.run(app, scope, send)
-    except Exception as exc:
-        if not exchange.answered:
-            raise
-        log_failure(exchange, exc)
-
-
-def log_failure(exchange: Exchange, error: Exception) -> None:
-    """Log what went wrong when the client had been answered 202 already."""
-    producer = exchange.producer
-    fields = producer.key.fields(producer.reservation.epoch)
-    logger.error("stream %r failed before it began", producer.key.id, exc_info=error, extra=fields)

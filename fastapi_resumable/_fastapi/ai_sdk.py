@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import ValidationError
 
-from .._core.ids import StreamKey, require_stream_id
+from .._core.ids import StreamKey
 from .._core.sse import events
 from .._run.manager import StreamManager
 from .._run.replay import counting_refusals, read_kind, replay
@@ -31,10 +31,10 @@ from ..exceptions import (
 )
 from ..models import ResumableChatStop, ResumableChatStopped, ResumableStatus
 from .admission import Service
-from .errors import Answer, AnswerRoute
 from .openapi import OTHER_RESPONSES, error_responses
 from .request import read_body
-from .router import no_owner
+from .responses import Answer, AnswerRoute
+from .router import key_of, no_owner
 
 MAX_STOP_BYTES = 16 * 1024 * 1024
 """Room for the message so far, which the AI SDK's guide sends along."""
@@ -58,10 +58,13 @@ _STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     **OTHER_RESPONSES,
 }
 _STOP_RESPONSES = {**error_responses(InvalidStreamId, InvalidRequest, StoreUnavailable), **OTHER_RESPONSES}
+_STOP_BODY: dict[str, Any] = {
+    "description": "May be left out: whatever is live is stopped then.",
+    "content": {"application/json": {"schema": ResumableChatStop.model_json_schema()}},
+}
 
 ChatId = Annotated[
-    str,
-    Path(description="The chat's id, which is the stream's; may contain slashes.", examples=["chat-42"]),
+    str, Path(description="The chat's id, which is the stream's; may contain slashes.", examples=["chat-42"])
 ]
 StartIndex = Annotated[
     str | None,
@@ -96,8 +99,8 @@ def build_ai_sdk_router(service: Service) -> APIRouter:
     )
     async def follow_chat(request: Request, owner: OwnerId, chat_id: ChatId, start: StartIndex = None) -> Response:
         with counting_refusals(manager, read_kind(start)):
-            key = StreamKey(owner, require_stream_id(chat_id))
-            location = service.locator.path(request.scope, key.id)
+            key = key_of(owner, chat_id)
+            location = service.locate(request.scope, key.id)
             return Answer(await _follow(manager, key, _parse_index(start), service.settings.pending_timeout, location))
 
     @router.post(
@@ -106,10 +109,10 @@ def build_ai_sdk_router(service: Service) -> APIRouter:
         description="The endpoint is cancelled, and readers get the terminal event. The answer is the same whether "
         "there was something to stop or not.",
         responses=_STOP_RESPONSES,
-        openapi_extra={"requestBody": _stop_body()},
+        openapi_extra={"requestBody": _STOP_BODY},
     )
     async def stop_chat(request: Request, owner: OwnerId, chat_id: ChatId) -> ResumableChatStopped:
-        key = StreamKey(owner, require_stream_id(chat_id))
+        key = key_of(owner, chat_id)
         await manager.store.stop(key, await _read_epoch(request))
         return ResumableChatStopped()
 
@@ -120,13 +123,6 @@ def _nothing(manager: StreamManager, index: int | None, stream: Stream | None = 
     traceparent = None if stream is None else stream.head.traceparent
     manager.telemetry.read(read_kind(index is not None), "204", traceparent=traceparent)
     return Response(status_code=204, headers={"Cache-Control": "no-store"})
-
-
-def _stop_body() -> dict[str, Any]:
-    return {
-        "description": "May be left out: whatever is live is stopped then.",
-        "content": {"application/json": {"schema": ResumableChatStop.model_json_schema()}},
-    }
 
 
 def _parse_index(text: str | None) -> int | None:

@@ -1,4 +1,4 @@
-"""What stands in for an endpoint where FastAPI calls it: the decorator, and the door of the other faces.
+"""What stands in for an endpoint where FastAPI calls it: the decorator, the dependency's handle, and the door.
 
 A decorated endpoint is the user's own function: FastAPI calls it with one more argument, the connection of the request,
 and for all other callers it is the function that it was. A door is on the route that runs: it comes after the request
@@ -9,21 +9,29 @@ import asyncio
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, cast
 
 import anyio.from_thread
 from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
+from starlette.responses import Response
 from starlette.types import Scope
 
 from .._run.body import RequestBody
+from .._run.exchange import close_generator
+from .._run.producer import Producer
 from . import internals
 from .admission import Admission, Service
-from .handle import EndpointAdmission, ResumableStream
 from .request import body_again
+from .responses import Answered, RecordedResponse, log_failure, record
 
 _REQUEST = "fastapi_resumable_request"
 _DOORS = "__fastapi_resumable_doors__"
+
+ResponseT = TypeVar("ResponseT", bound=Response)
+
+
+# The decorator.
 
 
 def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., Any]:
@@ -33,13 +41,17 @@ def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., An
         TypeError: `endpoint` uses `yield`.
     """
     name = getattr(endpoint, "__name__", type(endpoint).__name__)
-    _refuse_generator(endpoint, name)
+    if _is(inspect.isgeneratorfunction, endpoint) or _is(inspect.isasyncgenfunction, endpoint):
+        raise TypeError(
+            f"@resumable.stream cannot wrap {name!r}, because an endpoint that uses `yield` has its response built by "
+            "FastAPI. Put it on a router made with APIRouter(route_class=resumable.route_class) instead."
+        )
     # Its own for each `Resumable`, because an endpoint may be one of several.
     parameter = service.scope_key.replace(".", "_connection_")
     signature = _signature(endpoint)
     if parameter in signature.parameters:
         return endpoint
-    if _is_coroutine_function(endpoint):
+    if _is(inspect.iscoroutinefunction, endpoint):
 
         @functools.wraps(endpoint)
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -53,7 +65,7 @@ def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., An
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             request: Request | None = kwargs.pop(parameter, None)
             call = functools.partial(endpoint, *args, **kwargs)
-            if request is None or not service.identifier.may_name_a_stream(request):
+            if request is None or not service.may_name_a_stream(request.scope):
                 return call()
             if _is_in_event_loop():
                 # A decorator above made it `async`, and cannot wait for a store.
@@ -71,26 +83,16 @@ def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., An
     return wrapper
 
 
-def _refuse_generator(endpoint: Callable[..., Any], name: str) -> None:
-    innermost = inspect.unwrap(endpoint)
-    if inspect.isgeneratorfunction(innermost) or inspect.isasyncgenfunction(innermost):
-        raise TypeError(
-            f"@resumable.stream cannot wrap {name!r}, because an endpoint that uses `yield` has its response built by "
-            "FastAPI. Put it on a router made with APIRouter(route_class=resumable.route_class) instead."
-        )
-
-
 async def _decorated(request: Request, service: Service) -> Admission | None:
     """The admission of a request to a decorated endpoint; `None` if the request names no stream."""
-    admission: Admission = request.scope.get(service.scope_key) or await _admission_of(request, service)
-    admission.records_result = True
-    return admission if admission.names_a_stream else None
+    if (admission := service.admission_of(request.scope) or await _admit(request, service)) is not None:
+        admission.records_result = True
+    return admission
 
 
-def _is_coroutine_function(endpoint: Callable[..., Any]) -> bool:
-    while isinstance(endpoint, functools.partial):
-        endpoint = endpoint.func
-    return inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(getattr(endpoint, "__call__", None))  # noqa: B004  # its kind
+async def _admit(request: Request, service: Service) -> "EndpointAdmission | None":
+    identity = await service.identify(request, body_again(request))
+    return None if identity is None else EndpointAdmission(service, request, identity)
 
 
 def _signature(endpoint: Callable[..., Any]) -> inspect.Signature:
@@ -121,95 +123,153 @@ async def _connection(connection: HTTPConnection) -> HTTPConnection:
 # The dependency.
 
 
+class ResumableStream:
+    """A request's stream, as an endpoint sees it. Falsy if the request names no stream."""
+
+    def __init__(self, admission: Admission | None = None) -> None:
+        self._admission = admission
+
+    @property
+    def id(self) -> str | None:
+        """The stream id, or `None` if the request names none."""
+        return self._admission.identity.key.id or None if self._admission is not None else None
+
+    @property
+    def epoch(self) -> str | None:
+        """The epoch that this request begins; `None` in dependencies, which are solved before it does."""
+        return None if (producer := self._producer) is None else producer.reservation.epoch
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the stream was stopped. Safe to ask from any thread: a sync generator cannot be cancelled."""
+        return (producer := self._producer) is not None and producer.stop_code is not None
+
+    @property
+    def _producer(self) -> Producer | None:
+        return None if self._admission is None else self._admission.producer
+
+    def __bool__(self) -> bool:
+        return self._admission is not None
+
+    def __call__(self, response: ResponseT) -> ResponseT:
+        """Make `response` resumable. Without a stream id, it is returned unchanged."""
+        return response if self._admission is None else cast("ResponseT", self._admission.record(response))
+
+
 async def handle_of(request: Request, service: Service) -> ResumableStream:
-    """The handle of a request, the same admission for all that ask for one."""
-    key = service.scope_key
-    admission: Admission | None = request.scope.get(key)
-    if admission is None:
-        request.scope[key] = admission = await _admission_of(request, service)
+    """The handle of a request, with the same admission for all that ask for one."""
+    admission = service.admission_of(request.scope)
+    if admission is None and (admission := await _admit(request, service)) is not None:
+        key = service.scope_key
+        request.scope[key] = admission
         # So that the request is freed when it is over: nothing leads from it back to itself.
         internals.dependency_stack(request.scope).callback(request.scope.pop, key, None)
-        if admission.names_a_stream:
-            # A resume is answered there, in place of the endpoint.
-            put_up_door(request.scope, key)
+        # A resume is answered there, in place of the endpoint.
+        put_up_door(request.scope, service)
     return ResumableStream(admission)
 
 
-async def _admission_of(request: Request, service: Service) -> Admission:
-    identity = await service.identifier.identify(request, body_again(request))
-    body = RequestBody(request.receive, owed=False)
-    return EndpointAdmission(service, request, identity, body, internals.send_of(request))
+class EndpointAdmission(Admission):
+    """Admits one request to its endpoint, and has the response recorded that the endpoint returns."""
+
+    is_of_app = False
+    _holds = False
+
+    def __init__(self, service: Service, request: Request, identity: Any) -> None:
+        body = RequestBody(request.receive, owed=False)
+        super().__init__(service, request.scope, identity, body, internals.send_of(request), end_delay=0)
+        self._request = request
+
+    async def enter(self) -> Response | None:
+        """Decide, and hold the id until the request ends."""
+        answer = await self.decide()
+        if self.exchange is not None and not self._holds:
+            self._holds = True
+            internals.dependency_stack(self.scope).push_async_callback(self.exchange.release)
+            # So that `request.is_disconnected()` tells of a stop, and not of a client that has left.
+            internals.replace_receive(self._request, self.exchange.recorder.receive)
+        return answer
+
+    def fail(self, error: Exception) -> Response:
+        """Raise what went wrong, unless the client has been answered 202 already."""
+        if self.exchange is None or not self.exchange.answered:
+            raise error
+        log_failure(self.exchange, error)
+        return Answered(error)
+
+    async def finish(self, result: Any) -> Any:
+        """Have the result recorded, if it is a response."""
+        if self.records_result and isinstance(result, Response):
+            result = self.record(result)
+        if isinstance(result, RecordedResponse):
+            return result
+        assert self.exchange is not None
+        await self.exchange.release()
+        if self.records_result:
+            self.service.warn_once(
+                f"the endpoint of {self.scope['path']} returned a {type(result).__name__}, which FastAPI has yet to "
+                "render: it is not recorded. Return a Response, or put the endpoint on a router made with "
+                "APIRouter(route_class=resumable.route_class)."
+            )
+        return Answered(None) if self.exchange.answered else result
+
+    def record(self, response: Response) -> Response:
+        """Return a response like this one that runs in the background and is answered from the log."""
+        return response if self.exchange is None else record(response, self.exchange)
 
 
 # The door.
 
 
-def put_up_door(scope: Scope, key: str) -> None:
+def put_up_door(scope: Scope, service: Service) -> None:
     """Put a door before the endpoint of the route that serves this request, if it has none yet.
 
-    Requests go by it whose scope has no admission under `key`.
+    Requests without an admission go by it.
     """
-    dependant = internals.running_dependant(scope)
-    if dependant is None or dependant.call is None or key in getattr(dependant.call, _DOORS, ()):
-        return
-    endpoint, name = dependant.call, dependant.request_param_name
-    is_ours = name is None
-    if name is None:
-        # FastAPI hands the request in under this name.
-        name = dependant.request_param_name = _REQUEST
+    for dependant in internals.running_dependants(scope):
+        endpoint, name = dependant.call, dependant.request_param_name
+        if endpoint is None or service.scope_key in getattr(endpoint, _DOORS, ()):
+            continue
+        if name is None:
+            # FastAPI hands the request in under this name.
+            dependant.request_param_name = _REQUEST
+        dependant.call = _door(endpoint, name, service)
+
+
+def _door(endpoint: Callable[..., Any], name: str | None, service: Service) -> Callable[..., Any]:
+    generate: Callable[..., Any] | None = None
+    if _is(inspect.isasyncgenfunction, endpoint):
+        generate = _after_the_door
+    elif _is(inspect.isgeneratorfunction, endpoint):
+        generate = _after_the_door_in_threads
 
     @functools.wraps(endpoint)
     def door(*args: Any, **values: Any) -> Any:
-        request = values.pop(name, None) if is_ours else values.get(name)
-        admission: Admission | None = request.scope.get(key) if request is not None else None
+        request = values.pop(_REQUEST, None) if name is None else values.get(name)
+        admission = None if request is None else service.admission_of(request.scope)
         call = functools.partial(endpoint, *args, **values)
-        if admission is None or not admission.names_a_stream:
+        if admission is None:
             return call()
-        return _pass(call, endpoint, admission)
+        if not _is_in_event_loop():
+            return admission.run_in_thread(call)
+        return admission.run(call) if generate is None else generate(call, admission)
 
-    setattr(door, _DOORS, (*getattr(endpoint, _DOORS, ()), key))
-    dependant.call = door
-
-
-def _pass(call: Callable[[], Any], endpoint: Callable[..., Any], admission: Admission) -> Any:
-    if not _is_in_event_loop():
-        return admission.run_in_thread(call)
-    innermost = inspect.unwrap(endpoint)
-    kinds = innermost, getattr(innermost, "__call__", None)  # noqa: B004  # of an object, the kind of its method
-    if any(map(inspect.isasyncgenfunction, kinds)):
-        return _AfterTheDoor(call, admission)
-    if any(map(inspect.isgeneratorfunction, kinds)):
-        return _after_the_door(call, admission)
-    return admission.run(call)
+    setattr(door, _DOORS, (*getattr(endpoint, _DOORS, ()), service.scope_key))
+    return door
 
 
-class _AfterTheDoor:
-    """The generator of an `async def` endpoint; it has nothing if the request is answered otherwise."""
-
-    def __init__(self, call: Callable[[], AsyncIterator[Any]], admission: Admission) -> None:
-        self._call = call
-        self._admission = admission
-        self._generator: AsyncIterator[Any] | None = None
-
-    def __aiter__(self) -> "_AfterTheDoor":
-        return self
-
-    async def __anext__(self) -> Any:
-        if self._generator is None:
-            if not await _is_to_run(self._admission):
-                raise StopAsyncIteration
-            self._generator = self._admission.generator = self._call()
-        return await anext(self._generator)
-
-    async def aclose(self) -> None:
-        """Close the generator, if it has begun."""
-        aclose = getattr(self._generator, "aclose", None)
-        if aclose is not None:
-            await aclose()
+async def _after_the_door(call: Callable[[], AsyncIterator[Any]], admission: Admission) -> AsyncIterator[Any]:
+    """The generator of an endpoint; it has nothing if the request is answered otherwise."""
+    if await _is_to_run(admission):
+        generator = admission.generator = call()
+        try:
+            async for item in generator:
+                yield item
+        finally:
+            await close_generator(generator)
 
 
-def _after_the_door(call: Callable[[], Iterator[Any]], admission: Admission) -> Iterator[Any]:
-    # Iterated over in a thread.
+def _after_the_door_in_threads(call: Callable[[], Iterator[Any]], admission: Admission) -> Iterator[Any]:
     if anyio.from_thread.run(_is_to_run, admission):
         generator = admission.generator = call()
         yield from generator
@@ -220,6 +280,14 @@ async def _is_to_run(admission: Admission) -> bool:
         return await admission.enter() is None
     except Exception:  # noqa: BLE001  # raised by the route's own handler, which waits for the same
         return False
+
+
+def _is(kind: Callable[[Any], bool], endpoint: Any) -> bool:
+    """Whether an endpoint, or what it wraps, is a function of this kind; of an object, its method counts."""
+    while isinstance(endpoint, functools.partial):
+        endpoint = endpoint.func
+    innermost = inspect.unwrap(endpoint)
+    return any(kind(each) or kind(getattr(each, "__call__", None)) for each in (endpoint, innermost))  # noqa: B004  # its kind
 
 
 def _is_in_event_loop() -> bool:

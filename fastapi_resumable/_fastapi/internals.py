@@ -12,7 +12,9 @@
 `tests/fastapi/test_transparent.py` and `tests/contract` fail when one of them breaks.
 """
 
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope
@@ -45,13 +47,22 @@ def cleanup_scope(scope: Scope) -> CancelScope | None:
     return found
 
 
-def running_dependant(scope: Scope) -> "Dependant | None":
-    """The dependencies and the endpoint of the route that serves the request; `None` if that is no route of FastAPI's.
+def running_dependants(scope: Scope) -> "Iterator[Dependant]":
+    """The dependencies and the endpoint of the route that serves the request; none if that is no route of FastAPI's.
 
-    Since 0.137 an included route has them once for each inclusion, in a context that stands beside `scope["route"]`.
+    Since 0.137 an included route has them once for each inclusion, in a context that stands beside `scope["route"]`. It
+    is another's if a dependency has called the application with a copy of the scope: then all that it may be are given.
     """
+    route = scope.get("route")
     context = scope.get("fastapi", {}).get("effective_route_context")
-    if context is None or getattr(context, "original_route", None) is not scope.get("route"):
-        context = scope.get("route")
-    dependant: Any = getattr(context, "dependant", None)
-    return dependant if getattr(dependant, "call", None) is not None else None
+    running = [context or route]
+    if context is not None and context.original_route is not route:
+        routes = getattr(getattr(scope.get("app"), "router", None), "routes", ())
+        included = (
+            router.effective_route_contexts() for router in routes if hasattr(router, "effective_route_contexts")
+        )
+        running = [route, *(each for each in chain(*included) if each.original_route is route)]
+    for each in running:
+        dependant: Any = getattr(each, "dependant", None)
+        if getattr(dependant, "call", None) is not None:
+            yield dependant

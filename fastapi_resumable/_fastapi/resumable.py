@@ -20,20 +20,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .._run.hooks import Hook
 from .._run.manager import StreamManager
 from .._stream.stream import Limits
-from ..settings import takes
+from ..settings import ResumableOptions, takes
 from ..stores import open_store
 from ..stores.base import Store
 from ..stores.measured import MeasuredStore
 from ..stores.memory import MemoryStore
 from ..telemetry import Telemetry
-from .admission import ResumableOptions, Service
+from .admission import Service
 from .ai_sdk import build_ai_sdk_router
-from .endpoint import decorate, handle_of
-from .errors import http_errors
-from .handle import ResumableStream
+from .endpoint import ResumableStream, decorate, handle_of
 from .openapi import ReplayQuery
+from .responses import http_errors
 from .route import route_class, serve
-from .router import Routes, build_router
+from .router import build_router, replay_stream, stop_stream
 
 _HookT = TypeVar("_HookT", bound=Hook)
 _EndpointT = TypeVar("_EndpointT", bound=Callable[..., Any])
@@ -92,7 +91,6 @@ class Resumable:
             telemetry,
         )
         self._service = Service(self.manager, self.settings)
-        self._routes = Routes(self._service)
         self.route_class: type[APIRoute] = route_class(self._service)
         """Makes every endpoint of a router resumable: `APIRouter(route_class=resumable.route_class)`."""
 
@@ -101,7 +99,7 @@ class Resumable:
     @cached_property
     def router(self) -> APIRouter:
         """Replay, stop, lookup and watch: `app.include_router(resumable.router)`."""
-        return build_router(self._service, self._routes, self._lifespan)
+        return build_router(self._service, self._lifespan)
 
     @cached_property
     def ai_sdk_router(self) -> APIRouter:
@@ -160,7 +158,7 @@ class Resumable:
             start=given.get("from"), starting_after=given.get("starting_after"), epoch=given.get("epoch")
         )
         with http_errors():
-            return await self._routes.replay(request, owner, stream_id, query)
+            return await replay_stream(self._service, request, owner, stream_id, query)
 
     async def stop(self, stream_id: str, *, owner: str | None = None, epoch: str | None = None) -> None:
         """Stop a stream, as the router's `DELETE` does: no-op if there is none.
@@ -169,7 +167,7 @@ class Resumable:
             HTTPException: The id is not a valid stream id.
         """
         with http_errors():
-            await self._routes.stop(owner, stream_id, epoch)
+            await stop_stream(self._service, owner, stream_id, epoch)
 
     # Hooks and the end.
 

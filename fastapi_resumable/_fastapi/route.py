@@ -18,9 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .._run.body import RequestBody
 from .._run.exchange import Exchange, close_generator
 from .._run.recorder import inner_scope
-from .admission import Admission, Service, run_recorded
+from .admission import Admission, Identity, Service
 from .endpoint import put_up_door
-from .errors import http_errors
+from .responses import http_errors, run_recorded
 
 END_DELAY = 0.05
 """Seconds for which the end of a body that an application sends waits for the application to return.
@@ -29,19 +29,13 @@ FastAPI's own event streams end the body in order when their generator raises, a
 """
 
 
-class AppAdmission(Admission):
-    """Admits one request to an application, before that has seen anything of it."""
-
-    end_delay = END_DELAY
-
-
 class RouteAdmission(Admission):
     """Admits one request to a route: runs it up to its endpoint, decides, and has it go on."""
 
-    end_delay = END_DELAY
+    is_of_app = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, service: Service, scope: Scope, identity: Identity, body: RequestBody, send: Send) -> None:
+        super().__init__(service, scope, identity, body, send, END_DELAY)
         loop = asyncio.get_running_loop()
         self._at_the_door: asyncio.Future[None] = loop.create_future()
         self._decision: asyncio.Future[Response | None] = loop.create_future()
@@ -112,6 +106,47 @@ class RouteAdmission(Admission):
         await _run_to_the_end(self.exchange, go_on, scope, self._send)
 
 
+class AppAdmission(RouteAdmission):
+    """Admits one request to an application: runs it up to the end of the request's body, which is still on its way.
+
+    So a client that sends half a body holds no id, and takes no place from others.
+    """
+
+    is_of_app = True
+
+    async def serve(self, app: ASGIApp, scope: Scope) -> None:
+        """Serve the request.
+
+        Raises:
+            HTTPException: The request is refused.
+            Exception: What the application raised before the stream had begun.
+        """
+
+        async def up_to_the_door(scope: Scope, receive: Receive, send: Send) -> None:
+            async def receive_and_enter() -> Message:
+                message = await receive()
+                if message["type"] == "http.request" and not message.get("more_body"):
+                    await self.enter()
+                return message
+
+            async def enter_and_send(message: Message) -> None:
+                await self.enter()
+                await send(message)
+
+            await app(scope, receive_and_enter, enter_and_send)
+
+        await super().serve(up_to_the_door, scope)
+
+    async def _go_on(self, task: "asyncio.Task[None]", scope: Scope) -> None:
+        answer = await self.decide()
+        if answer is None:
+            await super()._go_on(task, scope)
+            return
+        task.cancel()
+        with http_errors():
+            await answer(scope, self._body.receive, self._send)
+
+
 async def _wait_for(task: "asyncio.Task[None]") -> None:
     """Wait for a task, and cancel it once when this is cancelled, however often that is."""
     cancellation: asyncio.CancelledError | None = None
@@ -152,7 +187,7 @@ def route_class(service: Service) -> type[APIRoute]:
 
             async def handle(request: Request) -> Response:
                 response = await handler(request)
-                admission = request.scope.get(service.scope_key)
+                admission = service.admission_of(request.scope)
                 if not isinstance(admission, RouteAdmission):
                     return response
                 admission.response = response
@@ -162,41 +197,35 @@ def route_class(service: Service) -> type[APIRoute]:
 
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
             """Run the route in the background, if the request names a stream."""
-            if service.scope_key in scope:
-                await super().handle(scope, receive, send)
-                return
             body = RequestBody(receive, owed=True)
-            request = Request(scope, body.peek)
-            identity = await service.identifier.identify(request, body.peek)
-            if not identity.names_a_stream:
+            identity = None
+            if service.admission_of(scope) is None:
+                identity = await service.identify(Request(scope, body.peek), body.peek)
+            if identity is None:
                 await super().handle(scope, body.receive, send)
                 return
-            put_up_door(scope, service.scope_key)
-            admission = RouteAdmission(service, request, identity, body, send)
+            put_up_door(scope, service)
+            admission = RouteAdmission(service, scope, identity, body, send)
             await admission.serve(super().handle, inner_scope({**scope, service.scope_key: admission}))
 
     return ResumableRoute
 
 
-async def serve(
-    service: Service,
-    app: ASGIApp,
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-    headers: list[tuple[bytes, bytes]] | None,
-) -> None:
+async def serve(service: Service, app: ASGIApp, scope: Scope, receive: Receive, send: Send, headers: Any) -> None:
     """Run any ASGI application recorded, if the request names a stream. See `Resumable.serve`."""
-    if scope["type"] != "http" or service.scope_key in scope:
-        await app(scope, receive, send)
-        return
     body = RequestBody(receive, owed=True)
-    request = Request(scope, body.peek)
-    identity = await service.identifier.identify(request, body.peek)
-    if not identity.names_a_stream:
+    identity = None
+    if scope["type"] == "http" and service.scope_key not in scope:
+        identity = await service.identify(Request(scope, body.peek), body.peek)
+    if identity is None:
         await app(scope, body.receive, send)
         return
-    admission = AppAdmission(service, request, identity, body, send)
+    inner = {**scope, "headers": scope["headers"] if headers is None else headers}
+    if not body.is_complete and (await body.peek()).get("more_body", True):
+        upload = inner[service.scope_key] = AppAdmission(service, scope, identity, body, send)
+        await upload.serve(app, inner_scope(inner))
+        return
+    admission = inner[service.scope_key] = Admission(service, scope, identity, body, send, END_DELAY)
     answer = await admission.decide()
     if answer is not None:
         with http_errors():
@@ -204,7 +233,4 @@ async def serve(
     elif admission.exchange is None:
         await app(scope, body.receive, send)
     else:
-        inner = {**scope, service.scope_key: admission}
-        if headers is not None:
-            inner["headers"] = headers
         await _run_to_the_end(admission.exchange, app, inner, send)

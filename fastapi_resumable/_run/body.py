@@ -50,6 +50,11 @@ class RequestBody:
         return self._messages.popleft()
 
     @property
+    def is_complete(self) -> bool:
+        """Whether all of the body has come."""
+        return self._complete
+
+    @property
     def is_exhausted(self) -> bool:
         """Whether the application has had all of the body."""
         return self._complete and not self._messages

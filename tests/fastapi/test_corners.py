@@ -3,15 +3,16 @@
 import asyncio
 import inspect
 import json
+import uuid
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Form, HTTPException, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
 from fastapi_resumable import MemoryStore, Resumable, ResumableMiddleware, ResumableStream, body_field, header
-from tests.support.asgi import bounded, running, settle
+from tests.support.asgi import bounded, running, settle, until
 
 ID = {"X-Conversation-Id": "chat-1"}
 
@@ -117,21 +118,196 @@ async def test_a_form_has_no_json_field():
         assert "x-conversation-id" not in reply.headers
 
 
-async def test_a_dependency_that_returns_no_string_is_a_mistake_that_is_named():
-    """The sentence says which one, and what it must return."""
-    app, resumable = make(owner=lambda: 7)
+FACES = ["decorator", "dependency", "route class", "middleware"]
 
-    @app.post("/chat")
-    @resumable.stream
-    async def chat():
-        return events("x")
+
+def with_face(face: str, app: FastAPI, resumable: Resumable) -> None:
+    """Add `POST /chat` that takes a JSON body, or none, and answers with one event."""
+    router = APIRouter(route_class=resumable.route_class) if face == "route class" else APIRouter()
+    if face == "dependency":
+
+        @router.post("/chat")
+        async def handled(stream: Annotated[ResumableStream, Depends(resumable)], body: Annotated[Any, Body()] = None):
+            return stream(events("x"))
+    else:
+
+        async def chat(body: Annotated[Any, Body()] = None):
+            return events("x")
+
+        router.post("/chat")(resumable.stream(chat) if face == "decorator" else chat)
+    app.include_router(router)
+    if face == "middleware":
+        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("name", ["owner", "stream_id"])
+async def test_a_dependency_that_returns_no_string_is_a_mistake_that_is_named(name: str, face: str):
+    """The same answer on every face: the sentence says which one, and what to do; an earlier stream stays."""
+    found: list[Any] = ["chat-1"]
+    app, resumable = make(**{"stream_id": lambda: "chat-1", name: lambda: found[0]})
+    with_face(face, app, resumable)
+    async with running(app) as client:
+        first = await client.post("/chat")
+        for found[0] in (7, b"chat-1", uuid.UUID(int=1)):
+            exchange = client.start("POST", "/chat")
+            await exchange.served()
+
+            assert exchange.head_now.status == 500
+            assert f"{name} must return str or None, not {type(found[0]).__name__}: return str()" in str(exchange.error)
+        found[0] = "chat-1"
+        assert (await client.get("/v1/stream/chat-1")).body == first.body
+
+
+async def test_the_routes_take_the_same_owners_as_the_faces():
+    """A mistake of the application is told to it, and not taken for another owner; the stream stays."""
+    found: list[Any] = ["me"]
+    app, resumable = make(owner=lambda: found[0])
+    app.include_router(resumable.ai_sdk_router, prefix="/api")
+    with_face("decorator", app, resumable)
+    async with running(app) as client:
+        first = await client.post("/chat", headers=ID)
+        found[0] = 7
+        for method, path, body in [
+            ("GET", "/v1/stream/chat-1", None),
+            ("GET", "/v1/stream?conv_id=chat-1", None),
+            ("DELETE", "/v1/stream/chat-1", None),
+            ("DELETE", "/v1/stream?conv_id=chat-1", None),
+            ("POST", "/v1/streams/lookup", {"conversation_ids": ["chat-1"]}),
+            ("POST", "/v1/streams/watch", {"conversation_ids": ["chat-1"]}),
+            ("GET", "/api/chat-1/stream", None),
+            ("POST", "/api/chat-1/stop", None),
+        ]:
+            exchange = client.start(method, path, **({} if body is None else {"json": body}))
+            await exchange.served()
+
+            assert exchange.head_now.status == 500, path
+            assert "owner must return str or None, not int" in str(exchange.error), path
+        found[0] = "me"
+        assert (await client.get("/v1/stream/chat-1")).body == first.body
+
+
+@pytest.mark.parametrize("included", [False, True])
+@pytest.mark.parametrize("path", ["/me", "/resumable"])
+@pytest.mark.parametrize("order", ["auth first", "stream first"])
+async def test_auth_may_ask_the_application_with_a_copy_of_the_scope(order: str, path: str, included: bool):
+    """What is in the copy is the same objects, but it is another request; the first one is recorded as ever."""
+    app, resumable = make()
+    router = APIRouter() if included else app.router
+
+    async def auth(request: Request) -> int:
+        statuses: list[int] = []
+
+        async def send(message: Any) -> None:
+            statuses.append(message.get("status", 0))
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        await app({**request.scope, "path": path, "raw_path": path.encode()}, receive, send)
+        return statuses[0]
+
+    @router.post("/me")
+    async def me():
+        return "me"
+
+    Stream = Annotated[ResumableStream, Depends(resumable)]  # noqa: N806  # a type
+    Auth = Annotated[int, Depends(auth)]  # noqa: N806  # a type
+
+    @router.post("/resumable")
+    async def inner(stream: Stream):
+        return stream(events("inner"))
+
+    if order == "auth first":
+
+        @router.post("/chat")
+        async def chat(status: Auth, stream: Stream):
+            return stream(events("chat", str(status)))
+    else:
+
+        @router.post("/chat")
+        async def chat(stream: Stream, status: Auth):
+            return stream(events("chat", str(status)))
+
+    if included:
+        app.include_router(router)
+    async with running(app) as client:
+        reply = await client.post("/chat", headers=ID)
+
+        assert b"data: chat" in reply.body
+        assert b"data: 200" in reply.body
+        assert (await client.get("/v1/stream/chat-1")).body == reply.body
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_half_a_body_takes_no_place_from_others(face: str):
+    """Sixty clients that send half a body, where fifty streams are allowed, keep no other client from its stream."""
+    app, resumable = make(max_streams=50)
+    with_face(face, app, resumable)
+    seen = []
+
+    @app.middleware("http")
+    async def read(request: Request, call_next: Any) -> Any:
+        seen.append(request.headers["x-conversation-id"])
+        return await call_next(request)
 
     async with running(app) as client:
-        exchange = client.start("POST", "/chat", headers=ID)
-        await exchange.served()
+        halves = [
+            client.start(
+                "POST",
+                "/chat",
+                headers={"X-Conversation-Id": f"half-{number}", "Content-Type": "application/json"},
+                pieces=[b"{"],
+                more=True,
+            )
+            for number in range(60)
+        ]
+        await until(lambda: len(seen) == 60, "the half requests")
+        reply = await client.post("/chat", headers=ID)
+        for half in halves:
+            half.upload(b"}")
+        statuses = {(await half.reply()).status for half in halves}
 
-        assert exchange.head_now.status == 500
-        assert "owner must return str or None, not int" in str(exchange.error)
+    assert reply.status == 200
+    assert b"data: x" in reply.body
+    assert statuses <= {200, 503}
+
+
+async def test_an_upload_that_is_answered_from_the_log_never_reaches_the_end_of_its_application():
+    """The application has had the first of the body, and is cancelled when the request turns out to be a resume."""
+    resumable = Resumable(on_conflict="attach")
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        try:
+            while True:
+                message = await receive()
+                seen.append(message["body"].decode())
+                if not message["more_body"]:
+                    break
+            await events("x")(scope, receive, send)
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    served = FastAPI()
+    served.mount("/", app)
+    served.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    async with running(served) as client:
+        first = client.start("POST", "/chat", headers=ID, pieces=[b"a", b"b"])
+        await first.read_until(b"data: x")
+        second = client.start("POST", "/chat", headers=ID, pieces=[b"c"], more=True)
+        await until(lambda: "c" in seen, "the first piece")
+        second.upload(b"d")
+        assert b"data: x" in await second.read_until(b"data: x")
+        await until(lambda: "cancelled" in seen, "the cancellation")
+        await resumable.stop("chat-1")
+        await first.served()
+        await second.served()
+
+    assert seen == ["a", "b", "c", "cancelled", "cancelled"]
 
 
 async def test_faces_within_faces_record_once():
