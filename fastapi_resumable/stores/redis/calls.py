@@ -93,7 +93,9 @@ class Calls:
         self._worker = worker
         self._limits = limits
         self._ttl = int((LIVE + limits.retention) * 1000)
+        # `PEXPIRE` with 0 deletes a key at once, and with it the end that attached readers have yet to see.
         self._retention = max(1, int(limits.retention * 1000))
+        # Twice as long as the pause between two reports, so that one of them may come late.
         self._expiry = int(lease * 2000)
         """Milliseconds for which a worker's readers hold a producer without being heard of again."""
 
