@@ -141,6 +141,7 @@ async def _follow(
         stream = await manager.store.find(key, pending_timeout, live=index is None)
     except StreamNotFound:
         return _nothing(manager, index)
+    # Asked before the parts are counted, which takes a while: what comes meanwhile must be counted, too.
     is_final = stream.is_final
     if index is None:
         is_live = stream.status is ResumableStatus.IN_PROGRESS
@@ -157,6 +158,7 @@ async def _follow(
 
 async def _find_parts(stream: Stream) -> list[int]:
     """The offset that each part begins at, and at the end that of the next one."""
+    # The parts of a head that was dropped cannot be counted.
     if stream.earliest > 0:
         raise OffsetLost(stream.earliest)
     starts, offset = [0], 0

@@ -40,6 +40,7 @@ def body_field(name: str) -> IdDependency:
         except (ValueError, RecursionError):
             return None
         value = body.get(name) if isinstance(body, dict) else None
+        # `True` is an `int` in Python, and no id.
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         return value if isinstance(value, str) else None
@@ -62,6 +63,7 @@ async def solve(dependency: IdDependency, request: Request, receive: Receive, so
     routes = solvers.setdefault(app, {}) if app is not None else {}
     if (solver := routes.get((dependency, names))) is None:
         solver = routes[dependency, names] = _make_solver(dependency, app, names)
+    # A copy, in which the route of our own leaves its traces: `route`, `path_params`, the stacks of FastAPI.
     scope = dict(request.scope)
     await solver(scope, receive, _discard)
     return scope[_FOUND]

@@ -100,6 +100,7 @@ def record(response: Response, exchange: Exchange) -> Response:
         return response
     cls = _recorded_class(type(response))  # type: ignore[arg-type]  # a class has a hash
     recorded: Response = cls.__new__(cls)
+    # Not by attributes: a response class of the user's may have a `__setattr__` of its own.
     recorded.__dict__.update(response.__dict__, _exchange=exchange)
     return recorded
 
@@ -107,6 +108,7 @@ def record(response: Response, exchange: Exchange) -> Response:
 @lru_cache(maxsize=256)
 def _recorded_class(cls: Any) -> Any:
     """A subclass of a response's class that is recorded; so it is still an instance of what it was."""
+    # With the names of the user's class, because logs and traces show them.
     return type(cls.__name__, (RecordedResponse, cls), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
 
 
@@ -136,6 +138,7 @@ def _close_dependencies(scope: Scope, failure: BaseException | None, cancelled: 
     shield = internals.cleanup_scope(scope)
     if shield is not None:
         shield.shield = True
+    # Taken off the stack, so that they are closed by what is put there instead.
     dependencies = stack.pop_all()
 
     async def close(_type: Any, error: BaseException | None, _traceback: Any) -> bool:
@@ -146,8 +149,10 @@ def _close_dependencies(scope: Scope, failure: BaseException | None, cancelled: 
                 details = (type(seen), seen, seen.__traceback__) if seen is not None else (None, None, None)
                 is_handled = bool(await dependencies.__aexit__(*details))
         except Exception as exc:
+            # The failure is in the log already, and the dependency has only let it through.
             if exc is not failure:
                 raise
+        # Raised last, when nothing hangs on the request any more.
         if cancelled is not None:
             raise cancelled
         return is_handled
@@ -181,6 +186,7 @@ class AnswerRoute(APIRoute):
         """Answer a request."""
         with http_errors():
             await super().handle(scope, receive, send)
+            # Out of the scope, because it leads back to the request.
             answer: Response | None = scope.pop(_ANSWER, None)
             if answer is not None:
                 await answer(scope, receive, send)

@@ -188,6 +188,7 @@ class Resumable:
 
     @asynccontextmanager
     async def _lifespan(self, _app: Any) -> AsyncIterator[None]:
+        # A test client may run the lifespan of one application several times.
         self.manager.reopen()
         self.manager.termination.start()
         try:
@@ -219,6 +220,7 @@ class ResumableMiddleware:
             raise ValueError(f"paths must be a list of paths that start with '/', like ['/v1/chat'], not {paths!r}.")
         self._app = app
         self._resumable = resumable
+        # Starlette's own compiler, so that paths mean here what they mean in a route.
         self._paths = [compile_path(path)[0] for path in paths]
         if resumable.settings.owner is None:
             resumable._service.warn_once(  # noqa: SLF001  # of this module
@@ -250,5 +252,6 @@ class ResumableMiddleware:
         await self._resumable.serve(self._app, scope, receive, send, headers=headers)
 
     def _matches(self, scope: Scope) -> bool:
+        # By ASGI, `path` includes the root path.
         path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         return any(pattern.fullmatch(path) for pattern in self._paths)

@@ -47,6 +47,7 @@ class RouteAdmission(Admission):
         """Wait at the door for the decision."""
         if not self._at_the_door.done():
             self._at_the_door.set_result(None)
+        # Shielded, because a cancellation of the route must not cancel what `_go_on` is about to set.
         return await asyncio.shield(self._decision)
 
     async def serve(self, route: ASGIApp, scope: Scope) -> None:
@@ -58,6 +59,7 @@ class RouteAdmission(Admission):
         """
         task = asyncio.get_running_loop().create_task(self._run(route, scope), name="resumable route")
         try:
+            # A route that is refused by its own dependencies never comes to the door.
             await asyncio.wait({task, self._at_the_door}, return_when=asyncio.FIRST_COMPLETED)
             if self._at_the_door.done():
                 await self._go_on(task, scope)
@@ -90,6 +92,7 @@ class RouteAdmission(Admission):
             answer = await self.decide()
         except Exception as exc:  # noqa: BLE001  # raised in the route, where the application's handlers see it
             self._decision.set_exception(exc)
+            # Marks it as retrieved: a route that has ended meanwhile does not look, and asyncio would log it.
             self._decision.exception()
             await task
             return
@@ -99,6 +102,7 @@ class RouteAdmission(Admission):
             return
 
         async def go_on(_scope: Scope, receive: Receive, send: Send) -> None:
+            # Swapped here and nowhere else: up to the door the route talks to the client, from here on to the recorder.
             self._channel = receive, send
             self._decision.set_result(None)
             await _wait_for(task)
@@ -199,6 +203,7 @@ def route_class(service: Service) -> type[APIRoute]:
             """Run the route in the background, if the request names a stream."""
             body = RequestBody(receive, owed=True)
             identity = None
+            # An outer face, the middleware or another route class, may have the request already: each is recorded once.
             if service.admission_of(scope) is None:
                 identity = await service.identify(Request(scope, body.peek), body.peek)
             if identity is None:

@@ -69,6 +69,7 @@ async def replay_stream(
     offset = None if event_id or number is not None else parse_offset(query.start)
     with counting_refusals(manager, read_kind(event_id, number is not None, offset)):
         stream = await manager.store.find(key, service.settings.pending_timeout)
+        # Before the position is looked at: an offset of another epoch means nothing here.
         if query.epoch and query.epoch != stream.epoch:
             raise StreamReplaced
         location = service.locate(request.scope, key.id)
@@ -157,6 +158,7 @@ def _add_lookup_routes(router: APIRouter, manager: StreamManager, OwnerId: Any) 
         parts = []
         for start in range(0, len(items), ITEMS_AT_ONCE):
             parts.append(_ITEMS.dump_json(items[start : start + ITEMS_AT_ONCE])[1:-1])
+            # Writing the items of a thousand streams takes some milliseconds.
             await asyncio.sleep(0)
         return Response(b"[%b]" % b",".join(parts), media_type="application/json")
 
