@@ -194,8 +194,6 @@ class Admission:
     async def _admit(self) -> Response | None:
         service, key, headers = self.service, self.identity.key, self.identity.headers
         manager, settings = service.manager, service.settings
-        # Where no lifespan runs, as in a mounted application, this is our first call on the event loop.
-        manager.termination.start()
         last = None if self.identity.is_chosen else last_event_id(self.scope, headers)
         if last:
             with counting_refusals(manager, "resume"):

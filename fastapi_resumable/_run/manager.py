@@ -47,7 +47,9 @@ class StreamManager:
         self._shutdown: asyncio.Task[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._grace_is_over = False
-        self.termination = TerminationWatch(self.begin_shutdown, lambda: bool(self._producers or self._readers))
+        self.termination = TerminationWatch(
+            self.begin_shutdown, lambda: bool(self._producers or self._readers or self._watches)
+        )
 
     @property
     def closing(self) -> bool:
@@ -74,6 +76,9 @@ class StreamManager:
             await self.store.release(producer.reservation)
             raise ShuttingDown
         self._producers.add(producer)
+        # Not before it counts as live: while nothing does, nothing looks at the server. Where no lifespan runs, as in a
+        # mounted application, this is the first call.
+        self.termination.start()
         return producer
 
     async def release(self, producer: Producer) -> None:
@@ -101,6 +106,7 @@ class StreamManager:
         drain = drain_on_cancel or self.skip_grace
         reader = Reader(stream, offset, timers=self.around.timers, stall_timeout=timeout, drain_on_cancel=drain)
         self._readers[reader] = self.telemetry.reader_attached() if counted else None
+        self.termination.start()
         return reader
 
     def dismiss(self, reader: Reader, dropped: str | None = None) -> None:
@@ -120,6 +126,7 @@ class StreamManager:
             raise ShuttingDown
         watch = Watch(self.store, owner, ids, ping=self.settings.ping, stall_timeout=self.settings.stall_timeout)
         self._watches.add(watch)
+        self.termination.start()
         return watch
 
     def unwatch(self, watch: Watch) -> None:

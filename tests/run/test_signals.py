@@ -1,4 +1,4 @@
-"""life/signals.py: hearing of the signal beside whoever handles it."""
+"""_run/signals.py: hearing of the signal beside whoever handles it."""
 
 import asyncio
 import os
@@ -6,8 +6,14 @@ import signal
 import threading
 
 import pytest
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 
+from fastapi_resumable import MemoryStore, Resumable
 from fastapi_resumable._run.signals import TerminationWatch
+from tests.support.asgi import bounded, until
+from tests.support.rawhttp import connect
 
 
 @pytest.fixture
@@ -110,3 +116,49 @@ def test_off_the_main_thread_nothing_is_installed(server_heard):
     thread.join()
 
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+class SlowStore(MemoryStore):
+    """One that takes its time to reserve an id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def reserve(self, *args, **options):
+        """Wait first."""
+        self.asked.set()
+        await self.may_go_on.wait()
+        return await super().reserve(*args, **options)
+
+
+async def test_a_server_that_exits_by_itself_is_noticed_however_long_the_store_takes_to_begin():
+    """The last look at the server may have found nothing live, while the store was asked for the first stream."""
+    store = SlowStore()
+    resumable = Resumable(store=store, shutdown_grace=0, stop_grace=0)
+    app = FastAPI()
+    app.include_router(resumable.router)
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat():
+        async def words():
+            yield "data: one\n\n"
+            await asyncio.Event().wait()
+
+        return StreamingResponse(words(), media_type="text/event-stream")
+
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    async with await connect(server.servers[0].sockets[0].getsockname()[1]) as connection:
+        await connection.request("POST", "/chat", [("x-conversation-id", "a"), ("content-length", "0")])
+        await bounded(store.asked.wait())
+        await until(lambda: resumable.manager.termination._timer is None)
+        store.may_go_on.set()
+        response = await connection.response()
+        await response.read_until(b"one")
+        server.should_exit = True
+        body = await bounded(response.read_all())
+        await bounded(serving)
+    assert b"interrupted" in body

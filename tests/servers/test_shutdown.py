@@ -352,3 +352,20 @@ async def test_a_worker_that_recycles_itself_interrupts_what_is_live(reads: bool
     if reads:
         assert code_of(body) == "interrupted"
         assert stream.clean
+
+
+async def test_a_worker_that_recycles_itself_ends_a_watch(tmp_path: Path) -> None:
+    """Also where nothing else is live."""
+    async with running(tmp_path, {"args": ["--limit-max-requests", "3"]}, shutdown_grace=0.2) as site:
+        connection = await site.connect()
+        await connection.request("POST", "/v1/streams/watch", body=b'{"conversation_ids": ["chat-1"]}')
+        watch = await connection.response()
+        with suppress(ConnectionError, EOFError):  # it may have gone before the last of them
+            for _ in range(3):
+                other = await site.connect()
+                await other.request("GET", "/v1/stream/unknown")
+                await (await other.response()).read_all()
+        await watch.read_all()
+        site.server.wait()
+    assert watch.status == 200
+    assert watch.clean
