@@ -97,7 +97,7 @@ async def test_a_disk_that_is_full_again_and_again_loses_nothing(small_disk: Pat
         for number in (20, 100, 200):
             await live.read_until(b"%08d" % number)
             ballast = fill(small_disk)
-            await asyncio.to_thread(site.servers[0].wait_for_output, "the disk is full", 60)
+            await asyncio.to_thread(site.servers[0].wait_for_output, "disk is full", 60)
             ballast.unlink()
         await within(ANSWERED, live.read_all())
         await within(ANSWERED, reader.read_all())

@@ -17,16 +17,6 @@ _NETWORK = {
     "9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs",
     "fuse.juicefs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs",
 }  # fmt: skip
-_MEANINGS = {
-    "SQLITE_FULL": "the disk is full",
-    "SQLITE_READONLY": "the file or its directory is read-only",
-    "SQLITE_BUSY": "another connection holds the lock of the file",
-    "SQLITE_LOCKED": "another connection holds the lock of the file",
-    "SQLITE_CORRUPT": "the file is damaged",
-    "SQLITE_NOTADB": "the file is no SQLite database",
-    "SQLITE_IOERR": "the disk fails",
-    "SQLITE_CANTOPEN": "the file cannot be opened",
-}
 
 
 class UnusableFileError(Exception):
@@ -108,8 +98,15 @@ def connect(path: Path, busy: float) -> sqlite3.Connection:
         if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise UnusableFileError(f"{path}: SQLite cannot keep a write-ahead log there. Use a local disk.")
         connection.execute(f"PRAGMA journal_size_limit = {4 * 1024 * 1024}")
-        if not connection.execute("PRAGMA user_version").fetchone()[0]:
-            _create(connection)
+        if not _has_tables(connection):
+            connection.execute("BEGIN IMMEDIATE")
+            # Another worker may have been faster.
+            if not _has_tables(connection):
+                for statement in resources.files(__package__).joinpath("schema.sql").read_text("utf-8").split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {VERSION}")
+            connection.execute("COMMIT")
             check_version(connection, path)
     except BaseException:
         connection.close()
@@ -117,15 +114,8 @@ def connect(path: Path, busy: float) -> sqlite3.Connection:
     return connection
 
 
-def _create(connection: sqlite3.Connection) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    # Another worker may have been faster.
-    if not connection.execute("PRAGMA user_version").fetchone()[0]:
-        for statement in resources.files(__package__).joinpath("schema.sql").read_text("utf-8").split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {VERSION}")
-    connection.execute("COMMIT")
+def _has_tables(connection: sqlite3.Connection) -> bool:
+    return bool(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def check_version(connection: sqlite3.Connection, path: Path) -> None:
@@ -172,13 +162,6 @@ def check_file(path: Path) -> None:
         raise ValueError(f"SqliteStore: {exc}") from None
     except sqlite3.Error:
         return
-
-
-def explain(failure: BaseException, path: Path) -> str:
-    """Say what is wrong, for the log."""
-    name = str(getattr(failure, "sqlite_errorname", ""))
-    meaning = next((text for start, text in _MEANINGS.items() if name.startswith(start)), "")
-    return f"{path}: {meaning} ({failure})" if meaning else f"{path}: {failure}"
 
 
 def is_of_the_whole_file(failure: BaseException) -> bool:

@@ -30,10 +30,8 @@ CHECK = 0.5
 class Changed(NamedTuple):
     """A change of state, as the table `changes` has it."""
 
-    change: int
     owner: str | None
     epoch: str
-    status: str
     code: str
     item: str
 
@@ -189,13 +187,13 @@ class ReaderThread(FileThread):
         if self._change is None:
             self._change = last
         rows = connection.execute(
-            "SELECT change, owner, epoch, status, code, item FROM changes WHERE change > ? ORDER BY change LIMIT 1000",
+            "SELECT change, owner, epoch, code, item FROM changes WHERE change > ? ORDER BY change LIMIT 1000",
             (self._change,),
         ).fetchall()
         has_gap = (rows[0][0] if rows else last + 1) != self._change + 1
         self._change = rows[-1][0] if rows else last
         self._is_due = self._is_due or self._change < last
-        return [Changed(change, text_of(owner), *about) for change, owner, *about in rows], has_gap
+        return [Changed(text_of(owner), *about) for _, owner, *about in rows], has_gap
 
 
 def _read_pieces_of(connection: sqlite3.Connection, epoch: str, offset: int) -> list[Piece]:

@@ -98,11 +98,6 @@ class Rows:
         self.slot = expire(_slot(self.by_epoch.values()), now)
 
     @property
-    def workers(self) -> set[str]:
-        """The workers that have to be alive for this to be true."""
-        return {row.worker for row in self.by_epoch.values() if row.is_live}
-
-    @property
     def state(self) -> KeyState:
         """What those see that look."""
         current = self.slot.current

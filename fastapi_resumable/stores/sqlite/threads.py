@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ...exceptions import ResumableError, StoreUnavailable
 from ..shared.outage import UNAVAILABLE, Outage
-from .files import UnusableFileError, connect, explain
+from .files import UnusableFileError, connect
 from .transactions import LacksEventError
 
 logger = logging.getLogger("fastapi_resumable")
@@ -127,7 +127,7 @@ class FileThread:
 
     def note_failure(self, failure: Exception) -> float:
         """Note that the file cannot be used; return since when."""
-        return self.outage.note_down(explain(failure, self.file.path))
+        return self.outage.note_down(f"{self.file.path}: {failure}")
 
     async def aclose(self) -> None:
         """Do what was handed over, and end the thread."""

@@ -56,7 +56,7 @@ class Transactions:
         """
         self._lock.take()
         state = self._load(key)
-        if self.reap(state.workers):
+        if self.reap(state.state.workers):
             state = self._load(key)
         outcome = lifecycle.reserve(state.slot, request, on_conflict)
         if outcome.changes:
