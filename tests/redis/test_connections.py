@@ -133,22 +133,44 @@ async def test_a_user_with_no_more_rights_than_documented(own_redis: Callable[..
         assert {key.partition(":")[0] for key in redis.list_keys()} == {"least"}
 
 
+OF_REDIS = r"(?i)redis|127|sock|nobody|invalid|permission|evalsha|password|connect|index|slot|type|loading|read"
+
+
 async def test_what_is_wrong_with_redis_goes_to_the_log_and_not_to_clients(
     own_redis: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Under `fail`: no address, no user, no command, whether Redis refuses the user or cannot be reached."""
-    with own_redis() as redis:
+    with own_redis() as redis, own_redis(name="cluster", cluster=True) as cluster:
         redis.control.execute_command("ACL SETUSER", "nobody", "on", ">secret", "~*", "+ping")
-        denied = redis.url_at(redis.port, "nobody:secret@")
-        wrong = redis.url_at(redis.port, "nobody:guessed@")
-        nowhere = "redis://127.0.0.1:1/0"
-        for url, cause in ((denied, "permissions"), (wrong, "password"), (nowhere, "127.0.0.1:1")):
+        redis.control.execute_command("ACL SETUSER", "other", "on", ">secret", "~other:*", "+@all")
+        redis.control.set("mistyped:{/a}", "no hash")
+        cluster.control.execute_command("CLUSTER DELSLOTSRANGE", 0, 16383)
+        cases = [
+            (redis.url_at(redis.port, "nobody:secret@"), "permissions"),
+            (redis.url_at(redis.port, "other:secret@"), "permissions"),
+            (redis.url_at(redis.port, "nobody:guessed@"), "password"),
+            (redis.url.removesuffix("0") + "99", "DB index"),
+            (redis.url, "wrong kind of value"),
+            (cluster.url, "slot"),
+            (redis.url.replace("redis:", "rediss:"), "127.0.0.1|does not answer"),
+            ("redis://127.0.0.1:1/0", "127.0.0.1:1"),
+            ("redis://nobody:secret@redis.invalid/0", "redis.invalid|does not answer"),
+            ("unix://nobody:secret@/tmp/no/redis.sock", "redis.sock"),
+        ]
+        for url, cause in cases:
             caplog.clear()
-            async with two_workers(url, store={"store_timeout": 0.5, "on_store_failure": "fail"}) as apps:
-                refused = await begin(apps[0], "a", send(b"data: 1\n\n")).reply()
-            assert (refused.status, refused.code) == (503, "store_unavailable")
-            assert not re.search(r"(?i)redis|127|nobody|permission|evalsha|password|connect", refused.text)
-            assert cause in caplog.text
+            store = {"store_timeout": 0.5, "on_store_failure": "fail"}
+            async with two_workers(url, key_prefix="mistyped", store=store) as (app, _):
+                answers = [
+                    await begin(app, "a", send(b"data: 1\n\n")).reply(),
+                    await app.get("/v1/stream/a"),
+                    await app.delete("/v1/stream/a"),
+                    await app.post("/v1/streams/lookup", json={"conversation_ids": ["a"]}),
+                ]
+            for answer in answers:
+                assert (answer.status, answer.code) == (503, "store_unavailable"), cause
+                assert not re.search(OF_REDIS, answer.text)
+            assert re.search(cause, caplog.text)
             assert "secret" not in caplog.text and "guessed" not in caplog.text
 
 

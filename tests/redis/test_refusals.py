@@ -10,6 +10,7 @@ import pytest
 from fastapi_resumable import RedisStore
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.stream import Limits
+from fastapi_resumable.exceptions import StoreUnavailable
 from fastapi_resumable.stores.redis.keys import Keys, log_key
 from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write
 from tests.support.redis_server import RedisServer
@@ -137,3 +138,19 @@ async def test_a_message_that_cannot_be_posted_holds_up_nothing(
     await write(stream, b"one")
     await complete(here, stream)
     assert await content(await there.find(ONE, 1)) == b"one"
+
+
+async def test_what_is_refused_again_and_again_is_logged_once_for_each_reason(
+    server: RedisServer, open_store: OpenStore, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Requests that meet different ones by turns fill no log."""
+    store = open_store()
+    await store.lookup(None, ["another"])
+    server.control.set(keys.stream(ONE), "something else", ex=60)
+    for _ in range(5):
+        with pytest.raises(StoreUnavailable):
+            await store.find(ONE, 0)
+        with pytest.raises(StoreUnavailable):
+            await store.stop(ONE, None)
+    logged = [record.getMessage() for record in caplog.records if "WRONGTYPE" in record.getMessage()]
+    assert len(logged) == len(set(logged)) == 2

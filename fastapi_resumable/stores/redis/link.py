@@ -66,8 +66,7 @@ class Link:
         self.block = min(BLOCK, (pool.connection_kwargs.get("socket_timeout") or math.inf) / 2)
         """Seconds after which a blocking read without news returns; the client has to wait for longer than that."""
         self._scripts: dict[Script, AsyncScript] = {}
-        self._complaint = ""
-        self._silent_until = 0.0
+        self._complaints: dict[str, float] = {}
         self._slots = asyncio.Semaphore(PARALLEL)
 
     async def run(self, *calls: Call) -> list[Any]:
@@ -158,8 +157,9 @@ class Link:
         # Redis quotes the words of a command that it does not know: AUTH's are the user and the password.
         failure.args = (str(failure).partition(", with args beginning with")[0],)
         reason = explain(failure)
-        if monotonic() > self._silent_until or reason != self._complaint:
-            self._complaint, self._silent_until = reason, monotonic() + SILENCE
+        now = monotonic()
+        if self._complaints.get(reason, -SILENCE) < now - SILENCE:
+            self._complaints = {each: at for each, at in self._complaints.items() if at > now - SILENCE} | {reason: now}
             logger.warning("Redis cannot be used: %s", reason)
 
     async def note_lost(self, failure: Exception) -> float:
