@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
+# "FARS" in ASCII.
 APPLICATION_ID = 0x46415253
 """What marks a SQLite file as one of ours."""
 VERSION = 1
@@ -77,7 +78,9 @@ def file_system(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) ->
     target = os.path.realpath(directory)
     for line in lines:
         before, _, after = line.partition(" - ")
+        # The kernel writes spaces and the like as octal escapes (proc(5)).
         point = before.split()[4].encode("latin-1", "replace").decode("unicode_escape")
+        # The deepest mount wins, and of two on the same point the one that was mounted last.
         if (target == point or target.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
             best, kind = point, after.split()[0]
     return kind
@@ -90,13 +93,18 @@ def connect(path: Path, busy: float) -> sqlite3.Connection:
         UnusableFileError: It belongs to something else, or to another version of this library.
         sqlite3.Error: It cannot be used now.
     """
+    # Without `isolation_level`, the `sqlite3` module begins no transactions of its own.
     connection = sqlite3.connect(path, timeout=busy, isolation_level=None, check_same_thread=False)
     try:
         check_version(connection, path)
+        # In WAL mode this syncs at checkpoints alone, which keeps the file sound. `FileThread.sync` makes the rest
+        # durable.
         connection.execute("PRAGMA synchronous = NORMAL")
+        # Before there is a table: afterwards it would need a `VACUUM` of the whole file.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise UnusableFileError(f"{path}: SQLite cannot keep a write-ahead log there. Use a local disk.")
+        # The log grows with the longest transaction, and SQLite would leave it that large.
         connection.execute(f"PRAGMA journal_size_limit = {4 * 1024 * 1024}")
         if not _has_tables(connection):
             connection.execute("BEGIN IMMEDIATE")

@@ -138,6 +138,7 @@ class ReaderThread(FileThread):
         is_due, self._is_due = self._is_due, False
         try:
             connection = self.open()
+            # Costs microseconds, and changes only if another connection has changed the file.
             (version,) = connection.execute("PRAGMA data_version").fetchone()
             if version != self._version or is_due:
                 found = self._find(connection)
@@ -153,6 +154,7 @@ class ReaderThread(FileThread):
             self._has_failed = False
         except Exception as exc:  # noqa: BLE001  # it counts as an outage, and passes
             self.reconnect_after(exc)
+            # Without a version, the next look reads everything again.
             self._has_failed, self._version = True, None
             self.call(self._on_look_failed, exc)
 
@@ -166,6 +168,7 @@ class ReaderThread(FileThread):
             self.call(self._on_found, found)
 
     def _find(self, connection: sqlite3.Connection) -> Found:
+        # One snapshot for both: a change must not be seen without the bytes that came before it.
         connection.execute("BEGIN")
         try:
             return Found(self._find_news(connection), *self._find_changes(connection))
@@ -182,8 +185,10 @@ class ReaderThread(FileThread):
             return [piece for one in offsets.items() for piece in _read_pieces_of(connection, *one)]
 
     def _find_changes(self, connection: sqlite3.Connection) -> tuple[list[Changed], bool]:
+        # From SQLite's own counter, as the table may be empty: changes are deleted after a minute.
         query = "SELECT max(seq) FROM sqlite_sequence WHERE name = 'changes'"
         last = connection.execute(query).fetchone()[0] or 0
+        # What happened before this worker began to look is of no interest to it.
         if self._change is None:
             self._change = last
         rows = connection.execute(

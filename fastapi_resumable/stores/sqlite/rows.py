@@ -177,6 +177,7 @@ def read_states(
     select += "ON s.owner IS :owner AND "
     query = select + "s.id = a.value"
     if with_variants:
+        # A range rather than `LIKE`: it uses the index, and an id may hold `%` and `_`.
         query += f" UNION ALL {select} s.id >= a.value || '::' AND s.id < a.value || ':;'"
     asked = list(dict.fromkeys(ids))
     rows = connection.execute(query, {"asked": json.dumps(asked), "owner": bindable(owner)}).fetchall()

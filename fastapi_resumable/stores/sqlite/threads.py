@@ -143,6 +143,8 @@ class FileThread:
         is_open = True
         while is_open:
             calls = self._take()
+            # Looked at before the calls are answered, and after they were taken: what was handed over before the end is
+            # still done.
             is_open = not (self._is_closed and self._calls.empty())
             if calls:
                 self._answer(calls)
@@ -224,6 +226,7 @@ class FileThread:
         SQLite would do so itself, but while it holds the lock: then no other worker could write meanwhile, nor for as
         long as this process is stopped there.
         """
+        # `fdatasync` on the log: a commit is durable when its frames are (https://www.sqlite.org/wal.html).
         if self.file.synchronous == "full" and self._connection is not None:
             if self._log is None:
                 self._log = os.open(f"{self._name}-wal", os.O_RDONLY | os.O_CLOEXEC)

@@ -233,6 +233,7 @@ class Transactions:
 
     def reap(self, workers: Iterable[str]) -> bool:
         """End everything that belongs to those workers that have died; return whether one has."""
+        # Within the transaction, so that two workers do not end the same streams.
         dead = self._lock.find_dead(workers)
         for worker in dead:
             self._reap(worker)
