@@ -218,10 +218,11 @@ def route_class(service: Service) -> type[APIRoute]:
 
 async def serve(service: Service, app: ASGIApp, scope: Scope, receive: Receive, send: Send, headers: Any) -> None:
     """Run any ASGI application recorded, if the request names a stream. See `Resumable.serve`."""
+    if scope["type"] != "http" or service.scope_key in scope:
+        await app(scope, receive, send)
+        return
     body = RequestBody(receive, owed=True)
-    identity = None
-    if scope["type"] == "http" and service.scope_key not in scope:
-        identity = await service.identify(Request(scope, body.peek), body.peek)
+    identity = await service.identify(Request(scope, body.peek), body.peek)
     if identity is None:
         await app(scope, body.receive, send)
         return

@@ -9,7 +9,8 @@ None of it is documented by the server; each has a test that fails when it chang
   (`tests/servers/test_quiet.py`).
 - A request of hypercorn's that ends as cancelled is broken off without an error in its log, and so is one of granian's
   that returns without the end of its body (the same test). Behind a `BaseHTTPMiddleware`, which ends every body, both
-  get an exception: hypercorn takes it for a cancellation, granian logs it.
+  get an exception: hypercorn takes it for a cancellation, granian logs it. If their client has stalled, that
+  middleware waits in the server's `send`, where nothing of ours reaches it: a client that goes on later gets an end.
 """
 
 import asyncio
