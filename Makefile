@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 UV := .venv-uv/bin/uv
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 JS := tests/javascript
+# Not even collected, since what those import takes seconds.
+WITHOUT_OUTSIDE := $(addprefix --ignore tests/,browser clients docs servers)
 CORE := $(addprefix tests/,core stream stores run fastapi contract client)
 # What touches asyncio, threads and processes: on every Python and event loop.
 MATRIX := $(addprefix tests/,stream run stores/test_memory_conformance.py stores/test_sqlite_conformance.py \
@@ -78,12 +80,12 @@ js-build: $(JS)/node_modules/.installed ## build the JavaScript modules that the
 
 cov: $(VENV)/.installed $(JS)/node_modules/.installed system-tools test-outside ## the whole suite, most of it with coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run $(PYTEST) -m "not (outside or slow or long)"
+	$(BIN)/coverage run $(PYTEST) -m "not (outside or slow or long)" $(WITHOUT_OUTSIDE)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 test-inside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## most of the suite
-	$(BIN)/python $(PYTEST) -m "not (outside or slow or long)"
+	$(BIN)/python $(PYTEST) -m "not (outside or slow or long)" $(WITHOUT_OUTSIDE)
 
 test-outside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## the rest of it: browsers, pages, servers, faults
 	$(BIN)/python $(PYTEST) --numprocesses 4 -m "(outside or slow) and not long" # they often wait

@@ -206,7 +206,7 @@ def end(slot: Slot, epoch: str, status: ResumableStatus, code: str, now: float, 
     if current is None:
         return Outcome(slot, Verdict.ENDED if _why_gone(slot, epoch) else Verdict.MISSING)
     if current.epoch != epoch or not current.is_live:
-        # A producer that ends its stream again must not be told that another worker has ended it.
+        # A producer that ends its stream again must not learn that another worker has ended it.
         same = (current.epoch, current.status, current.code) == (epoch, status, code)
         return Outcome(slot, Verdict.OK if same else Verdict.ENDED)
     ended = _ended(current, status, code, now, now + retention)

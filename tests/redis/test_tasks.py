@@ -4,6 +4,7 @@ import asyncio
 import gc
 import types
 from collections.abc import Callable, Coroutine, Generator, Iterator
+from itertools import product
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ from fastapi_resumable._stream.tasks import Tasks
 from fastapi_resumable.exceptions import StoreUnavailable
 from fastapi_resumable.stores.redis import worker
 from tests.conformance.tools import TEXT, Request, complete, content, following, write
+from tests.support.params import representatives
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.redis
@@ -25,6 +27,7 @@ ERRORS = [
     AttributeError("'NoneType' object has no attribute '_add_writer'"),
     OSError("nobody expected this"),
 ]
+NAMES = ["start", "appender", "follower", "lease", "lapse", "look-out"]
 Place = tuple[tuple[str, int], ...]
 
 
@@ -120,8 +123,10 @@ async def attempt(call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # connections that were half made
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("name", ["start", "appender", "follower", "lease", "lapse", "look-out"])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    representatives(product(NAMES, ERRORS), lambda case: case[1] is ERRORS[NAMES.index(case[0]) % 2]),
+)
 async def test_whatever_an_await_of_a_task_raises_the_worker_goes_on(
     redis_server: RedisServer, prefix: str, brisk: None, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
 ) -> None:

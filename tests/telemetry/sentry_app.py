@@ -4,6 +4,8 @@ import asyncio
 import sys
 
 import sentry_sdk
+from sentry_sdk.integrations.fastapi import FastApiIntegration
+from sentry_sdk.integrations.starlette import StarletteIntegration
 from sentry_sdk.transport import Transport
 
 from tests.support.asgi import running
@@ -36,7 +38,14 @@ def fates(face: str) -> list:
 
 
 if __name__ == "__main__":
-    sentry_sdk.init(dsn="http://key@localhost/1", transport=Kept, traces_sample_rate=0)
+    sentry_sdk.init(
+        dsn="http://key@localhost/1",
+        transport=Kept,
+        traces_sample_rate=0,
+        # Those that it would choose by itself, but for the clients of language models that are installed here.
+        auto_enabling_integrations=False,
+        integrations=[StarletteIntegration(), FastApiIntegration()],
+    )
     for face in PLACES:
         for fate in fates(face):
             asyncio.run(main(face, fate.__name__))
