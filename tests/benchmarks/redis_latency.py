@@ -64,7 +64,8 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now = monotonic_ns()
-        data = self._rest + data
+        # Without the lengths of the chunks of HTTP, which may stand within an event.
+        data = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", self._rest + data)
         done = 0
         for match in re.finditer(rb"data: (\d+)\n", data):
             self.got += 1
