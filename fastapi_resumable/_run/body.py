@@ -62,6 +62,7 @@ class RequestBody:
     async def disconnected(self) -> None:
         """Wait until the client has gone. Reads ahead of the application by one message at most."""
         while not self._gone:
+            # The application has not read what is here. Reading on would take a large upload into memory.
             if self._messages and not self._complete:
                 self._taken.clear()
                 await self._taken.wait()
@@ -78,6 +79,7 @@ class RequestBody:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._gone = True
+            # A disconnect in mid-upload does not complete the body: the application has to see that it will never come.
             self._complete = self._complete or not self._owed
         else:
             self._owed = message.get("more_body", False)

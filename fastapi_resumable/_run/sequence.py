@@ -53,6 +53,7 @@ async def replay_after(manager: StreamManager, stream: Stream, number: int, loca
     # Asked first: what comes while the log is being searched has to be looked at, too.
     is_live, start = not stream.is_final, stream.earliest
     place = await run_search(search_sequence(list(await stream.blocks(start)), number))
+    # The head was dropped, and nothing shows that the events right after `number` were not in it.
     if start > 0 and place.offset is None and place.following != number + 1:
         raise OffsetLost(start)
     offset = start + (place.offset or 0)

@@ -21,6 +21,7 @@ class SharedTimers:
         if self._loop is not loop:
             # What waited on an event loop of before is not called on this one.
             self._loop, self._due = loop, {}
+        # One delay's calls end in the order in which they began, so only the first of them needs a timer.
         waiting = self._due.get(delay)
         if waiting is None:
             waiting = self._due[delay] = {}
@@ -38,6 +39,7 @@ class SharedTimers:
         try:
             while waiting and next(iter(waiting.values())) <= now:
                 callback = next(iter(waiting))
+                # First, as what is called may start the same again.
                 del waiting[callback]
                 callback()
         finally:
