@@ -76,10 +76,8 @@ class EventFramer:
     def __init__(self, epoch: str | None, limit: int, *, ids_first: bool = False, budget: Budget | None = None) -> None:
         """Stamp ids of `epoch` (none: leave the bytes alone); hand on an event unfinished once it passes `limit`.
 
-        What is held back is counted in the `budget`.
-
         With `ids_first`, an id is the first line of its event rather than the last. It names the same place: the
-        position right after the event.
+        position right after the event. What is held back is counted in the `budget`.
         """
         self._epoch = epoch
         self._ids_first = ids_first
