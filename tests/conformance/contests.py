@@ -45,6 +45,9 @@ async def in_line(
     turn = asyncio.Event()
     turn.set()
     waiting = asyncio.ensure_future(in_turn(there.reserve(second.reservation, rule), turn))
+    await asyncio.sleep(0)
+    # What is written after it has been written says that it has, however busy the machine is.
+    await Request(StreamKey(None, "after it")).reserve(there)
     await round_trips(there)
     assert not waiting.done()
     try:
