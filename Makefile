@@ -22,7 +22,7 @@ REDIS := $(addprefix tests/,stores/test_redis_conformance.py redis/test_faults.p
 .DELETE_ON_ERROR:
 # Some machines are told to keep no bytecode: then every process of a test would compile anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install demo demo-redis test test-long lint format typecheck docs build js js-build cov test-inside test-outside test-low test-matrix test-redis test-next bench bench-docs lock clean prepare prepare-matrix system-tools
+.PHONY: help install demo demo-redis test test-long lint format typecheck docs build js js-build cov test-inside test-outside test-low test-matrix test-redis test-next bench bench-docs lock bytecode clean prepare prepare-matrix system-tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ test: ## run every check there is: what CI runs
 	@$(MAKE) --no-print-directory --jobs 4 prepare
 	@bash tools/check test-outside test-inside test-matrix js test-low build typecheck docs lint
 
-test-long: ## what takes too long for every change: more examples, benchmarks, the whole suite on other versions
+test-long: ## what takes too long for every change: all combinations, more examples, benchmarks, other versions
 	$(BIN)/python $(PYTEST) --hypothesis-profile long --timeout 600 -m "long or not (outside or slow)"
 	$(MAKE) --no-print-directory test-low VERSIONS="$(CORE)"
 	MATRIX_WITHOUT= bash tools/matrix -m "not (outside or slow or long or servers)" $(CORE)
@@ -130,7 +130,10 @@ clean: ## remove all that the other targets made
 	rm -rf .venv .venv-* .node $(JS)/node_modules build dist site htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-prepare: $(VENV)/.installed .venv-low/.installed $(JS)/node_modules/.installed system-tools prepare-matrix
+prepare: bytecode .venv-low/.installed $(JS)/node_modules/.installed system-tools prepare-matrix
+
+bytecode: $(VENV)/.installed # of all that tests import, once: not by each of the processes that run them
+	@$(BIN)/python -m pytest --collect-only --quiet >/dev/null 2>&1 || true # the tests themselves will say why
 
 prepare-matrix: .venv-uv/.installed
 	+@PYTHON=$(PYTHON) bash tools/matrix --prepare
