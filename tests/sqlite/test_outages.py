@@ -86,6 +86,16 @@ async def test_a_lock_that_outlasts_all_timeouts_leaves_streams_to_their_own_rea
         assert (await site.player(1).replay(name)).body == live.body
 
 
+async def test_a_server_that_starts_while_the_file_is_locked_can_read_it(tmp_path: Path) -> None:
+    """It needs the lock for nothing but to write."""
+    name = unique("id")
+    async with workers(tmp_path, tmp_path, count=1) as site:
+        done = await site.player(0).record(name, numbered(3, 60))
+    async with locked(tmp_path / "streams.db", "EXCLUSIVE"), workers(tmp_path, tmp_path, count=1) as site:
+        assert (await site.player(0).replay(name)).body == done.body
+        assert [item["status"] for item in await site.player(0).lookup(name)] == ["completed"]
+
+
 async def test_a_disk_that_is_full_again_and_again_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
     """As long as each time is shorter than `store_timeout`, the stream waits, and goes on."""
     name = unique("id")

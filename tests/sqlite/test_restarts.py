@@ -13,7 +13,7 @@ from tests.support.site import Site, code_of, environment, site_of, until, whole
 from tests.support.ssemodel import last_ids, without_ids
 
 DEAD = 2.0
-"""Seconds within which everything knows that a worker has died; on an idle machine it is a quarter of one."""
+"""Seconds within which everything knows that a worker has died; on an idle machine it is half a second to one."""
 
 
 def worker_environment(directory: Path, **more: object) -> dict[str, str]:
@@ -106,7 +106,7 @@ async def test_a_stopped_worker_is_not_dead_and_writes_nothing_once_another_has_
         reader = await other.follow(kept)
         await reader.read_until(b"00000020")
         os.kill(site.pid(0), signal.SIGSTOP)
-        # The other worker looks at its readers' workers four times a second.
+        # The other worker looks at the locks twice a second.
         begun = time.monotonic()
         await until(lambda: time.monotonic() - begun > 1.5, "several looks")
         assert [item["status"] for item in await other.lookup(kept, taken)] == ["in_progress", "in_progress"]

@@ -69,6 +69,10 @@ class SqliteBackend(SharedBackend):
     async def release(self, reservation: Reservation) -> None:
         """Make sure that a request stays neither queued nor live, now or when the file can be used again."""
         key, epoch = reservation.key, reservation.epoch
+        if self.worker.writer.outage.is_too_long:
+            # The request has waited for long enough.
+            self.worker.abandon(key, epoch)
+            return
         try:
             await self._change(lambda transactions: transactions.release(key, epoch))
         except StoreUnavailable:

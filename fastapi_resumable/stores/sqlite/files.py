@@ -100,13 +100,16 @@ def connect(path: Path, busy: float) -> sqlite3.Connection:
         # In WAL mode this syncs at checkpoints alone, which keeps the file sound. `FileThread.sync` makes the rest
         # durable.
         connection.execute("PRAGMA synchronous = NORMAL")
-        # Before there is a table: afterwards it would need a `VACUUM` of the whole file.
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        is_new = not _has_tables(connection)
+        if is_new:
+            # Before there is a table: afterwards it would need a `VACUUM` of the whole file. And not again, because it
+            # takes the lock, and a file that somebody has locked can still be read.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise UnusableFileError(f"{path}: SQLite cannot keep a write-ahead log there. Use a local disk.")
         # The log grows with the longest transaction, and SQLite would leave it that large.
         connection.execute(f"PRAGMA journal_size_limit = {4 * 1024 * 1024}")
-        if not _has_tables(connection):
+        if is_new:
             connection.execute("BEGIN IMMEDIATE")
             # Another worker may have been faster.
             if not _has_tables(connection):

@@ -36,7 +36,7 @@ T = TypeVar("T")
 INTERVAL = 0.002
 """The fewest seconds between two transactions in which streams are written, so that many of them share one."""
 COLLECT = 0.005
-"""Seconds for which a fast stream collects what it writes next: the CPU time goes into transactions, not into bytes."""
+"""Seconds for which a fast stream collects what it writes next: transactions take the CPU time, not bytes."""
 CLEAN_UP = 5.0
 """The fewest seconds between clean-ups."""
 
@@ -91,8 +91,9 @@ class SqliteWorker:
     # Starting and ending.
 
     async def register(self) -> None:
-        """End what dead workers have left, and begin to look at the file."""
-        await self.read(read_workers, set)
+        """Begin to look at the file, and to end what dead workers have left."""
+        # That is not waited for: a file that somebody has locked can be read.
+        self._begin_reaping(await self.reader.run(lambda connection: self._lock.find_dead(read_workers(connection))))
         await self.reader.run(self.reader.catch_up)
         self.tasks.keep_running(self.queue.run, "resumable appender", self.writer.note_failure)
         self.plan_clean_up(time.time())
@@ -145,10 +146,9 @@ class SqliteWorker:
 
     def abandon(self, key: StreamKey, epoch: str) -> None:
         """Make sure that an epoch stays neither queued nor live, once the file can be used."""
+        status = ResumableStatus.INTERRUPTED
         self.queue.post(
-            self.given_event(
-                ResumableStatus.INTERRUPTED, "producer_lost", lambda transactions: transactions.release(key, epoch)
-            )
+            self.given_event(status, "producer_lost", lambda transactions: transactions.release(key, epoch))
         )
 
     def terminal_event(self, status: ResumableStatus, code: str) -> bytes:
@@ -240,12 +240,14 @@ class SqliteWorker:
             self._notify(change)
         if found.has_gap:
             self._on_return()
-        if found.dead and (self._reaping is None or self._reaping.done()):
-            self._reaping = self.tasks.spawn(self._reap_found(found.dead), "resumable reap")
+        self._begin_reaping(found.dead)
+
+    def _begin_reaping(self, dead: Sequence[str]) -> None:
+        if dead and (self._reaping is None or self._reaping.done()):
+            self._reaping = self.tasks.spawn(self._reap_found(dead), "resumable reap")
 
     async def _reap_found(self, dead: Sequence[str]) -> None:
-        # They are found again.
-        with suppress(StoreUnavailable):
+        with suppress(StoreUnavailable):  # They are found again.
             await self._reap(dead)
 
     def _notify(self, change: Changed) -> None:
@@ -275,17 +277,17 @@ class SqliteWorker:
         if at is None:
             return
         when = self._loop.time() + max(CLEAN_UP, at - time.time())
-        if self._clean_up is None or when < self._clean_up.when():
-            if self._clean_up is not None:
-                self._clean_up.cancel()
-            self._clean_up = self._loop.call_at(when, self._begin_clean_up)
-
-    def _begin_clean_up(self) -> None:
-        self._clean_up = None
-        self.tasks.spawn(self._delete_expired(), "resumable clean-up")
+        if (planned := self._clean_up) is None or when < planned.when():
+            if planned is not None:
+                planned.cancel()
+            self._clean_up = self._loop.call_at(
+                when, lambda: self.tasks.spawn(self._delete_expired(), "resumable clean-up")
+            )
 
     async def _delete_expired(self) -> None:
+        self._clean_up = None
         try:
+            await self.read(read_workers, set)
             self.plan_clean_up(await self.writer.run(lambda transactions: transactions.logs.clean_up()))
         except StoreUnavailable:
             self.plan_clean_up(0.0)
