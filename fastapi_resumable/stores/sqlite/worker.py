@@ -209,9 +209,8 @@ class SqliteWorker:
         def unsubscribe() -> None:
             nonlocal is_urgent
             remove()
-            self._urgent -= is_urgent
-            # So that a second call takes nothing off.
-            is_urgent = False
+            # A second call takes nothing off.
+            self._urgent, is_urgent = self._urgent - is_urgent, False
             self.note_interest()
 
         return unsubscribe
