@@ -94,6 +94,9 @@ def connect(path: Path, busy: float) -> sqlite3.Connection:
         sqlite3.Error: It cannot be used now.
     """
     # Without `isolation_level`, the `sqlite3` module begins no transactions of its own.
+    if path.exists() and not os.access(path, os.W_OK):
+        # SQLite would open it for reading, and until that is closed no connection of this process could write to it.
+        raise OSError("the file is read-only")
     connection = sqlite3.connect(path, timeout=busy, isolation_level=None, check_same_thread=False)
     try:
         check_version(connection, path)
