@@ -72,14 +72,9 @@ class RouteAdmission(Admission):
                 self._decision.cancel()
 
     async def _run(self, route: ASGIApp, scope: Scope) -> None:
-        async def receive() -> Message:
-            return await self._channel[0]()
-
-        async def send(message: Message) -> None:
-            await self._channel[1](message)
-
         try:
-            await route(scope, receive, send)
+            # By way of the attribute, which changes at the door.
+            await route(scope, lambda: self._channel[0](), lambda message: self._channel[1](message))  # noqa: PLW0108
         except (KeyboardInterrupt, SystemExit) as exc:
             # A task hands these to its event loop, which would end.
             raise RuntimeError(f"The application raised {type(exc).__name__}.") from exc
