@@ -47,9 +47,7 @@ async def replay_after(manager: StreamManager, stream: Stream, number: int, loca
         OffsetLost: Some of those events were dropped.
     """
     if not stream.head.is_event_stream:
-        raise InvalidOffset(
-            "`starting_after` counts events, and this stream is not an event stream. Resume with from=."
-        )
+        raise InvalidOffset("`starting_after` counts events, and this is not an event stream. Resume with from=.")
     # Asked first: what comes while the log is being searched has to be looked at, too.
     is_live, start = not stream.is_final, stream.earliest
     place = await run_search(search_sequence(list(await stream.blocks(start)), number))
