@@ -37,7 +37,8 @@ class RouteAdmission(Admission):
     def __init__(self, service: Service, scope: Scope, identity: Identity, body: RequestBody, send: Send) -> None:
         super().__init__(service, scope, identity, body, send, END_DELAY)
         loop = asyncio.get_running_loop()
-        self._at_the_door: asyncio.Future[None] = loop.create_future()
+        self._at_the_door: asyncio.Future[bool] = loop.create_future()
+        """Whether the route has come to its door; a route that is refused by its own dependencies ends before."""
         self._decision: asyncio.Future[Response | None] = loop.create_future()
         self._channel: tuple[Receive, Send] = self._body.receive, self._send
         self.response: Response | None = None
@@ -45,8 +46,11 @@ class RouteAdmission(Admission):
 
     async def enter(self) -> Response | None:
         """Wait at the door for the decision."""
+        # Once for each message of an application, so in the shortest way.
+        if self._decision.done():
+            return self._decision.result()
         if not self._at_the_door.done():
-            self._at_the_door.set_result(None)
+            self._at_the_door.set_result(True)
         # Shielded, because a cancellation of the route must not cancel what `_go_on` is about to set.
         return await asyncio.shield(self._decision)
 
@@ -58,10 +62,9 @@ class RouteAdmission(Admission):
             Exception: What the route raised.
         """
         task = asyncio.get_running_loop().create_task(self._run(route, scope), name="resumable route")
+        task.add_done_callback(self._note_end)
         try:
-            # A route that is refused by its own dependencies never comes to the door.
-            await asyncio.wait({task, self._at_the_door}, return_when=asyncio.FIRST_COMPLETED)
-            if self._at_the_door.done():
+            if await self._at_the_door:
                 await self._go_on(task, scope)
             else:
                 await task
@@ -70,6 +73,10 @@ class RouteAdmission(Admission):
                 # The route's answer is no longer needed, but it may still have resources to close.
                 task.cancel()
                 self._decision.cancel()
+
+    def _note_end(self, _task: object) -> None:
+        if not self._at_the_door.done():
+            self._at_the_door.set_result(False)
 
     async def _run(self, route: ASGIApp, scope: Scope) -> None:
         try:
