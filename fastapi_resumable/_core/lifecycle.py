@@ -240,7 +240,7 @@ def lose(slot: Slot, worker: str, now: float, retention: float) -> Outcome:
     return _interrupted(outcome, now, retention)
 
 
-def abandon(slot: Slot, epoch: str, now: float, retention: float) -> Outcome:
+def ensure_ended(slot: Slot, epoch: str, now: float, retention: float) -> Outcome:
     """Release a request; should it have begun without its worker learning of that, end it as lost."""
     if slot.current is not None and slot.current.epoch == epoch and slot.current.is_live:
         return _interrupted(Outcome(slot), now, retention)

@@ -137,7 +137,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(epoch=EPOCHS)
     def abandon(self, epoch: str) -> None:
-        self.take(lifecycle.abandon, epoch, self.now, RETENTION)
+        self.take(lifecycle.ensure_ended, epoch, self.now, RETENTION)
         assert epoch not in [request.epoch for request in self.slot.queued]
         current = self.slot.current
         assert current is None or current.epoch != epoch or not current.is_live

@@ -132,7 +132,7 @@ class Scripts(RuleBasedStateMachine):
     @rule(epoch=EPOCHS)
     def release(self, epoch: str) -> None:
         self.run(Script.RELEASE, epoch, TTL, self.now, MILLISECONDS)
-        self.take(lifecycle.abandon, epoch, self.now, RETENTION)
+        self.take(lifecycle.ensure_ended, epoch, self.now, RETENTION)
 
     @rule(epoch=EPOCHS, ahead=st.integers(0, 2), size=st.integers(1, 9))
     def append(self, epoch: str, ahead: int, size: int) -> None:

@@ -62,12 +62,12 @@ class RedisBackend(Transitions):
         (slowest,) = await self.worker.link.run(self.calls.wait(stream))
         return math.inf if slowest is None else int(slowest)
 
-    def abandon(self, stream: LocalStream) -> None:
+    def ensure_ended(self, stream: LocalStream) -> None:
         """Make sure that the stream does not stay live in Redis."""
         self._release_later(stream.key, stream.epoch)
 
     def _release_later(self, key: StreamKey, epoch: str) -> None:
-        self.worker.queue.post(self.calls.release(key, epoch), *self.calls.free(key, epoch))
+        self.worker.queue.run_later(self.calls.release(key, epoch), *self.calls.free(key, epoch))
 
     async def announce(self, stream: LocalStream) -> None:
         """Tell those that watch, and count a stream that has ended no longer."""
@@ -138,7 +138,7 @@ class RedisBackend(Transitions):
         """Have a stream end as Redis says, and stop its producer."""
         await super().adopt_end(stream, code)
         # Nothing is left to be read of it here: if no other worker reads it, either, its log goes.
-        self.worker.queue.post(self.calls.report(stream, None))
+        self.worker.queue.run_later(self.calls.report(stream, None))
         await self.free(stream.key, stream.epoch)
 
     def on_lapse(self) -> None:

@@ -90,9 +90,9 @@ class Transitions(SharedBackend):
         end = self.calls.release(key, epoch)
         if not reservation.requested_at or reservation.stop_code is not None:
             # It may be queued, although no reply has said so; or what has stopped it has announced that.
-            self.worker.queue.post(end, *self.calls.free(key, epoch))
+            self.worker.queue.run_later(end, *self.calls.free(key, epoch))
             return
-        await self.worker.run_or_post(end)
+        await self.worker.run_now_or_later(end)
         await self.free(key, epoch)
         await self.worker.announce(key.owner, reservation.ended(ResumableStatus.FAILED, time.time()))
         await self._announce_rest(key)
@@ -135,7 +135,7 @@ class Transitions(SharedBackend):
 
     async def free(self, key: StreamKey, *epochs: str | bytes) -> None:
         """Count streams against their owner's limit no longer."""
-        await self.worker.run_or_post(*self.calls.free(key, *epochs))
+        await self.worker.run_now_or_later(*self.calls.free(key, *epochs))
 
     async def _announce_ended(self, before: KeyState, ended: Iterable[bytes]) -> None:
         """Tell those that watch that these epochs of a stream were cancelled."""

@@ -199,10 +199,10 @@ class RedisWorker:
         if worker == self.name:
             self._handlers.on_message(message, epoch, about)
         else:
-            self.queue.post(_post(self._keys.inbox(worker), "m", message, "e", epoch, "c", about))
+            self.queue.run_later(_post(self._keys.inbox(worker), "m", message, "e", epoch, "c", about))
 
     def _wake_listener(self) -> None:
-        self.queue.post(_post(self._inbox, "m", "wake"))
+        self.queue.run_later(_post(self._inbox, "m", "wake"))
 
     def _follow_inbox(self) -> None:
         self.listener.follow(self._inbox, "0-0", self._take_messages, self._replace_inbox)
@@ -227,16 +227,16 @@ class RedisWorker:
 
     async def announce(self, owner: str | None, *items: ResumableStreamItem) -> None:
         """Tell all workers of changes, at once, so that they come in the order of what happened."""
-        await self.run_or_post(
+        await self.run_now_or_later(
             *(_post(self._keys.changes, "o", json.dumps(owner), "i", item.model_dump_json()) for item in items)
         )
 
-    async def run_or_post(self, *calls: Call) -> None:
+    async def run_now_or_later(self, *calls: Call) -> None:
         """Run calls whose replies do not matter, now or when Redis is back."""
         try:
             await self.link.run(*calls)
         except StoreUnavailable:
-            self.queue.post(*calls)
+            self.queue.run_later(*calls)
 
     async def subscribe(
         self, owner: str | None, ids: Sequence[str], notify: Notify, *, is_urgent: bool = False

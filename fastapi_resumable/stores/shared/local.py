@@ -237,7 +237,7 @@ class LocalStream:
     def _give_up(self, failure: StoreUnavailable) -> None:
         self._warn("stream %r is ended: %s", failure.message)
         self.backend.forget(self)
-        self.backend.abandon(self)
+        self.backend.ensure_ended(self)
         # If it had ended, no reader has seen that.
         self._recording.reopen(self.tail)
         self._close(ResumableStatus.FAILED, failure.code, failure.message)

@@ -23,7 +23,7 @@ BATCH = 512
 """How many streams are written in one batch."""
 BATCH_BYTES = 1024 * 1024
 """How many bytes fill a batch, which has to be through within one attempt."""
-MOST_POSTS = 10_000
+MOST_LATER = 10_000
 """How many jobs that no caller waits for are kept while the backend cannot be used."""
 RETRY = 0.5
 """Seconds between attempts, once the store counts as gone."""
@@ -84,7 +84,7 @@ class WriteQueue(Generic[Job]):
         # In the order in which they were marked.
         self._dirty: dict[Queueing, None] = {}
         self._collecting: dict[Queueing, None] = {}
-        self._posts: deque[Job] = deque(maxlen=MOST_POSTS)
+        self._later: deque[Job] = deque(maxlen=MOST_LATER)
         self._collect_for = self._pause = FLUSH_INTERVAL if collect is None else collect
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -109,9 +109,9 @@ class WriteQueue(Generic[Job]):
         self._collecting = {}
         self._wake.set()
 
-    def post(self, *jobs: Job) -> None:
+    def run_later(self, *jobs: Job) -> None:
         """Do jobs whose replies do not matter, soon. In a long outage the oldest are dropped."""
-        self._posts.extend(jobs)
+        self._later.extend(jobs)
         self._wake.set()
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ class WriteQueue(Generic[Job]):
     async def run(self) -> None:
         """Write, for as long as the task lives."""
         while True:
-            if not self._dirty and not self._posts:
+            if not self._dirty and not self._later:
                 self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
@@ -140,15 +140,15 @@ class WriteQueue(Generic[Job]):
 
     async def _write_batch(self) -> None:
         taken = self._take()
-        posts = [self._posts.popleft() for _ in range(min(len(self._posts), BATCH))]
+        later = [self._later.popleft() for _ in range(min(len(self._later), BATCH))]
         try:
-            if taken or posts:
-                self._hand_out(taken, await self._execute([*(job for _, job in taken), *posts]))
+            if taken or later:
+                self._hand_out(taken, await self._execute([*(job for _, job in taken), *later]))
         except BaseException as exc:
             # Nothing is lost, as everything may be done again.
             self._dirty |= {stream: None for stream, _ in taken}
             # At the front, where they were: some undo what those before them do.
-            self._posts.extendleft(reversed(posts))
+            self._later.extendleft(reversed(later))
             if not isinstance(exc, StoreUnavailable):
                 raise
             # Those that were not in the batch, too: they wait for the same backend.

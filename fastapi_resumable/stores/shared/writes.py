@@ -181,7 +181,7 @@ class StreamBackend(Protocol):
     def forget(self, stream: Any) -> None:
         """Ask a local stream for no more writes: the backend has the whole of it, or is to have no more."""
 
-    def abandon(self, stream: Any) -> None:
+    def ensure_ended(self, stream: Any) -> None:
         """Make sure that a local stream does not stay live there, as soon as the backend can be reached."""
 
     def end_elsewhere(self, stream: Any, code: str = "cancelled") -> None:

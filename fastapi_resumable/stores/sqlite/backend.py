@@ -71,12 +71,12 @@ class SqliteBackend(SharedBackend):
         key, epoch = reservation.key, reservation.epoch
         if self.worker.writer.outage.is_too_long:
             # The request has waited for long enough.
-            self.worker.abandon(key, epoch)
+            self.worker.ensure_ended(key, epoch)
             return
         try:
             await self._change(lambda transactions: transactions.release(key, epoch))
         except StoreUnavailable:
-            self.worker.abandon(key, epoch)
+            self.worker.ensure_ended(key, epoch)
 
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live, forget what has ended."""
@@ -134,9 +134,9 @@ class SqliteBackend(SharedBackend):
         self.worker.plan_clean_up(time.time() + UNREAD)
         self.worker.note_interest()
 
-    def abandon(self, stream: LocalStream) -> None:
+    def ensure_ended(self, stream: LocalStream) -> None:
         """Make sure that the stream does not stay live in the file."""
-        self.worker.abandon(stream.key, stream.epoch)
+        self.worker.ensure_ended(stream.key, stream.epoch)
 
     async def announce(self, stream: LocalStream) -> None:
         """Nothing is left to say: the transaction that has changed the state has announced that."""

@@ -90,7 +90,7 @@ class Transactions:
     def release(self, key: StreamKey, epoch: str) -> Outcome:
         """Give a request back; should it have begun, end it."""
         retention = self._limits.retention
-        return self._transition(key, lambda slot, now: lifecycle.abandon(slot, epoch, now, retention))
+        return self._transition(key, lambda slot, now: lifecycle.ensure_ended(slot, epoch, now, retention))
 
     def stop(self, key: StreamKey, epoch: str | None) -> Outcome:
         """Stop what is queued or live, forget what has ended."""

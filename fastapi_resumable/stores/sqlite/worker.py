@@ -144,10 +144,10 @@ class SqliteWorker:
         """A job with the one terminal event that it may need, for the queue."""
         return _given({code: self.terminal_event(status, code)}, job)
 
-    def abandon(self, key: StreamKey, epoch: str) -> None:
+    def ensure_ended(self, key: StreamKey, epoch: str) -> None:
         """Make sure that an epoch stays neither queued nor live, once the file can be used."""
         status = ResumableStatus.INTERRUPTED
-        self.queue.post(
+        self.queue.run_later(
             self.given_event(status, "producer_lost", lambda transactions: transactions.release(key, epoch))
         )
 
