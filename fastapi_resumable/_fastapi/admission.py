@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-import anyio
 import anyio.from_thread
 from fastapi import Request
 from starlette.responses import Response
@@ -254,6 +253,9 @@ class Admission:
                 await asyncio.wait({working, leaving})
 
     # Called at the endpoint, where FastAPI has solved and validated everything.
+
+    async def close_generators(self) -> None:
+        """Close what the endpoint generates before its dependencies are closed; a stop may leave it suspended."""
 
     async def enter(self) -> Response | None:
         """What to answer instead of running the endpoint; `None`: run it."""

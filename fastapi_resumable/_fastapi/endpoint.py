@@ -245,11 +245,12 @@ def _door(endpoint: Callable[..., Any], name: str | None, service: Service) -> C
 
     @functools.wraps(endpoint)
     def door(*args: Any, **values: Any) -> Any:
-        request = values.pop(_REQUEST, None) if name is None else values.get(name)
+        request: Any = values.pop(_REQUEST, None) if name is None else values.get(name)
         admission = None if request is None else service.admission_of(request.scope)
         call = functools.partial(endpoint, *args, **values)
         if admission is None:
             return call()
+        internals.dependency_stack(request.scope).push_async_callback(admission.close_generators)
         if not _is_in_event_loop():
             return admission.run_in_thread(call)
         return admission.run(call) if generate is None else generate(call, admission)

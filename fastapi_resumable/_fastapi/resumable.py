@@ -224,9 +224,9 @@ class ResumableMiddleware:
         self._paths = [compile_path(path)[0] for path in paths]
         if resumable.settings.owner is None:
             resumable._service.warn_once(  # noqa: SLF001  # of this module
-                "ResumableMiddleware answers a resume before the application can check who asks: without `owner`, "
+                "ResumableMiddleware answers a resume before the application can check the user: without `owner`, "
                 "anyone who knows a stream id can read that stream, and replace it. "
-                "Set Resumable(owner=...) to a dependency that returns who asks."
+                "Set Resumable(owner=...) to a dependency that returns the user's id."
             )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

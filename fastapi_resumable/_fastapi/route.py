@@ -54,6 +54,11 @@ class RouteAdmission(Admission):
         # Shielded, because a cancellation of the route must not cancel what `_go_on` is about to set.
         return await asyncio.shield(self._decision)
 
+    async def close_generators(self) -> None:
+        """Close what the endpoint generates, or FastAPI makes of that."""
+        await close_generator(self.generator)
+        await close_generator(getattr(self.response, "body_iterator", None))
+
     async def serve(self, route: ASGIApp, scope: Scope) -> None:
         """Serve the request.
 
@@ -85,9 +90,6 @@ class RouteAdmission(Admission):
         except (KeyboardInterrupt, SystemExit) as exc:
             # A task hands these to its event loop, which would end.
             raise RuntimeError(f"The application raised {type(exc).__name__}.") from exc
-        finally:
-            await close_generator(self.generator)
-            await close_generator(getattr(self.response, "body_iterator", None))
 
     async def _go_on(self, task: "asyncio.Task[None]", scope: Scope) -> None:
         try:

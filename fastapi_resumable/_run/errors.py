@@ -32,6 +32,8 @@ def release_frames(error: BaseException) -> None:
             continue
         seen.add(id(exc))
         traceback.clear_frames(exc.__traceback__)
+        # A frame that is cleared still leads to its function, and so to what that is a closure of.
+        exc.__traceback__ = None
         pending += [linked for linked in (exc.__cause__, exc.__context__) if linked is not None]
         if isinstance(exc, BaseExceptionGroup):
             pending += exc.exceptions

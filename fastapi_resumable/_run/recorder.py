@@ -15,6 +15,9 @@ from .errors import StreamStopped
 from .headers import RawHeaders, end_to_end, replayable
 from .producer import Producer, Surroundings
 
+MAX_DROPPED = 32
+"""How many messages are dropped after a stop: one in each turn of the event loop, until the cancellation arrives."""
+
 
 class Client(Protocol):
     """Who waits for the answer."""
@@ -37,7 +40,7 @@ class Recorder:
     _stream: WritableStream | None = None
     """The stream once something is in it: from then on `send` takes the short way."""
     _writes = 0
-    _has_refused = False
+    _refused = 0
     _has_sent_all = False
     _timer: tuple[float, Callable[[], None]] | None = None
 
@@ -158,11 +161,11 @@ class Recorder:
     async def _refuse(self) -> None:
         """Handle a message after a stop.
 
-        The first such message is dropped silently, so that a generator which is just being sent from gets to its
-        own next `await`, and is cancelled there: then it closes itself.
+        The first ones are dropped silently and at once, so that a generator which is just being sent from gets to its
+        own next `await`, and is cancelled there: then it closes itself, before what it uses is closed.
         """
-        if self._start is not None and not self._has_refused:
-            self._has_refused = True
+        if self._start is not None and self._refused < (MAX_DROPPED if self.producer.stop_code is not None else 1):
+            self._refused += 1
             return
         for _ in range(5):
             # The cancellation, if it can come through here.

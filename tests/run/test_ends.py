@@ -3,14 +3,19 @@
 import asyncio
 import gc
 import logging
+from collections.abc import AsyncIterator
 from itertools import product
+from typing import Annotated
 
 import anyio
 import pytest
 import starlette
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
 from packaging.version import Version
 
-from fastapi_resumable import ResumableMiddleware
+from fastapi_resumable import Resumable, ResumableMiddleware
 from tests.support.asgi import running, settle, terminal_of, until
 from tests.support.life_apps import FACES, RESPONSES, YIELDS, stage
 from tests.support.params import representatives
@@ -117,6 +122,47 @@ async def test_a_response_that_never_starts_leaves_nothing_behind() -> None:
         found = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()
 
     assert found == []
+
+
+@pytest.mark.parametrize("face", ["decorator", "route_class", "middleware", "yield"])
+async def test_a_stop_closes_a_busy_generator_before_what_it_uses(face: str) -> None:
+    """One that awaits at every turn of the event loop, and so is more often being sent from than not."""
+    app, resumable, trace = FastAPI(), Resumable(), []
+    app.include_router(resumable.router)
+
+    async def session() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            trace.append("session closed")
+
+    async def words() -> AsyncIterator[str]:
+        try:
+            while True:
+                yield "data: word\n\n"
+                await asyncio.sleep(0)
+        finally:
+            trace.append("generator closed")
+
+    async def chat(_: Annotated[None, Depends(session)]) -> StreamingResponse:
+        return StreamingResponse(words(), media_type="text/event-stream")
+
+    async def items(_: Annotated[None, Depends(session)]) -> AsyncIterator[str]:
+        async for word in words():
+            yield word
+
+    in_route = face in {"route_class", "yield"}
+    router = APIRouter(route_class=resumable.route_class if in_route else APIRoute)
+    endpoint = {"decorator": resumable.stream(chat), "yield": items}.get(face, chat)
+    router.post("/chat")(endpoint)
+    app.include_router(router)
+    served = ResumableMiddleware(app, resumable=resumable, paths=["/chat"]) if face == "middleware" else app
+    async with running(served) as client:
+        exchange = client.start("POST", "/chat", headers={"X-Conversation-Id": "chat-1"})
+        await exchange.read_until(b"word")
+        await client.delete("/v1/stream/chat-1")
+        await exchange.served()
+    assert trace == ["generator closed", "session closed"]
 
 
 def _behind(made, path):
