@@ -31,9 +31,6 @@ _DOORS = "__fastapi_resumable_doors__"
 ResponseT = TypeVar("ResponseT", bound=Response)
 
 
-# The decorator.
-
-
 def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., Any]:
     """Wrap `endpoint` so that FastAPI also hands in the connection, and the response is recorded.
 
@@ -64,23 +61,24 @@ def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., An
         @functools.wraps(endpoint)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             request: Request | None = kwargs.pop(parameter, None)
-            call = functools.partial(endpoint, *args, **kwargs)
-            if request is None or not service.may_name_a_stream(request.scope):
-                return call()
-            if _is_in_event_loop():
-                # A decorator above made it `async`, and cannot wait for a store.
-                service.warn_once(
-                    f"{name!r} is a `def` endpoint that is called in the event loop, so it is not resumable: "
-                    "make it `async def`."
-                )
-                return call()
-            admission = anyio.from_thread.run(_decorated, request, service)
-            return call() if admission is None else admission.run_in_thread(call)
+            return _call_in_thread(functools.partial(endpoint, *args, **kwargs), name, request, service)
 
     # That of an object, or of a partial, is its class's: for FastAPI, the name of the operation.
     wrapper.__name__ = name
     wrapper.__signature__ = _with_connection(signature, parameter)  # type: ignore[attr-defined]  # inspect's protocol
     return wrapper
+
+
+def _call_in_thread(call: Callable[[], Any], name: str, request: Request | None, service: Service) -> Any:
+    if request is None or not service.may_name_a_stream(request.scope):
+        return call()
+    if _is_in_event_loop():
+        # A decorator above made it `async`, and cannot wait for a store.
+        what = f"{name!r} is a `def` endpoint that is called in the event loop, so it is not resumable"
+        service.warn_once(f"{what}: make it `async def`.")
+        return call()
+    admission = anyio.from_thread.run(_decorated, request, service)
+    return call() if admission is None else admission.run_in_thread(call)
 
 
 async def _decorated(request: Request, service: Service) -> Admission | None:
@@ -118,9 +116,6 @@ def _with_connection(signature: inspect.Signature, name: str) -> inspect.Signatu
 
 async def _connection(connection: HTTPConnection) -> HTTPConnection:
     return connection
-
-
-# The dependency.
 
 
 class ResumableStream:
@@ -216,9 +211,6 @@ class EndpointAdmission(Admission):
     def record(self, response: Response) -> Response:
         """Return a response like this one that runs in the background and is answered from the log."""
         return response if self.exchange is None else record(response, self.exchange)
-
-
-# The door.
 
 
 def put_up_door(scope: Scope, service: Service) -> None:

@@ -136,6 +136,13 @@ def build_router(service: Service, lifespan: Callable[[Any], Any]) -> APIRouter:
     ) -> Response:
         return Answer(await replay_stream(service, request, owner, conversation_id, query))
 
+    _add_stop_routes(router, service, OwnerId)
+    _add_lookup_routes(router, service.manager, OwnerId)
+    _add_assets(router)
+    return router
+
+
+def _add_stop_routes(router: APIRouter, service: Service, OwnerId: Any) -> None:  # noqa: N803  # a type
     @router.delete(_BY_QUERY, **openapi.STOP)
     async def stop_by_query(owner: OwnerId, conv_id: QueryId = None, epoch: Epoch = None) -> Response:
         return await stop_stream(service, owner, conv_id, epoch)
@@ -144,10 +151,6 @@ def build_router(service: Service, lifespan: Callable[[Any], Any]) -> APIRouter:
     @router.delete(_BY_ANY_PATH, include_in_schema=False, response_class=Response, status_code=204)
     async def stop_by_path(owner: OwnerId, conversation_id: PathId, epoch: Epoch = None) -> Response:
         return await stop_stream(service, owner, conversation_id, epoch)
-
-    _add_lookup_routes(router, service.manager, OwnerId)
-    _add_assets(router)
-    return router
 
 
 def _add_lookup_routes(router: APIRouter, manager: StreamManager, OwnerId: Any) -> None:  # noqa: N803  # a type
