@@ -13,12 +13,13 @@ from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
 from ..._core.ids import StreamKey
-from ..._stream.fanout import FLUSH_INTERVAL
 from ...exceptions import StoreUnavailable
 from .outage import UNAVAILABLE
 
 logger = logging.getLogger("fastapi_resumable")
 
+FLUSH_INTERVAL = 0.002
+"""Seconds for which a stream that may wait collects what it writes, if it is the only fast one."""
 BATCH = 512
 """How many streams are written in one batch."""
 BATCH_BYTES = 1024 * 1024
