@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from time import monotonic
 
 from ..._core.log import BLOCK_SIZE, ByteLog
 from ..._stream.fanout import Cursor, Fanout
@@ -102,7 +101,8 @@ class RemoteStream:
         if data:
             log.append(data)
             self._backend.budget.used += len(data) - log.trim(log.tail - WINDOW)
-            self._fanout.announce(data, log.tail, monotonic())
+            # At once, because its writer has collected it for a while already.
+            self._fanout.wake()
 
     def finish(self, tail: int, status: ResumableStatus, now: float) -> None:
         """Note that the stream has ended at `tail`."""
