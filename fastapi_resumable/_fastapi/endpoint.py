@@ -245,7 +245,10 @@ def _door(endpoint: Callable[..., Any], name: str | None, service: Service) -> C
         internals.dependency_stack(request.scope).push_async_callback(admission.close_generators)
         if not _is_in_event_loop():
             return admission.run_in_thread(call)
-        return admission.run(call) if generate is None else generate(call, admission)
+        if generate is None:
+            return admission.run(call)
+        admission.generator = generate(call, admission)
+        return admission.generator
 
     setattr(door, _DOORS, (*getattr(endpoint, _DOORS, ()), service.scope_key))
     return door
@@ -254,7 +257,7 @@ def _door(endpoint: Callable[..., Any], name: str | None, service: Service) -> C
 async def _after_the_door(call: Callable[[], AsyncIterator[Any]], admission: Admission) -> AsyncIterator[Any]:
     """The generator of an endpoint; it has nothing if the request is answered otherwise."""
     if await _is_to_run(admission):
-        generator = admission.generator = call()
+        generator = call()
         try:
             async for item in generator:
                 yield item
@@ -264,8 +267,7 @@ async def _after_the_door(call: Callable[[], AsyncIterator[Any]], admission: Adm
 
 def _after_the_door_in_threads(call: Callable[[], Iterator[Any]], admission: Admission) -> Iterator[Any]:
     if anyio.from_thread.run(_is_to_run, admission):
-        generator = admission.generator = call()
-        yield from generator
+        yield from call()
 
 
 async def _is_to_run(admission: Admission) -> bool:
