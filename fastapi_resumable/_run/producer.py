@@ -59,8 +59,6 @@ class Producer:
     _task: asyncio.Task[None] | None = None
     _listeners = 0
     """How many tasks of the application wait for a disconnect."""
-    _is_pinged = False
-    """Whether it records keep-alives."""
     _idle: asyncio.TimerHandle | None = None
     _hooks: asyncio.Task[None] | None = None
     _is_finished = False
@@ -173,7 +171,6 @@ class Producer:
                 if self.telemetry is not None:
                     self.telemetry.begun()
                 if self._around.settings.ping and head.is_event_stream:
-                    self._is_pinged = True
                     self._around.timers.start(self._around.settings.ping, self._on_idle)
 
     async def write(self, chunk: bytes) -> None:
@@ -230,12 +227,10 @@ class Producer:
         self._idle = asyncio.get_running_loop().call_later(due - now, self._on_idle)
 
     def _cancel_idle(self) -> None:
-        if self._is_pinged:
-            self._is_pinged = False
-            self._around.timers.cancel(self._around.settings.ping, self._on_idle)
-            if self._idle is not None:
-                self._idle.cancel()
-                self._idle = None
+        self._around.timers.cancel(self._around.settings.ping, self._on_idle)
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
 
     # Stopping.
 

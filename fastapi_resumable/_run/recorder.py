@@ -164,7 +164,7 @@ class Recorder:
         The first ones are dropped silently and at once, so that a generator which is just being sent from gets to its
         own next `await`, and is cancelled there: then it closes itself, before what it uses is closed.
         """
-        if self._start is not None and self._refused < (MAX_DROPPED if self.producer.stop_code is not None else 1):
+        if self._start is not None and self._refused < MAX_DROPPED:
             self._refused += 1
             return
         for _ in range(5):
@@ -227,16 +227,14 @@ class Recorder:
         self._around.timers.start(delay, action)
 
     def _begin_late(self) -> None:
-        self._spawn(self._begin())
+        self._spawn(self._begin)
 
     def _end_late(self) -> None:
-        self._spawn(self._end())
+        self._spawn(self._end)
 
-    def _spawn(self, action: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if self.producer.stop_code is None:
-            self._around.tasks.spawn(action, name=f"resumable recorder {self.producer.key.id}")
-        else:
-            action.close()
+            self._around.tasks.spawn(action(), name=f"resumable recorder {self.producer.key.id}")
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

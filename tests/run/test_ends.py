@@ -61,45 +61,26 @@ async def test_whatever_the_generator_raises_ends_the_stream(face: str, error: t
 
 
 async def leave_a_scope_open(scope, receive, send):
-    """Upsets the cancel scopes of anyio, as a `GeneratorExit` of a generator in a thread does."""
+    """Upsets the cancel scopes of anyio, as a `GeneratorExit` of a generator in a thread does: it leaves none then."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
     await send({"type": "http.response.body", "body": b"data: one\n\n", "more_body": True})
     anyio.CancelScope().__enter__()
     raise ValueError("of the application's own")
 
 
-async def test_an_application_that_leaves_a_cancel_scope_open_ends_its_stream() -> None:
-    """anyio refuses to leave the scope around it then."""
-    made = stage("middleware")
-    made.app.mount("/broken", leave_a_scope_open)
-    async with running(_behind(made, "/broken/chat")) as client:
-        exchange = client.start("POST", "/broken/chat", headers={"X-Conversation-Id": "chat-1"})
-        body = await exchange.rest()
-        item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()[0]
-
-    end = terminal_of(body)
-    assert end is not None
-    assert end.json()["code"] == "producer_failed"
-    assert item["status"] == "failed"
-
-
 async def start_twice(scope, receive, send):
-    """Breaks the rules."""
+    """Breaks the rules: what comes after the second start belongs to another answer."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
     await send({"type": "http.response.body", "body": b"data: one\n\n", "more_body": True})
     await send({"type": "http.response.start", "status": 500, "headers": []})
     await send({"type": "http.response.body", "body": b"data: two\n\n", "more_body": False})
 
 
-async def never_start(scope, receive, send):
-    """Breaks the rules, too."""
-    await receive()
-
-
-async def test_a_second_start_of_the_response_is_a_failure() -> None:
-    """What comes after it belongs to another answer, so the stream has not completed."""
+@pytest.mark.parametrize("broken", [leave_a_scope_open, start_twice])
+async def test_an_application_that_breaks_the_rules_fails_its_stream(broken) -> None:
+    """The client reads the terminal event, and nothing of what came after the fault."""
     made = stage("middleware")
-    made.app.mount("/broken", start_twice)
+    made.app.mount("/broken", broken)
     async with running(_behind(made, "/broken/chat")) as client:
         exchange = client.start("POST", "/broken/chat", headers={"X-Conversation-Id": "chat-1"})
         body = await exchange.rest()
@@ -110,6 +91,11 @@ async def test_a_second_start_of_the_response_is_a_failure() -> None:
     assert end.json()["code"] == "producer_failed"
     assert b"two" not in body
     assert item["status"] == "failed"
+
+
+async def never_start(scope, receive, send):
+    """Breaks the rules, too."""
+    await receive()
 
 
 async def test_a_response_that_never_starts_leaves_nothing_behind() -> None:
