@@ -1,8 +1,8 @@
-"""What stands in for an endpoint where FastAPI calls it: the decorator, the dependency's handle, and the door.
+"""What stands in for an endpoint where FastAPI calls it: the decorator, the dependency's handle, and the interceptor.
 
 A decorated endpoint is the user's own function: FastAPI calls it with one more argument, the connection of the request,
-and for all other callers it is the function that it was. A door is on the route that runs: it comes after the request
-was checked and before the endpoint runs, and `route.endpoint` stays as it is.
+and for all other callers it is the function that it was. An interceptor is on the route that runs: FastAPI calls it in
+place of the endpoint, once the request was checked, and `route.endpoint` stays as it is.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from .request import body_again
 from .responses import Answered, RecordedResponse, log_failure, record
 
 _REQUEST = "fastapi_resumable_request"
-_DOORS = "__fastapi_resumable_doors__"
+_INTERCEPTED = "__fastapi_resumable_intercepted__"
 
 ResponseT = TypeVar("ResponseT", bound=Response)
 
@@ -160,7 +160,7 @@ async def handle_of(request: Request, service: Service) -> ResumableStream:
         # So that the request is freed when it is over: nothing leads from it back to itself.
         internals.dependency_stack(request.scope).callback(request.scope.pop, key, None)
         # A resume is answered there, in place of the endpoint.
-        put_up_door(request.scope, service)
+        intercept_endpoint(request.scope, service)
     return ResumableStream(admission)
 
 
@@ -213,30 +213,30 @@ class EndpointAdmission(Admission):
         return response if self.exchange is None else record(response, self.exchange)
 
 
-def put_up_door(scope: Scope, service: Service) -> None:
-    """Put a door before the endpoint of the route that serves this request, if it has none yet.
+def intercept_endpoint(scope: Scope, service: Service) -> None:
+    """Put an interceptor before the endpoint of the route that serves this request, if it has none yet.
 
     Requests without an admission go by it.
     """
     for dependant in internals.running_dependants(scope):
         endpoint, name = dependant.call, dependant.request_param_name
-        if endpoint is None or service.scope_key in getattr(endpoint, _DOORS, ()):
+        if endpoint is None or service.scope_key in getattr(endpoint, _INTERCEPTED, ()):
             continue
         if name is None:
             # FastAPI hands the request in under this name.
             dependant.request_param_name = _REQUEST
-        dependant.call = _door(endpoint, name, service)
+        dependant.call = _intercepted(endpoint, name, service)
 
 
-def _door(endpoint: Callable[..., Any], name: str | None, service: Service) -> Callable[..., Any]:
+def _intercepted(endpoint: Callable[..., Any], name: str | None, service: Service) -> Callable[..., Any]:
     generate: Callable[..., Any] | None = None
     if _is(inspect.isasyncgenfunction, endpoint):
-        generate = _after_the_door
+        generate = _generate_once_admitted
     elif _is(inspect.isgeneratorfunction, endpoint):
-        generate = _after_the_door_in_threads
+        generate = _generate_in_threads
 
     @functools.wraps(endpoint)
-    def door(*args: Any, **values: Any) -> Any:
+    def interceptor(*args: Any, **values: Any) -> Any:
         request: Any = values.pop(_REQUEST, None) if name is None else values.get(name)
         admission = None if request is None else service.admission_of(request.scope)
         call = functools.partial(endpoint, *args, **values)
@@ -250,11 +250,11 @@ def _door(endpoint: Callable[..., Any], name: str | None, service: Service) -> C
         admission.generator = generate(call, admission)
         return admission.generator
 
-    setattr(door, _DOORS, (*getattr(endpoint, _DOORS, ()), service.scope_key))
-    return door
+    setattr(interceptor, _INTERCEPTED, (*getattr(endpoint, _INTERCEPTED, ()), service.scope_key))
+    return interceptor
 
 
-async def _after_the_door(call: Callable[[], AsyncIterator[Any]], admission: Admission) -> AsyncIterator[Any]:
+async def _generate_once_admitted(call: Callable[[], AsyncIterator[Any]], admission: Admission) -> AsyncIterator[Any]:
     """The generator of an endpoint; it has nothing if the request is answered otherwise."""
     if await _is_to_run(admission):
         generator = call()
@@ -265,7 +265,7 @@ async def _after_the_door(call: Callable[[], AsyncIterator[Any]], admission: Adm
             await close_generator(generator)
 
 
-def _after_the_door_in_threads(call: Callable[[], Iterator[Any]], admission: Admission) -> Iterator[Any]:
+def _generate_in_threads(call: Callable[[], Iterator[Any]], admission: Admission) -> Iterator[Any]:
     if anyio.from_thread.run(_is_to_run, admission):
         yield from call()
 

@@ -4,9 +4,9 @@
 2. `Request._send`: `Prefer: respond-async` is answered while the endpoint is still at work, and has returned nothing.
 3. `scope["fastapi_inner_astack"]`, the stack of the request's dependencies: they are to be closed in a shield when the
    server has cancelled the request, and to see how the stream ended.
-4. `Dependant.call` and `.request_param_name`, of the route that runs, or of its inclusion that runs: the door of the
-   endpoint. Nothing public comes after the last parameter was validated and before the endpoint runs, which is where a
-   resume has to be answered.
+4. `Dependant.call` and `.request_param_name`, of the route that runs, or of its inclusion that runs: for the
+   interceptor. Nothing public comes after the last parameter was validated and before the endpoint runs, which is
+   where a resume has to be answered.
 5. `scope["fastapi_async_cleanup_scopes"]`: the cancel scope that newer FastAPI keeps open until the dependencies are
    closed. No scope of ours may be open when that one closes, so it is the one that shields them.
 

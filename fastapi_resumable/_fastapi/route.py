@@ -1,6 +1,6 @@
 """The face that records more than a response: the route class; and `serve`, which records any ASGI application.
 
-A route of the class runs in a task of its own. It stops at the door of its endpoint until the request is admitted, and
+A route of the class runs in a task of its own. It stops before its endpoint until the request is admitted, and
 goes on from there as the application that is recorded. So all that hangs on the request is in that task, and endpoints
 that use `yield` are recorded like any other.
 """
@@ -19,7 +19,7 @@ from .._run.body import RequestBody
 from .._run.exchange import Exchange, close_generator
 from .._run.recorder import inner_scope
 from .admission import Admission, Identity, Service
-from .endpoint import put_up_door
+from .endpoint import intercept_endpoint
 from .responses import http_errors, run_recorded
 
 END_DELAY = 0.05
@@ -37,20 +37,20 @@ class RouteAdmission(Admission):
     def __init__(self, service: Service, scope: Scope, identity: Identity, body: RequestBody, send: Send) -> None:
         super().__init__(service, scope, identity, body, send, END_DELAY)
         loop = asyncio.get_running_loop()
-        self._at_the_door: asyncio.Future[bool] = loop.create_future()
-        """Whether the route has come to its door; a route that is refused by its own dependencies ends before."""
+        self._has_reached_endpoint: asyncio.Future[bool] = loop.create_future()
+        """Whether the route has come to its endpoint; one that is refused by its own dependencies ends before."""
         self._decision: asyncio.Future[Response | None] = loop.create_future()
         self._channel: tuple[Receive, Send] = self._body.receive, self._send
         self.response: Response | None = None
         """What the endpoint has returned, or FastAPI made of it."""
 
     async def enter(self) -> Response | None:
-        """Wait at the door for the decision."""
+        """Wait, before the endpoint, for the decision."""
         # Once for each message of an application, so in the shortest way.
         if self._decision.done():
             return self._decision.result()
-        if not self._at_the_door.done():
-            self._at_the_door.set_result(True)
+        if not self._has_reached_endpoint.done():
+            self._has_reached_endpoint.set_result(True)
         # Shielded, because a cancellation of the route must not cancel what `_go_on` is about to set.
         return await asyncio.shield(self._decision)
 
@@ -69,7 +69,7 @@ class RouteAdmission(Admission):
         task = asyncio.get_running_loop().create_task(self._run(route, scope), name="resumable route")
         task.add_done_callback(self._note_end)
         try:
-            if await self._at_the_door:
+            if await self._has_reached_endpoint:
                 await self._go_on(task, scope)
             else:
                 await task
@@ -80,12 +80,12 @@ class RouteAdmission(Admission):
                 self._decision.cancel()
 
     def _note_end(self, _task: object) -> None:
-        if not self._at_the_door.done():
-            self._at_the_door.set_result(False)
+        if not self._has_reached_endpoint.done():
+            self._has_reached_endpoint.set_result(False)
 
     async def _run(self, route: ASGIApp, scope: Scope) -> None:
         try:
-            # By way of the attribute, which changes at the door.
+            # By way of the attribute, which changes before the endpoint.
             await route(scope, lambda: self._channel[0](), lambda message: self._channel[1](message))  # noqa: PLW0108
         except (KeyboardInterrupt, SystemExit) as exc:
             # A task hands these to its event loop, which would end.
@@ -106,7 +106,7 @@ class RouteAdmission(Admission):
             return
 
         async def go_on(_scope: Scope, receive: Receive, send: Send) -> None:
-            # Swapped here and nowhere else: up to the door the route talks to the client, from here on to the recorder.
+            # Swapped only here: up to its endpoint the route talks to the client, from here on to the recorder.
             self._channel = receive, send
             self._decision.set_result(None)
             await _wait_for(task)
@@ -130,7 +130,7 @@ class AppAdmission(RouteAdmission):
             Exception: What the application raised before the stream had begun.
         """
 
-        async def up_to_the_door(scope: Scope, receive: Receive, send: Send) -> None:
+        async def up_to_admission(scope: Scope, receive: Receive, send: Send) -> None:
             async def receive_and_enter() -> Message:
                 message = await receive()
                 if message["type"] == "http.request" and not message.get("more_body"):
@@ -143,7 +143,7 @@ class AppAdmission(RouteAdmission):
 
             await app(scope, receive_and_enter, enter_and_send)
 
-        await super().serve(up_to_the_door, scope)
+        await super().serve(up_to_admission, scope)
 
     async def _go_on(self, task: "asyncio.Task[None]", scope: Scope) -> None:
         answer = await self.decide()
@@ -213,7 +213,7 @@ def route_class(service: Service) -> type[APIRoute]:
             if identity is None:
                 await super().handle(scope, body.receive, send)
                 return
-            put_up_door(scope, service)
+            intercept_endpoint(scope, service)
             admission = RouteAdmission(service, scope, identity, body, send)
             await admission.serve(super().handle, inner_scope({**scope, service.scope_key: admission}))
 

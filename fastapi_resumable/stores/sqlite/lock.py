@@ -28,6 +28,8 @@ class WorkerLock:
         self._missing: dict[str, float] = {}
         """Since when the files of workers have been missing."""
         self._guard = threading.Lock()
+        # A child that this process forks would keep the lock for it.
+        os.register_at_fork(after_in_child=partial(_close_in_child, weakref.ref(self)))
 
     def take(self) -> None:
         """Take the lock; again, if somebody has deleted the file.
@@ -45,8 +47,6 @@ class WorkerLock:
             # It is this worker's alone, except for a moment in which another one asks whether it is locked.
             fcntl.flock(fd, fcntl.LOCK_EX)
             self._fd = fd
-            # A child that this process forks would keep the lock for it.
-            os.register_at_fork(after_in_child=partial(_close_in_child, weakref.ref(self)))
 
     def _is_in_place(self, fd: int) -> bool:
         try:
