@@ -66,7 +66,8 @@ class Link:
         self.block = min(BLOCK, (pool.connection_kwargs.get("socket_timeout") or math.inf) / 2)
         """Seconds after which a blocking read without news returns; the client has to wait for longer than that."""
         self._scripts: dict[Script, AsyncScript] = {}
-        self._complaints: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
+        """When each reason for which Redis cannot be used was last logged."""
         self._slots = asyncio.Semaphore(PARALLEL)
 
     async def run(self, *calls: Call) -> list[Any]:
@@ -158,8 +159,8 @@ class Link:
         failure.args = (str(failure).partition(", with args beginning with")[0],)
         reason = explain(failure)
         now = monotonic()
-        if self._complaints.get(reason, -SILENCE) < now - SILENCE:
-            self._complaints = {each: at for each, at in self._complaints.items() if at > now - SILENCE} | {reason: now}
+        if self._logged_at.get(reason, -SILENCE) < now - SILENCE:
+            self._logged_at = {each: at for each, at in self._logged_at.items() if at > now - SILENCE} | {reason: now}
             logger.warning("Redis cannot be used: %s", reason)
 
     async def note_lost(self, failure: Exception) -> float:
