@@ -29,7 +29,7 @@ class Stage:
     """The side of the server."""
 
     def __init__(self, server: Server) -> None:
-        self._http = httpx.Client(base_url=server.url, timeout=20)
+        self._http = httpx.Client(base_url=server.url, timeout=60)
 
     def open(self, gate: str) -> None:
         """Let the script go on."""

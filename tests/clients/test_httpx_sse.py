@@ -37,7 +37,7 @@ def events(client: httpx.Client, method: str, url: str) -> Iterator[httpx_sse.Se
 def test_httpx_sse_gets_all_over_200_cuts(server: Server, method: str) -> None:
     """The README's loop, asking the endpoint itself again with `Last-Event-ID`."""
     line = open_line(server, heads=True)
-    with httpx.Client(timeout=20) as client:
+    with httpx.Client(timeout=60) as client:
         line.check([event.data for event in events(client, method, line.count)], cuts=200)
 
 
@@ -45,7 +45,7 @@ def test_httpx_sse_gets_all_over_200_cuts(server: Server, method: str) -> None:
 def test_httpx_sse_sees_a_failure_and_a_stop(server: Server, end: str, last: tuple[str, str]) -> None:
     """As the last event; the loop ends."""
     line = open_line(server, cuts=5, end=end)
-    with httpx.Client(timeout=20) as client:
+    with httpx.Client(timeout=60) as client:
         *received, ending = events(client, "GET", line.count)
     line.check([event.data for event in received], cuts=5)
     assert (ending.event, ending.json()["code"]) == last
@@ -54,5 +54,5 @@ def test_httpx_sse_sees_a_failure_and_a_stop(server: Server, end: str, last: tup
 def test_httpx_sse_ends_when_only_the_end_was_cut_off(server: Server) -> None:
     """It asks again, and 204 says that it has everything."""
     line = finished_line(server)
-    with httpx.Client(timeout=20) as client:
+    with httpx.Client(timeout=60) as client:
         line.check([event.data for event in events(client, "GET", line.replay)])

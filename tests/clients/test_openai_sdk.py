@@ -18,7 +18,7 @@ REQUEST: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content"
 
 def sdk(line: Line) -> openai.OpenAI:
     """The SDK at the end of a line; without retries of its own, which are slow, and only for what was not answered."""
-    return openai.OpenAI(api_key="none", base_url=f"{line.url}/v1", timeout=20, max_retries=0)
+    return openai.OpenAI(api_key="none", base_url=f"{line.url}/v1", timeout=60, max_retries=0)
 
 
 def chunks(client: openai.OpenAI, key: str, pause: float = 1.0, **request: Any) -> Iterator[ChatCompletionChunk]:

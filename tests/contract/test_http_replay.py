@@ -19,8 +19,7 @@ BOUND = 65536
 
 @pytest.fixture(scope="module", params=["httptools", "h11"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    options = {"ping": 60, "pending_timeout": 0.3}
-    with serve("tests.support.apps.scripted:app", http=request.param, options=options) as running:
+    with serve("tests.support.apps.scripted:app", http=request.param, options={"ping": 60}) as running:
         yield running
 
 
@@ -285,7 +284,7 @@ async def test_an_unknown_stream_is_not_found(player: Player) -> None:
 async def test_an_expired_stream_is_not_found() -> None:
     """After `retention` it is as if it had never been: in replay, head, lookup."""
     with serve("tests.support.apps.scripted:app", options={"retention": 0.2}) as server:
-        async with Player(server.port) as player, asyncio.timeout(20):
+        async with Player(server.port) as player, asyncio.timeout(60):
             name = unique("expired")
             live = await player.post(name, *EVENTS, wait(name))
             await player.open(name)
@@ -366,38 +365,38 @@ async def test_an_id_of_the_apps_own_that_was_dropped_is_unknown(bounded_player:
     refused(await bounded_player.resume(name, "early"), 400, "unknown_event_id")
 
 
-async def test_a_stream_that_is_still_queued_is_pending(player: Player) -> None:
+async def test_a_stream_that_is_still_queued_is_pending() -> None:
     """503 `stream_pending` with `Retry-After`, and the stream once it has begun."""
-    name, gate = unique("pending"), unique("gate")
-    starting = asyncio.create_task(player.post(name, *EVENTS, before=[wait(gate)]))
-    await player.waits_at(gate)
-    reply = await player.replay(name)
-    refused(reply, 503, "stream_pending")
-    assert int(reply.header("retry-after") or "") >= 1
-    assert (await player.head(name)).status == 503
-    (item,) = await player.lookup(name)
-    assert (item["status"], item["is_done"], item["total_bytes"]) == ("queued", False, 0)
-    await player.open(gate)
-    live = await starting
-    await live.read_all()
-    assert (await player.replay(name)).body == live.body
-
-
-async def test_a_reader_that_waits_for_a_queued_stream_gets_it(server: Server) -> None:
-    """Within `pending_timeout` a replay holds on, and follows the stream when it begins."""
-    with serve("tests.support.apps.scripted:app", options={"pending_timeout": 20}) as patient:
-        async with Player(patient.port) as player:
-            name, gate = unique("patient"), unique("gate")
+    with serve("tests.support.apps.scripted:app", options={"pending_timeout": 0.3}) as hasty:
+        async with Player(hasty.port) as player:
+            name, gate = unique("pending"), unique("gate")
             starting = asyncio.create_task(player.post(name, *EVENTS, before=[wait(gate)]))
             await player.waits_at(gate)
-            connection = await player.connect()
-            await connection.request("GET", player.target(name))
-            await player.lookup(name)
+            reply = await player.replay(name)
+            refused(reply, 503, "stream_pending")
+            assert int(reply.header("retry-after") or "") >= 1
+            assert (await player.head(name)).status == 503
+            (item,) = await player.lookup(name)
+            assert (item["status"], item["is_done"], item["total_bytes"]) == ("queued", False, 0)
             await player.open(gate)
-            follower = await connection.response()
             live = await starting
-            assert follower.status == 200
-            assert await follower.read_all() == await live.read_all()
+            await live.read_all()
+            assert (await player.replay(name)).body == live.body
+
+
+async def test_a_reader_that_waits_for_a_queued_stream_gets_it(player: Player) -> None:
+    """Within `pending_timeout` a replay holds on, and follows the stream when it begins."""
+    name, gate = unique("patient"), unique("gate")
+    starting = asyncio.create_task(player.post(name, *EVENTS, before=[wait(gate)]))
+    await player.waits_at(gate)
+    connection = await player.connect()
+    await connection.request("GET", player.target(name))
+    await player.lookup(name)
+    await player.open(gate)
+    follower = await connection.response()
+    live = await starting
+    assert follower.status == 200
+    assert await follower.read_all() == await live.read_all()
 
 
 async def test_other_methods_are_not_allowed(player: Player) -> None:

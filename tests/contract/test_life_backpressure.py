@@ -46,6 +46,22 @@ class Tap:
         finally:
             self.done.set()
 
+    def hold_at(self, count: int) -> asyncio.Event:
+        """Let it wait, after that many pieces, for the event that is returned."""
+        gate = asyncio.Event()
+        run = self.run
+
+        async def gated() -> AsyncIterator[bytes]:
+            produced = 0
+            async for piece in run():
+                if produced == count:
+                    await gate.wait()
+                yield piece
+                produced += 1
+
+        self.run = gated  # type: ignore[method-assign]
+        return gate
+
     @property
     def whole(self) -> bytes:
         return b"".join(self.pieces)
@@ -209,13 +225,14 @@ async def test_a_stalled_reader_of_an_event_stream_gets_an_error() -> None:
 
 async def test_other_readers_do_not_wait_for_a_stalled_one_that_was_disconnected() -> None:
     """One phone in a tunnel costs the others at most `stall_timeout`."""
-    tap = Tap(stall_timeout=1.0)
+    tap = Tap(stall_timeout=0.05)
+    go = tap.hold_at(512)
     async with running(tap.app) as client:
-        good = await stalled(tap.start(client))
-        await tap.at_rest()
+        good = tap.start(client)
+        await until(lambda: tap.produced == 512 * KIB, "the first half")
         bad = await stalled(client.start("GET", f"/v1/stream/chat-1?from={await tap.dropped(client)}"))
         assert (await bad.head()).status == 200
-        good.resume()
+        go.set()
         body = await good.rest()
     assert good.clean
     assert body == tap.whole
@@ -223,7 +240,7 @@ async def test_other_readers_do_not_wait_for_a_stalled_one_that_was_disconnected
 
 async def test_a_slow_reader_that_makes_progress_stays_connected() -> None:
     """Read in small sips, each sip within `stall_timeout`: it gets every byte."""
-    tap = Tap(stall_timeout=5.0)
+    tap = Tap(stall_timeout=60.0)
     async with running(tap.app) as client:
         exchange = tap.start(client)
         sips = 0
@@ -347,16 +364,7 @@ async def test_an_event_that_never_ends_is_bounded() -> None:
 async def test_a_reader_that_comes_late_starts_at_the_oldest_byte_and_reads_to_the_end() -> None:
     """From `dropped_bytes` on, live, while the producer goes on."""
     tap = Tap()
-    gate = asyncio.Event()
-
-    async def gated() -> AsyncIterator[bytes]:
-        for number, piece in enumerate(tap.pieces):
-            if number == 512:
-                await gate.wait()
-            yield piece
-            tap.produced += len(piece)
-
-    tap.run = gated  # type: ignore[method-assign]
+    gate = tap.hold_at(512)
     async with running(tap.app) as client:
         first = tap.start(client)
         first.disconnect()

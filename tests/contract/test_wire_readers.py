@@ -36,8 +36,7 @@ async def player(server: Server) -> AsyncIterator[Player]:
 
 @pytest.fixture(scope="module")
 def bounded() -> Iterator[Server]:
-    options = {"max_stream_bytes": BOUND, "stall_timeout": 1.0, "ping": 60}
-    with serve("tests.support.apps.scripted:app", options=options) as running:
+    with serve("tests.support.apps.scripted:app", options={"max_stream_bytes": BOUND, "ping": 60}) as running:
         yield running
 
 
@@ -250,27 +249,30 @@ async def test_a_reader_one_byte_at_a_time_sees_the_same_bytes(player: Player) -
     assert bytes(body) == whole
 
 
-async def test_only_the_reader_that_lost_its_place_gets_the_error(bounded_player: Player) -> None:
+async def test_only_the_reader_that_lost_its_place_gets_the_error() -> None:
     """A reader that stood still for too long ends uncleanly or with `offset_lost`; the log knows nothing of it."""
     name = unique("stalled")
     count, size = 4000, 8192
     steps = send(b"data: begin\n\n"), wait(name), numbered(count, size)
-    stalled = await bounded_player.post(name, *steps, receive_buffer=4096, name=name)
-    await stalled.read_until(b"\n\n")
-    await bounded_player.open(name)
-    await bounded_player.events(until=f"ended:{name}")
-    seen = parse(await stalled.read_all())
-    if seen[-1].type == "error":
-        assert json.loads(seen.pop().data)["code"] == "offset_lost"
-    else:
-        assert not stalled.clean
-    assert [event.data.split()[0] for event in seen] == [f"{number:08d}" for number in range(len(seen))]
-    assert 0 < len(seen) < count
-    (item,) = await bounded_player.lookup(name)
-    await bounded_player.replay(name, from_=item["total_bytes"])
-    (item,) = await bounded_player.lookup(name)
-    assert item["status"] == "completed"
-    kept = await bounded_player.replay(name, from_=item["dropped_bytes"])
+    options = {"max_stream_bytes": BOUND, "stall_timeout": 1.0, "ping": 60}
+    with serve("tests.support.apps.scripted:app", options=options) as server:
+        async with Player(server.port) as player:
+            stalled = await player.post(name, *steps, receive_buffer=4096, name=name)
+            await stalled.read_until(b"\n\n")
+            await player.open(name)
+            await player.events(until=f"ended:{name}")
+            seen = parse(await stalled.read_all())
+            if seen[-1].type == "error":
+                assert json.loads(seen.pop().data)["code"] == "offset_lost"
+            else:
+                assert not stalled.clean
+            assert [event.data.split()[0] for event in seen] == [f"{number:08d}" for number in range(len(seen))]
+            assert 0 < len(seen) < count
+            (item,) = await player.lookup(name)
+            await player.replay(name, from_=item["total_bytes"])
+            (item,) = await player.lookup(name)
+            assert item["status"] == "completed"
+            kept = await player.replay(name, from_=item["dropped_bytes"])
     assert b"offset_lost" not in kept.body
     assert payloads(kept.body)[-1].startswith(f"{count - 1:08d}")
 

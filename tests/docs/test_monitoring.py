@@ -44,7 +44,7 @@ def prometheus() -> str:
 
 def stir(url: str) -> None:
     """Make streams of every fate, and reads of every kind."""
-    with httpx.Client(base_url=url, timeout=10) as client:
+    with httpx.Client(base_url=url, timeout=60) as client:
         client.post("/chat", headers={"X-Conversation-Id": "good"})
         client.get("/v1/stream/good?from=150")
         client.get("/v1/stream/good?from=0")  # its head was dropped

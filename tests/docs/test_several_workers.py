@@ -48,7 +48,7 @@ def site(tmp_path: Path) -> Iterator[str]:
 def test_nginx_passes_streams_on_as_they_come_to_any_worker(site: str) -> None:
     """A stream that waits in its middle is begun, followed and stopped through it, by both workers."""
     script = {"steps": [["send", b"data: 1\n\n".hex()], ["forever"]]}
-    with httpx.Client(base_url=site, timeout=10) as client:
+    with httpx.Client(base_url=site, timeout=60) as client:
         headers = {"X-Conversation-Id": "a"}
         with client.stream("POST", "/script", json=script, headers=headers) as live:
             body = live.iter_raw()

@@ -51,7 +51,7 @@ async def test_a_reader_elsewhere_that_takes_nothing_holds_the_producer(site: Si
         sizes.append(item["total_bytes"])
         return len(sizes) > 4 and len({*sizes[-4:]}) == 1
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await stands_still():
             pass
     assert sizes[-1] < 9 * MIB, "the producer ran ahead of its reader"
@@ -241,6 +241,6 @@ async def test_a_stop_reaches_the_producer_under_load(site: Site) -> None:
     await live.read_until(b"\n\n")
     reading = [asyncio.create_task(each.read_all()) for each in load]
     await site.player(2).stop(name)
-    await site.until_noted(f"CancelledError:{name}", deadline=1)
+    await site.until_noted(f"CancelledError:{name}")
     await asyncio.gather(*reading)
     assert all(without_ids(each.body) == whole(100, 60) for each in load)

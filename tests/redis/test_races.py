@@ -31,7 +31,7 @@ from fastapi_resumable.stores.redis.calls import Script
 from fastapi_resumable.stores.redis.keys import Keys
 from fastapi_resumable.stores.shared import queue
 from tests.conformance.tools import KEY, TEXT, Request, begin, complete, following, terminal, write
-from tests.support.asgi import running
+from tests.support.asgi import LIMIT, running
 from tests.support.faults import FaultyLink
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.site import until
@@ -186,7 +186,7 @@ async def test_many_requests_are_refused_together_while_redis_is_away(plant: Pla
     """Not one after the other: each is answered within the timeout of the store and five seconds."""
     store = plant.open(f"redis://127.0.0.1:{free_port()}/0", store_timeout=0.5)
     requests = [store.reserve(Request(StreamKey(None, f"id-{number}")).reservation, "replace") for number in range(50)]
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(LIMIT):
         answers = await asyncio.gather(*requests, return_exceptions=True)
     assert {type(answer) for answer in answers} == {StoreUnavailable}
 
@@ -380,7 +380,7 @@ async def test_a_replaced_producer_is_stopped_although_the_reply_was_lost(plant:
     new = await Request().reserve(two)
     client.lose(Script.BEGIN)
     await two.begin(new.reservation, TEXT)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(LIMIT):
         assert await old.told() == "replaced"
     assert plant.server.control.hkeys(plant.keys.owner("ann")) == [new.epoch]
 
@@ -394,7 +394,7 @@ async def test_a_stopped_producer_is_stopped_although_the_reply_was_lost(plant: 
     await request.begin(one)
     client.lose(Script.STOP)
     await two.stop(KEY, None)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(LIMIT):
         assert await request.told() == "cancelled"
     await begin(one, OTHER)
 
@@ -473,7 +473,7 @@ async def test_two_who_find_a_stream_before_either_reads_both_get_it(plant: Plan
     async with following(views[0]) as first, following(views[1]) as second, following(views[2]) as third:
         await write(stream, b"hello")
         await complete(one, stream)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT):
             assert [await each.end() for each in (first, second, third)] == [b"hello"] * 3
 
 
@@ -517,7 +517,7 @@ async def test_a_message_that_cannot_be_read_holds_up_no_other(plant: Plant) -> 
     plant.server.control.xadd(plant.keys.changes, {"o": "null", "i": "{}"})
     plant.server.control.xadd(plant.keys.inbox(backend_of(one).worker.name), {"odd": "1"})
     await two.stop(KEY, None)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT):
         assert await request.told() == "cancelled"
     await until(lambda: told, "the change")
     remove()
@@ -557,7 +557,7 @@ async def test_a_stream_that_was_given_up_takes_its_successor_along_with_it_nowh
     client.meddle(Script.RELEASE, before=come_first)
     old.on_outage(StoreUnavailable("gone"))
     await until(lambda: Script.RELEASE.sha not in client.before, "the late news")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(LIMIT):
         await backend_of(store).worker.queue.flush()
     assert plant.hash()["epoch"] == new.epoch
     assert plant.hash()["status"] == "in_progress"
@@ -636,7 +636,7 @@ async def test_a_crowd_of_requests_does_not_hold_up_the_lease_and_the_streams(pl
     before = plant.server.calls("set")
     backend.worker.lease.renew_now()
     assert stream.offer(b"hello", 0.0)
-    await until(lambda: stream.tail == 5 and plant.server.calls("set") > before, "bytes and lease", 1.0)
+    await until(lambda: stream.tail == 5 and plant.server.calls("set") > before, "bytes and lease")
     go.set()
     await asyncio.gather(*crowd)
 
@@ -669,7 +669,7 @@ async def test_what_redis_brings_back_from_an_older_state_ends(plant: Plant) -> 
         plant.server.control.hdel(plant.keys.stream(KEY), "expires", "completed", "code")
         plant.server.control.xdel(log, f"{tail}-1")
         plant.server.control.execute_command("XSETID", log, f"{tail}-0")
-        async with following(await reader.find(KEY, 0.0)) as follower, asyncio.timeout(5):
+        async with following(await reader.find(KEY, 0.0)) as follower, asyncio.timeout(LIMIT):
             assert terminal(await follower.end()) == ("error", "producer_lost")
 
 
@@ -718,7 +718,7 @@ async def test_a_stream_that_outlives_its_store_ends(plant: Plant) -> None:
     stream = await begin(store, head=TEXT)
     await store.aclose()
     await write(stream, b"late")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(LIMIT):
         await complete(store, stream)
     assert stream.is_final
     assert store._backend is None, "nothing is opened anew"
@@ -772,7 +772,7 @@ def test_a_client_serves_one_event_loop_after_the_other(
 def serve_two_loops(redis_server: RedisServer) -> None:
     """Use one store in two event loops; the first ends without a word to it: its tasks are cancelled, as ever."""
     client = Redis.from_url(redis_server.url)
-    store = RedisStore(client, key_prefix=f"races-{uuid4().hex}", store_timeout=1.0)
+    store = RedisStore(client, key_prefix=f"races-{uuid4().hex}", store_timeout=10.0)
     store.configure(Limits())
 
     async def one() -> None:

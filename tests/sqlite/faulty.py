@@ -55,7 +55,7 @@ async def within(seconds: float, awaitable: Awaitable[Any]) -> Any:
         return await awaitable
 
 
-async def works_again(site: Site, deadline: float = 10.0) -> None:
+async def works_again(site: Site, deadline: float = 60.0) -> None:
     """Wait until a new stream on the first worker can be replayed by the last."""
     async with asyncio.timeout(deadline):
         while True:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 HOST = "127.0.0.1"
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 """Seconds that anything may take: a bound, not an expectation."""
 
 Headers = Iterable[tuple[str, str | bytes]]
