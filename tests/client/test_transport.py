@@ -313,7 +313,7 @@ def test_a_hung_connection_is_noticed(server: Server, stage: Stage, backoff: Bac
             link.release()
             stage.open(gate)
 
-        transport = ResumableTransport(module.HTTPTransport(), backoff=backoff, read_timeout=1.0, sleep=free)
+        transport = ResumableTransport(module.HTTPTransport(), backoff=backoff, read_timeout=3.0, sleep=free)
         client = openai.OpenAI(
             api_key="none", base_url=f"http://127.0.0.1:{link.port}/v1", http_client=module.Client(transport=transport)
         )

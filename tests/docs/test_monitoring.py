@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.server import HOST, ROOT, serve, wait_until
+from tests.support.server import HOST, ROOT, free_port, serve, wait_until
 
 from .player import blocks
 
@@ -98,16 +97,14 @@ def unanswered(url: str, asked: dict[str, str]) -> list[str]:
 @contextmanager
 def start(command: list[str]) -> Iterator[str]:
     """Run Prometheus, which cannot say which free port it was given, on one that is free now."""
-    with socket.socket() as reserved:
-        reserved.bind((HOST, 0))
-        port = reserved.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([*command, f"--web.listen-address={HOST}:{port}"], stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: is_ready(f"http://{HOST}:{port}/-/ready"), "Prometheus")
         yield f"http://{HOST}:{port}"
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def is_ready(url: str) -> bool:

@@ -9,8 +9,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.support.redis_server import RedisServer, free_port
-from tests.support.server import HOST, Server
+from tests.support.redis_server import RedisServer
+from tests.support.server import HOST, Server, free_port
 from tests.support.site import environment, serving
 
 from .player import ROOT, blocks

@@ -33,7 +33,8 @@ from fastapi_resumable.stores.shared import queue
 from tests.conformance.tools import KEY, TEXT, Request, begin, complete, following, terminal, write
 from tests.support.asgi import LIMIT, running
 from tests.support.faults import FaultyLink
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.redis_server import RedisServer
+from tests.support.server import free_port
 from tests.support.site import until
 
 pytestmark = pytest.mark.redis

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from tests.support.cutting import end_all_tasks
-from tests.support.server import HOST
+from tests.support.server import HOST, free_port
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class FaultyLink:
     def __init__(self, target: int) -> None:
         """Listen on a free port, on the way to `target`."""
         self.latency = 0.0
-        self.port = 0
+        self.port = free_port()
         self.accepted = 0
         self._target = target
         self._loop = asyncio.new_event_loop()
@@ -54,22 +54,22 @@ class FaultyLink:
     ) -> None:
         self.cut_every(None)
         self.refuse()
-        asyncio.run_coroutine_threadsafe(end_all_tasks(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(end_all_tasks(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
     def _call(self, function: Callable[[], T]) -> T:
         async def call() -> T:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(60)
 
     # What can happen.
 
     def accept(self) -> None:
         """Listen, on the same port as before."""
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(60)
 
     def refuse(self) -> None:
         """Listen no longer, and cut what there is."""
@@ -109,7 +109,6 @@ class FaultyLink:
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._take, HOST, self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     def _cut(self) -> None:
         for pair in list(self._pairs):

@@ -10,7 +10,6 @@ with RedisServer(tmp_path) as redis:
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,17 +20,9 @@ from typing import Any, Self
 import pytest
 import redis
 
-from tests.support.server import HOST, Server, wait_until
+from tests.support.server import HOST, Server, free_port, wait_until
 
 EXECUTABLE = os.environ.get("REDIS_SERVER", "redis-server")
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class RedisServer:
@@ -87,7 +78,7 @@ class RedisServer:
 
     def client(self, **options: Any) -> Any:
         """A client of the test's own; close it."""
-        return redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=10, **options)
+        return redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=60, **options)
 
     @property
     def control(self) -> Any:

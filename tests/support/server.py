@@ -10,6 +10,7 @@ cannot, shares a port that this process keeps reserved for as long as the server
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -29,6 +30,15 @@ LOOP = os.environ.get("RESUMABLE_LOOP")
 """The event loop, `asyncio` or `uvloop`. By default, tests run on asyncio's own and servers on uvloop."""
 DEADLINE = 60.0
 """Seconds that a server may take to start or to stop: a bound, not an expectation."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on, and that the system gives to nobody meanwhile: it chooses from 32768 on."""
+    while True:
+        port = random.randrange(16_384, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:

@@ -11,7 +11,7 @@ import { startProxy } from "../ai-sdk/backend.mjs";
 import { AT_ONCE, seeded, startAgents, WHOLE } from "./backend.mjs";
 
 const MODULE = "../../../fastapi_resumable/static/ag-ui.js";
-const timeout = 120_000;
+const timeout = 200_000;
 
 let backend;
 before(async () => (backend = await startAgents()), { timeout });

@@ -8,7 +8,7 @@ import { Client } from "@langchain/langgraph-sdk";
 import { startProxy } from "../ai-sdk/backend.mjs";
 import { serve } from "../support.mjs";
 
-test("a run comes whole over two cuts, each event once, and runs once", { timeout: 120_000 }, async () => {
+test("a run comes whole over two cuts, each event once, and runs once", { timeout: 200_000 }, async () => {
   const server = await serve("tests.support.apps.vendors:app");
   const limits = [2000, 3000];
   const proxy = await startProxy(server.port, () => limits.shift() ?? Infinity);

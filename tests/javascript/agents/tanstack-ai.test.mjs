@@ -9,7 +9,7 @@ import { startProxy } from "../ai-sdk/backend.mjs";
 import { fromDocs } from "../support.mjs";
 import { AT_ONCE, seeded, startAgents, WHOLE } from "./backend.mjs";
 
-const timeout = 120_000;
+const timeout = 200_000;
 
 let backend;
 before(async () => (backend = await startAgents()), { timeout });

@@ -12,7 +12,7 @@ const words = (count) => Array.from({ length: count }, (_, number) => `${number}
 const AT_ONCE = words(6);
 const ALL_BUT_ONE = words(59);
 const TEXT = words(60);
-const timeout = 120_000;
+const timeout = 200_000;
 
 let backend;
 before(async () => (backend = await startBackend()), { timeout });

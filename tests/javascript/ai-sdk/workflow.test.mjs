@@ -10,7 +10,7 @@ import { startBackend, startProxy } from "./backend.mjs";
 
 const TEXT = Array.from({ length: 60 }, (_, number) => `${number} — <b>ü</b> 🦄\n`).join("");
 const SEED = Number(process.env.RESUMABLE_TEST_SEED ?? 1);
-const timeout = 120_000;
+const timeout = 200_000;
 
 let backend;
 before(async () => (backend = await startBackend()), { timeout });

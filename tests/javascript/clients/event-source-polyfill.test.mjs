@@ -28,7 +28,7 @@ function listen(line, url) {
 }
 
 for (const route of ["count", "replay"]) {
-  test(`event-source-polyfill gets all over 5 cuts: ${route}`, { timeout: 120_000 }, async () => {
+  test(`event-source-polyfill gets all over 5 cuts: ${route}`, { timeout: 200_000 }, async () => {
     const line = await openLine(server, { cuts: 5 });
     // Replays never start a stream.
     if (route === "replay") await (await fetch(line.count.replace(line.url, server.url))).body.cancel();

@@ -30,7 +30,7 @@ function listen(url, method = "GET") {
 }
 
 for (const method of ["GET", "POST"]) {
-  test(`eventsource-client gets all over 200 cuts, and closes: ${method}`, { timeout: 60_000 }, async () => {
+  test(`eventsource-client gets all over 200 cuts, and closes: ${method}`, { timeout: 200_000 }, async () => {
     const line = await openLine(server, { heads: true });
     const { texts, endings } = await listen(line.count, method);
     await line.check(texts);
@@ -38,20 +38,20 @@ for (const method of ["GET", "POST"]) {
   });
 }
 
-test("eventsource-client is told of a failure", { timeout: 60_000 }, async () => {
+test("eventsource-client is told of a failure", { timeout: 200_000 }, async () => {
   const line = await openLine(server, { cuts: 5, end: "fail" });
   const { texts, endings } = await listen(line.count, "POST");
   await line.check(texts);
   assert.deepEqual(endings, [ENDINGS.fail]);
 });
 
-test("eventsource-client closes when only the end was cut off", { timeout: 60_000 }, async () => {
+test("eventsource-client closes when only the end was cut off", { timeout: 200_000 }, async () => {
   const line = await finishedLine(server);
   const { texts } = await listen(line.replay);
   await line.check(texts);
 });
 
-test("eventsource-client goes on asking after a stop, until it is closed", { timeout: 60_000 }, async () => {
+test("eventsource-client goes on asking after a stop, until it is closed", { timeout: 200_000 }, async () => {
   const line = await openLine(server, { cuts: 5, end: "stop" });
   const texts = [];
   const ending = await new Promise((resolve) => {
@@ -76,7 +76,7 @@ test("eventsource-client goes on asking after a stop, until it is closed", { tim
   assert.deepEqual(ending, ENDINGS.stop);
 });
 
-test("eventsource-client's iterator loses what was not taken when the stream ended", { timeout: 60_000 }, async () => {
+test("eventsource-client's iterator loses what was not taken when the stream ended", { timeout: 200_000 }, async () => {
   const line = await finishedLine(server);
   const source = createEventSource(line.replay);
   const texts = [];

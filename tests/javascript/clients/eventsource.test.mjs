@@ -26,7 +26,7 @@ function listen(url) {
   });
 }
 
-test("eventsource gets all over 200 cuts, and closes", { timeout: 60_000 }, async () => {
+test("eventsource gets all over 200 cuts, and closes", { timeout: 200_000 }, async () => {
   const line = await openLine(server, { heads: true });
   const { texts, endings } = await listen(line.count);
   await line.check(texts);
@@ -34,7 +34,7 @@ test("eventsource gets all over 200 cuts, and closes", { timeout: 60_000 }, asyn
 });
 
 for (const [end, last] of Object.entries(ENDINGS)) {
-  test(`eventsource is told of a ${end}`, { timeout: 60_000 }, async () => {
+  test(`eventsource is told of a ${end}`, { timeout: 200_000 }, async () => {
     const line = await openLine(server, { cuts: 5, end });
     const { texts, endings } = await listen(line.count);
     await line.check(texts);
@@ -42,7 +42,7 @@ for (const [end, last] of Object.entries(ENDINGS)) {
   });
 }
 
-test("eventsource closes when only the end was cut off", { timeout: 60_000 }, async () => {
+test("eventsource closes when only the end was cut off", { timeout: 200_000 }, async () => {
   const line = await finishedLine(server);
   const { texts } = await listen(line.replay);
   await line.check(texts);

@@ -35,7 +35,7 @@ async function* chunks(client, key, request, pause = 1000) {
   }
 }
 
-test("openai gets all over 200 cuts", { timeout: 60_000 }, async () => {
+test("openai gets all over 200 cuts", { timeout: 200_000 }, async () => {
   const line = await openLine(server, { most: 50_000, heads: true });
   const texts = [];
   for await (const chunk of chunks(sdk(line), line.name, REQUEST, 0)) texts.push(chunk.choices[0].delta.content);
@@ -43,7 +43,7 @@ test("openai gets all over 200 cuts", { timeout: 60_000 }, async () => {
 });
 
 for (const [end, [, code]] of Object.entries(ENDINGS)) {
-  test(`openai throws on a ${end}`, { timeout: 60_000 }, async () => {
+  test(`openai throws on a ${end}`, { timeout: 200_000 }, async () => {
     const line = await openLine(server, { cuts: 5, end, most: 5000 });
     const texts = [];
     await assert.rejects(
