@@ -97,8 +97,8 @@ def parse_idempotency_key(value: str | None) -> str | None:
     """
     if value is None or not value.strip():
         return None
-    # The header was read as Latin-1, but an application may hand in any text.
-    size = len(value.encode("utf-8", "surrogatepass"))
+    # The header was read as Latin-1, in which a character is a byte.
+    size = len(value)
     if size > MAX_IDEMPOTENCY_KEY_BYTES:
         raise InvalidRequest(f"The Idempotency-Key has {size} bytes; use at most {MAX_IDEMPOTENCY_KEY_BYTES}.")
     return value

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._run.body import RequestBody
+from .._run.errors import unwrap
 from .._run.exchange import Exchange, close_generator
 from .._run.recorder import inner_scope
 from .admission import Admission, Identity, Service
@@ -98,7 +99,11 @@ class RouteAdmission(Admission):
             self._decision.set_exception(exc)
             # Marks it as retrieved: a route that has ended meanwhile does not look, and asyncio would log it.
             self._decision.exception()
-            await task
+            try:
+                await task
+            except Exception as error:  # noqa: BLE001  # raised again
+                # FastAPI's event streams run in a task group, which wraps what is raised beside it.
+                raise unwrap(error) from None
             return
         if self.exchange is None:
             self._decision.set_result(answer)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
 
@@ -233,8 +234,13 @@ class Recorder:
         self._spawn(self._end)
 
     def _spawn(self, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        async def act() -> None:
+            # A stop that comes in between is no error; the application learns of it when it sends the next part.
+            with suppress(StreamStopped):
+                await action()
+
         if self.producer.stop_code is None:
-            self._around.tasks.spawn(action(), name=f"resumable recorder {self.producer.key.id}")
+            self._around.tasks.spawn(act(), name=f"resumable recorder {self.producer.key.id}")
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

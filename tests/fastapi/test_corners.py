@@ -808,3 +808,88 @@ async def test_an_application_that_starts_its_response_twice_has_failed(face: st
         assert b"event: error" in answer.body
         item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()[0]
         assert item["status"] == "failed"
+
+
+@pytest.mark.parametrize("size", [512, 514])
+async def test_an_idempotency_key_is_measured_as_it_was_sent(size: int):
+    """In bytes of the header, which are two for each of these letters."""
+    app, resumable = make()
+    app.post("/chat")(resumable.stream(lambda: events("one")))
+    async with running(app) as client:
+        reply = await client.post("/chat", headers=ID | {"Idempotency-Key": "é" * (size // 2)})
+
+    assert reply.status == (200 if size == 512 else 400)
+
+
+async def test_a_refused_request_to_an_event_stream_of_fastapis_gets_its_error():
+    """FastAPI has begun a task group by then, which would make a group of the error, and 500 of its status."""
+    sse = pytest.importorskip("fastapi.sse")
+    app, resumable = make(on_conflict="reject")
+    app.router.route_class = resumable.route_class
+
+    @app.get("/chat", response_class=sse.EventSourceResponse)
+    async def chat():
+        yield {"number": 1}
+        await asyncio.Event().wait()
+
+    async with running(app) as client:
+        first = client.start("GET", "/chat", headers=ID)
+        await first.read_until(b"number")
+        conflict = await client.get("/chat", headers=ID)
+        unknown = await client.get("/chat", headers={"X-Conversation-Id": "other", "Last-Event-ID": "1"})
+
+    assert (conflict.status, conflict.code) == (409, "stream_exists")
+    assert (unknown.status, unknown.code) == (404, "stream_not_found")
+
+
+async def test_a_stop_while_a_store_begins_a_silent_stream_is_no_error(caplog: pytest.LogCaptureFixture):
+    """Its head has been held for `head_timeout`, so no message of the application is there to be refused."""
+    beginning, stopped = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def begin(self, reservation, head):
+            beginning.set()
+            await stopped.wait()
+            return await super().begin(reservation, head)
+
+    async def silent():
+        await asyncio.Event().wait()
+        yield "data: x\n\n"
+
+    app, resumable = make(store=Slow(), head_timeout=0)
+    app.post("/chat")(resumable.stream(lambda: StreamingResponse(silent(), media_type="text/event-stream")))
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers=ID)
+        await bounded(beginning.wait(), "the beginning")
+        assert (await client.delete("/v1/stream/chat-1")).status == 204
+        stopped.set()
+        reply = await exchange.reply()
+
+    assert (reply.status, reply.code) == (400, "cancelled")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_client_that_leaves_before_its_202_is_no_error(caplog: pytest.LogCaptureFixture):
+    """Servers of ASGI 2.4 raise from `send` then; the stream goes on."""
+    app, resumable = make()
+    gone, ended = asyncio.Event(), asyncio.Event()
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat():
+        await gone.wait()
+        return events("one")
+
+    @resumable.on_finish
+    async def on_finish(_stream):
+        ended.set()
+
+    async with running(app, spec_version="2.4") as client:
+        exchange = client.start("POST", "/chat", headers=ID | {"Prefer": "respond-async"})
+        await settle()
+        exchange.disconnect()
+        gone.set()
+        await bounded(ended.wait(), "the end of the stream")
+        assert b"data: one" in (await client.get("/v1/stream/chat-1")).body
+
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
