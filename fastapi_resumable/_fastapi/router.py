@@ -20,8 +20,7 @@ from .._core.search import parse_sequence_number
 from .._core.sse import PING
 from .._run.headers import describe
 from .._run.manager import StreamManager
-from .._run.replay import break_off, counting_refusals, end_of_body, read_kind, replay
-from .._run.sequence import replay_after
+from .._run.replay import break_off, counting_refusals, end_of_body, read_kind, replay, replay_after
 from .._run.watch import encode
 from .._stream.reader import Reading
 from ..exceptions import InvalidRequest, StreamReplaced

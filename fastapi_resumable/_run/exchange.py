@@ -23,7 +23,7 @@ from .headers import id_value, identify
 from .manager import StreamManager
 from .producer import Producer
 from .recorder import Recorder, inner_scope
-from .replay import QuietlyBroken, Serving, end_of_body
+from .replay import QuietlyBroken, end_of_body, serve
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -194,8 +194,9 @@ class Exchange:
         if self._reader is not None:
             stream = self._reader.stream
             headers = identify(self.recorder.headers, stream, self._location)
-            serving = Serving(self._reader, self._manager, headers, scope, self._send)
-            self._reading = await serving.run(self._body.disconnected)
+            self._reading = await serve(
+                self._reader, self._manager, headers, scope, self._send, self._body.disconnected
+            )
             if self._reading in (Reading.LEFT, Reading.CUT) and self.producer.telemetry is not None:
                 self.producer.telemetry.client_left()
 

@@ -111,7 +111,7 @@ class StreamManager:
 
     def dismiss(self, reader: Reader, dropped: str | None = None) -> None:
         """Detach a reader; `dropped` says why, if the server has cut it off."""
-        reader.close()
+        reader.stream.detach(reader)
         if (left := self._readers.pop(reader, None)) is not None:
             left(dropped)
         self._note_departure()

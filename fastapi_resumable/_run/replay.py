@@ -9,12 +9,13 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from .._core.search import SequenceFilter, search_sequence
+from .._core.sse import PING
 from .._core.terminal import terminal_event
-from .._stream.position import find_position, is_exhausted
+from .._stream.position import find_position, is_exhausted, run_search
 from .._stream.reader import Reader, Reading
-from .._stream.stream import Stream
-from ..exceptions import OffsetLost, ResumableError
-from ..models import ResumableStatus
+from .._stream.stream import Stream, ends_in_order
+from ..exceptions import InvalidOffset, OffsetLost, ResumableError
 from .headers import RawHeaders, guard, identify
 from .manager import StreamManager
 from .servers import takes_cancellation, takes_return, transport_of
@@ -82,116 +83,78 @@ async def break_off(why: str, manager: StreamManager, scope: Scope, send: Send, 
     await send(end_of_body())
 
 
-class Serving:
-    """One response that gets its bytes from a log."""
+async def serve(
+    reader: Reader,
+    manager: StreamManager,
+    headers: RawHeaders,
+    scope: Scope,
+    send: Send,
+    disconnected: Callable[[], Coroutine[Any, Any, None]],
+) -> Reading:
+    """Send the stream from the reader's place to its end, or until the client has gone; return how it came out.
 
-    def __init__(self, reader: Reader, manager: StreamManager, headers: RawHeaders, scope: Scope, send: Send) -> None:
-        self._reader = reader
-        self._stream = reader.stream
-        self._manager = manager
-        self._scope = scope
-        # A server's `send` may return any awaitable; a reader is delivered to by coroutines.
-        code = getattr(send, "__code__", None)
-        self._send = send if code is not None and code.co_flags & inspect.CO_COROUTINE else _as_coroutine(send)
-        self._start: Message = {
-            "type": "http.response.start",
-            "status": self._stream.head.status_code,
-            "headers": headers,
-        }
-        self._watch: asyncio.Task[None] | None = None
+    Raises:
+        StreamBroken: The response must not end cleanly: the client stalled, or the stream did not complete and its
+            media type has no event to say so.
+    """
+    watch: asyncio.Task[None] | None = None
 
-    async def run(self, disconnected: Callable[[], Coroutine[Any, Any, None]]) -> Reading:
-        """Send the stream from the reader's place to its end, or until the client has gone; return how it came out.
+    def begin_watch() -> None:
+        nonlocal watch
+        watch = manager.spawn(disconnected(), name="resumable disconnect")
+        watch.add_done_callback(lambda _: reader.leave())
 
-        Raises:
-            StreamBroken: The response must not end cleanly: the client stalled, or the stream did not complete and its
-                media type has no event to say so.
-        """
-        reader, reading = self._reader, Reading.LEFT
-        self._disconnected = disconnected
-        timers = self._manager.around.timers
-        timers.start(WATCH_DELAY, self._begin_watch)
-        try:
-            if (rest := self._rest()) is None:
-                reading = await reader.run(self._begin, self._deliver, self._end)
-            else:
-                reading = await reader.supervise(self._send_all(rest))
-            # A request that is cancelled has a server that closes the connection by itself.
-            if reading is Reading.STALLED and reader.cancelled is None:
-                cause = "the server exits" if self._manager.closing else "its client took nothing for too long"
-                why = f"a response of stream {self._stream.key.id!r} breaks off: {cause}"
-                await break_off(why, self._manager, self._scope, self._send, at_once=True)
-            if reader.cancelled is not None:
-                raise reader.cancelled
-        except OSError:
-            # What a server of ASGI 2.4 raises from `send` once the client has gone.
-            return Reading.CUT
-        finally:
-            self._manager.dismiss(reader, self._dropped(reading))
-            timers.cancel(WATCH_DELAY, self._begin_watch)
-            if self._watch is not None:
-                # It reads from the request's channel, which other code may read only once this task has ended.
-                self._watch.cancel()
-                await asyncio.wait({self._watch})
-        return reading
-
-    def _begin_watch(self) -> None:
-        self._watch = self._manager.spawn(self._disconnected(), name="resumable disconnect")
-        self._watch.add_done_callback(lambda _: self._reader.leave())
-
-    def _dropped(self, reading: Reading) -> str | None:
-        """Why the server has cut the client off, if it has."""
-        failure = self._reader.failure
-        if reading is Reading.LOST and failure is not None:
-            return failure.code
-        return "stalled" if reading is Reading.STALLED else None
-
-    def _rest(self) -> bytes | None:
-        """All that there is to send, if that is one block, and nothing more will come, nor an unclean end.
-
-        So it is with the replay of most answers, which needs neither a watch nor a message for its end.
-        """
-        stream = self._stream
-        if not stream.is_final or not (stream.status is ResumableStatus.COMPLETED or stream.head.is_event_stream):
-            return None
-        try:
-            data = stream.read(self._reader)
-        except OffsetLost:
-            return None
-        return data if self._reader.offset + len(data) == stream.tail else None
-
-    async def _send_all(self, rest: bytes) -> Reading:
-        await self._send(self._start)
-        # The body and its end in one message: that is one write to the socket in place of two.
-        await self._send({"type": "http.response.body", "body": rest, "more_body": False})
-        return Reading.FINISHED
-
-    async def _begin(self) -> None:
-        await self._send(self._start)
-
-    def _deliver(self, data: bytes) -> Coroutine[Any, Any, None]:
-        return self._send({"type": "http.response.body", "body": data, "more_body": True})  # type: ignore[return-value]  # see `__init__`
-
-    async def _end(self, reading: Reading) -> None:
-        stream, failure = self._stream, self._reader.failure
-        # The client has gone, so an end would reach nothing.
-        if reading is Reading.LEFT:
-            return
-        if stream.head.is_event_stream and failure is not None:
-            # In the default form, whatever `terminal_event` says: this end is the reader's own, and is not recorded.
-            await self._deliver(terminal_event("sse", "failed", failure.code, failure.message))
-        elif failure is not None:
-            why = f"a client of stream {stream.key.id!r} lost its place"
-            await break_off(why, self._manager, self._scope, self._send)
-            return
-        elif stream.status is not ResumableStatus.COMPLETED and not stream.head.is_event_stream:
-            why = f"stream {stream.key.id!r} ended as {stream.status}"
-            await break_off(why, self._manager, self._scope, self._send)
-            return
-        await self._send(end_of_body())
+    stream, reading, timers = reader.stream, Reading.LEFT, manager.around.timers
+    start = {"type": "http.response.start", "status": stream.head.status_code, "headers": headers}
+    timers.start(WATCH_DELAY, begin_watch)
+    try:
+        reading = await reader.run(_as_coroutine(send), start, lambda how: _end(reader, how, manager, scope, send))
+        # A request that is cancelled has a server that closes the connection by itself.
+        if reading is Reading.STALLED and reader.cancelled is None:
+            cause = "the server exits" if manager.closing else "its client took nothing for too long"
+            why = f"a response of stream {stream.key.id!r} breaks off: {cause}"
+            await break_off(why, manager, scope, send, at_once=True)
+        if reader.cancelled is not None:
+            raise reader.cancelled
+    except OSError:
+        # What a server of ASGI 2.4 raises from `send` once the client has gone.
+        return Reading.CUT
+    finally:
+        lost = reader.failure.code if reader.failure is not None else None
+        manager.dismiss(reader, "stalled" if reading is Reading.STALLED else lost)
+        timers.cancel(WATCH_DELAY, begin_watch)
+        if watch is not None:
+            # It reads from the request's channel, which other code may read only once this task has ended.
+            watch.cancel()
+            await asyncio.wait({watch})
+    return reading
 
 
-def _as_coroutine(send: Send) -> Send:
+async def _end(reader: Reader, reading: Reading, manager: StreamManager, scope: Scope, send: Send) -> None:
+    """End a response as its reading ended."""
+    # If the client has gone, an end would reach nothing.
+    if reading is Reading.LEFT or reader.has_sent_end:
+        return
+    stream, failure = reader.stream, reader.failure
+    if stream.head.is_event_stream and failure is not None:
+        # In the default form, whatever `terminal_event` says: this end is the reader's own, and is not recorded.
+        event = terminal_event("sse", "failed", failure.code, failure.message)
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+    elif failure is not None:
+        await break_off(f"a client of stream {stream.key.id!r} lost its place", manager, scope, send)
+        return
+    elif not ends_in_order(stream):
+        await break_off(f"stream {stream.key.id!r} ended as {stream.status}", manager, scope, send)
+        return
+    await send(end_of_body())
+
+
+def _as_coroutine(send: Send) -> Callable[[Message], Coroutine[Any, Any, None]]:
+    """A server's `send` may return any awaitable; a reader sends by coroutines."""
+    code = getattr(send, "__code__", None)
+    if code is not None and code.co_flags & inspect.CO_COROUTINE:
+        return send  # type: ignore[return-value]  # it is one
+
     async def sent(message: Message) -> None:
         await send(message)
 
@@ -217,12 +180,21 @@ class ReplayResponse(Response):
     """A response that replays a stream from an offset and follows it to its end."""
 
     def __init__(
-        self, manager: StreamManager, stream: Stream, offset: int, location: str | None, *, kind: str = ""
+        self,
+        manager: StreamManager,
+        stream: Stream,
+        offset: int,
+        location: str | None,
+        *,
+        kind: str = "",
+        starting_after: int | None = None,
     ) -> None:
+        """Of a live stream that has yet to come to the event `starting_after`, only what follows that is sent."""
         self._manager = manager
         self._stream = stream
         self._offset = offset
         self._kind = kind or read_kind(offset)
+        self._starting_after = starting_after
         super().__init__(status_code=stream.head.status_code)
         self.raw_headers = guard(identify(stream.head.headers, stream, location))
 
@@ -235,7 +207,24 @@ class ReplayResponse(Response):
 
         self._manager.telemetry.read(self._kind, traceparent=self._stream.head.traceparent)
         reader = self._manager.reader(self._stream, self._offset)
-        await Serving(reader, self._manager, list(self.raw_headers), scope, send).run(disconnected)
+        if self._starting_after is not None:
+            send = _without_past_events(send, SequenceFilter(self._starting_after))
+        await serve(reader, self._manager, list(self.raw_headers), scope, send, disconnected)
+
+
+def _without_past_events(send: Send, wanted: SequenceFilter) -> Send:
+    async def send_wanted(message: Message) -> None:
+        if not wanted.passed and message["type"] == "http.response.body":
+            body = await run_search(wanted.feed(message["body"]))
+            if message["more_body"]:
+                # A client that has nothing to receive gets a keep-alive.
+                body = body or PING
+            else:
+                body += await run_search(wanted.finish())
+            message = {**message, "body": body}
+        await send(message)
+
+    return send_wanted
 
 
 async def replay(
@@ -259,3 +248,23 @@ async def replay(
         response.raw_headers = identify((), stream, location)
         return response
     return ReplayResponse(manager, stream, position, location, kind=kind)
+
+
+async def replay_after(manager: StreamManager, stream: Stream, number: int, location: str | None) -> Response:
+    """Answer a request for the events whose `sequence_number` is higher than `number`: OpenAI's way to resume.
+
+    Raises:
+        InvalidOffset: The stream is not an event stream.
+        OffsetLost: Some of those events were dropped.
+    """
+    if not stream.head.is_event_stream:
+        raise InvalidOffset("`starting_after` counts events, and this is not an event stream. Resume with from=.")
+    # Asked first: what comes while the log is being searched has to be looked at, too.
+    is_live, start = not stream.is_final, stream.earliest
+    place = await run_search(search_sequence(list(await stream.blocks(start)), number))
+    # The head was dropped, and nothing shows that the events right after `number` were not in it.
+    if start > 0 and place.offset is None and place.following != number + 1:
+        raise OffsetLost(start)
+    offset = start + (place.offset or 0)
+    has_past_events = place.following is None and is_live
+    return ReplayResponse(manager, stream, offset, location, starting_after=number if has_past_events else None)

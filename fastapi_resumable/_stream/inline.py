@@ -1,8 +1,4 @@
-"""Running a coroutine on behalf of a task that waits, without waking that task.
-
-To wake a task costs the event loop more than most of what the task then does. A coroutine that need not wait can be run
-by another task, as long as it cannot tell the difference: the current task and the context variables are those of the
-task that it belongs to. If it has to wait after all, or fails, its own task takes it over.
+"""A coroutine that was begun on behalf of a task that waits, and has to wait itself: the task takes it over.
 
 Private API of others: `asyncio._enter_task`, `_leave_task` (documented for those who run tasks, "Extending" in the
 documentation of asyncio) and `asyncio.tasks._swap_current_task` (the same in one call, from Python 3.12 on).
@@ -10,10 +6,8 @@ documentation of asyncio) and `asyncio.tasks._swap_current_task` (the same in on
 
 import asyncio
 from collections.abc import Coroutine, Generator
-from contextvars import Context, copy_context
+from contextvars import Context
 from typing import Any
-
-_DONE = object()
 
 
 def _swap(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> asyncio.Task[Any] | None:
@@ -35,8 +29,9 @@ class Suspended:
     __slots__ = ("_awaited", "_context", "_coroutine", "_error")
 
     def __init__(
-        self, coroutine: Coroutine[Any, Any, None], context: Context, awaited: Any, error: BaseException | None = None
+        self, coroutine: Coroutine[Any, Any, None] | None, context: Context, awaited: Any, error: BaseException | None
     ) -> None:
+        """Without a coroutine, it has failed already, with `error`."""
         self._coroutine = coroutine
         self._context = context
         self._awaited = awaited
@@ -49,6 +44,9 @@ class Suspended:
 
     def __await__(self) -> Generator[Any, Any, None]:
         run, coroutine, awaited, error = self._context.run, self._coroutine, self._awaited, self._error
+        if coroutine is None:
+            assert error is not None
+            raise error
         try:
             while True:
                 sent = None
@@ -65,34 +63,3 @@ class Suspended:
         # The coroutine has returned, which is the end of this await.
         except StopIteration:
             return
-
-
-async def _nothing() -> None:
-    """Stands for a coroutine that has failed."""
-
-
-class InlineRunner:
-    """Runs coroutines on behalf of the task that makes it, while that task waits."""
-
-    __slots__ = ("_context", "_loop", "_task")
-
-    def __init__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._loop = asyncio.get_running_loop()
-        self._task = task
-        # A copy, because no context can be entered twice: the task's own is, by the task.
-        self._context = copy_context()
-
-    def run(self, coroutine: Coroutine[Any, Any, None]) -> Suspended | None:
-        """Run `coroutine` to its end; or, if it has to wait or fails, return what is left for the task to await."""
-        loop = self._loop
-        running = swap_current_task(loop, self._task)
-        try:
-            # `next` with a default: the end is no exception, which would cost more than all of this.
-            awaited = self._context.run(next, coroutine.__await__(), _DONE)
-        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # raised where the rest is awaited
-            return Suspended(_nothing(), self._context, None, exc)
-        finally:
-            swap_current_task(loop, running)
-        return None if awaited is _DONE else Suspended(coroutine, self._context, awaited)

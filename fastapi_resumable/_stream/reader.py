@@ -1,11 +1,16 @@
 """Following a log from an offset to its end, at the pace of the client.
 
 There is one source, the log, and one loop: replay and live tail are the same thing. The reader owns a cursor and no
-queue; what has piled up since the last delivery goes out in one piece.
+queue; what has piled up since the last message goes out in one piece.
+
+To wake a task costs more than most of what the task then does. So what comes while a reader's task waits is sent within
+the call that appends it, on behalf of that task: the server's `send`, and middleware around it, see the current task
+and the context variables that they would see anyway. If a `send` has to wait, or fails, the task takes it over.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
 from enum import Enum
 from time import monotonic
 from typing import Any
@@ -14,15 +19,17 @@ import anyio
 
 from ..exceptions import OffsetLost, ResumableError
 from .fanout import Cursor
-from .inline import InlineRunner, Suspended
-from .stream import YIELD_EVERY, Stream
+from .inline import Suspended, swap_current_task
+from .stream import YIELD_EVERY, Stream, ends_in_order
 from .timers import SharedTimers
 
-Deliver = Callable[[bytes], Coroutine[Any, Any, None]]
+Message = dict[str, Any]
+Send = Callable[[Message], Coroutine[Any, Any, None]]
 End = Callable[["Reading"], Coroutine[Any, Any, None]]
 
 LAST_DELIVERY = 2.0
 """Seconds that a client has to take the rest of its stream once the server exits, or has cancelled its request."""
+_DONE = object()
 
 
 class Reading(Enum):
@@ -40,32 +47,42 @@ class Reading(Enum):
     """The bytes at the cursor were dropped, or the store cannot be reached: see the reader's `failure`."""
 
 
-class Reader(Cursor):
-    """One client's reading of one stream.
+def run_inline(task: asyncio.Task[Any], context: Context, coroutine: Coroutine[Any, Any, None]) -> Suspended | None:
+    """Run a coroutine on behalf of a task that waits; return what is left for the task to await, if anything is."""
+    loop = task.get_loop()
+    running = swap_current_task(loop, task)
+    try:
+        # `next` with a default: the end is no exception, which would cost more than all of this.
+        awaited = context.run(next, coroutine.__await__(), _DONE)
+    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # raised where the rest is awaited
+        return Suspended(None, context, None, exc)
+    finally:
+        swap_current_task(loop, running)
+    return None if awaited is _DONE else Suspended(coroutine, context, awaited, None)
 
-    While its task waits for more, what comes is delivered within the call that appends it, on behalf of that task. The
-    task itself goes on as soon as a delivery has to wait.
-    """
+
+class Reader(Cursor):
+    """One client's reading of one stream."""
 
     __slots__ = (
-        "_deliver",
+        "_checks_in",
+        "_context",
         "_drain_on_cancel",
         "_is_evicted",
         "_is_idle",
-        "_is_timed",
         "_left",
         "_missed",
         "_rest",
         "_rest_size",
-        "_run_inline",
+        "_send",
         "_sending_since",
         "_stall_timeout",
         "_task",
-        "_timer",
         "_timers",
         "_waiter",
         "cancelled",
         "failure",
+        "has_sent_end",
         "stream",
     )
 
@@ -78,10 +95,9 @@ class Reader(Cursor):
         stall_timeout: float,
         drain_on_cancel: Callable[[], bool],
     ) -> None:
-        """Attach to the stream.
+        """Attach to the stream. A reading whose client takes no bytes for `stall_timeout` seconds ends.
 
-        A reading whose client takes no bytes for `stall_timeout` seconds ends. `drain_on_cancel` is asked, when the
-        reading is cancelled, whether to deliver the rest nevertheless.
+        `drain_on_cancel` is asked, when the reading is cancelled, whether to deliver the rest nevertheless.
         """
         super().__init__(offset)
         self.stream = stream
@@ -89,22 +105,19 @@ class Reader(Cursor):
         """A cancellation that was put off until the rest had been delivered; for the caller to raise."""
         self.failure: ResumableError | None = None
         """Why the reading was `LOST`."""
+        self.has_sent_end = False
+        """Whether the last bytes went out together with the end of the body."""
         self._drain_on_cancel = drain_on_cancel
         self._stall_timeout = stall_timeout
         self._timers = timers
-        self._is_timed = False
-        """Whether `_check_progress` is due some time."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._checks_in: float | None = None  # the delay of the call of `_check_progress` that is due
         self._waiter: asyncio.Future[None] | None = None
-        self._left = False
-        self._missed = False
-        self._is_idle = False
-        """Whether it was waiting, with nothing half sent, when it was last heard of."""
-        self._is_evicted = False
+        self._left = self._missed = self._is_evicted = False
+        self._is_idle = False  # whether it waits, with nothing half sent
         self._task: asyncio.Task[Any] | None = None
         self._sending_since: float | None = None
         self._rest: Suspended | None = None
-        # From now on, not from the first delivery: what there is now must still be there then.
+        # From now on, not from the first message: what there is now must still be there then.
         stream.attach(self)
 
     def leave(self) -> None:
@@ -119,10 +132,10 @@ class Reader(Cursor):
             self._waiter.set_result(None)
 
     def on_append(self, data: bytes, tail: int) -> None:
-        """Deliver what has come, if the task waits for it; and let the task go on with what cannot be done here."""
-        waiter = self._waiter
+        """Send what has come, if the task waits for it; and let the task go on with what cannot be done here."""
+        waiter, task = self._waiter, self._task
         # The task is awake, or about to be, and looks at the log once more before it waits.
-        if waiter is None or waiter.done():
+        if waiter is None or task is None or waiter.done():
             self._missed = True
             return
         offset = self.offset
@@ -136,53 +149,44 @@ class Reader(Cursor):
             if not data:
                 waiter.set_result(None)
                 return
-        # Not to be called again by what this delivery sets off.
+        # Not to be called again by what this message sets off.
         self._waiter = None
         self._missed = False
-        rest = self._run_inline(self._deliver(data))
+        message = {"type": "http.response.body", "body": data, "more_body": True}
+        rest = run_inline(task, self._context, self._send(message))
         self._waiter = waiter
         if rest is None:
             self.stream.advance(self, len(data))
             if offset + len(data) == tail and not self._missed:
                 return
         else:
-            # The cursor moves when the client has it, not when the delivery begins.
+            # The cursor moves when the client has it, not when the `send` begins.
             self._rest, self._rest_size = rest, len(data)
             self._begin_sending()
         if not waiter.done():
             waiter.set_result(None)
 
     def evict(self) -> None:
-        """End the reading as stalled, even in the middle of a delivery."""
+        """End the reading as stalled, even in the middle of a `send`."""
         if self._task is not None and not self._is_evicted:
             self._is_evicted = True
             self._task.cancel()
 
-    def close(self) -> None:
-        """Detach from the log. `run` does so by itself."""
-        self.stream.detach(self)
-
-    async def run(self, start: Callable[[], Awaitable[None]], deliver: Deliver, end: End | None = None) -> Reading:
-        """Call `start`, then hand everything from the cursor on to `deliver`, until the log ends or the client goes.
+    async def run(self, send: Send, start: Message, end: End | None = None) -> Reading:
+        """Send `start`, then everything from the cursor on, until the log ends or the client goes; then detach.
 
         `end` is called last, unless the client has stalled.
         """
-        self._deliver = deliver
-        try:
-            return await self.supervise(self._run(start, end))
-        finally:
-            self.close()
-            # It may lead back to the reader, which would then wait for the garbage collector.
-            del self._deliver
-
-    async def supervise(self, work: Awaitable[Reading]) -> Reading:
-        """Await `work`, which sends to the client, for as long as that takes something."""
         task = self._task = asyncio.current_task()
         assert task is not None
         cancelling = task.cancelling()
-        self._begin_sending()
+        # A copy, because a context cannot be entered twice, and the task is within its own.
+        self._send, self._context = send, copy_context()
         try:
-            return await work
+            self._begin_sending()
+            await send(start)
+            self._sending_since = None
+            return await self._read(end)
         except asyncio.CancelledError:
             # As `asyncio.timeout` does, for which an eviction is too rare: a cancellation from elsewhere goes on.
             if not self._is_evicted or task.uncancel() > cancelling:
@@ -190,16 +194,16 @@ class Reader(Cursor):
             return Reading.STALLED
         finally:
             self._stop_timer()
+            self.stream.detach(self)
+            # They may lead back to the reader, which would then wait for the garbage collector.
+            del self._send, self._context
             self._task = None
 
-    async def _run(self, start: Callable[[], Awaitable[None]], end: End | None) -> Reading:
-        self._run_inline = InlineRunner().run
-        await start()
-        self._sending_since = None
+    async def _read(self, end: End | None) -> Reading:
         try:
             return await self._read_on(end)
         except asyncio.CancelledError as exc:
-            # In the middle of a delivery it is unknown what the client has, so only an idle reading can continue.
+            # In the middle of a `send` it is unknown what the client has, so only an idle reading can continue.
             if self._is_evicted or not self._is_idle or not self._drain_on_cancel():
                 raise
             self.cancelled = exc
@@ -225,19 +229,22 @@ class Reader(Cursor):
 
     async def _follow(self) -> None:
         stream = self.stream
-        deliveries = 0
+        sends = 0
         while not self._left:
             try:
                 data = stream.read(self)
             except OffsetLost:
                 data = await stream.fetch_evicted(self)
             if data:
+                is_last = stream.is_final and self.offset + len(data) == stream.tail
+                # That is one write to the socket in place of two.
+                self.has_sent_end = is_last and ends_in_order(stream)
                 self._begin_sending()
-                await self._deliver(data)
+                await self._send({"type": "http.response.body", "body": data, "more_body": not self.has_sent_end})
                 self._sending_since = None
                 stream.advance(self, len(data))
-                deliveries += 1
-                if deliveries % YIELD_EVERY == 0:
+                sends += 1
+                if sends % YIELD_EVERY == 0:
                     # A replay whose socket never fills up would block the event loop.
                     await asyncio.sleep(0)
             elif stream.is_final:
@@ -257,8 +264,7 @@ class Reader(Cursor):
         except asyncio.CancelledError as exc:
             if self._rest is None:
                 raise
-            # The delivery has been begun on behalf of this task, so the cancellation belongs in it: where the task
-            # would be waiting.
+            # This task would be waiting in what was begun on its behalf, so the cancellation belongs there.
             self._rest.cancel(exc)
         finally:
             self._waiter = None
@@ -271,26 +277,23 @@ class Reader(Cursor):
 
     def _begin_sending(self) -> None:
         self._sending_since = monotonic()
-        # One timer serves many deliveries, because setting a timer for each would cost more than the delivery.
-        if not self._is_timed:
-            self._is_timed = True
+        # One timer serves many messages, because setting a timer for each would cost more than to send it.
+        if self._checks_in is None:
+            self._checks_in = self._stall_timeout
             self._timers.start(self._stall_timeout, self._check_progress)
 
     def _stop_timer(self) -> None:
-        if self._is_timed:
-            self._is_timed = False
-            self._timers.cancel(self._stall_timeout, self._check_progress)
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+        if self._checks_in is not None:
+            self._timers.cancel(self._checks_in, self._check_progress)
+            self._checks_in = None
 
     def _check_progress(self) -> None:
         """Give up on a client that has taken nothing for too long; look again if it is being sent something."""
-        self._is_timed, self._timer = False, None
+        self._checks_in = None
         if self._sending_since is not None:
             left = self._sending_since + self._stall_timeout - monotonic()
             if left <= 0:
                 self.evict()
             else:
-                self._is_timed = True
-                self._timer = asyncio.get_running_loop().call_later(left, self._check_progress)
+                self._checks_in = left
+                self._timers.start(left, self._check_progress)

@@ -177,6 +177,11 @@ class WritableStream(Stream, Protocol):
         """All bytes from the earliest offset on that this process holds."""
 
 
+def ends_in_order(stream: StreamInfo) -> bool:
+    """Whether a stream that is over ends like any other body: events say by themselves how their stream ended."""
+    return stream.status is ResumableStatus.COMPLETED or stream.head.is_event_stream
+
+
 def stream_item(stream: StreamInfo) -> ResumableStreamItem:
     """A stream as a lookup shows it."""
     return ResumableStreamItem(

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from fastapi_resumable._core.ids import EPOCH_BYTES, StreamKey, format_epoch
 from fastapi_resumable._core.lifecycle import OnConflict
 from fastapi_resumable._core.sse import events
-from fastapi_resumable._stream.reader import Reader, Reading
+from fastapi_resumable._stream.reader import Message, Reader, Reading
 from fastapi_resumable._stream.stream import Head, Stream, WritableStream
 from fastapi_resumable._stream.timers import SharedTimers
 from fastapi_resumable.models import ResumableStatus
@@ -120,16 +120,13 @@ class Follower:
         """What it waits for before it takes anything."""
         self._reader = Reader(stream, offset, timers=SharedTimers(), stall_timeout=60.0, drain_on_cancel=lambda: False)
         self._grown = asyncio.Event()
-        self._task = asyncio.ensure_future(self._reader.run(self._start, self._deliver))
+        self._task = asyncio.ensure_future(self._reader.run(self._send, {}))
         self._task.add_done_callback(lambda _: self._grown.set())
 
-    async def _start(self) -> None:
-        pass
-
-    async def _deliver(self, data: bytes) -> None:
-        if self.pace is not None:
+    async def _send(self, message: Message) -> None:
+        if message and self.pace is not None:
             await self.pace.wait()
-        self.data += data
+        self.data += message.get("body", b"")
         self._grown.set()
 
     async def reach(self, size: int) -> bytes:

@@ -146,15 +146,13 @@ async def test_a_shutdown_interrupts_what_is_live_and_lets_stuck_readers_go(capl
         running.set()
         await asyncio.Event().wait()
 
-    async def nothing() -> None:
-        return None
-
-    async def stuck(data: bytes) -> None:
-        await asyncio.Event().wait()
+    async def stuck(message: dict) -> None:
+        if message:
+            await asyncio.Event().wait()
 
     producer.start(application)
     await bounded(running.wait())
-    reading = asyncio.ensure_future(readers[0].run(nothing, stuck))
+    reading = asyncio.ensure_future(readers[0].run(stuck, {}))
     idle = manager.reader(readers[0].stream, 3)
     shutdown = asyncio.ensure_future(manager.shutdown())
     await bounded(producer.done())
@@ -176,14 +174,11 @@ async def test_a_timeout_of_the_deliverers_own_is_not_taken_for_a_stall():
     readers = []
     await producer.begin(HEAD, lambda stream: readers.append(manager.reader(stream, 0)))
 
-    async def timing_out() -> None:
+    async def timing_out(message: dict) -> None:
         raise TimeoutError("of the server's own")
 
-    async def never(data: bytes) -> None:
-        raise AssertionError
-
     with pytest.raises(TimeoutError, match="of the server's own"):
-        await bounded(readers[0].run(timing_out, never))
+        await bounded(readers[0].run(timing_out, {}))
     manager.dismiss(readers[0])
     readers[0].evict()
     await manager.release(producer)
@@ -196,10 +191,10 @@ async def test_a_reader_that_is_cancelled_outside_a_shutdown_just_ends():
     readers = []
     await producer.begin(HEAD, lambda stream: readers.append(manager.reader(stream, 0)))
 
-    async def nothing(data: bytes = b"") -> None:
+    async def nothing(message: dict) -> None:
         return None
 
-    reading = asyncio.ensure_future(readers[0].run(nothing, nothing))
+    reading = asyncio.ensure_future(readers[0].run(nothing, {}))
     for _ in range(5):
         await asyncio.sleep(0)
     reading.cancel()

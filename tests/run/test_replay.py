@@ -6,7 +6,7 @@ import pytest
 
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._run.manager import StreamManager
-from fastapi_resumable._run.replay import ReplayResponse, Serving, StreamBroken
+from fastapi_resumable._run.replay import ReplayResponse, StreamBroken, serve
 from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.stream import Budget, Head, Limits, WritableStream
 from fastapi_resumable.models import ResumableStatus
@@ -44,7 +44,7 @@ async def served(media_type: bytes) -> list[dict]:
         await asyncio.Event().wait()
 
     try:
-        await Serving(manager.reader(stream, 0), manager, [], {"headers": []}, send).run(never)
+        await serve(manager.reader(stream, 0), manager, [], {"headers": []}, send, never)
     finally:
         assert not manager._readers
     return sent

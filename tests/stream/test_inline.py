@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import anyio
 import pytest
 
-from fastapi_resumable._stream.inline import InlineRunner, Suspended
+from fastapi_resumable._stream.inline import Suspended
+from fastapi_resumable._stream.reader import run_inline
 from tests.support.asgi import until
 
 variable: ContextVar[str] = ContextVar("variable", default="unset")
@@ -27,17 +28,21 @@ class Sleeper:
 
     async def _run(self) -> None:
         variable.set("of the sleeper")
-        self.runner = InlineRunner()
+        self.context = copy_context()
         self.woken = asyncio.get_running_loop().create_future()
         self.ready.set()
         rest = await self.woken
         if rest is not None:
             await rest
 
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> Suspended | None:
+        """Do a step of a coroutine in its name."""
+        return run_inline(self.task, self.context, coroutine)
+
     async def step(self) -> Suspended | None:
         """Do a step of the work, and wake the sleeper with what is left."""
         await self.ready.wait()
-        rest = self.runner.run(self.work())
+        rest = self.run(self.work())
         self.woken.set_result(rest)
         return rest
 
@@ -89,7 +94,7 @@ async def test_a_step_can_be_done_where_no_task_runs():
 
     def callback() -> None:
         seen.append(asyncio.current_task())
-        sleeper.runner.run(work())
+        sleeper.run(work())
         seen.append(asyncio.current_task())
         done.set()
 
@@ -110,7 +115,7 @@ async def test_a_step_within_a_step_returns_to_the_outer_one():
     second = Sleeper(inner)
 
     async def outer() -> None:
-        await_nothing = second.runner.run(inner())
+        await_nothing = second.run(inner())
         assert await_nothing is None
         seen.append(asyncio.current_task())
 
@@ -218,7 +223,7 @@ async def test_a_cancellation_that_came_before_the_task_took_over_is_not_lost():
 
     sleeper = Sleeper(work)
     await sleeper.ready.wait()
-    rest = sleeper.runner.run(work())
+    rest = sleeper.run(work())
     assert rest is not None
     error = asyncio.CancelledError()
     rest.cancel(error)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.fanout import Fanout
 from fastapi_resumable._stream.memory import MemoryStream
-from fastapi_resumable._stream.reader import Reader, Reading
+from fastapi_resumable._stream.reader import Message, Reader, Reading
 from fastapi_resumable._stream.stream import Budget, Head, Limits
 from fastapi_resumable._stream.timers import SharedTimers
 from fastapi_resumable.exceptions import StoreUnavailable
@@ -70,19 +70,19 @@ class Client:
         self.reader = Reader(
             stream, 0, timers=SharedTimers(), stall_timeout=stall_timeout, drain_on_cancel=drain_on_cancel
         )
-        self.task = asyncio.create_task(self.reader.run(self._start, self._take))
+        self.task = asyncio.create_task(self.reader.run(self._send, {}))
 
-    async def _start(self) -> None:
-        pass
-
-    async def _take(self, data: bytes) -> None:
+    async def _send(self, message: Message) -> None:
+        if not message:
+            # The head of the response.
+            return
         self.tasks.append(asyncio.current_task())
         self.on_take()
         if self.gate is not None:
             await self.gate.wait()
         if self.failure is not None:
             raise self.failure
-        self.taken.append(data)
+        self.taken.append(message["body"])
 
 
 @asynccontextmanager
