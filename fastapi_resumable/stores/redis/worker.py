@@ -238,10 +238,8 @@ class RedisWorker:
         except StoreUnavailable:
             self.queue.run_later(*calls)
 
-    async def subscribe(
-        self, owner: str | None, ids: Sequence[str], notify: Notify, *, is_urgent: bool = False
-    ) -> Callable[[], None]:
-        """Call `notify` with changes, from everywhere, until what is returned is called. All are urgent here."""
+    async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
+        """Call `notify` with changes, from everywhere, until what is returned is called."""
         # Changes are read only while something here watches: they are those of all workers.
         if not self._watchers:
             await self._follow_changes()

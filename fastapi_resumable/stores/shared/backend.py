@@ -16,7 +16,7 @@ from ..base import Reservation
 from ..watchers import Notify
 from .local import LocalStream
 from .outage import UNAVAILABLE
-from .queue import WriteQueue
+from .queue import Source, WriteQueue
 from .remote import RemoteStream
 from .writes import KeyState, RemoteState, StreamBackend
 
@@ -64,13 +64,11 @@ class SharedWorker(Protocol):
     async def register(self) -> None:
         """Make the worker known to others, and begin to listen to them."""
 
-    async def subscribe(
-        self, owner: str | None, ids: Sequence[str], notify: Notify, *, is_urgent: bool = False
-    ) -> Callable[[], None]:
+    async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
         """Call `notify` with each change from now on, until what is returned is called."""
 
 
-class SharedBackend(StreamBackend, ABC):
+class SharedBackend(StreamBackend, Source[Any], ABC):
     """The backend of a store on one event loop. What the store asks of it may raise `StoreUnavailable`."""
 
     worker: SharedWorker

@@ -119,7 +119,7 @@ class SharedStore(ABC):
             return state
         changed = asyncio.Event()
         # Subscribed before the second look, so that no change is missed in between.
-        unsubscribe = await backend.worker.subscribe(key.owner, [key.id], lambda _: changed.set(), is_urgent=True)
+        unsubscribe = await backend.worker.subscribe(key.owner, [key.id], lambda _: changed.set())
         deadline = float("inf") if timeout is None else backend.loop.time() + timeout
         try:
             while not is_over(state := await backend.state(key)):

@@ -1,7 +1,6 @@
 """What a `SqliteStore` has on one event loop: what requests and streams ask of the file, as jobs for its threads."""
 
-import asyncio
-import time
+import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,15 +14,12 @@ from ..shared.backend import Answer, SharedBackend
 from ..shared.local import LocalStream
 from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Ended, Gap, KeyState, Page, Restore
-from .log import UNREAD, Append, Piece, read_page
+from .log import UNREAD, read_page
 from .rows import read_states
-from .threads import File
+from .threads import File, Job
 from .transactions import Transactions
 from .worker import SqliteWorker
-from .writer import Job
-
-REPORT = 8.0
-"""Seconds between reports of where the readers here are, so that none expires."""
+from .writer import Append
 
 
 class SqliteBackend(SharedBackend):
@@ -34,13 +30,9 @@ class SqliteBackend(SharedBackend):
     def __init__(self, file: File, limits: Limits, *, degrade: bool) -> None:
         super().__init__(limits, degrade=degrade)
         self.worker = SqliteWorker(file, limits, self)
-        self._timeout = file.timeout
-        self._next_report: asyncio.TimerHandle | None = None
 
     async def aclose(self) -> None:
         """Write what is left, and end."""
-        if self._next_report is not None:
-            self._next_report.cancel()
         await self.worker.aclose()
         await super().aclose()
 
@@ -105,10 +97,16 @@ class SqliteBackend(SharedBackend):
         return await self._states(owner, ids, with_variants=True)
 
     async def _states(self, owner: str | None, ids: Sequence[str], *, with_variants: bool = False) -> list[KeyState]:
-        return await self.worker.read(
-            lambda connection: read_states(connection, owner, ids, with_variants=with_variants),
-            lambda states: {worker for state in states for worker in state.workers},
-        )
+        def look(connection: sqlite3.Connection) -> tuple[list[KeyState], list[str]]:
+            states = read_states(connection, owner, ids, with_variants=with_variants)
+            return states, self.worker.lock.find_dead({worker for state in states for worker in state.workers})
+
+        while True:
+            states, dead = await self.worker.reader.run(look)
+            if not dead:
+                return list(states)
+            # What was found is no longer true then, so it is read again.
+            await self.worker.reap(dead)
 
     # What streams ask for.
 
@@ -121,7 +119,8 @@ class SqliteBackend(SharedBackend):
     async def slowest_reader(self, stream: LocalStream) -> float:
         """Where the slowest reader on another worker is."""
         # Asked before the next look begins, so that a report in between is not missed.
-        self.worker.await_room(stream)
+        self.worker.reader.waiting.add(stream)
+        self.worker.reader.expect_news()
         slowest: float = await self.worker.writer.run(
             lambda transactions: transactions.logs.slowest_reader(stream.epoch)
         )
@@ -130,9 +129,8 @@ class SqliteBackend(SharedBackend):
     def forget(self, stream: LocalStream) -> None:
         """Write no more of a stream."""
         super().forget(stream)
-        self.worker.waiting.discard(stream)
-        self.worker.plan_clean_up(time.time() + UNREAD)
-        self.worker.note_interest()
+        self.worker.reader.waiting.discard(stream)
+        self.worker.plan_clean_up(UNREAD)
 
     def ensure_ended(self, stream: LocalStream) -> None:
         """Make sure that the stream does not stay live in the file."""
@@ -145,26 +143,8 @@ class SqliteBackend(SharedBackend):
     def follow(self, stream: RemoteStream) -> None:
         """Read what is added to a stream."""
         super().follow(stream)
+        self.worker.reader.expect_news()
         self.worker.reader.look_now()
-        self.worker.note_interest()
-        if self._next_report is None:
-            self._report_later()
-
-    def _report_later(self) -> None:
-        self._next_report = self.loop.call_later(REPORT, self._report_all)
-
-    def _report_all(self) -> None:
-        for stream in self.streams.followed.values():
-            stream.report()
-        if self.streams.followed:
-            self._report_later()
-        else:
-            self._next_report = None
-
-    def unfollow(self, stream: RemoteStream) -> None:
-        """Stop that."""
-        super().unfollow(stream)
-        self.worker.note_interest()
 
     # What the write queue asks for.
 
@@ -196,25 +176,3 @@ class SqliteBackend(SharedBackend):
                 self._apply(reply)
                 reply = Gap(0) if reply.verdict is Verdict.BEGUN else Ended()
             stream.take_reply(reply)
-
-    # What the worker hears.
-
-    def on_news(self, piece: Piece) -> None:
-        """Pass on what was added to a stream, and how it ended."""
-        if (stream := self.streams.followed.get(piece.epoch)) is None:
-            return
-        if piece.is_missing and stream.missing_since is None:
-            # Its worker puts back what a loss of the file has taken, if it lives.
-            stream.missing_since = time.monotonic()
-            self.loop.call_later(self._timeout, self._fail_if_missing, piece.epoch, stream.missing_since)
-        elif not piece.is_missing:
-            stream.missing_since = None
-        if piece.data:
-            stream.take(piece.start, piece.data)
-        if piece.status is not None:
-            stream.finish(piece.tail, piece.status, piece.completed_at)
-
-    def _fail_if_missing(self, epoch: str, since: float) -> None:
-        stream = self.streams.followed.get(epoch)
-        if stream is not None and stream.missing_since == since:
-            stream.fail(StoreUnavailable("The store has lost the stream. Start it again."))

@@ -4,19 +4,18 @@ import json
 import math
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from time import monotonic
 from typing import NamedTuple
 
-from ..._core.ids import StreamKey
+from ..._core.lifecycle import REMEMBERED
 from ..._stream.stream import Limits
 from ...exceptions import OffsetLost
 from ...models import ResumableStatus
-from ..shared.writes import Page, Write
+from ..shared.writes import Page
 
 READER = 20.0
 """Seconds for which a reader on another worker holds a producer without being heard of again."""
-TOGETHER = 64
-"""How many rows one statement adds."""
 MOST_ROWS = 2048
 """How many rows of one log are read at once, at most."""
 PAGE_SIZE = 256 * 1024
@@ -25,10 +24,14 @@ CHANGES_KEPT = 60.0
 """Seconds for which a change can be read by other workers."""
 UNREAD = 5.0
 """Seconds after which the log of a stopped or replaced stream goes, unless a reader is known to follow it."""
+CLEAN_UP = 5.0
+"""The fewest seconds between clean-ups, unless one had to leave something to the next."""
+STEP = 0.02
+"""Seconds for which a clean-up goes on at most, as no worker can write meanwhile."""
+PAUSE = 0.1
+"""Seconds after which the next one goes on then."""
 VACUUM_FROM = 256
 """How many pages may lie free before the file is made smaller."""
-VACUUM = 1024
-"""How many pages are given back at once: for so long, no other worker can write."""
 
 TAIL = "coalesce((SELECT end FROM chunks WHERE stream = s.stream ORDER BY end DESC LIMIT 1), s.earliest)"
 # What can be many rows is put together by SQLite, and comes as one: with each row, a statement gives the interpreter
@@ -44,13 +47,6 @@ SELECT f.key, s.status, s.code, s.expires_at IS NOT NULL, s.completed_at, {TAIL}
 FROM json_each(?) AS f LEFT JOIN streams AS s ON s.epoch = f.key
 WHERE s.stream IS NULL OR s.expires_at IS NOT NULL
     OR EXISTS (SELECT 1 FROM chunks WHERE stream = s.stream AND end > f.value)
-"""  # noqa: S608  # no input
-
-
-_APPEND = f"""
-INSERT INTO chunks WITH w (epoch, first, last, data) AS (VALUES %s)
-SELECT s.stream, w.last, w.data FROM w CROSS JOIN streams AS s ON s.epoch = w.epoch
-WHERE s.status = 'in_progress' AND s.gone = '' AND s.mid_event = 0 AND {TAIL} = w.first
 """  # noqa: S608  # no input
 
 
@@ -105,35 +101,6 @@ def read_page(connection: sqlite3.Connection, epoch: str, offset: int) -> Page:
     return Page(b"")
 
 
-class Append(NamedTuple):
-    """What one stream has to write."""
-
-    key: StreamKey
-    epoch: str
-    write: Write
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing but some bytes has to be written."""
-        write = self.write
-        return bool(write.data) and not (write.ending or write.earliest or write.is_mid_event or write.may_fill)
-
-
-def append_plainly(connection: sqlite3.Connection, appends: Sequence[Append]) -> bool:
-    """Write what is plain, where the file is as expected; return whether everything was written.
-
-    Each statement is a transaction of its own, which takes the lock of the file and gives it back without needing the
-    interpreter in between. So what is written most often hardly ever keeps others waiting, not even if this process is
-    stopped.
-    """
-    written = 0
-    for start in range(0, len(appends), TOGETHER):
-        some = appends[start : start + TOGETHER]
-        values = [value for each in some for value in (each.epoch, each.write.first, each.write.last, each.write.data)]
-        written += connection.execute(_APPEND % ", ".join(["(?, ?, ?, ?)"] * len(some)), values).rowcount
-    return written == len(appends)
-
-
 class Logs:
     """All logs: how far they and their readers are, and how much room they take; within a transaction."""
 
@@ -169,30 +136,34 @@ class Logs:
 
     # Room.
 
-    def take(self, appends: Sequence[Append]) -> bool:
-        """Note that streams grow; return whether it is time to `shrink`."""
-        self._unchecked += sum(len(append.write.data) for append in appends)
+    def grow(self, size: int) -> bool:
+        """Note that streams have grown; return whether it is time to `shrink`."""
+        self._unchecked += size
         return self._unchecked >= min(1024 * 1024, self._limits.max_total_bytes // 64)
 
     def shrink(self) -> bool:
-        """Let finished streams expire early, those first that are gone, until there is room; whether there is."""
+        """Delete what nobody reads any more, and finished streams before their time, until there is room; whether."""
         self._unchecked = 0
-        while self._used() >= self._limits.max_total_bytes:
+        if self._has_room():
+            return True
+        self._delete_unread(time.time())
+        while not self._has_room():
+            # In the order of their index. What is known of those that are gone is still needed.
             oldest = self._execute(
-                "SELECT stream FROM streams WHERE expires_at IS NOT NULL ORDER BY gone = '', expires_at LIMIT 1"
+                "SELECT stream FROM streams WHERE expires_at IS NOT NULL AND gone = '' ORDER BY expires_at LIMIT 1"
             ).fetchone()
             if oldest is None:
                 return False
             self.delete(oldest[0])
         return True
 
-    def _used(self) -> int:
+    def _has_room(self) -> bool:
         # What an empty file takes is not counted.
         (used,) = self._execute(
             "SELECT (page_count - freelist_count - (SELECT count(*) + 3 FROM sqlite_master WHERE rootpage > 0)) "
             "* page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
         ).fetchone()
-        return int(used)
+        return bool(used < self._limits.max_total_bytes)
 
     def delete(self, stream: int) -> None:
         """Delete an epoch and its log."""
@@ -200,32 +171,46 @@ class Logs:
             self._execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))  # noqa: S608  # no input
 
     def clean_up(self) -> float | None:
-        """Delete what is past its time; return when there is more to delete."""
-        now = time.time()
-        for (stream,) in self._execute("SELECT stream FROM streams WHERE expires_at <= ? LIMIT 256", (now,)).fetchall():
-            self.delete(stream)
-        self._execute(
-            "DELETE FROM chunks WHERE stream IN (SELECT stream FROM streams WHERE gone <> '' AND status = 'cancelled' "
-            "AND expires_at IS NOT NULL AND completed_at <= ?) "
-            "AND stream NOT IN (SELECT stream FROM readers WHERE until > ?)",
-            (now - UNREAD, now),
-        )
+        """Delete what is past its time; return after how many seconds there is more to do, if there will be."""
+        begun, now = monotonic(), time.time()
+        expired = self._execute("SELECT stream FROM streams WHERE expires_at <= ? LIMIT 1000", (now,)).fetchall()
+        while expired and monotonic() - begun < STEP:
+            self.delete(expired.pop()[0])
         self._execute("DELETE FROM readers WHERE until <= ?", (now,))
-        self._execute("DELETE FROM changes WHERE at <= ?", (now - CHANGES_KEPT,))
+        self._execute(
+            "DELETE FROM changes "
+            "WHERE change < coalesce((SELECT change FROM changes WHERE at > ? ORDER BY change LIMIT 1), 9e18)",
+            (now - CHANGES_KEPT,),
+        )
+        self._delete_unread(now - UNREAD)
         self.shrink()
-        following, is_left = self._execute(
-            "SELECT (SELECT min(expires_at) FROM streams WHERE expires_at IS NOT NULL), "
-            "EXISTS (SELECT 1 FROM streams JOIN chunks USING (stream) WHERE gone <> '' AND status = 'cancelled')"
+        if expired or self._give_room_back(begun + STEP):
+            return PAUSE
+        following, is_unread = self._execute(
+            "SELECT min(expires_at), EXISTS (SELECT 1 FROM streams JOIN chunks USING (stream) WHERE expires_at <= ? "
+            "AND gone <> '') FROM streams WHERE expires_at IS NOT NULL",
+            (now + REMEMBERED,),
         ).fetchone()
-        return now + UNREAD if self._give_room_back() or is_left else following
+        if is_unread:
+            return UNREAD
+        return None if following is None else max(CLEAN_UP, following - now)
 
-    def _give_room_back(self) -> bool:
-        """Make the file smaller by a step, if much of it is free; return whether there is more to be done."""
+    def _delete_unread(self, since: float) -> None:
+        """Delete the logs of streams that are gone `since` then, and that are not read."""
+        self._execute(
+            "DELETE FROM chunks WHERE stream IN (SELECT stream FROM streams WHERE expires_at <= ? AND gone <> '') "
+            "AND stream NOT IN (SELECT stream FROM readers WHERE until > ?)",
+            (since + REMEMBERED, time.time()),
+        )
+
+    def _give_room_back(self, until: float) -> bool:
+        """Make the file smaller, if much of it is free, for as long as there is time; whether more is to be done."""
         (pages,) = self._execute("PRAGMA page_count").fetchone()
         (free,) = self._execute("PRAGMA freelist_count").fetchone()
         if free <= VACUUM_FROM or free * 4 <= pages:
             return False
-        for _ in range(min(free, VACUUM)):
+        while free > 0 and monotonic() < until:
             # Whichever number it is given, Python stops after the first page.
             self._execute("PRAGMA incremental_vacuum")
-        return bool(free > VACUUM)
+            free -= 1
+        return bool(free > VACUUM_FROM)

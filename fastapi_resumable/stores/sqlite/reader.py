@@ -3,26 +3,26 @@
 import logging
 import math
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
+from ..shared.backend import WorkerStreams
+from ..shared.local import LocalStream
+from ..watchers import Watchers
 from .lock import WorkerLock
 from .log import Piece, read_pieces
 from .rows import read_workers, text_of
-from .threads import File, FileThread
+from .threads import File, FileThread, Job, answer
 
 logger = logging.getLogger("fastapi_resumable")
 
 FAST = 0.004
-"""Seconds between looks at the file while readers here follow what another worker writes."""
-CALM = 0.25
-"""The same, once nothing has come for long; in between, it is one part in `PATIENCE` of the silence."""
+"""Seconds between looks at the file while something is expected of other workers."""
+CALM = 0.4
+"""The same, once nothing has come for long, and after a failure; in between, it is one part in `PATIENCE` of the
+silence."""
 PATIENCE = 50
-WATCHING = 0.2
-"""Seconds between looks while there are only watchers; and after a failure."""
-LIVE = 0.4
-"""Seconds between looks while there are only streams here that another worker could stop."""
 CHECK = 0.5
 """The fewest seconds between looks at whether the other workers are alive."""
 
@@ -45,10 +45,12 @@ class Found(NamedTuple):
     """Whether changes were missed, because this process stood still for so long, or the file is another."""
     dead: Sequence[str] = ()
     """Workers that have died."""
+    is_check: bool = False
+    """Whether it was time to look for these, and whether what is followed is still there."""
 
 
 class ReaderThread(FileThread):
-    """Reads the file, and looks at regular intervals for what others have changed, if there is an `interval`."""
+    """Reads the file, and looks for what others have changed, for as long as anything here could be concerned."""
 
     use = "read"
 
@@ -57,36 +59,38 @@ class ReaderThread(FileThread):
         file: File,
         on_up: Callable[[], object],
         lock: WorkerLock,
-        offsets: Callable[[], dict[str, int]],
+        streams: WorkerStreams,
         on_found: Callable[[Found], None],
         on_look_failed: Callable[[Exception], None],
     ) -> None:
-        """`offsets` says, in this thread, which streams are followed, and how far each was read."""
         super().__init__(file, on_up)
-        self._offsets = offsets
+        self.watchers = Watchers()
+        self.waiting: set[LocalStream] = set()
+        """Streams whose producers wait for readers on other workers: each change of the file may be what they need."""
+        self._streams = streams
         self._worker_lock = lock
         self._on_found = on_found
         self._on_look_failed = on_look_failed
-        self._interval: float | None = None
-        self._is_due = self._is_awaited = self._is_handed_over = False
-        self._changed_at = self._looked_at = self._checked_at = 0.0
-        self._has_failed = False
+        self._is_resting = self._is_due = self._is_handed_over = self._has_failed = False
+        self._expected_at = self._looked_at = self._checked_at = -math.inf
         self._version: int | None = None
         self._change: int | None = None
 
     # On the event loop.
 
-    def set_interval(self, interval: float | None) -> None:
-        """Look so often; `None`: not at all."""
-        if interval != self._interval:
-            self._interval = interval
-            self._changed_at = monotonic()
+    def note_need(self) -> None:
+        """Begin to look, if anything here could be concerned now."""
+        if self._is_resting:
             self.wake()
 
     def look_now(self) -> None:
-        """Look at once: this worker itself has changed something, or follows another stream."""
-        self._changed_at = monotonic()
+        """Look at once."""
         self._is_due = True
+        self.wake()
+
+    def expect_news(self) -> None:
+        """Look often from now on."""
+        self._expected_at = monotonic()
         self.wake()
 
     def note_taken(self, *, is_all: bool) -> None:
@@ -95,39 +99,35 @@ class ReaderThread(FileThread):
         if self._is_due or not is_all:
             self.look_now()
 
-    def await_change(self) -> None:
-        """Report the next change of the file, whatever it is."""
-        self._is_awaited = True
-
     # In the thread.
 
     def on_open(self, connection: sqlite3.Connection) -> None:
         """Nothing is known of a new connection's version."""
         self._version = None
 
-    def perform(self, jobs: Sequence[Callable[[sqlite3.Connection], Any]]) -> Sequence[Any]:
+    def work(self, connection: sqlite3.Connection, jobs: Sequence[Job]) -> Sequence[Any]:
         """Read what is asked for."""
-        results = super().perform(jobs)
+        results = [answer(job, connection) for job in jobs]
         # No byte is shown that a power cut could take back.
         self.sync()
         return results
 
     def tick(self) -> float | None:
-        """Look, if it is time to."""
+        """Look, if it is time to; return in how many seconds it is again."""
         if self._is_due or self._pause() <= 0:
             self._look()
+        # Said first: what comes between the question and the rest wakes the thread.
+        self._is_resting = True
         pause = self._pause()
-        return None if pause == math.inf else max(0.0, pause)
+        self._is_resting = pause == math.inf
+        return None if self._is_resting else max(0.0, pause)
 
     def _pause(self) -> float:
-        """In how many seconds it is time to look."""
-        if (interval := self._interval) is None:
+        streams = self._streams
+        if not (streams.followed or streams.local or streams.queued or self.watchers or self.waiting):
             return math.inf
         now = monotonic()
-        if self._has_failed:
-            interval = WATCHING
-        elif interval == FAST:
-            interval = min(CALM, max(FAST, (now - self._changed_at) / PATIENCE))
+        interval = CALM if self._has_failed else min(CALM, max(FAST, (now - self._expected_at) / PATIENCE))
         return self._looked_at + interval - now
 
     def _look(self) -> None:
@@ -140,17 +140,13 @@ class ReaderThread(FileThread):
             connection = self.open()
             # Costs microseconds, and changes only if another connection has changed the file.
             (version,) = connection.execute("PRAGMA data_version").fetchone()
-            if version != self._version or is_due:
+            if version != self._version or is_due or self._is_check_due():
                 found = self._find(connection)
                 self._version = version
                 if found.news:
-                    self._changed_at = self._looked_at
+                    self._expected_at = self._looked_at
                     self.sync()
                 self._hand_over(found)
-            if self._looked_at - self._checked_at >= CHECK:
-                self._checked_at = self._looked_at
-                self._worker_lock.keep()
-                self._hand_over(Found(dead=self._worker_lock.find_dead(read_workers(connection))))
             self._has_failed = False
         except Exception as exc:  # noqa: BLE001  # it counts as an outage, and passes
             self.reconnect_after(exc)
@@ -163,26 +159,26 @@ class ReaderThread(FileThread):
         self._hand_over(self._find(connection))
 
     def _hand_over(self, found: Found) -> None:
-        if any(found) or self._is_awaited:
-            self._is_awaited, self._is_handed_over = False, True
+        if any(found) or self.waiting:
+            self._is_handed_over = True
             self.call(self._on_found, found)
 
     def _find(self, connection: sqlite3.Connection) -> Found:
+        offsets = {epoch: stream.log.tail for epoch, stream in list(self._streams.followed.items())}
         # One snapshot for both: a change must not be seen without the bytes that came before it.
         connection.execute("BEGIN")
         try:
-            return Found(self._find_news(connection), *self._find_changes(connection))
+            found = Found(_read_news(connection, offsets), *self._find_changes(connection))
         finally:
             connection.execute("ROLLBACK")
+        if self._is_check_due():
+            self._checked_at = monotonic()
+            self._worker_lock.keep()
+            found = found._replace(dead=self._worker_lock.find_dead(read_workers(connection)), is_check=True)
+        return found
 
-    def _find_news(self, connection: sqlite3.Connection) -> list[Piece]:
-        if not (offsets := self._offsets()):
-            return []
-        try:
-            return read_pieces(connection, offsets)
-        except sqlite3.DatabaseError:
-            # One stream may be damaged: the others are not to suffer for it.
-            return [piece for one in offsets.items() for piece in _read_pieces_of(connection, *one)]
+    def _is_check_due(self) -> bool:
+        return monotonic() - self._checked_at >= CHECK
 
     def _find_changes(self, connection: sqlite3.Connection) -> tuple[list[Changed], bool]:
         # From SQLite's own counter, as the table may be empty: changes are deleted after a minute.
@@ -201,9 +197,15 @@ class ReaderThread(FileThread):
         return [Changed(text_of(owner), *about) for _, owner, *about in rows], has_gap
 
 
-def _read_pieces_of(connection: sqlite3.Connection, epoch: str, offset: int) -> list[Piece]:
+def _read_news(connection: sqlite3.Connection, offsets: Mapping[str, int]) -> list[Piece]:
+    if not offsets:
+        return []
     try:
-        return read_pieces(connection, {epoch: offset})
+        return read_pieces(connection, offsets)
     except sqlite3.DatabaseError as exc:
+        if len(offsets) > 1:
+            # One stream may be damaged: the others are not to suffer for it.
+            return [piece for one in offsets.items() for piece in _read_news(connection, dict([one]))]
+        (epoch,) = offsets
         logger.warning("stream of epoch %s cannot be read: %s", epoch, exc, extra={"epoch": epoch})
         return [Piece(epoch, is_missing=True)]

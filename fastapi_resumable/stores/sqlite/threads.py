@@ -10,6 +10,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count, islice
 from pathlib import Path
 from time import monotonic
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ...exceptions import ResumableError, StoreUnavailable
 from ..shared.outage import UNAVAILABLE, Outage
-from .files import UnusableFileError, connect
+from .files import UnusableFileError, connect, is_of_the_whole_file
 from .transactions import LacksEventError
 
 logger = logging.getLogger("fastapi_resumable")
@@ -30,7 +31,9 @@ CLOSING = 2.0
 ANSWERS = (ResumableError, LacksEventError)
 """What a job raises to answer, before it has changed anything: it is no failure of the file."""
 
-Call = tuple[Sequence[Any], asyncio.Future[list[Any]]]
+Job = Callable[[Any], Any]
+"""What a thread does: with the connection, or with the `Transactions` of the writer."""
+Call = tuple[Sequence[Job], asyncio.Future[list[Any]]]
 """Some jobs, and the future of their results."""
 
 
@@ -46,7 +49,7 @@ class File(NamedTuple):
 class FileThread:
     """A thread with a connection, which is opened when it is needed, and again after a failure.
 
-    A subclass says what is done in the thread: `perform`, `on_open` and `tick`.
+    A subclass says what is done in the thread: `work`, and perhaps `on_open` and `tick`.
     """
 
     use: str
@@ -74,7 +77,7 @@ class FileThread:
 
     # On the event loop.
 
-    async def run(self, job: Any) -> Any:
+    async def run(self, job: Job) -> Any:
         """Have a job done, again and again until it works; return its result.
 
         Raises:
@@ -85,7 +88,7 @@ class FileThread:
             raise result
         return result
 
-    async def run_all(self, jobs: Sequence[Any]) -> list[Any]:
+    async def run_all(self, jobs: Sequence[Job]) -> list[Any]:
         """Have some jobs done; exceptions that answer one, or by which it alone fails, are among the results.
 
         Raises:
@@ -105,7 +108,7 @@ class FileThread:
                 raise StoreUnavailable(UNAVAILABLE) from failures[0]
         raise StoreUnavailable("The store is closed.")
 
-    async def _try(self, jobs: Sequence[Any]) -> list[Any]:
+    async def _try(self, jobs: Sequence[Job]) -> list[Any]:
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         self._put((jobs, future))
         await asyncio.wait({future}, timeout=self.outage.attempt)
@@ -147,29 +150,29 @@ class FileThread:
             # still done.
             is_open = not (self._is_closed and self._calls.empty())
             if calls:
-                self._answer(calls)
+                results = iter(self._perform([job for jobs, _ in calls for job in jobs]))
+                self.call(_deliver, [(future, list(islice(results, len(jobs)))) for jobs, future in calls])
         self._close()
         self.call(self._ended.set_result, None)
 
     def _take(self) -> list[Call]:
         """Wait for calls, and take all that there are, except those whose callers wait no longer."""
         taken: list[Call | None] = []
-        try:
+        with suppress(queue.Empty):
             taken.append(self._calls.get(timeout=self.tick()))
             while len(taken) < BATCH:
                 taken.append(self._calls.get_nowait())
-        except queue.Empty:
-            pass
         return [call for call in taken if call is not None and not call[1].done()]
 
-    def _answer(self, calls: Sequence[Call]) -> None:
-        jobs = [job for some, _ in calls for job in some]
+    def _perform(self, jobs: Sequence[Job]) -> Sequence[Any]:
+        """Do some jobs together, and should that fail, each on its own; the result of each, or its exception."""
         try:
-            results = iter(self.perform(jobs))
+            return self.work(self.open(), jobs)
         except Exception as exc:  # noqa: BLE001  # it goes to the callers
             self.reconnect_after(exc)
-            results = iter([exc] * len(jobs))
-        self.call(_deliver, [(future, list(islice(results, len(some)))) for some, future in calls])
+            if len(jobs) == 1 or is_of_the_whole_file(exc):
+                return [exc] * len(jobs)
+        return [result for job in jobs for result in self._perform([job])]
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
         """Have the event loop call a function."""
@@ -179,21 +182,9 @@ class FileThread:
             # The loop has been closed, so nothing waits for it any more.
             self._is_closed = True
 
-    def perform(self, jobs: Sequence[Any]) -> Sequence[Any]:
-        """Do some jobs; return the result of each, an exception if it failed."""
-        return [self.attempt(job) for job in jobs]
-
-    def attempt(self, job: Any) -> Any:
-        """The result of one job, or its exception."""
-        try:
-            return self.do(job)
-        except Exception as exc:  # noqa: BLE001  # it goes to the caller
-            self.reconnect_after(exc)
-            return exc
-
-    def do(self, job: Any) -> Any:
-        """Do one job."""
-        return job(self.open())
+    def work(self, connection: sqlite3.Connection, jobs: Sequence[Job]) -> Sequence[Any]:
+        """Do some jobs; return the result of each."""
+        raise NotImplementedError
 
     def on_open(self, connection: sqlite3.Connection) -> None:
         """Make use of a new connection."""
@@ -255,6 +246,14 @@ class FileThread:
                 connection.close()
             except sqlite3.Error as exc:
                 logger.warning("%s was not closed in order: %s", self.file.path, exc)
+
+
+def answer(job: Job, given: object) -> Any:
+    """The result of a job, or what it raises as its answer."""
+    try:
+        return job(given)
+    except ANSWERS as exc:
+        return exc
 
 
 def _deliver(answers: Sequence[tuple[asyncio.Future[list[Any]], list[Any]]]) -> None:

@@ -17,10 +17,10 @@ from ..._stream.recording import end_event
 from ..._stream.stream import Head, Limits
 from ...exceptions import TooManyStreams, TooManyStreamsOfOwner
 from ...models import ResumableStatus
-from ..shared.writes import Ended, Gap, Missing, Reply, Restore, Written
+from ..shared.writes import Ended, Gap, Missing, Reply, Restore, Write, Written
 from .lock import WorkerLock
-from .log import Append, Logs
-from .rows import COLUMNS, STATE, Row, Rows, bindable, dump_headers, text_of, wanted
+from .log import Logs
+from .rows import COLUMNS, STATE, Row, Rows, bindable, dump_headers, read_workers, text_of, wanted
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -41,6 +41,7 @@ class Transactions:
         self.logs = Logs(connection, worker, limits)
         self.terminal: Mapping[str, bytes] = {}
         """Terminal events by code: the application makes them, and does so outside of a transaction."""
+        self._connection = connection
         self._execute = connection.execute
         self._worker = worker
         self._limits = limits
@@ -194,9 +195,8 @@ class Transactions:
 
     # Bytes.
 
-    def write(self, append: Append) -> Reply:
+    def write(self, key: StreamKey, epoch: str, write: Write) -> Reply:
         """Write what a stream has recorded, if it is still live."""
-        key, epoch, write = append
         state, ending = self._load(key), write.ending
         outcome = lifecycle.append(state.slot, epoch, write.first, write.last)
         if ending is not None and outcome.verdict in (Verdict.OK, Verdict.ENDED):
@@ -219,13 +219,18 @@ class Transactions:
                 (int(write.is_mid_event), earliest, row.stream),
             )
             self._execute("DELETE FROM chunks WHERE stream = ? AND end <= ?", (row.stream, earliest))
-        if self.logs.take([append]):
+        if self.logs.grow(len(write.data)):
             self.logs.shrink()
         if outcome.changes:
             self._apply(state, outcome)
         return Written(self.logs.slowest_reader(epoch)) if write.may_fill else Written()
 
     # Workers.
+
+    def clean_up(self) -> float | None:
+        """End what dead workers have left, and delete what is past its time; return after how many seconds to go on."""
+        self.reap(read_workers(self._connection))
+        return self.logs.clean_up()
 
     def leave(self) -> None:
         """Note that this worker goes; what it leaves is lost."""

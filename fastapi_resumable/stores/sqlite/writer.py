@@ -1,62 +1,98 @@
-"""The thread that writes: everything that has come in meanwhile goes into its next transaction."""
+"""The thread that writes."""
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ..shared.writes import Written
-from .files import is_of_the_whole_file
-from .log import Append, append_plainly
-from .threads import ANSWERS, File, FileThread
+from ..._core.ids import StreamKey
+from ..._stream.stream import Limits
+from ..shared.writes import Reply, Write, Written
+from .lock import WorkerLock
+from .log import TAIL
+from .threads import File, FileThread, Job, answer
 from .transactions import Transactions
 
-Job = Append | Callable[[Transactions], Any]
-"""What the thread does."""
+TOGETHER = 64
+"""How many logs one statement adds to."""
+
+_APPEND = f"""
+INSERT INTO chunks WITH w (epoch, first, last, data) AS (VALUES %s)
+SELECT s.stream, w.last, w.data FROM w CROSS JOIN streams AS s ON s.epoch = w.epoch
+WHERE s.status = 'in_progress' AND s.gone = '' AND s.mid_event = 0 AND {TAIL} = w.first
+"""  # noqa: S608  # no input
+
+
+@dataclass(slots=True)
+class Append:
+    """The job that writes what one stream has recorded."""
+
+    key: StreamKey
+    epoch: str
+    write: Write
+
+    def __call__(self, transactions: Transactions) -> Reply:
+        """Do it in a transaction."""
+        return transactions.write(self.key, self.epoch, self.write)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but some bytes has to be written."""
+        write = self.write
+        return bool(write.data) and not (write.ending or write.earliest or write.is_mid_event or write.may_fill)
+
+
+def append_plainly(connection: sqlite3.Connection, appends: Sequence[Append]) -> bool:
+    """Write what is plain, where the file is as expected; return whether everything was written.
+
+    Each statement is a transaction of its own, which takes the lock of the file and gives it back without needing the
+    interpreter in between. So what is written most often hardly ever keeps others waiting, not even if this process is
+    stopped.
+    """
+    written = 0
+    for start in range(0, len(appends), TOGETHER):
+        some = appends[start : start + TOGETHER]
+        values = [value for each in some for value in (each.epoch, each.write.first, each.write.last, each.write.data)]
+        written += connection.execute(_APPEND % ", ".join(["(?, ?, ?, ?)"] * len(some)), values).rowcount
+    return written == len(appends)
+
+
+def count_bytes(job: Job) -> int:
+    """How many bytes a job writes."""
+    return len(job.write.data) if isinstance(job, Append) else 0
 
 
 class WriterThread(FileThread):
-    """Changes the file."""
+    """Changes the file: everything that has come in meanwhile goes into its next transaction."""
 
     use = "written"
 
-    def __init__(
-        self, file: File, on_up: Callable[[], object], register: Callable[[sqlite3.Connection], Transactions]
-    ) -> None:
-        """`register` is called in the thread with each new connection."""
+    def __init__(self, file: File, on_up: Callable[[], object], worker: str, limits: Limits, lock: WorkerLock) -> None:
         super().__init__(file, on_up)
-        self._register = register
+        self._worker = worker
+        self._limits = limits
+        self._lock = lock
         self._transactions: Transactions | None = None
 
     def on_open(self, connection: sqlite3.Connection) -> None:
-        """Make the worker known to the file."""
-        self._transactions = self._register(connection)
+        """Begin with a file that has just been opened."""
+        self._lock.take()
+        self._transactions = Transactions(connection, self._worker, self._limits, self._lock)
 
-    def perform(self, jobs: Sequence[Job]) -> Sequence[Any]:
-        """Do all jobs in one transaction; should that fail because of one of them, each in one of its own."""
-        try:
-            return self._commit(jobs)
-        except Exception as exc:
-            if len(jobs) == 1 or is_of_the_whole_file(exc):
-                raise
-            self.reconnect_after(exc)
-        return [self.attempt(job) for job in jobs]
-
-    def do(self, job: Job) -> Any:
-        """Do one job in a transaction of its own."""
-        return self._commit([job])[0]
-
-    def _commit(self, jobs: Sequence[Job]) -> list[Any]:
-        connection, transactions = self.open(), self._transactions
+    def work(self, connection: sqlite3.Connection, jobs: Sequence[Job]) -> Sequence[Any]:
+        """Do all jobs in one transaction."""
+        transactions = self._transactions
         assert transactions is not None
         appends = [job for job in jobs if isinstance(job, Append) and job.is_plain]
-        if len(appends) == len(jobs) and not transactions.logs.take(appends) and append_plainly(connection, appends):
+        is_plain = len(appends) == len(jobs) and not transactions.logs.grow(sum(count_bytes(job) for job in jobs))
+        if is_plain and append_plainly(connection, appends):
             results: list[Any] = [Written()] * len(jobs)
         else:
             # Not `BEGIN`: a transaction that reads first fails to write (SQLITE_BUSY_SNAPSHOT) once another worker has
             # written in between.
             connection.execute("BEGIN IMMEDIATE")
             try:
-                results = [_do(job, transactions) for job in jobs]
+                results = [answer(job, transactions) for job in jobs]
                 connection.execute("COMMIT")
             except BaseException:
                 # Some errors, like a full disk, have rolled it back already.
@@ -66,15 +102,3 @@ class WriterThread(FileThread):
         # Before any reply: what is acknowledged is shown to readers.
         self.sync()
         return results
-
-
-def _do(job: Job, transactions: Transactions) -> Any:
-    try:
-        return transactions.write(job) if isinstance(job, Append) else job(transactions)
-    except ANSWERS as answer:
-        return answer
-
-
-def count_bytes(job: Job) -> int:
-    """How many bytes a job writes."""
-    return len(job.write.data) if isinstance(job, Append) else 0
