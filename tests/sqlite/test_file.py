@@ -136,6 +136,31 @@ def test_the_tables_can_be_read_with_any_tool(tmp_path: Path) -> None:
     assert not list((tmp_path / "streams.db-workers").iterdir())
 
 
+def test_a_link_to_the_file_is_the_file(tmp_path: Path) -> None:
+    """Workers that name it in two ways are workers of one file."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link.db").symlink_to(tmp_path / "data" / "streams.db")
+
+    async def main() -> None:
+        here, there = SqliteStore(tmp_path / "data" / "streams.db"), SqliteStore(f"sqlite:///{tmp_path}/link.db")
+        for store in (here, there):
+            store.configure(Limits())
+        stream = await begin(here)
+        async with following(await there.find(stream.key, 0)) as far:
+            await write(stream, b"data: 1\n\n")
+            await far.events(1)
+            await written(there, b"data: 2\n\n", key=StreamKey("ann", "other"))
+            [item] = await there.lookup("ann", ["chat"])
+            assert item.status is ResumableStatus.IN_PROGRESS
+            await complete(here, stream)
+            await far.end()
+        for store in (here, there):
+            await store.aclose()
+
+    asyncio.run(main())
+    assert {each.name for each in tmp_path.iterdir()} == {"data", "link.db"}
+
+
 def in_store(path: Path, count: int, **limits: Any) -> list[SqliteStore]:
     """Several workers on one file."""
     stores = [SqliteStore(path) for _ in range(count)]

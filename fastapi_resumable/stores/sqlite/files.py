@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from contextlib import closing, suppress
 from importlib import resources
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
@@ -48,7 +49,8 @@ def parse_path(path_or_url: object) -> tuple[Path, str]:
             synchronous = value
     if not path or path == ":memory:" or "\0" in path:
         raise ValueError(f"{path_or_url!r} names no file: {example}; or store='memory'.")
-    return Path(path).expanduser().absolute(), synchronous
+    # Without links: workers that name the file in two ways have to find each other's locks beside it.
+    return Path(path).expanduser().resolve(), synchronous
 
 
 def check_place(path: Path) -> None:
@@ -93,18 +95,16 @@ def connect(path: Path, busy: float) -> sqlite3.Connection:
         UnusableFileError: It belongs to something else, or to another version of this library.
         sqlite3.Error: It cannot be used now.
     """
-    # Without `isolation_level`, the `sqlite3` module begins no transactions of its own.
     if path.exists() and not os.access(path, os.W_OK):
         # SQLite would open it for reading, and until that is closed no connection of this process could write to it.
         raise OSError("the file is read-only")
+    # Without `isolation_level`, the `sqlite3` module begins no transactions of its own.
     connection = sqlite3.connect(path, timeout=busy, isolation_level=None, check_same_thread=False)
     try:
-        check_version(connection, path)
         # In WAL mode this syncs at checkpoints alone, which keeps the file sound. `FileThread.sync` makes the rest
         # durable.
         connection.execute("PRAGMA synchronous = NORMAL")
-        is_new = not _has_tables(connection)
-        if is_new:
+        if not (has_tables := check_version(connection, path)):
             # Before there is a table: afterwards it would need a `VACUUM` of the whole file. And not again, because it
             # takes the lock, and a file that somebody has locked can still be read.
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -112,28 +112,27 @@ def connect(path: Path, busy: float) -> sqlite3.Connection:
             raise UnusableFileError(f"{path}: SQLite cannot keep a write-ahead log there. Use a local disk.")
         # The log grows with the longest transaction, and SQLite would leave it that large.
         connection.execute(f"PRAGMA journal_size_limit = {4 * 1024 * 1024}")
-        if is_new:
-            connection.execute("BEGIN IMMEDIATE")
-            # Another worker may have been faster.
-            if not _has_tables(connection):
-                for statement in resources.files(__package__).joinpath("schema.sql").read_text("utf-8").split(";"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version = {VERSION}")
-            connection.execute("COMMIT")
-            check_version(connection, path)
+        if not has_tables:
+            _make_tables(connection, path)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _has_tables(connection: sqlite3.Connection) -> bool:
-    return bool(connection.execute("PRAGMA user_version").fetchone()[0])
+def _make_tables(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    # Another worker may have been faster.
+    if not _has_tables(connection, path):
+        for statement in resources.files(__package__).joinpath("schema.sql").read_text("utf-8").split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("COMMIT")
 
 
-def check_version(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file of something else, or of another version; one without tables is fine.
+def check_version(connection: sqlite3.Connection, path: Path) -> bool:
+    """Refuse a file of something else, or of another version; return whether it has its tables already.
 
     Raises:
         UnusableFileError: With a sentence that says what to do.
@@ -142,20 +141,23 @@ def check_version(connection: sqlite3.Connection, path: Path) -> None:
     # At one moment: another worker may be making the tables.
     connection.execute("BEGIN")
     try:
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return _has_tables(connection, path)
     finally:
         connection.execute("ROLLBACK")
-    if (application, version) == (APPLICATION_ID, VERSION):
-        return
-    if application == APPLICATION_ID:
+
+
+def _has_tables(connection: sqlite3.Connection, path: Path) -> bool:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application == APPLICATION_ID and version != VERSION:
         raise UnusableFileError(
             f"{path} was made by another version of fastapi-resumable (its tables have version {version}, this one "
             f"needs {VERSION}). Give the store a new file, or delete this one with its -wal and -shm files."
         )
-    if application or version or tables:
+    if application != APPLICATION_ID and (application or version or tables):
         raise UnusableFileError(f"{path} is a SQLite database of something else. Give the store a file of its own.")
+    return bool(application)
 
 
 def check_file(path: Path) -> None:
@@ -164,18 +166,13 @@ def check_file(path: Path) -> None:
     Raises:
         ValueError: It belongs to something else, or to another version of this library.
     """
-    if not path.exists():
-        return
-    try:
-        connection = sqlite3.connect(path, timeout=0.1, isolation_level=None)
-        try:
-            check_version(connection, path)
-        finally:
-            connection.close()
-    except UnusableFileError as exc:
-        raise ValueError(f"SqliteStore: {exc}") from None
-    except sqlite3.Error:
-        return
+    if path.exists():
+        # What may pass, like a lock, is for the first request to meet.
+        with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=0.1, isolation_level=None)) as connection:
+            try:
+                check_version(connection, path)
+            except UnusableFileError as exc:
+                raise ValueError(f"SqliteStore: {exc}") from None
 
 
 def is_of_the_whole_file(failure: BaseException) -> bool:

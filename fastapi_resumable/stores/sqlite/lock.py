@@ -38,15 +38,13 @@ class WorkerLock:
             OSError: The file cannot be made.
         """
         with self._guard:
-            if self._fd is not None:
-                if self._is_in_place(self._fd):
-                    return
+            if self._fd is None or not self._is_in_place(self._fd):
                 self.close()
-            self._directory.mkdir(exist_ok=True)
-            fd = os.open(self._directory / self._worker, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            # It is this worker's alone, except for a moment in which another one asks whether it is locked.
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            self._fd = fd
+                self._directory.mkdir(exist_ok=True)
+                fd = os.open(self._directory / self._worker, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                # It is this worker's alone, except for a moment in which another one asks whether it is locked.
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                self._fd = fd
 
     def _is_in_place(self, fd: int) -> bool:
         try:
@@ -63,14 +61,8 @@ class WorkerLock:
         if self._fd is not None:
             self.take()
 
-    def release(self) -> None:
-        """Give the lock back."""
-        if self._fd is not None:
-            self.remove(self._worker)
-            self.close()
-
     def close(self) -> None:
-        """Give this process' hold of the lock back; a process that it was forked from keeps its own."""
+        """Give the lock back; a process that this one was forked from keeps it."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)

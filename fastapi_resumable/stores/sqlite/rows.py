@@ -148,11 +148,6 @@ def wanted(slot: Slot, rows: dict[str, Row]) -> dict[str, tuple[Any, ...]]:
     return states
 
 
-def dump_headers(head: Head) -> str:
-    """Write headers as text."""
-    return json.dumps([[name.decode("latin-1"), value.decode("latin-1")] for name, value in head.headers])
-
-
 def bindable(text: str | None) -> str | bytes | None:
     """A text as SQLite takes it: as bytes, where it is no Unicode, because it has a lone surrogate."""
     if text is not None and not text.isascii():

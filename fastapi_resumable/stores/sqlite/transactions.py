@@ -3,6 +3,7 @@
 An answer that is raised leaves the transaction as it is: nothing has been written for it, or what may be written again.
 """
 
+import json
 import logging
 import os
 import sqlite3
@@ -20,7 +21,7 @@ from ...models import ResumableStatus
 from ..shared.writes import Ended, Gap, Missing, Reply, Restore, Write, Written
 from .lock import WorkerLock
 from .log import Logs
-from .rows import COLUMNS, STATE, Row, Rows, bindable, dump_headers, read_workers, text_of, wanted
+from .rows import COLUMNS, STATE, Row, Rows, bindable, read_workers, text_of, wanted
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -173,9 +174,10 @@ class Transactions:
         self._execute(query, columns)
 
     def _set_head(self, epoch: str, head: Head) -> None:
+        headers = json.dumps([[name.decode("latin-1"), value.decode("latin-1")] for name, value in head.headers])
         self._execute(
             "UPDATE streams SET status_code = ?, headers = ?, traceparent = ? WHERE epoch = ?",
-            (head.status_code, dump_headers(head), head.traceparent, epoch),
+            (head.status_code, headers, head.traceparent, epoch),
         )
 
     def _announce(self, state: Rows, change: Change) -> None:

@@ -90,7 +90,7 @@ class SqliteWorker:
         self.queue.close()
         await self.reader.aclose()
         await self.writer.aclose()
-        self.lock.release()
+        self.lock.close()
 
     # Transactions.
 
