@@ -95,6 +95,8 @@ class Exchange:
         """
         producer, recorder = self.producer, self.recorder
         if producer.stop_code is not None:
+            # Another worker has stopped it before this one had the store's answer.
+            await self.release()
             raise stopped_while_queued(producer.stop_code)
         self._send = send
         inner = inner_scope(scope)

@@ -709,6 +709,35 @@ async def test_a_store_that_finds_out_late_that_a_stream_was_stopped_is_heeded()
     assert (reply.status, reply.code) == (400, "cancelled")
 
 
+@pytest.mark.parametrize("face", ["decorator", "route class", "middleware"])
+async def test_a_request_that_is_stopped_before_its_store_has_answered_is_not_kept(face: str):
+    """Another worker may be quicker; a shutdown would wait for what is left over."""
+
+    class Slow(MemoryStore):
+        async def reserve(self, reservation, on_conflict):
+            stream = await super().reserve(reservation, on_conflict)
+            await self.stop(reservation.key, None)
+            return stream
+
+    app, resumable = make(store=Slow())
+
+    async def chat():
+        return events("one")
+
+    if face == "decorator":
+        app.post("/chat")(resumable.stream(chat))
+    elif face == "middleware":
+        app.post("/chat")(chat)
+        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    else:
+        app.router.route_class = resumable.route_class
+        app.post("/chat")(chat)
+    async with running(app) as client:
+        reply = await client.post("/chat", headers=ID)
+        assert (reply.status, reply.code) == (400, "cancelled")
+        assert not resumable.manager._producers
+
+
 async def test_a_request_that_is_cancelled_after_its_client_left_still_waits_for_its_producer():
     """Cancelled once or twice: the dependencies are closed when the generator is done."""
     app, resumable = make(shutdown_grace=30)
