@@ -148,3 +148,26 @@ async def test_whatever_an_await_of_a_task_raises_the_worker_goes_on(
         await here.aclose()
         await there.aclose()
         gc.collect()
+
+
+async def test_entries_that_are_dropped_before_they_are_read_are_no_failure(
+    redis_server: RedisServer, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Redis wakes the reader of a stream that was added to and trimmed at once, as a small log is, and has nothing."""
+    here, there = (RedisStore(redis_server.url, key_prefix=prefix) for _ in range(2))
+    for store in (here, there):
+        store.configure(Limits())
+    client = redis_server.client()
+    try:
+        await exercise(here, there)
+        for inbox in client.scan_iter(f"{prefix}*inbox*"):
+            with client.pipeline(transaction=True) as both:
+                both.xadd(inbox, {"kind": "dropped"}, id="18446744073709551-0")
+                both.xtrim(inbox, maxlen=0)
+                both.execute()
+        await exercise(here, there)
+    finally:
+        client.close()
+        await here.aclose()
+        await there.aclose()
+    assert [text for record in caplog.records if "follower" in (text := record.getMessage())] == []

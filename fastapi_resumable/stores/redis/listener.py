@@ -120,7 +120,8 @@ class _Group:
             self._read_at = monotonic()
             self._failures = 0
             for key, entries in reply:
-                if (place := self._places.get(key)) is not None:
+                # There is none if what was added was dropped again before this read got its turn.
+                if entries and (place := self._places.get(key)) is not None:
                     # Before the handler, so that an entry that it cannot handle does not come again.
                     self._places[key] = place._replace(last=entries[-1][0])
                     try:
