@@ -21,7 +21,7 @@ from .._run.body import RequestBody
 from .._run.exchange import Exchange, accepted, stopped_while_queued
 from .._run.headers import replay_path
 from .._run.manager import StreamManager
-from .._run.producer import Producer
+from .._run.producer import Producer, reserve
 from .._run.replay import counting_refusals, replay
 from .._stream.stream import Stream
 from ..exceptions import InvalidStreamId, StoreUnavailable, StreamPending
@@ -202,7 +202,7 @@ class Admission:
                 return await replay(manager, stream, None, last, service.locate(self.scope, key.id))
         idempotency_key = headers.get(b"idempotency-key")
         text = None if idempotency_key is None else idempotency_key.decode("latin-1")
-        start = manager.start(key, text)
+        start = reserve(manager, key, text)
         try:
             # Usually there is nothing to wait for but the store, so no need of tasks.
             may_wait = text is not None or settings.on_conflict == "attach"
@@ -225,7 +225,7 @@ class Admission:
         if isinstance(started, Producer):
             self.producer, delay = started, self._end_delay
             self.exchange = Exchange(
-                manager, started, self._body, self._send, location=location, end_delay=delay, respond_async=is_async
+                started, self._body, self._send, location=location, end_delay=delay, respond_async=is_async
             )
             return None
         if is_async:
@@ -244,7 +244,7 @@ class Admission:
                 started = working.result()
                 if isinstance(started, Producer):
                     with anyio.CancelScope(shield=True):
-                        await self.service.manager.release(started)
+                        await started.release()
             raise
         finally:
             working.cancel()

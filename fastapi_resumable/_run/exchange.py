@@ -20,7 +20,7 @@ from ..models import ResumableStreamItem
 from .body import RequestBody
 from .errors import unwrap
 from .headers import id_value, identify
-from .manager import StreamManager
+from .manager import LAST_MOMENT
 from .producer import Producer
 from .recorder import Recorder, inner_scope
 from .replay import QuietlyBroken, end_of_body, serve
@@ -46,7 +46,6 @@ class Exchange:
 
     def __init__(
         self,
-        manager: StreamManager,
         producer: Producer,
         body: RequestBody,
         send: Send,
@@ -60,14 +59,16 @@ class Exchange:
         With `respond_async` the client is answered 202 at the beginning, or when `pending_timeout` is over. The end of
         the body waits `end_delay` seconds for its application to return, in case it raises instead.
         """
-        self._manager = manager
+        self._manager = manager = producer.manager
         self.producer = producer
         self._body = body
         self._send = send
         self._location = location
-        self.recorder = Recorder(manager.around, producer, body, self, end_delay=end_delay)
+        self.recorder = Recorder(
+            producer, body, on_begin=self._read_from_start, pass_on=self._pass_on, end_delay=end_delay
+        )
         self._accepting = (
-            manager.spawn(self._accept(), name=f"resumable 202 {producer.key.id}") if respond_async else None
+            manager.tasks.spawn(self._accept(), name=f"resumable 202 {producer.key.id}") if respond_async else None
         )
 
     @property
@@ -154,7 +155,7 @@ class Exchange:
             self._manager.dismiss(self._reader)
         if self._accepting is not None:
             self._accepting.cancel()
-        await self._manager.release(self.producer)
+        await self.producer.release()
 
     def _note_cancellation(self, exc: asyncio.CancelledError) -> None:
         self.cancelled = exc
@@ -164,15 +165,25 @@ class Exchange:
         """Go on although the request is cancelled, with a bound: servers cancel requests when they shut down."""
         if not self._manager.skip_grace() and self._interrupting is None:
             # Some servers do so without a word to the application, and wait for the request then.
-            self._interrupting = self._manager.spawn(
-                self._manager.interrupt_late(self.producer, self._reader),
-                name=f"resumable interrupt {self.producer.key.id}",
-            )
+            name = f"resumable interrupt {self.producer.key.id}"
+            self._interrupting = self._manager.tasks.spawn(self._interrupt_late(self._reader), name=name)
         return True
+
+    async def _interrupt_late(self, reader: Reader | None) -> None:
+        """Give the stream its grace, all of it, and interrupt it then."""
+        settings = self._manager.settings
+        try:
+            async with asyncio.timeout(settings.shutdown_grace + settings.stop_grace):
+                await self.producer.done()
+        except TimeoutError:
+            await self.producer.interrupt()
+            if reader is not None:
+                await asyncio.sleep(LAST_MOMENT)
+                reader.evict()
 
     # What the client gets.
 
-    def begun(self, stream: Stream) -> None:
+    def _read_from_start(self, stream: Stream) -> None:
         """Attach the reader at the very beginning, so that nothing is dropped before the client has had it."""
         # A client that was answered 202, or a request that is cancelled, will not read: a reader would only hold the
         # producer back.
@@ -182,7 +193,7 @@ class Exchange:
             if is_measured:
                 self._manager.telemetry.read("first")
 
-    async def pass_on(self, message: Message) -> None:
+    async def _pass_on(self, message: Message) -> None:
         """Send a message of an answer that is no stream."""
         if not self.answered:
             await self._send(message)
@@ -192,7 +203,7 @@ class Exchange:
             # `wait` rather than `await`: a cancellation of the request must not cancel the answer that is being sent.
             await asyncio.wait({self._accepting})
             return
-        await self.recorder.settled()
+        await self.recorder.settled.wait()
         if self._reader is not None:
             stream = self._reader.stream
             headers = identify(self.recorder.headers, stream, self._location)
@@ -223,12 +234,12 @@ class Exchange:
     async def _accept(self) -> None:
         try:
             async with asyncio.timeout(self._manager.settings.pending_timeout):
-                await self.recorder.settled()
+                await self.recorder.settled.wait()
         except TimeoutError:
             pass
         stream = self.producer.stream
         # The application has answered without a stream, and that answer is passed on.
-        if stream is None and self.recorder.is_settled:
+        if stream is None and self.recorder.settled.is_set():
             return
         self.answered = True
         item = self.producer.reservation.item if stream is None else stream.item

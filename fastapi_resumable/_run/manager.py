@@ -5,20 +5,17 @@ Invariant: no task is without an owner, and `shutdown` leaves none behind but th
 
 import asyncio
 import logging
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from .._core.ids import EPOCH_BYTES, StreamKey, format_epoch
 from .._stream.reader import LAST_DELIVERY, Reader
 from .._stream.stream import Stream
 from .._stream.tasks import Tasks
+from .._stream.timers import SharedTimers
 from ..exceptions import ShuttingDown
-from ..models import ResumableStatus
 from ..settings import ResumableSettings
 from ..stores.base import Store
 from ..telemetry import Telemetry
 from .hooks import Hooks
-from .producer import Producer, Surroundings
 from .signals import TerminationWatch
 from .watch import Watch
 
@@ -27,20 +24,22 @@ logger = logging.getLogger("fastapi_resumable")
 LAST_MOMENT = 0.5
 """Seconds that a reader has to take the end of its stream when the server has cancelled its request."""
 
+Interrupt = Callable[[], Awaitable[None]]
+
 
 class StreamManager:
-    """Starts, follows, stops and retires streams on a store."""
+    """What all streams of one `Resumable` have in common, and what is live of them."""
 
     def __init__(self, store: Store, settings: ResumableSettings, telemetry: Telemetry | None = None) -> None:
         self.store = store
         self.settings = settings
         self.telemetry = telemetry or Telemetry()
-        tasks = Tasks()
-        self.spawn = tasks.spawn
-        self.hooks = Hooks(tasks)
-        self.around = Surroundings(store, settings, self.telemetry, tasks, self.hooks)
-        """What the producers have in common."""
-        self._producers: set[Producer] = set()
+        self.tasks = Tasks()
+        self.hooks = Hooks(self.tasks)
+        self.timers = SharedTimers()
+        self.closing = False
+        """Whether the server is about to exit; new streams are refused."""
+        self._producers: set[Interrupt] = set()
         self._readers: dict[Reader, Callable[[str | None], None] | None] = {}
         """With the callback that counts their leaving, if a telemetry provider is set."""
         self._watches: set[Watch] = set()
@@ -51,44 +50,19 @@ class StreamManager:
             self.begin_shutdown, lambda: bool(self._producers or self._readers or self._watches)
         )
 
-    @property
-    def closing(self) -> bool:
-        """Whether the server is about to exit; new streams are refused."""
-        return self.around.closing
+    # What is live.
 
-    # Starting and following.
-
-    async def start(self, key: StreamKey, idempotency_key: str | None) -> Producer | Stream:
-        """Reserve an id for a new stream; or return the stream that the request is to follow instead.
-
-        Raises:
-            StreamExists: The id is taken, and the rule is `reject`.
-            TooManyStreams: A limit is reached.
-            ShuttingDown: No new streams are taken.
-        """
-        producer = Producer(self.around, key, format_epoch(secrets.token_bytes(EPOCH_BYTES)), idempotency_key)
-        producer.reservation.pending_timeout = self.settings.pending_timeout
-        stream = await self.store.reserve(producer.reservation, self.settings.on_conflict)
-        if stream is not None:
-            return stream
-        # The shutdown may have begun while the store waited for another request.
-        if self.closing:
-            await self.store.release(producer.reservation)
-            raise ShuttingDown
-        self._producers.add(producer)
+    def add_producer(self, interrupt: Interrupt) -> None:
+        """Note that there is a producer, which `interrupt` ends if the server cannot wait for it any longer."""
+        self._producers.add(interrupt)
         # Not before it counts as live: while nothing does, nothing looks at the server. Where no lifespan runs, as in a
         # mounted application, this is the first call.
         self.termination.start()
-        return producer
 
-    async def release(self, producer: Producer) -> None:
+    def remove_producer(self, interrupt: Interrupt) -> None:
         """Note that a producer has ended, or will not start."""
-        self._producers.discard(producer)
+        self._producers.discard(interrupt)
         self._note_departure()
-        if producer.stream is None:
-            await self.store.release(producer.reservation)
-        # There is nothing left to stop, and nothing that leads back to the producer: it is freed with its request.
-        producer.reservation.on_stop = _noop
 
     def reader(
         self, stream: Stream, offset: int, drain_on_cancel: Callable[[], bool] | None = None, *, counted: bool = True
@@ -104,7 +78,7 @@ class StreamManager:
         """
         timeout = self.settings.stall_timeout
         drain = drain_on_cancel or self.skip_grace
-        reader = Reader(stream, offset, timers=self.around.timers, stall_timeout=timeout, drain_on_cancel=drain)
+        reader = Reader(stream, offset, timers=self.timers, stall_timeout=timeout, drain_on_cancel=drain)
         self._readers[reader] = self.telemetry.reader_attached() if counted else None
         self.termination.start()
         return reader
@@ -139,8 +113,8 @@ class StreamManager:
     def begin_shutdown(self) -> asyncio.Task[None]:
         """Refuse new streams and give live ones their grace; returns at once."""
         if self._shutdown is None:
-            self.around.closing = True
-            self._shutdown = self.spawn(self._shut_down(), name="resumable shutdown")
+            self.closing = True
+            self._shutdown = self.tasks.spawn(self._shut_down(), name="resumable shutdown")
         return self._shutdown
 
     async def shutdown(self) -> None:
@@ -155,8 +129,8 @@ class StreamManager:
         grace = min(self.settings.shutdown_grace, self.termination.server_timeout)
         await self._quiet(grace, lambda: self._grace_is_over or not (self._producers or self._readers))
         # A copy, because each that ends removes itself.
-        for producer in list(self._producers):
-            await self.interrupt(producer)
+        for interrupt in list(self._producers):
+            await interrupt()
         for watch in list(self._watches):
             watch.leave()
         # What is left then are readers of streams that live elsewhere, and clients that do not take the end.
@@ -179,22 +153,6 @@ class StreamManager:
         self._note_departure()
         return self.closing
 
-    async def interrupt_late(self, producer: Producer, reader: Reader | None) -> None:
-        """Give a live stream its grace, all of it, and interrupt it then."""
-        try:
-            async with asyncio.timeout(self.settings.shutdown_grace + self.settings.stop_grace):
-                await producer.done()
-        except TimeoutError:
-            await self.interrupt(producer)
-            if reader is not None:
-                await asyncio.sleep(LAST_MOMENT)
-                reader.evict()
-
-    async def interrupt(self, producer: Producer) -> None:
-        """End a live stream because the server cannot wait for it any longer."""
-        await producer.end(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
-        producer.stop("interrupted")
-
     async def _quiet(self, timeout: float, is_over: Callable[[], bool] = lambda: False) -> None:
         """Wait until no producer, no reader and no watch is left, for `timeout` seconds at most."""
         try:
@@ -213,9 +171,5 @@ class StreamManager:
 
     def reopen(self) -> None:
         """Take streams again: the application is started anew in the same process."""
-        self.around.closing = self._grace_is_over = False
+        self.closing = self._grace_is_over = False
         self._shutdown = None
-
-
-def _noop(_code: str) -> None:
-    """There is no producer any more that could be stopped, and no reference that keeps it alive."""

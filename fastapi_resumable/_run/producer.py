@@ -6,23 +6,22 @@ task ends, `_conclude` ends the stream.
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import Any
 
 import anyio
 
-from .._core.ids import StreamKey
-from .._stream.stream import Head, WritableStream
-from .._stream.tasks import Tasks
-from .._stream.timers import SharedTimers
+from .._core.ids import EPOCH_BYTES, StreamKey, format_epoch
+from .._stream.stream import Head, Stream, WritableStream
+from ..exceptions import ShuttingDown
 from ..models import ResumableStatus
-from ..settings import ResumableSettings
-from ..stores.base import Reservation, Store
-from ..telemetry import StreamTelemetry, Telemetry
+from ..stores.base import Reservation
+from ..telemetry import StreamTelemetry
 from .errors import StreamStopped, is_disconnect, release_frames
-from .hooks import FinishedStream, Hooks
+from .hooks import FinishedStream
+from .manager import StreamManager
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -30,18 +29,24 @@ HOOK_PATIENCE = 0.1
 """Seconds for which a request that is over waits for its hooks: an event loop that is closed next cancels them."""
 
 
-@dataclass(slots=True, eq=False)
-class Surroundings:
-    """What all producers of one `Resumable` have in common."""
+async def reserve(manager: StreamManager, key: StreamKey, idempotency_key: str | None) -> "Producer | Stream":
+    """Reserve an id for a new stream; or return the stream that the request is to follow instead.
 
-    store: Store
-    settings: ResumableSettings
-    telemetry: Telemetry
-    tasks: Tasks
-    hooks: Hooks
-    timers: SharedTimers = field(default_factory=SharedTimers)
-    closing: bool = False
-    """Whether the server is about to exit."""
+    Raises:
+        StreamExists: The id is taken, and the rule is `reject`.
+        TooManyStreams: A limit is reached.
+        ShuttingDown: No new streams are taken.
+    """
+    producer = Producer(manager, key, idempotency_key)
+    stream = await manager.store.reserve(producer.reservation, manager.settings.on_conflict)
+    if stream is not None:
+        return stream
+    # The shutdown may have begun while the store waited for another request.
+    if manager.closing:
+        await manager.store.release(producer.reservation)
+        raise ShuttingDown
+    manager.add_producer(producer.interrupt)
+    return producer
 
 
 class Producer:
@@ -59,14 +64,15 @@ class Producer:
     _task: asyncio.Task[None] | None = None
     _listeners = 0
     """How many tasks of the application wait for a disconnect."""
-    _idle: asyncio.TimerHandle | None = None
     _hooks: asyncio.Task[None] | None = None
     _is_finished = False
 
-    def __init__(self, around: Surroundings, key: StreamKey, epoch: str, idempotency_key: str | None) -> None:
-        self._around = around
+    def __init__(self, manager: StreamManager, key: StreamKey, idempotency_key: str | None) -> None:
+        self.manager = manager
         self.key = key
+        epoch = format_epoch(secrets.token_bytes(EPOCH_BYTES))
         self.reservation = Reservation(key, epoch, idempotency_key=idempotency_key, on_stop=self.stop)
+        self.reservation.pending_timeout = manager.settings.pending_timeout
         self.created = perf_counter()
         self.cancel_request: Callable[[], object] = _noop
         """Cancels the request while there is no task yet: it is still in its dependencies or its endpoint."""
@@ -84,7 +90,7 @@ class Producer:
     def start(self, application: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run the application in a task of its own, which no client can cancel."""
         self._scope = anyio.CancelScope()
-        self._task = self._around.tasks.spawn(self._run(application), name=f"resumable producer {self.key.id}")
+        self._task = self.manager.tasks.spawn(self._run(application), name=f"resumable producer {self.key.id}")
         # In a callback, because a task that is cancelled before its first step never enters its coroutine.
         self._task.add_done_callback(self._settle)
 
@@ -116,7 +122,7 @@ class Producer:
                 if error is not None and not is_disconnect(error):
                     what = "stream %r raised while it was being stopped"
                     logger.warning(what, self.key.id, exc_info=error, extra=self.fields)
-            elif is_torn_down or (error is None and self._around.closing):
+            elif is_torn_down or (error is None and self.manager.closing):
                 # The event loop is being closed; or the response is one that ends by itself when the server exits.
                 await self.end(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
             elif error is None:
@@ -130,14 +136,12 @@ class Producer:
             if self.stop_code is not None and error is not None:
                 # An application that was stopped may be kept alive by its traceback, and its generators with it.
                 release_frames(error)
-            if self.stream is None:
-                await self._around.store.release(self.reservation)
         if is_torn_down and error is not None:
             raise error
 
     def _settle(self, _task: object = None) -> None:
         self._over.set()
-        self._cancel_idle()
+        self.manager.timers.cancel(self._on_idle)
 
     @property
     def is_over(self) -> bool:
@@ -152,6 +156,14 @@ class Producer:
             # `wait`, so that neither a hook's error nor a cancellation of the request ends in the other.
             await asyncio.wait({self._hooks}, timeout=HOOK_PATIENCE)
 
+    async def release(self) -> None:
+        """Give back what is held, when the application has ended or will not run."""
+        self.manager.remove_producer(self.interrupt)
+        if self.stream is None:
+            await self.manager.store.release(self.reservation)
+        # There is nothing left to stop, and nothing that leads back to the producer: it is freed with its request.
+        self.reservation.on_stop = _noop
+
     # Recording.
 
     async def begin(self, head: Head, on_begin: Callable[[WritableStream], None]) -> None:
@@ -163,15 +175,15 @@ class Producer:
         """
         async with self._beginning:
             if self.stream is None:
-                stream = await self._around.store.begin(self.reservation, head)
+                stream = await self.manager.store.begin(self.reservation, head)
                 on_begin(stream)
                 # After `on_begin`: the reader is attached by then, so the first byte cannot be dropped before it.
                 self.stream = stream
                 self.last_write = monotonic()
                 if self.telemetry is not None:
                     self.telemetry.begun()
-                if self._around.settings.ping and head.is_event_stream:
-                    self._around.timers.start(self._around.settings.ping, self._on_idle)
+                if self.manager.settings.ping and head.is_event_stream:
+                    self.manager.timers.start(self.manager.settings.ping, self._on_idle)
 
     async def write(self, chunk: bytes) -> None:
         """Record a chunk; wait while the slowest attached reader is too far behind.
@@ -197,7 +209,7 @@ class Producer:
         if self.stream is not None and not self.stream.closed:
             # Before the store shows the end: then clients go, and the request's span is closed.
             self._measure_end(status)
-            await self._around.store.finish(self.stream, status, code, message)
+            await self.manager.store.finish(self.stream, status, code, message)
             self._on_end()
 
     async def fail(self, message: str) -> None:
@@ -210,27 +222,21 @@ class Producer:
 
     def _on_end(self) -> None:
         """Run the hooks, once, for a stream that its producer or the store has ended."""
-        self._cancel_idle()
+        self.manager.timers.cancel(self._on_idle)
         if self.stream is not None and not self._is_finished:
             self._is_finished = True
-            if self._around.hooks:
-                self._hooks = self._around.hooks.run(FinishedStream(self.stream))
+            if self.manager.hooks:
+                self._hooks = self.manager.hooks.run(FinishedStream(self.stream))
 
     def _on_idle(self) -> None:
         """Record a keep-alive if the application has been silent for long enough, and look again later."""
-        now, ping = monotonic(), self._around.settings.ping
+        now, ping = monotonic(), self.manager.settings.ping
         due = self.last_write + ping
         if due <= now:
             assert self.stream is not None
             self.stream.ping()
             due = now + ping
-        self._idle = asyncio.get_running_loop().call_later(due - now, self._on_idle)
-
-    def _cancel_idle(self) -> None:
-        self._around.timers.cancel(self._around.settings.ping, self._on_idle)
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
+        self.manager.timers.start(due - now, self._on_idle)
 
     # Stopping.
 
@@ -247,14 +253,19 @@ class Producer:
         if self._task is None:
             self.cancel_request()
         else:
-            self._around.tasks.spawn(self._wind_up(self._task, listens), name=f"resumable stop {self.key.id}")
+            self.manager.tasks.spawn(self._wind_up(self._task, listens), name=f"resumable stop {self.key.id}")
+
+    async def interrupt(self) -> None:
+        """End the stream because the server cannot wait for it any longer."""
+        await self.end(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
+        self.stop("interrupted")
 
     async def _wind_up(self, task: asyncio.Task[None], listens: bool) -> None:
         # An application that waits in `send` goes on to its own next `await` first: a generator that is cancelled there
         # closes itself, while one that waits for its caller would be left to the garbage collector.
         for _ in range(3):
             await asyncio.sleep(0)
-        grace = self._around.settings.stop_grace
+        grace = self.manager.settings.stop_grace
         if listens:
             # The application has just received the disconnect; a cancellation would interrupt its cleaning up.
             await asyncio.wait({task}, timeout=grace)
@@ -268,7 +279,7 @@ class Producer:
                 "the producer of stream %r ignores cancellation and was abandoned after %g s; "
                 "let CancelledError through, or check stream.stopped",
                 self.key.id,
-                self._around.settings.stop_grace,
+                self.manager.settings.stop_grace,
                 extra=self.fields,
             )
             self._settle()
@@ -282,5 +293,5 @@ class Producer:
             self._listeners -= 1
 
 
-def _noop() -> None:
-    """Nothing can be cancelled yet."""
+def _noop(_code: str = "") -> None:
+    """There is nothing to stop, yet or any more; and no reference that keeps a producer alive."""

@@ -1,10 +1,10 @@
 """What a recorded application is called with: a `receive` without a disconnect, a `send` that writes the log."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Scope
 
@@ -14,20 +14,10 @@ from ..models import ResumableStatus
 from .body import DISCONNECT, RequestBody
 from .errors import StreamStopped
 from .headers import RawHeaders, end_to_end, replayable
-from .producer import Producer, Surroundings
+from .producer import Producer
 
 MAX_DROPPED = 32
 """How many messages are dropped after a stop: one in each turn of the event loop, until the cancellation arrives."""
-
-
-class Client(Protocol):
-    """Who waits for the answer."""
-
-    def begun(self, stream: WritableStream) -> None:
-        """Take note that there is a stream, before anything is in it."""
-
-    async def pass_on(self, message: Message) -> None:
-        """Take a message of an answer that is no stream."""
 
 
 class Recorder:
@@ -43,62 +33,70 @@ class Recorder:
     _writes = 0
     _refused = 0
     _has_sent_all = False
-    _timer: tuple[float, Callable[[], None]] | None = None
+    """Whether the end waits for the application to return."""
 
     def __init__(
-        self, around: Surroundings, producer: Producer, body: RequestBody, client: Client, *, end_delay: float
+        self,
+        producer: Producer,
+        body: RequestBody,
+        *,
+        on_begin: Callable[[WritableStream], None],
+        pass_on: Callable[[Message], Awaitable[None]],
+        end_delay: float,
     ) -> None:
-        """The end of the body waits `end_delay` seconds for its application to return, in case it raises instead."""
-        self._around = around
-        self.producer = producer
+        """Record what an application sends.
+
+        Args:
+            producer: Its stream.
+            body: What it receives.
+            on_begin: Gets the stream, before anything is in it.
+            pass_on: Gets the messages of an answer that is no stream.
+            end_delay: How many seconds the end of the body waits for the application to return, in case it raises.
+        """
+        self._producer = producer
+        self._manager = producer.manager
         self._body = body
-        self._client: Client | None = client
+        self._on_begin: Callable[[WritableStream], None] | None = on_begin
+        self._pass_on: Callable[[Message], Awaitable[None]] | None = pass_on
         self._end_delay = end_delay
-        self._settled = asyncio.Event()
+        self.settled = asyncio.Event()
+        """Set when it is known whether there will be a stream."""
 
     @property
     def holds_head(self) -> bool:
         """Whether the application has begun to answer, and nothing of it was sent on."""
         return self._start is not None and not self.passing
 
-    async def settled(self) -> None:
-        """Wait until it is known whether there will be a stream."""
-        await self._settled.wait()
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether it is known if there will be a stream."""
-        return self._settled.is_set()
-
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application to its end."""
+        timers = self._manager.timers
         try:
             await app(scope, self.receive, self.send)
-            # The head or the end may have been waiting for its timer: the application has returned, so there is nothing
-            # to wait for.
-            self._cancel_timer()
             if self._has_sent_all:
+                # The application has returned, so there is nothing to wait for.
+                timers.cancel(self._end_late)
                 await self._end()
         finally:
-            self._cancel_timer()
+            timers.cancel(self._begin_late)
+            timers.cancel(self._end_late)
             # However the application ends, the exchange must not wait for a head that will never come.
-            self._settled.set()
+            self.settled.set()
 
     def release(self) -> None:
-        """Drop the reference to the request; messages of an application that outlives its request are ignored."""
-        self._client = None
+        """Drop what leads to the request; messages of an application that outlives its request are ignored."""
+        self._on_begin = self._pass_on = None
 
     async def receive(self) -> Message:
         """The request's body; then, once the stream is stopped, a disconnect."""
         # An application that answers without a stream is served as without us, and hears of its client's leaving.
         if self.passing:
             return await self._body.receive()
-        if self.producer.stop_code is None and self._body.is_exhausted:
-            await self.producer.disconnected()
-        elif self.producer.stop_code is None:
+        if self._producer.stop_code is None and self._body.is_exhausted:
+            await self._producer.disconnected()
+        elif self._producer.stop_code is None:
             # Both at once: the application waits for its body, and a stop must reach it there.
             message = asyncio.ensure_future(self._body.next())
-            stopped = asyncio.ensure_future(self.producer.disconnected())
+            stopped = asyncio.ensure_future(self._producer.disconnected())
             try:
                 await asyncio.wait({message, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 if message.done() and (received := message.result()) is not None:
@@ -121,7 +119,7 @@ class Recorder:
         if stream is None or not body or type(body) is not bytes or not stream.offer(body, now := monotonic()):
             await self._send_with_care(message)
             return
-        producer = self.producer
+        producer = self._producer
         producer.last_write = now
         # A generator that never awaits would keep the event loop from everything else.
         self._writes += 1
@@ -132,10 +130,10 @@ class Recorder:
 
     async def _send_with_care(self, message: Message) -> None:
         """Handle any message but a chunk that can be recorded at once."""
-        producer = self.producer
+        producer = self._producer
         if self.passing:
-            if self._client is not None:
-                await self._client.pass_on(message)
+            if self._pass_on is not None:
+                await self._pass_on(message)
             return
         if producer.stop_code is not None:
             await self._refuse()
@@ -171,61 +169,51 @@ class Recorder:
         for _ in range(5):
             # The cancellation, if it can come through here.
             await asyncio.sleep(0)
-        raise StreamStopped("the stream was stopped" + ("" if self.producer.stream else " before it began"))
+        raise StreamStopped("the stream was stopped" + ("" if self._producer.stream else " before it began"))
 
     async def _hold(self, start: Message) -> None:
         """Keep the head back until the first bytes come, so that an early exception can still change it."""
         if self._start is not None:
-            await self.producer.fail("The answer ended before it was complete.")
+            await self._producer.fail("The answer ended before it was complete.")
             raise RuntimeError("The application sent http.response.start twice.")
         self._start = start
         if 200 <= start["status"] < 300:
             self.headers = end_to_end(start.get("headers", ()))
-            self._set_timer(self._around.settings.head_timeout, self._begin_late)
+            self._manager.timers.start(self._manager.settings.head_timeout, self._begin_late)
             return
         self.passing = True
         # Before the head is sent: a client that has its error may ask again at once, and is not to find its own request
         # queued.
-        await self._around.store.release(self.producer.reservation)
-        self._settled.set()
+        await self._manager.store.release(self._producer.reservation)
+        self.settled.set()
         await self._send_with_care(start)
 
     async def _begin(self) -> None:
         assert self._start is not None
-        self._cancel_timer()
-        telemetry = self.producer.telemetry
+        self._manager.timers.cancel(self._begin_late)
+        telemetry = self._producer.telemetry
         traceparent = None if telemetry is None else telemetry.open_span()
         head = Head(self._start["status"], replayable(self.headers), traceparent)
         try:
-            await self.producer.begin(head, self._begun)
+            await self._producer.begin(head, self._on_begin or _ignore)
         except (StreamCancelled, StreamReplaced) as exc:
             raise StreamStopped("the stream was stopped before it began") from exc
-        self._settled.set()
-
-    def _begun(self, stream: WritableStream) -> None:
-        if self._client is not None:
-            self._client.begun(stream)
+        self.settled.set()
 
     async def _sent_all(self) -> None:
         if self._end_delay:
             # A framework that ends the body because the generator was cancelled is about to be cancelled here, too.
             await asyncio.sleep(0)
-        self._has_sent_all = True
-        if self._end_delay:
-            self._set_timer(self._end_delay, self._end_late)
+            self._has_sent_all = True
+            self._manager.timers.start(self._end_delay, self._end_late)
         else:
             await self._end()
 
     async def _end(self) -> None:
-        if self.producer.stop_code is None:
-            if self.producer.stream is None:
+        if self._producer.stop_code is None:
+            if self._producer.stream is None:
                 await self._begin()
-            await self.producer.end(ResumableStatus.COMPLETED)
-
-    def _set_timer(self, delay: float, action: Callable[[], None]) -> None:
-        self._cancel_timer()
-        self._timer = delay, action
-        self._around.timers.start(delay, action)
+            await self._producer.end(ResumableStatus.COMPLETED)
 
     def _begin_late(self) -> None:
         self._spawn(self._begin)
@@ -239,13 +227,12 @@ class Recorder:
             with suppress(StreamStopped):
                 await action()
 
-        if self.producer.stop_code is None:
-            self._around.tasks.spawn(act(), name=f"resumable recorder {self.producer.key.id}")
+        if self._producer.stop_code is None:
+            self._manager.tasks.spawn(act(), name=f"resumable recorder {self._producer.key.id}")
 
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._around.timers.cancel(*self._timer)
-            self._timer = None
+
+def _ignore(_stream: WritableStream) -> None:
+    """There is no client any more that could read the stream."""
 
 
 def inner_scope(scope: Scope) -> Scope:

@@ -101,10 +101,10 @@ async def serve(
 
     def begin_watch() -> None:
         nonlocal watch
-        watch = manager.spawn(disconnected(), name="resumable disconnect")
+        watch = manager.tasks.spawn(disconnected(), name="resumable disconnect")
         watch.add_done_callback(lambda _: reader.leave())
 
-    stream, reading, timers = reader.stream, Reading.LEFT, manager.around.timers
+    stream, reading, timers = reader.stream, Reading.LEFT, manager.timers
     start = {"type": "http.response.start", "status": stream.head.status_code, "headers": headers}
     timers.start(WATCH_DELAY, begin_watch)
     try:
@@ -122,7 +122,7 @@ async def serve(
     finally:
         lost = reader.failure.code if reader.failure is not None else None
         manager.dismiss(reader, "stalled" if reading is Reading.STALLED else lost)
-        timers.cancel(WATCH_DELAY, begin_watch)
+        timers.cancel(begin_watch)
         if watch is not None:
             # It reads from the request's channel, which other code may read only once this task has ended.
             watch.cancel()

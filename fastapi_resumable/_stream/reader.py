@@ -65,11 +65,11 @@ class Reader(Cursor):
     """One client's reading of one stream."""
 
     __slots__ = (
-        "_checks_in",
         "_context",
         "_drain_on_cancel",
         "_is_evicted",
         "_is_idle",
+        "_is_timed",
         "_left",
         "_missed",
         "_rest",
@@ -110,7 +110,7 @@ class Reader(Cursor):
         self._drain_on_cancel = drain_on_cancel
         self._stall_timeout = stall_timeout
         self._timers = timers
-        self._checks_in: float | None = None  # the delay of the call of `_check_progress` that is due
+        self._is_timed = False  # whether `_check_progress` is due
         self._waiter: asyncio.Future[None] | None = None
         self._left = self._missed = self._is_evicted = False
         self._is_idle = False  # whether it waits, with nothing half sent
@@ -278,22 +278,21 @@ class Reader(Cursor):
     def _begin_sending(self) -> None:
         self._sending_since = monotonic()
         # One timer serves many messages, because setting a timer for each would cost more than to send it.
-        if self._checks_in is None:
-            self._checks_in = self._stall_timeout
+        if not self._is_timed:
+            self._is_timed = True
             self._timers.start(self._stall_timeout, self._check_progress)
 
     def _stop_timer(self) -> None:
-        if self._checks_in is not None:
-            self._timers.cancel(self._checks_in, self._check_progress)
-            self._checks_in = None
+        self._timers.cancel(self._check_progress)
+        self._is_timed = False
 
     def _check_progress(self) -> None:
         """Give up on a client that has taken nothing for too long; look again if it is being sent something."""
-        self._checks_in = None
+        self._is_timed = False
         if self._sending_since is not None:
             left = self._sending_since + self._stall_timeout - monotonic()
             if left <= 0:
                 self.evict()
             else:
-                self._checks_in = left
+                self._is_timed = True
                 self._timers.start(left, self._check_progress)

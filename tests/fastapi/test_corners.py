@@ -440,7 +440,7 @@ async def test_a_stop_between_the_endpoint_and_its_response_is_a_stop():
     @app.post("/chat")
     @resumable.stream
     async def chat(request: Request):
-        producer = next(iter(resumable.manager._producers))
+        producer = next(iter(resumable.manager._producers)).__self__
         # As if the stop came when nothing can be cancelled any more.
         producer.cancel_request = lambda: None
         await resumable.store.stop(producer.key, None)

@@ -8,7 +8,7 @@ import pytest
 from fastapi_resumable import MemoryStore, ResumableStatus
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._run.manager import StreamManager
-from fastapi_resumable._run.producer import Producer
+from fastapi_resumable._run.producer import Producer, reserve
 from fastapi_resumable._stream.reader import Reading
 from fastapi_resumable._stream.recording import EVENT_PIECE
 from fastapi_resumable._stream.stream import Head
@@ -24,7 +24,7 @@ def make_manager(**options) -> StreamManager:
 
 
 async def started(manager: StreamManager) -> Producer:
-    producer = await manager.start(KEY, None)
+    producer = await reserve(manager, KEY, None)
     assert isinstance(producer, Producer)
     return producer
 
@@ -88,7 +88,7 @@ async def test_beginning_twice_is_beginning_once():
     await producer.begin(HEAD, begun.append)
 
     assert begun == [producer.stream]
-    await manager.release(producer)
+    await producer.release()
 
 
 async def test_a_producer_that_never_started_has_nothing_to_wait_for():
@@ -96,7 +96,7 @@ async def test_a_producer_that_never_started_has_nothing_to_wait_for():
     manager = make_manager()
     producer = await started(manager)
     await bounded(producer.done())
-    await manager.release(producer)
+    await producer.release()
 
 
 async def test_a_task_that_fails_is_reported(caplog):
@@ -106,7 +106,7 @@ async def test_a_task_that_fails_is_reported(caplog):
     async def fail() -> None:
         raise LookupError("lost")
 
-    task = manager.spawn(fail(), name="a task")
+    task = manager.tasks.spawn(fail(), name="a task")
     await bounded(asyncio.wait({task}))
     await asyncio.sleep(0)
 
@@ -128,7 +128,7 @@ async def test_a_hook_may_return_something_to_await():
     await bounded(producer.done())
 
     assert seen == ["chat"]
-    await manager.release(producer)
+    await producer.release()
     await manager.store.aclose()
 
 
@@ -156,7 +156,7 @@ async def test_a_shutdown_interrupts_what_is_live_and_lets_stuck_readers_go(capl
     idle = manager.reader(readers[0].stream, 3)
     shutdown = asyncio.ensure_future(manager.shutdown())
     await bounded(producer.done())
-    await manager.release(producer)
+    await producer.release()
     await bounded(shutdown)
 
     assert await bounded(reading) is Reading.STALLED
@@ -181,7 +181,7 @@ async def test_a_timeout_of_the_deliverers_own_is_not_taken_for_a_stall():
         await bounded(readers[0].run(timing_out, {}))
     manager.dismiss(readers[0])
     readers[0].evict()
-    await manager.release(producer)
+    await producer.release()
 
 
 async def test_a_reader_that_is_cancelled_outside_a_shutdown_just_ends():
@@ -201,7 +201,7 @@ async def test_a_reader_that_is_cancelled_outside_a_shutdown_just_ends():
     with pytest.raises(asyncio.CancelledError):
         await bounded(reading)
     manager.dismiss(readers[0])
-    await manager.release(producer)
+    await producer.release()
 
 
 @pytest.mark.parametrize("end", ["end", "stop", "interrupt"])
@@ -210,14 +210,14 @@ async def test_keep_alives_have_no_timer_once_the_stream_has_ended(end: str) -> 
     manager = make_manager(ping=15.0)
     producer = await started(manager)
     await producer.begin(Head(200, ((b"content-type", b"text/event-stream"),)), lambda stream: None)
-    waiting = manager.around.timers._due[15.0]
+    waiting = manager.timers._due[15.0]
     assert producer._on_idle in waiting
     if end == "end":
         await producer.end(ResumableStatus.COMPLETED)
     elif end == "stop":
         producer.stop("cancelled")
     else:
-        await manager.interrupt(producer)
+        await producer.interrupt()
 
     assert not waiting
 
@@ -245,4 +245,4 @@ async def test_a_large_chunk_lets_others_run():
     assert producer.stream.tail == 400_000
     assert turns >= len(chunk) / EVENT_PIECE
     await producer.end(ResumableStatus.COMPLETED)
-    await manager.release(producer)
+    await producer.release()
