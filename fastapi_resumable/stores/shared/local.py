@@ -48,10 +48,8 @@ class LocalStream:
         self._fanout.visible = 0
         self._outbox = Outbox(self._recording)
         self._slowest_elsewhere = math.inf
-        # Up to this offset, there is room without another look. The first chunk is checked, which sets the mark.
-        self._check_at = 0
         # What others ask of the stream is done by its parts.
-        self.detach, self.advance = self._fanout.detach, self._fanout.advance
+        self.attach, self.detach, self.advance = self._fanout.attach, self._fanout.detach, self._fanout.advance
         self.note_room, self.next_write = self._fanout.make_room, self._outbox.next_write
         self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -64,12 +62,11 @@ class LocalStream:
 
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes leave in place what readers need, here and elsewhere, and what is to be written."""
-        visible, most = self._fanout.tail, self._outbox.ahead
-        ahead = self.log.tail + size - visible
-        if ahead > most // 2 and self.log.tail > visible:
+        unacknowledged, most = self.log.tail - self._fanout.tail, self._outbox.ahead
+        if unacknowledged and unacknowledged + size > most // 2:
             # Enough to be written at once, so that the producer need not wait for that.
             self.backend.mark(self)
-            if ahead > most:
+            if unacknowledged + size > most:
                 return False
         return not self._is_held_elsewhere(size) and self._fanout.has_room(size, self._recording.bound)
 
@@ -85,39 +82,15 @@ class LocalStream:
                 timeout = RECHECK
                 with suppress(StoreUnavailable):
                     self._slowest_elsewhere = await self.backend.slowest_reader(self)
-                    self._check_at = 0
                 if self.closed or self.has_room(size):
                     return
             await self._fanout.wait_for_room(timeout)
 
     def offer(self, chunk: bytes, _now: float) -> bool:
         """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room."""
-        log, recording = self.log, self._recording
-        if log.tail + len(chunk) > self._check_at:
-            return self._offer_with_check(chunk)
-        # The same as below, in as few calls as possible, because each call is measurable.
-        if recording.framer is not None:
-            chunk = recording.framer.feed(chunk, log.tail)
-        if chunk:
-            log.append(chunk)
-            self._note_append()
-        elif recording.budget.is_exceeded:
-            # It is held back, as a part of an event that is not whole.
-            recording.budget.on_excess()
-        return True
-
-    def _offer_with_check(self, chunk: bytes) -> bool:
         if self.closed or len(chunk) > self.piece or not self.has_room(len(chunk)):
             return False
         self._keep(self._recording.frame(chunk))
-        if not self.is_detached:
-            # What the backend has, and the slowest readers, only move forward.
-            slowest = min(self._fanout.find_slowest(), self._slowest_elsewhere)
-            self._check_at = min(
-                self.log.tail + self.backend.limits.check_every,
-                self._fanout.tail + self._outbox.ahead // 2,
-                int(min(slowest, self.log.tail)) + self._recording.bound,
-            )
         return True
 
     def _keep(self, data: bytes) -> None:
@@ -150,7 +123,6 @@ class LocalStream:
             self._finalize(status, now)
 
     def _close(self, status: ResumableStatus, code: str, message: str) -> None:
-        self._check_at = 0
         if rest := self._recording.end(status, code, message):
             self._keep(rest)
         self.log.close()
@@ -181,8 +153,6 @@ class LocalStream:
             return
         # What has come meanwhile is marked already.
         assert outbox.sent is not None
-        if reply.slowest < self._slowest_elsewhere:
-            self._check_at = 0
         self._slowest_elsewhere = reply.slowest
         if self.is_detached and outbox.recorded == self.log.tail:
             self.is_detached = False
@@ -227,7 +197,7 @@ class LocalStream:
             return
         if not self.is_detached:
             self._warn("stream %r goes on unrecorded: %s", failure.message)
-            self.is_detached, self._check_at = True, 0
+            self.is_detached = True
             self._fanout.show(self.log.tail)
         if (ending := self._outbox.ending) is not None:
             self._finalize(ending.status, ending.completed_at)
@@ -256,7 +226,7 @@ class LocalStream:
     def stop_here(self) -> None:
         """Stop the stream while the backend is away, and write that later."""
         if not self.closed:
-            self.is_detached, self._check_at = True, 0
+            self.is_detached = True
             self._fanout.show(self.log.tail)
             self.end(ResumableStatus.CANCELLED, "cancelled", END_MESSAGES["cancelled"], time())
             self.stop_producer("cancelled")
@@ -265,7 +235,7 @@ class LocalStream:
         """Take over how another worker has ended the log (with `code` if that is unknown); return the code."""
         if self.is_final:
             return code
-        self._recording.closed, self._check_at = True, 0
+        self._recording.closed = True
         self._fanout.make_room()
         status = ResumableStatus.INTERRUPTED if code == "producer_lost" else ResumableStatus.CANCELLED
         if not self.is_detached:
@@ -304,11 +274,6 @@ class LocalStream:
     def item(self) -> ResumableStreamItem:
         """The stream as a lookup shows it."""
         return stream_item(self)
-
-    def attach(self, cursor: Cursor) -> None:
-        """Keep what `cursor` has yet to read, and wake it for what comes."""
-        self._fanout.attach(cursor)
-        self._check_at = 0
 
     def read(self, cursor: Cursor) -> bytes:
         """Return the next bytes that are visible; none at the tail.
