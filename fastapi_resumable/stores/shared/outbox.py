@@ -34,19 +34,6 @@ class Sync(Enum):
 class Outbox:
     """How far a backend is behind a recording."""
 
-    __slots__ = (
-        "_called_at",
-        "_is_fast",
-        "_recording",
-        "_writes",
-        "ahead",
-        "ending",
-        "recorded",
-        "renew",
-        "sent",
-        "sync",
-    )
-
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self.ahead = max(1, min(AHEAD, recording.limits.max_stream_bytes // 4))

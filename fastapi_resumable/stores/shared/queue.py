@@ -8,13 +8,14 @@ moment before each batch, the longer the more of them there are, so that it take
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
-from ..._core.ids import StreamKey
 from ...exceptions import StoreUnavailable
+from .local import LocalStream
 from .outage import UNAVAILABLE
+from .remote import RemoteStream
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -33,27 +34,18 @@ PAUSE = 0.025
 SHARE = 0.0004
 """What each fast stream adds to that: a few of them need not wait for long."""
 
+Marked = LocalStream | RemoteStream
 Job = TypeVar("Job")
 Job_co = TypeVar("Job_co", covariant=True)
-
-
-class Queueing(Hashable, Protocol):
-    """A stream, local or remote."""
-
-    key: StreamKey
-    epoch: str
-
-    def on_outage(self, failure: StoreUnavailable) -> None:
-        """What the stream has to write could not be written; there will be another attempt."""
 
 
 class Source(Protocol[Job_co]):
     """Where jobs come from."""
 
-    def next_job(self, stream: Any) -> Job_co | None:
+    def next_job(self, stream: Marked) -> Job_co | None:
         """What to do for a stream now."""
 
-    def take_reply(self, stream: Any, reply: Any) -> None:
+    def take_reply(self, stream: Marked, reply: Any) -> None:
         """What came of it."""
 
 
@@ -83,14 +75,14 @@ class WriteQueue(Generic[Job]):
         self._begun = 0.0
         self._is_closed = False
         # In the order in which they were marked.
-        self._dirty: dict[Queueing, None] = {}
-        self._collecting: dict[Queueing, None] = {}
+        self._dirty: dict[Marked, None] = {}
+        self._collecting: dict[Marked, None] = {}
         self._later: deque[Job] = deque(maxlen=MOST_LATER)
         self._collect_for = self._pause = FLUSH_INTERVAL if collect is None else collect
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
 
-    def mark(self, stream: Queueing, *, may_wait: bool = False) -> None:
+    def mark(self, stream: Marked, *, may_wait: bool = False) -> None:
         """Note that there is something to write; if it `may_wait`, with what else comes in the next moment."""
         # A producer that ignores its cancellation may still write.
         if self._is_closed:
@@ -157,9 +149,9 @@ class WriteQueue(Generic[Job]):
                 _note_outage(stream, exc)
             await asyncio.sleep(RETRY)
 
-    def _take(self) -> list[tuple[Queueing, Job]]:
+    def _take(self) -> list[tuple[Marked, Job]]:
         """Take as many streams as fill a batch, each with what is to be done for it."""
-        taken: list[tuple[Queueing, Job]] = []
+        taken: list[tuple[Marked, Job]] = []
         size = 0
         for stream in list(self._dirty)[:BATCH]:
             # First, so that what the stream records from here on marks it again.
@@ -177,7 +169,7 @@ class WriteQueue(Generic[Job]):
                     break
         return taken
 
-    def _hand_out(self, taken: Sequence[tuple[Queueing, Job]], replies: Sequence[Any]) -> None:
+    def _hand_out(self, taken: Sequence[tuple[Marked, Job]], replies: Sequence[Any]) -> None:
         for (stream, _), reply in zip(taken, replies, strict=False):
             if isinstance(reply, Exception):
                 self._put_off(stream, reply)
@@ -188,7 +180,7 @@ class WriteQueue(Generic[Job]):
                 logger.exception("a reply of the store could not be handled", extra=_fields(stream))
                 self._put_off(stream, exc)
 
-    def _put_off(self, stream: Queueing, failure: Exception) -> None:
+    def _put_off(self, stream: Marked, failure: Exception) -> None:
         """Try again with one stream later, while the others go on."""
         if not isinstance(failure, StoreUnavailable):
             cause, failure = failure, StoreUnavailable(UNAVAILABLE)
@@ -197,11 +189,11 @@ class WriteQueue(Generic[Job]):
         asyncio.get_running_loop().call_later(RETRY, self.mark, stream)
 
 
-def _fields(stream: Queueing) -> dict[str, str | None]:
+def _fields(stream: Marked) -> dict[str, str | None]:
     return stream.key.fields(stream.epoch)
 
 
-def _note_outage(stream: Queueing, failure: StoreUnavailable) -> None:
+def _note_outage(stream: Marked, failure: StoreUnavailable) -> None:
     try:
         stream.on_outage(failure)
     except Exception:

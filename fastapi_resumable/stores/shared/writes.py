@@ -6,7 +6,6 @@ are left as they are.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from ..._core.ids import StreamKey
@@ -36,8 +35,7 @@ class Begin(NamedTuple):
     """Begin the stream: that could not be done when it began here."""
 
 
-@dataclass(frozen=True, slots=True)
-class Restore:
+class Restore(NamedTuple):
     """Begin the stream anew, without any bytes: the backend has lost it, or is too far behind.
 
     The reply is `Gap(earliest)`.
@@ -47,8 +45,7 @@ class Restore:
     """The offset that its log is to begin at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """Add `data` to the log, which ends at `first`; and end it, if there is an `ending`."""
 
     first: int
@@ -66,27 +63,23 @@ class Write:
     ending: Ending | None
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(NamedTuple):
     """It is written. `slowest` is the offset of the slowest reader elsewhere, if there is one and it was asked for."""
 
     slowest: float = math.inf
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(NamedTuple):
     """The log ends at `offset`: write from there."""
 
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(NamedTuple):
     """The backend has nothing of the stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """Another worker has ended or replaced the stream."""
 
 
@@ -100,8 +93,7 @@ class Page(NamedTuple):
     ending: tuple[ResumableStatus, str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteState:
+class RemoteState(NamedTuple):
     """What the backend says of an epoch now."""
 
     key: StreamKey
