@@ -3,7 +3,7 @@
 import re
 
 from fastapi_resumable._core.ids import StreamKey
-from fastapi_resumable.stores.redis import calls, keys, link, worker
+from fastapi_resumable.stores.redis import calls, keys, link
 from tests.redis.test_connections import RIGHTS
 
 from .player import ROOT
@@ -48,6 +48,6 @@ def test_the_keys_that_are_listed_are_those_that_there_are() -> None:
 
 def test_the_numbers_in_the_pages_are_those_of_the_code() -> None:
     """An hour, ten thousand changes, thirty-two connections."""
-    assert (calls.LIVE, worker.CHANGES, link.PARALLEL) == (3600, 10_000, 32)
+    assert (calls.LIVE, calls.CHANGES, link.PARALLEL) == (3600, 10_000, 32)
     assert "latest 10,000 changes" in OPERATIONS
     assert "at most 35: up to 32 for requests" in (ROOT / "docs/how-to/redis-sizing.md").read_text()

@@ -25,7 +25,7 @@ from fastapi_resumable._stream.position import is_exhausted
 from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import ResumableError, StoreUnavailable, StreamCancelled
 from fastapi_resumable.models import ResumableStatus, ResumableStreamItem
-from fastapi_resumable.stores.redis import worker as worker_module
+from fastapi_resumable.stores.redis import lease as lease_module
 from fastapi_resumable.stores.redis.backend import RedisBackend
 from fastapi_resumable.stores.redis.calls import Script
 from fastapi_resumable.stores.redis.keys import Keys
@@ -157,7 +157,7 @@ async def plant(redis_server: RedisServer) -> AsyncIterator[Plant]:
 @pytest.fixture
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that has run for a while, so that it tells the dead from the living at once."""
-    monkeypatch.setattr(worker_module, "GRACE", 0.0)
+    monkeypatch.setattr(lease_module, "GRACE", 0.0)
 
 
 def backend_of(store: RedisStore) -> RedisBackend:
@@ -516,12 +516,26 @@ async def test_a_message_that_cannot_be_read_holds_up_no_other(plant: Plant) -> 
     told: list[ResumableStreamItem] = []
     remove = await one.watch("ann", ["chat"], told.append)
     plant.server.control.xadd(plant.keys.changes, {"o": "null", "i": "{}"})
-    plant.server.control.xadd(plant.keys.inbox(backend_of(one).worker.name), {"odd": "1"})
+    plant.server.control.xadd(plant.keys.inbox(backend_of(one).name), {"odd": "1"})
     await two.stop(KEY, None)
     async with asyncio.timeout(LIMIT):
         assert await request.told() == "cancelled"
     await until(lambda: told, "the change")
     remove()
+
+
+async def test_a_change_that_cannot_be_read_hides_none_that_comes_with_it(plant: Plant) -> None:
+    """Both are in one reply of Redis."""
+    store, told = plant.open(), list[ResumableStreamItem]()
+    request = await Request().reserve(store)
+    remove = await store.watch("ann", ["chat"], told.append)
+    with plant.server.control.pipeline() as together:
+        together.xadd(plant.keys.changes, {"o": "null", "i": "{}"})
+        together.xadd(plant.keys.changes, {"o": '"ann"', "i": request.reservation.item.model_dump_json()})
+        together.execute()
+    await until(lambda: told, "the change")
+    remove()
+    await store.release(request.reservation)
 
 
 async def test_reports_of_a_reader_arrive_in_order(plant: Plant) -> None:
@@ -537,9 +551,7 @@ async def test_reports_of_a_reader_arrive_in_order(plant: Plant) -> None:
         await follower.reach(5)
     go.set()
     readers = f"{plant.keys.stream(KEY)}:{stream.epoch}:readers"
-    await until(
-        lambda: not backend_of(two).worker.queue._dirty and not plant.server.control.exists(readers), "no reader"
-    )
+    await until(lambda: not backend_of(two).queue._dirty and not plant.server.control.exists(readers), "no reader")
 
 
 # Between an outage and the next request.
@@ -559,7 +571,7 @@ async def test_a_stream_that_was_given_up_takes_its_successor_along_with_it_nowh
     old.on_outage(StoreUnavailable("gone"))
     await until(lambda: Script.RELEASE.sha not in client.before, "the late news")
     async with asyncio.timeout(LIMIT):
-        await backend_of(store).worker.queue.flush()
+        await backend_of(store).queue.flush()
     assert plant.hash()["epoch"] == new.epoch
     assert plant.hash()["status"] == "in_progress"
     assert new.codes == []
@@ -630,12 +642,12 @@ async def test_a_crowd_of_requests_does_not_hold_up_the_lease_and_the_streams(pl
     slow = cast(Meddled, Slow.from_url(plant.server.url))
     slow.before, slow.after = {}, {}
     plant.clients.append(slow)
-    backend.worker.link.client = slow
+    backend.link.client = slow
     crowd = [asyncio.ensure_future(store.lookup("ann", ["chat"])) for _ in range(200)]
-    await until(backend.worker.link._slots.locked, "a crowd")
-    backend.worker.link.client = client
+    await until(backend.link._slots.locked, "a crowd")
+    backend.link.client = client
     before = plant.server.calls("set")
-    backend.worker.lease.renew_now()
+    backend.lease.renew_now()
     assert stream.offer(b"hello", 0.0)
     await until(lambda: stream.tail == 5 and plant.server.calls("set") > before, "bytes and lease")
     go.set()
@@ -647,7 +659,7 @@ async def test_a_request_that_redis_has_forgotten_is_queued_again(plant: Plant) 
     one, two = plant.open(lease=1.0), plant.open()
     request = await Request().reserve(one)
     await backend_of(two).start()
-    plant.server.control.delete(plant.keys.stream(KEY), plant.keys.worker(backend_of(one).worker.name))
+    plant.server.control.delete(plant.keys.stream(KEY), plant.keys.worker(backend_of(one).name))
     await until(plant.hash, "the queue")
     [item] = await two.lookup("ann", ["chat"])
     assert item.status is ResumableStatus.QUEUED
@@ -729,7 +741,7 @@ async def test_a_worker_that_was_frozen_gives_up_its_requests(plant: Plant) -> N
     """Others have taken them out of the queue, and a newer request may have begun: it is not to be replaced."""
     one, two = plant.open(), plant.open()
     old = await Request().reserve(one)
-    await backend_of(two).reap([(KEY, backend_of(one).worker.name)])
+    await backend_of(two).reap([(KEY, backend_of(one).name)])
     new = Request()
     await new.begin(two)
     backend_of(one).on_lapse()

@@ -1,10 +1,12 @@
 """The streams of a worker on Redis: it writes what is recorded here, and follows what others record."""
 
+import asyncio
 import json
 import logging
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from time import monotonic, time
 from typing import Any
@@ -15,16 +17,22 @@ from ...exceptions import OffsetLost, StoreUnavailable, StreamReplaced
 from ...models import ResumableStatus
 from ..base import Reservation
 from ..shared.local import LocalStream
+from ..shared.queue import WriteQueue
 from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Page, Restore
-from .calls import LIVE, Call, Calls, read_page, read_written
+from ..watchers import Notify
+from .calls import LIVE, Call, Calls, post, read_page, read_written
 from .keys import Keys
-from .link import Client
-from .listener import Entry
+from .lease import Lease
+from .link import Client, Link, count_bytes
+from .listener import Fields, Listener
+from .messages import Messages
 from .transitions import Transitions
-from .worker import RedisWorker
 
 logger = logging.getLogger("fastapi_resumable")
+
+LOOK = 1.0
+"""Seconds between looks at what others have to do with the streams here."""
 
 
 class RedisBackend(Transitions):
@@ -35,31 +43,57 @@ class RedisBackend(Transitions):
     ) -> None:
         """`owns`: whether to close the client at the end."""
         super().__init__(limits, degrade=degrade)
-        name = secrets.token_hex(8)
-        self.calls = Calls(keys, name, limits, lease)
-        self.worker = RedisWorker(name, client, keys, self.calls, self, lease=lease, timeout=timeout)
-        self._lease = lease
+        self.name = secrets.token_hex(8)
+        self.calls = Calls(keys, self.name, limits, lease)
+        self.link = Link(client, self.calls, timeout, on_up=self._on_up)
+        self.outage = self.link.outage
+        self.queue = WriteQueue(self, self.link.run_batch, count_bytes)
+        self.lease = Lease(self.name, self.link, keys, lease, on_expired=self._on_return, on_lapse=self._on_lapse)
+        self.listener = Listener(self.link, self.tasks, wake=self._wake_listener, on_outage=self.on_outage)
+        self.messages = Messages(self.name, keys, self.link, self.queue, self.tasks, self.listener)
+        self._inbox = keys.inbox(self.name)
+        self._seconds = lease
         self._client = client if owns else None
         self._reported = self._touched = monotonic()
 
+    # Starting and ending.
+
+    async def register(self) -> None:
+        """Take a lease, and begin to listen."""
+        await self.lease.take()
+        for work, name in (
+            (self.lease.keep, "lease"),
+            (self.lease.watch, "lapse"),
+            (self.queue.run, "appender"),
+            (self._look_out, "look-out"),
+        ):
+            self.tasks.keep_running(work, f"resumable {name}", self.link.note_failure)
+        self.messages.listen(self._on_message)
+
+    async def leave(self) -> None:
+        """Give the lease back."""
+        await self.lease.give_back()
+
     async def aclose(self) -> None:
         """Write what is left, and give back the lease and the connections."""
-        await self.worker.aclose()
         await super().aclose()
-        await self.worker.tasks.aclose()
+        self.link.is_closed = True
         if self._client is not None:
             await self._client.aclose()
+
+    def _wake_listener(self) -> None:
+        self.queue.run_later(post(self._inbox, "m", "wake"))
 
     # What streams ask for.
 
     async def page(self, stream: LocalStream | RemoteStream, offset: int) -> Page:
         """Bytes of the log from `offset` on."""
-        (reply,) = await self.worker.link.run(self.calls.page(stream, offset))
+        (reply,) = await self.link.run(self.calls.page(stream, offset))
         return read_page(reply, offset)
 
     async def slowest_reader(self, stream: LocalStream) -> float:
         """Where the slowest reader on another worker is."""
-        (slowest,) = await self.worker.link.run(self.calls.wait(stream))
+        (slowest,) = await self.link.run(self.calls.wait(stream))
         return math.inf if slowest is None else int(slowest)
 
     def ensure_ended(self, stream: LocalStream) -> None:
@@ -67,13 +101,13 @@ class RedisBackend(Transitions):
         self._release_later(stream.key, stream.epoch)
 
     def _release_later(self, key: StreamKey, epoch: str) -> None:
-        self.worker.queue.run_later(self.calls.release(key, epoch), *self.calls.free(key, epoch))
+        self.queue.run_later(self.calls.release(key, epoch), *self.calls.free(key, epoch))
 
     async def announce(self, stream: LocalStream) -> None:
         """Tell those that watch, and count a stream that has ended no longer."""
         if stream.is_final:
             await self.free(stream.key, stream.epoch)
-        await self.worker.announce(stream.key.owner, stream.item)
+        await self.messages.announce(stream.key.owner, stream.item)
 
     def follow(self, stream: RemoteStream) -> None:
         """Read what is added to a stream."""
@@ -81,25 +115,28 @@ class RedisBackend(Transitions):
         self._check(stream)
         # Offsets are entry ids, so the read begins right after what is here.
         take, fields = partial(self._take, stream), stream.key.fields(stream.epoch)
-        self.worker.listener.follow(self.calls.log(stream), f"{stream.log.tail}-0", take, stream.fail, fields)
+        self.listener.follow(self.calls.log(stream), f"{stream.log.tail}-0", take, stream.fail, fields)
 
     def _check(self, stream: RemoteStream) -> None:
         """Have the worker of a stream end it, should it know nothing of it."""
-        self.worker.send(stream.worker, "check", stream.epoch, json.dumps(stream.key))
+        self.messages.send(stream.worker, "check", stream.epoch, json.dumps(stream.key))
 
-    def _take(self, stream: RemoteStream, entries: Sequence[Entry]) -> None:
-        for entry_id, fields in entries:
-            end = int(entry_id.partition("-")[0])
-            if b"s" in fields:
-                stream.finish(end, ResumableStatus(fields[b"s"].decode()), time())
-            else:
-                stream.take(end - len(fields[b"d"]), fields[b"d"])
+    def _take(self, stream: RemoteStream, entry_id: str, fields: Fields) -> None:
+        end = int(entry_id.partition("-")[0])
+        if b"s" in fields:
+            stream.finish(end, ResumableStatus(fields[b"s"].decode()), time())
+        else:
+            stream.take(end - len(fields[b"d"]), fields[b"d"])
 
     def unfollow(self, stream: RemoteStream) -> None:
         """Stop reading."""
         if self.streams.followed.get(stream.epoch) is stream:
             super().unfollow(stream)
-            self.worker.listener.unfollow(self.calls.log(stream))
+            self.listener.unfollow(self.calls.log(stream))
+
+    async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
+        """Call `notify` with each change from now on, until what is returned is called."""
+        return await self.messages.subscribe(owner, ids, notify)
 
     # What the write queue asks for.
 
@@ -123,14 +160,14 @@ class RedisBackend(Transitions):
             if reply[0] == b"begun":
                 # It has begun late, after an outage, and what it has replaced meanwhile has to hear of that.
                 told = self.notify_ended(stream.key, reply[1:], "replaced")
-                self.worker.tasks.spawn(told, "resumable replaced")
+                self.tasks.spawn(told, "resumable replaced")
             stream.take_reply(read_written(reply))
         elif reply == [b"gone"]:
             # Replaced, and freed, in the moment between finding it and saying so.
             stream.fail(StreamReplaced())
         elif reply:
             # The producer waits for readers.
-            self.worker.send(reply[0].decode(), "room", reply[1].decode())
+            self.messages.send(reply[0].decode(), "room", reply[1].decode())
 
     # Streams that something else has ended.
 
@@ -138,10 +175,10 @@ class RedisBackend(Transitions):
         """Have a stream end as Redis says, and stop its producer."""
         await super().adopt_end(stream, code)
         # Nothing is left to be read of it here: if no other worker reads it, either, its log goes.
-        self.worker.queue.run_later(self.calls.report(stream, None))
+        self.queue.run_later(self.calls.report(stream, None))
         await self.free(stream.key, stream.epoch)
 
-    def on_lapse(self) -> None:
+    def _on_lapse(self) -> None:
         """End what others have given up, because this process stood still for so long."""
         for epoch in list(self.streams.queued):
             self.on_ended(epoch, "interrupted")
@@ -149,7 +186,7 @@ class RedisBackend(Transitions):
         for stream in streams:
             # At once, or it would be written anew should Redis have forgotten it.
             self.forget(stream)
-        self.worker.tasks.spawn(self._give_up(streams), "resumable lapse")
+        self.tasks.spawn(self._give_up(streams), "resumable lapse")
 
     async def _give_up(self, streams: Sequence[LocalStream]) -> None:
         try:
@@ -161,7 +198,7 @@ class RedisBackend(Transitions):
 
     # What the worker hears.
 
-    def on_message(self, message: str, epoch: str, about: str) -> None:
+    def _on_message(self, message: str, epoch: str, about: str) -> None:
         """Do what a worker has told this one."""
         if message == "room" and epoch in self.streams.local:
             self.streams.local[epoch].note_room()
@@ -170,13 +207,17 @@ class RedisBackend(Transitions):
         elif message == "stop":
             self.on_ended(epoch, about)
 
-    def on_return(self) -> None:
+    def _on_up(self) -> None:
+        self.lease.renew_now()
+        self._on_return()
+
+    def _on_return(self) -> None:
         """Ask whether Redis still has everything."""
         for stream in self.streams.local.values():
             stream.check()
         waiting = [each for each in self.streams.queued.values() if each.requested_at and each.stop_code is None]
         if waiting:
-            self.worker.tasks.spawn(self._queue_again(waiting), "resumable queue")
+            self.tasks.spawn(self._queue_again(waiting), "resumable queue")
         for followed in self.streams.followed.values():
             followed.missing_since = followed.missing_since or monotonic()
 
@@ -184,7 +225,7 @@ class RedisBackend(Transitions):
         # Each was admitted by its own rule before; Redis has only forgotten it.
         again = (self.calls.reserve(request, "replace", request.requested_at) for request in waiting)
         try:
-            await self.worker.link.run(*again)
+            await self.link.run(*again)
         except StoreUnavailable:
             return
         for request in waiting:
@@ -194,11 +235,17 @@ class RedisBackend(Transitions):
 
     # What is done every second.
 
-    async def look(self) -> None:
+    async def _look_out(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            with suppress(StoreUnavailable):
+                await self._look_around()
+
+    async def _look_around(self) -> None:
         """See whether the producers of what is read here are alive, and keep from expiring what must not."""
         if followed := list(self.streams.followed.values()):
             await self._look_at(followed)
-        if monotonic() - self._reported > self._lease:
+        if monotonic() - self._reported > self._seconds:
             self._reported = monotonic()
             # A copy, as views are freed at any moment.
             for stream in list(self.streams.views.values()):
@@ -213,10 +260,10 @@ class RedisBackend(Transitions):
         calls += [self.calls.touch_queue(request.key) for request in self.streams.queued.values()]
         # In parts, so that one pipeline keeps neither Redis nor this connection for long.
         for start in range(0, len(calls), 500):
-            await self.worker.link.run(*calls[start : start + 500])
+            await self.link.run(*calls[start : start + 500])
 
     async def _look_at(self, followed: Sequence[RemoteStream]) -> None:
-        dead = await self.worker.lease.dead(stream.worker for stream in followed)
+        dead = await self.lease.dead(stream.worker for stream in followed)
         orphaned = [stream for stream in followed if stream.worker in dead]
         if orphaned:
             try:
@@ -247,5 +294,5 @@ class RedisBackend(Transitions):
         # Its producer may put it back, and has the time of a lease for that.
         elif stream.missing_since is None:
             stream.missing_since = monotonic()
-        elif monotonic() - stream.missing_since > self._lease:
+        elif monotonic() - stream.missing_since > self._seconds:
             stream.fail(StoreUnavailable("The store has lost the stream, and its producer is gone."))

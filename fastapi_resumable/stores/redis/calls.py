@@ -36,6 +36,8 @@ from .keys import Keys, log_key, readers_key
 LIVE = 3600.0
 """Seconds for which keys of live streams are kept without being renewed: a crash leaves nothing behind for longer."""
 PAGE_SIZE = 256 * 1024
+CHANGES = 10_000
+"""How many changes of state are remembered, and how many messages of a worker."""
 
 
 class Script(Enum):
@@ -83,6 +85,11 @@ class Call(NamedTuple):
 def block_size(max_stream_bytes: int) -> int:
     """How many bytes a block has into which Redis packs small pieces: a log should hold a good many of them."""
     return max(64, min(4096, max_stream_bytes // 64))
+
+
+def post(key: str, *fields: Any) -> Call:
+    """Add a message to an inbox, or to the changes."""
+    return Call(Script.POST, [key], [int(LIVE * 1000), CHANGES, *fields])
 
 
 class Calls:

@@ -27,8 +27,9 @@ LONGEST_PAUSE = 0.5
 COUNT = 64
 """How many entries of each key one read returns at most."""
 
-Entry = tuple[str, dict[bytes, bytes]]
-Handler = Callable[[list[Entry]], None]
+Fields = dict[bytes, bytes]
+Handler = Callable[[str, Fields], None]
+"""Called with each entry: its id, and what it says."""
 OnOutage = Callable[[StoreUnavailable], None]
 NO_FIELDS: Mapping[str, str | None] = {}
 
@@ -61,55 +62,50 @@ class Listener:
     def follow(
         self, key: str, last: str, handler: Handler, on_failure: OnOutage, fields: Mapping[str, str | None] = NO_FIELDS
     ) -> None:
-        """Hand entries of `key` after the id `last` to `handler`, until `unfollow`.
+        """Hand each entry of `key` after the id `last` to `handler`, until `unfollow`.
 
         `on_failure` is called if this key alone cannot be read; it is followed no longer then.
         """
         name = key if self._link.is_cluster else ""
         group = self._groups.get(name)
         # A group ends by itself when it has no keys left.
-        if group is None or group.task is None or group.task.done():
-            group = self._groups[name] = _Group(self._link, self._wake, self._on_outage)
-            group.task = self._tasks.keep_running(group.run, "resumable follower", self._link.note_failure)
+        if group is None or group.task.done():
+            group = self._groups[name] = _Group(self._link, self._tasks, self._wake, self._on_outage)
         group.add(key.encode(), Place(last, handler, on_failure, fields))
 
     def unfollow(self, key: str) -> None:
         """Stop reading `key`."""
-        if self._link.is_cluster:
-            group = self._groups.pop(key, None)
-            if group is not None and group.task is not None:
+        name = key if self._link.is_cluster else ""
+        if (group := self._groups.get(name)) is not None:
+            group.places.pop(key.encode(), None)
+            if not group.places:
+                del self._groups[name]
                 group.task.cancel()
-        elif (group := self._groups.get("")) is not None:
-            group.remove(key.encode())
 
 
 class _Group:
     """Keys that are read together, and where the reading of each is."""
 
-    def __init__(self, link: Link, wake: Callable[[], None], on_outage: OnOutage) -> None:
-        self.task: asyncio.Task[Any] | None = None
+    def __init__(self, link: Link, tasks: Tasks, wake: Callable[[], None], on_outage: OnOutage) -> None:
+        self.places: dict[bytes, Place] = {}
         self._link = link
         self._wake = wake
         self._on_outage = on_outage
-        self._places: dict[bytes, Place] = {}
         self._is_blocked = False
         # When something was read last, or could have been. Other commands may work while reading does not.
         self._read_at = monotonic()
         self._failures = 0
+        self.task = tasks.keep_running(self._run, "resumable follower", link.note_failure)
 
     def add(self, key: bytes, place: Place) -> None:
-        self._places[key] = place
+        self.places[key] = place
         if self._is_blocked:
             # One wake-up is enough for any number of keys that are added before the read returns.
             self._is_blocked = False
             self._wake()
 
-    def remove(self, key: bytes) -> None:
-        self._places.pop(key, None)
-
-    async def run(self) -> None:
-        """Read, for as long as there is something to read."""
-        while self._places:
+    async def _run(self) -> None:
+        while self.places:
             try:
                 reply = await self._read()
             except Exception as exc:  # noqa: BLE001  # it is handled, whatever it is
@@ -120,15 +116,20 @@ class _Group:
             self._read_at = monotonic()
             self._failures = 0
             for key, entries in reply:
-                # There is none if what was added was dropped again before this read got its turn.
-                if entries and (place := self._places.get(key)) is not None:
-                    # Before the handler, so that an entry that it cannot handle does not come again.
-                    self._places[key] = place._replace(last=entries[-1][0])
-                    try:
-                        place.handler(entries)
-                    except Exception:
-                        # Another version of this library may have written it; later entries can still be read.
-                        logger.exception("an entry of %r could not be handled", key, extra=place.fields)
+                # There are none if what was added was dropped again before this read got its turn.
+                for entry_id, fields in entries:
+                    self._hand_on(key, entry_id, fields)
+
+    def _hand_on(self, key: bytes, entry_id: str, fields: Fields) -> None:
+        if (place := self.places.get(key)) is None:
+            return
+        # Before the handler, so that an entry that it cannot handle does not come again.
+        self.places[key] = place._replace(last=entry_id)
+        try:
+            place.handler(entry_id, fields)
+        except Exception:
+            # Another version of this library may have written it; later entries can still be read.
+            logger.exception("an entry of %r could not be handled", key, extra=place.fields)
 
     async def _note_failure(self, failure: Exception) -> None:
         if isinstance(failure, ResponseError) and not is_passing(failure):
@@ -148,7 +149,7 @@ class _Group:
         """If Redis refuses to read some of the keys, go on without those; returns whether there were any."""
         if not isinstance(failure, ResponseError) or is_passing(failure):
             return False
-        places = dict(self._places)
+        places = dict(self.places)
         replies = await self._link.try_each(
             *(Call("XREAD", ["COUNT", "1", "STREAMS", key], [place.last]) for key, place in places.items())
         )
@@ -159,15 +160,15 @@ class _Group:
             # Reading as such is refused, which may pass: an operator may have changed the rights for a moment.
             return False
         for key, refusal in refused.items():
-            if self._places.get(key) is places[key]:
-                del self._places[key]
+            if self.places.get(key) is places[key]:
+                del self.places[key]
                 logger.error("%r cannot be read: %s", key, refusal.__cause__, extra=places[key].fields)
                 places[key].on_failure(refusal)
         return bool(refused)
 
-    async def _read(self) -> Iterable[tuple[bytes, list[Entry]]]:
-        keys = list(self._places)
-        ids = [self._places[key].last for key in keys]
+    async def _read(self) -> Iterable[tuple[bytes, list[tuple[str, Fields]]]]:
+        keys = list(self.places)
+        ids = [self.places[key].last for key in keys]
         self._is_blocked = True
         try:
             # A connection that died without a word would block the read for good.
@@ -180,7 +181,7 @@ class _Group:
         return [(key, _entries(raw)) for key, raw in (reply.items() if isinstance(reply, dict) else reply or ())]
 
 
-def _entries(raw: Any) -> list[Entry]:
+def _entries(raw: Any) -> list[tuple[str, Fields]]:
     # Clients nest the entries of a stream one list deeper under RESP3.
     while raw and isinstance(raw[0], list) and raw[0] and isinstance(raw[0][0], list | tuple):
         raw = raw[0]

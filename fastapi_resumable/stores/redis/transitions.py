@@ -13,7 +13,9 @@ from ..shared.backend import Answer, SharedBackend
 from ..shared.local import LocalStream
 from ..shared.writes import KeyState, RemoteState
 from .calls import Calls, read_state
-from .worker import RedisWorker
+from .lease import Lease
+from .link import Link
+from .messages import Messages
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -21,8 +23,11 @@ logger = logging.getLogger("fastapi_resumable")
 class Transitions(SharedBackend):
     """The part of the backend that changes states, as requests ask for it, and looks at them."""
 
-    worker: RedisWorker
+    name: str
     calls: Calls
+    link: Link
+    lease: Lease
+    messages: Messages
 
     # Requests.
 
@@ -32,12 +37,12 @@ class Transitions(SharedBackend):
         # The index first: a variant must not exist without being found under its shorter ids.
         calls = [*self.calls.index(key), self.calls.reserve(reservation, on_conflict, now)]
         while True:
-            word, *about = (await self.worker.link.run(*calls))[-1]
+            word, *about = (await self.link.run(*calls))[-1]
             if word == b"queued":
                 break
             rival, worker = about[0].decode(), about[1].decode()
             # A rival of a dead worker stands in the way of nothing.
-            if not (worker and await self.worker.lease.dead([worker])):
+            if not (worker and await self.lease.dead([worker])):
                 return Answer(Verdict(word.decode()), rival)
             await self.reap([(key, worker)])
         reservation.requested_at = now
@@ -48,7 +53,7 @@ class Transitions(SharedBackend):
             if self.budget.used >= self.limits.max_total_bytes:
                 raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")
             await self._claim(reservation, replaces)
-            await self.worker.announce(key.owner, reservation.item)
+            await self.messages.announce(key.owner, reservation.item)
         return Answer(Verdict.QUEUED)
 
     async def _claim(self, reservation: Reservation, replaces: bool) -> None:
@@ -57,31 +62,31 @@ class Transitions(SharedBackend):
             return
         call = self.calls.claim(owner, reservation.epoch, most + replaces)
         while True:
-            (reply,) = await self.worker.link.run(call)
+            (reply,) = await self.link.run(call)
             if not reply:
                 return
             counted = dict(zip(reply[::2], (worker.decode() for worker in reply[1::2]), strict=True))
-            dead = await self.worker.lease.dead(counted.values())
+            dead = await self.lease.dead(counted.values())
             gone = [epoch for epoch, worker in counted.items() if worker in dead]
             if not gone:
                 raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
             # Workers that have died have not given back what they counted.
-            await self.worker.link.run(*self.calls.free(reservation.key, *gone))
+            await self.link.run(*self.calls.free(reservation.key, *gone))
 
     async def begin(self, reservation: Reservation, stream: LocalStream) -> Answer:
         """Make a request the current epoch."""
         key, call = reservation.key, self.calls.begin(stream)
         # Peeked at first, because the script drops what it ends, and watchers are to get its items.
-        before, reply = await self.worker.link.run(self.calls.peek(key), call)
+        before, reply = await self.link.run(self.calls.peek(key), call)
         if reply[0] == b"unknown" and reservation.stop_code is None:
             # Redis has lost the queue.
             again = self.calls.reserve(reservation, "replace", reservation.requested_at)
-            _, reply = await self.worker.link.run(again, call)
+            _, reply = await self.link.run(again, call)
         if reply[0] != b"begun":
             return Answer(Verdict.STOPPED, code=reply[1].decode() if reply[0] == b"stopped" else "cancelled")
         await self._announce_ended(read_state(key, before), reply[2::2])
         await self.notify_ended(key, reply[1:], "replaced")
-        await self.worker.announce(key.owner, stream.item)
+        await self.messages.announce(key.owner, stream.item)
         return Answer(Verdict.BEGUN)
 
     async def release(self, reservation: Reservation) -> None:
@@ -90,16 +95,16 @@ class Transitions(SharedBackend):
         end = self.calls.release(key, epoch)
         if not reservation.requested_at or reservation.stop_code is not None:
             # It may be queued, although no reply has said so; or what has stopped it has announced that.
-            self.worker.queue.run_later(end, *self.calls.free(key, epoch))
+            self.queue.run_later(end, *self.calls.free(key, epoch))
             return
-        await self.worker.run_now_or_later(end)
+        await self.messages.run_now_or_later(end)
         await self.free(key, epoch)
-        await self.worker.announce(key.owner, reservation.ended(ResumableStatus.FAILED, time.time()))
+        await self.messages.announce(key.owner, reservation.ended(ResumableStatus.FAILED, time.time()))
         await self._announce_rest(key)
 
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live, forget what has ended."""
-        before, told = await self.worker.link.run(self.calls.peek(key), self.calls.stop(key, epoch))
+        before, told = await self.link.run(self.calls.peek(key), self.calls.stop(key, epoch))
         if told:
             await self.notify_ended(key, told, "cancelled")
             await self._announce_ended(read_state(key, before), told[1::2])
@@ -109,14 +114,14 @@ class Transitions(SharedBackend):
 
     async def end_lost(self, *streams: LocalStream) -> None:
         """End streams that this worker has lost."""
-        await self.worker.link.run(*(self.calls.release(stream.key, stream.epoch) for stream in streams))
+        await self.link.run(*(self.calls.release(stream.key, stream.epoch) for stream in streams))
         for stream in streams:
             await self._announce_rest(stream.key)
 
     async def reap(self, dead_owners: Iterable[tuple[StreamKey, str]]) -> None:
         """End what belongs to workers that are gone."""
         dead_owners = list(dead_owners)
-        replies = await self.worker.link.run(*(self.calls.reap(key, worker) for key, worker in dead_owners))
+        replies = await self.link.run(*(self.calls.reap(key, worker) for key, worker in dead_owners))
         for (key, worker), ended in zip(dead_owners, replies, strict=True):
             for epoch in ended:
                 fields = key.fields(epoch.decode())
@@ -131,11 +136,11 @@ class Transitions(SharedBackend):
         """Tell workers what a script has ended of theirs: in `told`, each worker is followed by an epoch."""
         await self.free(key, *told[1::2])
         for worker, epoch in zip(told[::2], told[1::2], strict=True):
-            self.worker.send(worker.decode(), "stop", epoch.decode(), code)
+            self.messages.send(worker.decode(), "stop", epoch.decode(), code)
 
     async def free(self, key: StreamKey, *epochs: str | bytes) -> None:
         """Count streams against their owner's limit no longer."""
-        await self.worker.run_now_or_later(*self.calls.free(key, *epochs))
+        await self.messages.run_now_or_later(*self.calls.free(key, *epochs))
 
     async def _announce_ended(self, before: KeyState, ended: Iterable[bytes]) -> None:
         """Tell those that watch that these epochs of a stream were cancelled."""
@@ -144,7 +149,7 @@ class Transitions(SharedBackend):
         if current is not None and current.epoch in epochs:
             items.append(current.item)
         over = {"status": ResumableStatus.CANCELLED, "is_done": True, "completed_at": int(time.time())}
-        await self.worker.announce(key.owner, *(item.model_copy(update=over) for item in items))
+        await self.messages.announce(key.owner, *(item.model_copy(update=over) for item in items))
 
     async def _announce_rest(self, key: StreamKey) -> None:
         """Tell those that watch what a lookup shows, now that something has gone."""
@@ -153,7 +158,7 @@ class Transitions(SharedBackend):
         except StoreUnavailable:
             return
         if (item := state.item) is not None:
-            await self.worker.announce(key.owner, item)
+            await self.messages.announce(key.owner, item)
 
     # Looking.
 
@@ -165,7 +170,7 @@ class Transitions(SharedBackend):
     async def states(self, owner: str | None, ids: Sequence[str]) -> list[KeyState]:
         """The same for some ids and their variants, each once, in the order asked for."""
         asked = list(dict.fromkeys(ids))
-        longer = await self.worker.link.run(*(self.calls.find_variants(StreamKey(owner, each)) for each in asked))
+        longer = await self.link.run(*(self.calls.find_variants(StreamKey(owner, each)) for each in asked))
         wanted = dict.fromkeys(
             name
             for stream_id, found in zip(asked, longer, strict=True)
@@ -175,18 +180,18 @@ class Transitions(SharedBackend):
 
     async def _states(self, keys: Sequence[StreamKey]) -> list[KeyState]:
         states = await self._look(keys)
-        dead = await self.worker.lease.dead(worker for state in states for worker in state.workers)
+        dead = await self.lease.dead(worker for state in states for worker in state.workers)
         lost = [state.current for state in states if state.current is not None and self._is_lost(state.current)]
         if not dead and not lost:
             return states
         await self.reap((state.key, worker) for state in states for worker in state.workers & dead)
-        await self.worker.link.run(*(self.calls.release(current.key, current.epoch) for current in lost))
+        await self.link.run(*(self.calls.release(current.key, current.epoch) for current in lost))
         return await self._look(keys)
 
     async def _look(self, keys: Sequence[StreamKey]) -> list[KeyState]:
-        replies = await self.worker.link.run(*map(self.calls.peek, keys))
+        replies = await self.link.run(*map(self.calls.peek, keys))
         return [read_state(key, reply) for key, reply in zip(keys, replies, strict=True)]
 
     def _is_lost(self, current: RemoteState) -> bool:
         # Said to be this worker's, but it is not: Redis is back from an older state, in which it had not ended yet.
-        return not (current.is_final or self.streams.has(current.epoch)) and current.worker == self.worker.name
+        return not (current.is_final or self.streams.has(current.epoch)) and current.worker == self.name

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from ..._core.ids import StreamKey
@@ -15,7 +15,7 @@ from ...exceptions import StoreUnavailable, TooManyStreams
 from ..base import Reservation
 from ..watchers import Notify
 from .local import LocalStream
-from .outage import UNAVAILABLE
+from .outage import UNAVAILABLE, Outage
 from .queue import Source, WriteQueue
 from .remote import RemoteStream
 from .writes import KeyState, RemoteState, StreamBackend
@@ -55,23 +55,13 @@ class WorkerStreams:
         return [stream for stream in self.local.values() if stream.key == key and epoch in (None, stream.epoch)]
 
 
-class SharedWorker(Protocol):
-    """What a worker has of its backend, whatever it streams."""
-
-    tasks: Tasks
-    queue: WriteQueue[Any]
-
-    async def register(self) -> None:
-        """Make the worker known to others, and begin to listen to them."""
-
-    async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
-        """Call `notify` with each change from now on, until what is returned is called."""
-
-
 class SharedBackend(StreamBackend, Source[Any], ABC):
     """The backend of a store on one event loop. What the store asks of it may raise `StoreUnavailable`."""
 
-    worker: SharedWorker
+    queue: WriteQueue[Any]
+    """What streams have to write."""
+    outage: Outage
+    """Since when the backend cannot be written."""
 
     def __init__(self, limits: Limits, *, degrade: bool) -> None:
         """`degrade`: whether streams that are produced here go on without the backend while that is gone."""
@@ -79,13 +69,24 @@ class SharedBackend(StreamBackend, Source[Any], ABC):
         self.limits = limits
         self.budget = Budget()
         self.degrade = degrade
+        self.tasks = Tasks()
         self.streams = WorkerStreams()
         self._starting: asyncio.Task[StoreUnavailable | None] | None = None
+
+    # Starting and ending.
+
+    @abstractmethod
+    async def register(self) -> None:
+        """Make the worker known to others, and begin to listen to them."""
+
+    @abstractmethod
+    async def leave(self) -> None:
+        """Tell others that the worker is gone."""
 
     async def start(self) -> None:
         """Register the worker; once, and all that ask meanwhile wait for the same attempt."""
         if self._starting is None:
-            self._starting = self.worker.tasks.spawn(self._start(), "resumable start")
+            self._starting = self.tasks.spawn(self._start(), "resumable start")
         # Shielded, because other requests wait for the same attempt.
         failure = await asyncio.shield(self._starting)
         if failure is not None:
@@ -93,7 +94,7 @@ class SharedBackend(StreamBackend, Source[Any], ABC):
 
     async def _start(self) -> StoreUnavailable | None:
         try:
-            await self.worker.register()
+            await self.register()
         except Exception as exc:
             # The next request tries again.
             self._starting = None
@@ -105,9 +106,21 @@ class SharedBackend(StreamBackend, Source[Any], ABC):
 
     async def aclose(self) -> None:
         """End, when everything is written that can be."""
+        if self._starting is not None and self._starting.done():
+            try:
+                # The process is about to exit and must not wait for a store that is gone.
+                async with asyncio.timeout(self.outage.attempt):
+                    await self.queue.flush()
+                    await self.leave()
+            except Exception as exc:
+                # The reason is known already, if it is one that the store expects.
+                unexpected = None if isinstance(exc, TimeoutError | StoreUnavailable) else exc
+                logger.warning("the worker ended before its store had acknowledged everything", exc_info=unexpected)
         for stream in list(self.streams.local.values()):
             # For producers that ignore their cancellation, and write on.
             stream.on_outage(StoreUnavailable("The store is closed."))
+        self.queue.close()
+        await self.tasks.aclose()
 
     # State changes.
 
@@ -154,6 +167,10 @@ class SharedBackend(StreamBackend, Source[Any], ABC):
     async def states(self, owner: str | None, ids: Sequence[str]) -> list[KeyState]:
         """What there is under some ids and their variants, each once, in the order asked for."""
 
+    @abstractmethod
+    async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
+        """Call `notify` with each change from now on, until what is returned is called."""
+
     def open(self, state: RemoteState) -> Stream:
         """The stream that the backend knows as `state`, as it is read here."""
         streams = self.streams
@@ -172,7 +189,7 @@ class SharedBackend(StreamBackend, Source[Any], ABC):
 
     def mark(self, stream: LocalStream | RemoteStream, *, may_wait: bool = False) -> None:
         """Write what the stream has to write soon; if that `may_wait`, a moment later, with what comes till then."""
-        self.worker.queue.mark(stream, may_wait=may_wait)
+        self.queue.mark(stream, may_wait=may_wait)
 
     def forget(self, stream: LocalStream) -> None:
         """Write no more of a stream."""
@@ -203,7 +220,7 @@ class SharedBackend(StreamBackend, Source[Any], ABC):
         """Take over that something else has ended a stream, and stop its producer."""
         if stream.epoch in self.streams.local:
             self.forget(stream)
-            self.worker.tasks.spawn(self.adopt_end(stream, code), f"resumable end {stream.key.id}")
+            self.tasks.spawn(self.adopt_end(stream, code), f"resumable end {stream.key.id}")
 
     async def adopt_end(self, stream: LocalStream, code: str) -> None:
         """Have a stream that is forgotten end as the backend says, and stop its producer."""

@@ -119,7 +119,7 @@ class SharedStore(ABC):
             return state
         changed = asyncio.Event()
         # Subscribed before the second look, so that no change is missed in between.
-        unsubscribe = await backend.worker.subscribe(key.owner, [key.id], lambda _: changed.set())
+        unsubscribe = await backend.subscribe(key.owner, [key.id], lambda _: changed.set())
         deadline = float("inf") if timeout is None else backend.loop.time() + timeout
         try:
             while not is_over(state := await backend.state(key)):
@@ -154,7 +154,7 @@ class SharedStore(ABC):
         backend.streams.local[epoch] = stream
         if failure is not None:
             stream.begin_later(failure)
-            backend.worker.tasks.spawn(backend.announce(stream), "resumable announce")
+            backend.tasks.spawn(backend.announce(stream), "resumable announce")
         return stream
 
     async def release(self, reservation: Reservation) -> None:
@@ -162,7 +162,7 @@ class SharedStore(ABC):
         backend = self._backend
         if backend is not None and backend.streams.queued.pop(reservation.epoch, None) is not None:
             # In a task of its own, which goes on if the caller is cancelled.
-            await asyncio.shield(backend.worker.tasks.spawn(backend.release(reservation), "resumable release"))
+            await asyncio.shield(backend.tasks.spawn(backend.release(reservation), "resumable release"))
 
     async def finish(self, stream: WritableStream, status: ResumableStatus, code: str, message: str) -> None:
         """End a stream; it expires after the retention."""
@@ -207,7 +207,7 @@ class SharedStore(ABC):
         """Call `notify` at every change of the owner's streams with these `ids`."""
         backend = self._here()
         await backend.start()
-        return await backend.worker.subscribe(owner, ids, notify)
+        return await backend.subscribe(owner, ids, notify)
 
     # Stopping.
 

@@ -14,6 +14,7 @@ from ..shared.backend import Answer, SharedBackend
 from ..shared.local import LocalStream
 from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Ended, Gap, KeyState, Page, Restore
+from ..watchers import Notify
 from .log import UNREAD, read_page
 from .rows import read_states
 from .threads import File, Job
@@ -30,11 +31,24 @@ class SqliteBackend(SharedBackend):
     def __init__(self, file: File, limits: Limits, *, degrade: bool) -> None:
         super().__init__(limits, degrade=degrade)
         self.worker = SqliteWorker(file, limits, self)
+        self.outage, self.queue = self.worker.writer.outage, self.worker.queue
+
+    async def register(self) -> None:
+        """Begin to look at the file."""
+        await self.worker.register()
+
+    async def leave(self) -> None:
+        """Tell others that the worker is gone."""
+        await self.worker.transact(Transactions.leave)
 
     async def aclose(self) -> None:
         """Write what is left, and end."""
-        await self.worker.aclose()
         await super().aclose()
+        await self.worker.aclose()
+
+    async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
+        """Call `notify` with each change from now on, until what is returned is called."""
+        return await self.worker.subscribe(owner, ids, notify)
 
     # Requests.
 

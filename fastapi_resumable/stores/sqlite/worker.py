@@ -11,7 +11,6 @@ from typing import TypeVar
 from ..._core.ids import StreamKey
 from ..._core.terminal import write_terminal_event
 from ..._stream.stream import Limits
-from ..._stream.tasks import Tasks
 from ...exceptions import StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
 from ..shared.backend import SharedBackend
@@ -43,7 +42,7 @@ class SqliteWorker:
 
     def __init__(self, file: File, limits: Limits, backend: SharedBackend) -> None:
         self.name = secrets.token_hex(8)
-        self.tasks = Tasks()
+        self.tasks = backend.tasks
         self._backend = backend
         self._streams = backend.streams
         self._limits = limits
@@ -60,7 +59,6 @@ class SqliteWorker:
         self.queue: WriteQueue[Job] = WriteQueue(
             backend, self.writer.run_all, count_bytes, interval=INTERVAL, collect=COLLECT
         )
-        self._is_started = False
         self._reaping: asyncio.Task[None] | None = None
         self._clean_up: asyncio.TimerHandle | None = None
         self._reported = 0.0
@@ -73,21 +71,11 @@ class SqliteWorker:
         await self.reader.run(self.reader.catch_up)
         self.tasks.keep_running(self.queue.run, "resumable appender", self.writer.note_failure)
         self.plan_clean_up(CLEAN_UP)
-        self._is_started = True
 
     async def aclose(self) -> None:
-        """Write what is left, give the lock back, and end the threads and tasks."""
-        if self._is_started:
-            try:
-                async with asyncio.timeout(self.writer.outage.attempt):
-                    await self.queue.flush()
-                    await self.transact(Transactions.leave)
-            except (TimeoutError, StoreUnavailable):
-                logger.warning("the worker ended before everything was written to the file")
-        await self.tasks.aclose()
+        """Give the lock back, and end the threads."""
         if self._clean_up is not None:
             self._clean_up.cancel()
-        self.queue.close()
         await self.reader.aclose()
         await self.writer.aclose()
         self.lock.close()

@@ -1,0 +1,105 @@
+"""The lease of a worker: a key that it renews. A worker whose key has expired is dead to all others."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterable
+from time import monotonic
+
+from ...exceptions import StoreUnavailable
+from .calls import Call, Script
+from .keys import Keys
+from .link import Link
+
+logger = logging.getLogger("fastapi_resumable")
+
+GRACE = 1.5
+"""Seconds after an outage of Redis in which no worker is declared dead: others were cut off, too, and have to renew."""
+
+
+class Lease:
+    """The lease of this worker, and a look at those of others."""
+
+    def __init__(
+        self,
+        worker: str,
+        link: Link,
+        keys: Keys,
+        seconds: float,
+        *,
+        on_expired: Callable[[], None],
+        on_lapse: Callable[[], None],
+    ) -> None:
+        """`on_expired`: its key had expired in Redis; `on_lapse`: this process stood still for that long."""
+        self._worker = worker
+        self._link = link
+        self._keys = keys
+        self._seconds = seconds
+        self._on_expired = on_expired
+        self._on_lapse = on_lapse
+        self._awake = 0.0
+        self._renewed = 0.0
+        self._now = asyncio.Event()
+
+    async def take(self) -> None:
+        """Take the lease for the first time."""
+        await self._beat()
+        self._awake = monotonic()
+
+    def renew_now(self) -> None:
+        """Renew the lease at once, rather than when it is time."""
+        self._now.set()
+
+    async def keep(self) -> None:
+        """Renew the lease, again and again."""
+        while True:
+            try:
+                # As long as is left since the last time, should this have been interrupted.
+                async with asyncio.timeout(self._renewed + self._seconds / 4 - monotonic()):
+                    await self._now.wait()
+            except TimeoutError:
+                pass
+            # Before the call, so that a wish that comes during it is not lost.
+            self._now.clear()
+            try:
+                existed = await self._beat()
+            except StoreUnavailable:
+                self._renewed = monotonic()
+                continue
+            if not existed:
+                self._on_expired()
+
+    async def watch(self) -> None:
+        """Notice when this process stood still, whatever Redis does meanwhile."""
+        while True:
+            await asyncio.sleep(self._seconds / 4)
+            # By this process' own clock: whether Redis could be reached meanwhile does not matter here.
+            if monotonic() - self._awake > self._seconds:
+                logger.error(
+                    "this process stood still for more than its lease of %g s: its streams were given up", self._seconds
+                )
+                self._on_lapse()
+            self._awake = monotonic()
+
+    async def _beat(self) -> bool:
+        name = f"{os.getpid()}@{socket.gethostname()}"
+        (existed,) = await self._link.run_now(
+            Call(Script.BEAT, [self._keys.worker(self._worker)], [name, int(self._seconds * 1000)])
+        )
+        self._renewed = monotonic()
+        return bool(existed)
+
+    async def give_back(self) -> None:
+        """Say that this worker is gone."""
+        await self._link.run(
+            Call("DEL", [self._keys.worker(self._worker)]), Call("DEL", [self._keys.inbox(self._worker)])
+        )
+
+    async def dead(self, workers: Iterable[str]) -> set[str]:
+        """Those of `workers` that have let their lease expire."""
+        others = [worker for worker in set(workers) if worker != self._worker]
+        if not others or monotonic() - self._link.outage.up_since < GRACE:
+            return set()
+        alive = await self._link.run(*(Call("EXISTS", [self._keys.worker(worker)]) for worker in others))
+        return {worker for worker, exists in zip(others, alive, strict=True) if not exists}
