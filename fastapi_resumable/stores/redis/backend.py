@@ -96,11 +96,8 @@ class RedisBackend(Transitions):
         (slowest,) = await self.link.run(self.calls.wait(stream))
         return math.inf if slowest is None else int(slowest)
 
-    def ensure_ended(self, stream: LocalStream) -> None:
-        """Make sure that the stream does not stay live in Redis."""
-        self._release_later(stream.key, stream.epoch)
-
-    def _release_later(self, key: StreamKey, epoch: str) -> None:
+    def ensure_ended(self, key: StreamKey, epoch: str) -> None:
+        """Make sure that an epoch stays neither queued nor live, as soon as Redis can be reached."""
         self.queue.run_later(self.calls.release(key, epoch), *self.calls.free(key, epoch))
 
     async def announce(self, stream: LocalStream) -> None:
@@ -190,7 +187,9 @@ class RedisBackend(Transitions):
 
     async def _give_up(self, streams: Sequence[LocalStream]) -> None:
         try:
-            await self.end_lost(*streams)
+            await self.link.run(*(self.calls.release(stream.key, stream.epoch) for stream in streams))
+            for stream in streams:
+                await self._announce_rest(stream.key)
         except StoreUnavailable:
             logger.warning("streams that were given up could not be ended in Redis")
         for stream in streams:
@@ -203,7 +202,7 @@ class RedisBackend(Transitions):
         if message == "room" and epoch in self.streams.local:
             self.streams.local[epoch].note_room()
         elif message == "check" and not self.streams.has(epoch):
-            self._release_later(StreamKey(*json.loads(about)), epoch)
+            self.ensure_ended(StreamKey(*json.loads(about)), epoch)
         elif message == "stop":
             self.on_ended(epoch, about)
 
@@ -231,7 +230,7 @@ class RedisBackend(Transitions):
         for request in waiting:
             # It was released while the call was under way, which has queued it again.
             if not self.streams.has(request.epoch):
-                self._release_later(request.key, request.epoch)
+                self.ensure_ended(request.key, request.epoch)
 
     # What is done every second.
 
@@ -247,17 +246,15 @@ class RedisBackend(Transitions):
             await self._look_at(followed)
         if monotonic() - self._reported > self._seconds:
             self._reported = monotonic()
-            # A copy, as views are freed at any moment.
-            for stream in list(self.streams.views.values()):
-                stream.report_again()
+            self.report_again()
         if monotonic() - self._touched > LIVE / 3:
             # Before the calls: a failure is noticed elsewhere, and must not make this run again each second.
             self._touched = monotonic()
             await self._touch()
 
     async def _touch(self) -> None:
-        calls = [call for stream in self.streams.local.values() for call in self.calls.touch(stream)]
-        calls += [self.calls.touch_queue(request.key) for request in self.streams.queued.values()]
+        calls = [call for stream in self.streams.local.values() for call in self.calls.touch_stream(stream)]
+        calls += [self.calls.touch(request.key) for request in self.streams.queued.values()]
         # In parts, so that one pipeline keeps neither Redis nor this connection for long.
         for start in range(0, len(calls), 500):
             await self.link.run(*calls[start : start + 500])

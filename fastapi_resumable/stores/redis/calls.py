@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from enum import Enum
 from functools import cached_property
-from hashlib import sha1
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -65,11 +64,6 @@ class Script(Enum):
         """What Redis runs: `common.lua`, and the file of its name."""
         folder = files(__package__) / "lua"
         return "\n".join((folder / f"{name}.lua").read_text(encoding="utf-8") for name in ("common", self.value))
-
-    @cached_property
-    def sha(self) -> str:
-        """Its digest, as Redis computes it."""
-        return sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
 class Call(NamedTuple):
@@ -184,13 +178,13 @@ class Calls:
         words += [int(write.renew), int(write.may_fill), " ".join(map(str, write.ending or ())), self._retention]
         return self._call(Script.APPEND, stream.key, *words, block_size(self._limits.max_stream_bytes))
 
-    def touch(self, stream: LocalStream) -> list[Call]:
+    def touch_stream(self, stream: LocalStream) -> list[Call]:
         """Keep a live stream from expiring."""
         key = stream.key
         calls = [self._call_with_log(Script.TOUCH, key, self.log(stream), self._ttl), *self.index(key)]
         return calls if key.owner is None else [*calls, Call("PEXPIRE", [self._keys.owner(key.owner)], [self._ttl])]
 
-    def touch_queue(self, key: StreamKey) -> Call:
+    def touch(self, key: StreamKey) -> Call:
         """Keep a queued request from expiring."""
         return self._call(Script.TOUCH, key, self._ttl)
 

@@ -11,7 +11,6 @@ from time import monotonic
 from typing import Any
 
 from redis.asyncio import Redis, RedisCluster
-from redis.commands.core import AsyncScript
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -65,7 +64,7 @@ class Link:
         # redis-py takes a read that blocks for longer than its `socket_timeout` for a dead connection.
         self.block = min(BLOCK, (pool.connection_kwargs.get("socket_timeout") or math.inf) / 2)
         """Seconds after which a blocking read without news returns; the client has to wait for longer than that."""
-        self._scripts: dict[Script, AsyncScript] = {}
+        self._scripts = {script: client.register_script(script.text) for script in Script}
         self._logged_at: dict[str, float] = {}
         """When each reason for which Redis cannot be used was last logged."""
         self._slots = asyncio.Semaphore(PARALLEL)
@@ -204,7 +203,10 @@ class Link:
         # Each script is atomic by itself, and a transaction would hold up all others for the whole batch.
         pipeline = self.client.pipeline(transaction=False)
         for call in calls:
-            pipeline.execute_command(*_words(call))
+            if isinstance(call.command, Script):
+                pipeline.evalsha(self._scripts[call.command].sha, len(call.keys), *call.keys, *call.args)
+            else:
+                pipeline.execute_command(call.command, *call.keys, *call.args)
         replies = await pipeline.execute(raise_on_error=False)
         # A Redis that was restarted has forgotten its scripts. Only this call is repeated: those after it have been
         # run.
@@ -221,13 +223,10 @@ class Link:
                 replies[index] = exc
 
     async def _execute_one(self, call: Call) -> Any:
-        if isinstance(call.command, str):
-            return await self.client.execute_command(*_words(call))
-        # redis-py's own script object loads a script that Redis does not know, and repeats the call.
-        registered = self._scripts.get(call.command)
-        if registered is None:
-            registered = self._scripts[call.command] = self.client.register_script(call.command.text)
-        return await registered(call.keys, call.args)
+        if isinstance(call.command, Script):
+            # redis-py's own script object loads a script that Redis does not know, and repeats the call.
+            return await self._scripts[call.command](call.keys, call.args)
+        return await self.client.execute_command(call.command, *call.keys, *call.args)
 
 
 def _join(calls: Sequence[Call]) -> Call:
@@ -239,12 +238,6 @@ def _join(calls: Sequence[Call]) -> Call:
 def count_bytes(call: Call) -> int:
     """How many bytes a call writes."""
     return sum(len(word) for word in call.args if isinstance(word, bytes))
-
-
-def _words(call: Call) -> list[Any]:
-    if isinstance(call.command, Script):
-        return ["EVALSHA", call.command.sha, len(call.keys), *call.keys, *call.args]
-    return [call.command, *call.keys, *call.args]
 
 
 def is_passing(failure: Exception) -> bool:

@@ -92,12 +92,11 @@ class Transitions(SharedBackend):
     async def release(self, reservation: Reservation) -> None:
         """Make sure that a request stays neither queued nor live."""
         key, epoch = reservation.key, reservation.epoch
-        end = self.calls.release(key, epoch)
         if not reservation.requested_at or reservation.stop_code is not None:
             # It may be queued, although no reply has said so; or what has stopped it has announced that.
-            self.queue.run_later(end, *self.calls.free(key, epoch))
+            self.ensure_ended(key, epoch)
             return
-        await self.messages.run_now_or_later(end)
+        await self.messages.run_now_or_later(self.calls.release(key, epoch))
         await self.free(key, epoch)
         await self.messages.announce(key.owner, reservation.ended(ResumableStatus.FAILED, time.time()))
         await self._announce_rest(key)
@@ -111,12 +110,6 @@ class Transitions(SharedBackend):
             await self._announce_rest(key)
 
     # What has no producer any more.
-
-    async def end_lost(self, *streams: LocalStream) -> None:
-        """End streams that this worker has lost."""
-        await self.link.run(*(self.calls.release(stream.key, stream.epoch) for stream in streams))
-        for stream in streams:
-            await self._announce_rest(stream.key)
 
     async def reap(self, dead_owners: Iterable[tuple[StreamKey, str]]) -> None:
         """End what belongs to workers that are gone."""

@@ -200,6 +200,13 @@ class SharedBackend(StreamBackend, Source[Any], ABC):
         """Give what is added to a log to the stream."""
         self.streams.followed[stream.epoch] = stream
 
+    def report_again(self) -> None:
+        """Repeat where the readers here are, because that is forgotten after a while."""
+        # A copy, as views are freed at any moment.
+        for view in list(self.streams.views.values()):
+            if view.slowest is not None:
+                view.report()
+
     def unfollow(self, stream: RemoteStream) -> None:
         """Stop that."""
         if self.streams.followed.get(stream.epoch) is stream:

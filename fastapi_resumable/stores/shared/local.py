@@ -207,7 +207,7 @@ class LocalStream:
     def _give_up(self, failure: StoreUnavailable) -> None:
         self._warn("stream %r is ended: %s", failure.message)
         self.backend.forget(self)
-        self.backend.ensure_ended(self)
+        self.backend.ensure_ended(self.key, self.epoch)
         # If it had ended, no reader has seen that.
         self._recording.reopen(self.tail)
         self._close(ResumableStatus.FAILED, failure.code, failure.message)

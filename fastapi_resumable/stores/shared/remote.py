@@ -30,7 +30,7 @@ class RemoteStream:
         self.is_final = False
         self.missing_since: float | None = None
         """Since when the backend has not known of it."""
-        self.log = ByteLog(BLOCK_SIZE, state.tail)
+        self.log = ByteLog(BLOCK_SIZE, state.tail, backend.budget)
         self._fanout = Fanout(self.log)
         # How often the producer's worker gets a report of the readers here: for each step of so many bytes.
         self._step = max(1, backend.limits.max_stream_bytes // 8)
@@ -45,14 +45,9 @@ class RemoteStream:
         self.status = state.status
         self.completed_at = state.completed_at
         if not self._fanout.cursors and state.tail > self.log.tail:
-            self._restart(state.tail)
+            self.log.restart(state.tail)
         if state.is_final and self.log.tail >= state.tail:
             self.is_final = True
-
-    def _restart(self, offset: int) -> None:
-        """Drop what is held, and go on at `offset`."""
-        self._backend.budget.used -= self.log.size
-        self.log.restart(offset)
 
     @property
     def tail(self) -> int:
@@ -81,7 +76,7 @@ class RemoteStream:
         if not self._fanout.cursors:
             # Nothing is kept for readers that may never come: the backend has it.
             self._backend.unfollow(self)
-            self._restart(self.tail)
+            self.log.restart(self.tail)
         self.report()
 
     def fail(self, failure: ResumableError) -> None:
@@ -95,12 +90,12 @@ class RemoteStream:
         log = self.log
         if start > log.tail:
             # Something in between was dropped before it came here; readers that still need it will find that out.
-            self._restart(start)
+            log.restart(start)
         # Pages and news may overlap, as they come by two ways.
         data = data[log.tail - start :]
         if data:
             log.append(data)
-            self._backend.budget.used += len(data) - log.trim(log.tail - WINDOW)
+            log.trim(log.tail - WINDOW)
             # At once, because its writer has collected it for a while already.
             self._fanout.wake()
 
@@ -179,8 +174,3 @@ class RemoteStream:
         self._reported = -1 if slowest == math.inf else slowest
         # By way of the queue, so that a report never overtakes another.
         self._backend.mark(self)
-
-    def report_again(self) -> None:
-        """Say it once more, as it is forgotten after a while; if there are readers."""
-        if self._fanout.cursors:
-            self.report()

@@ -173,8 +173,8 @@ class StreamBackend(Protocol):
     def forget(self, stream: Any) -> None:
         """Ask a local stream for no more writes: the backend has the whole of it, or is to have no more."""
 
-    def ensure_ended(self, stream: Any) -> None:
-        """Make sure that a local stream does not stay live there, as soon as the backend can be reached."""
+    def ensure_ended(self, key: StreamKey, epoch: str) -> None:
+        """Make sure that an epoch stays neither queued nor live, as soon as the backend can be reached."""
 
     def end_elsewhere(self, stream: Any, code: str = "cancelled") -> None:
         """Another worker has ended a local stream: have it take that over."""

@@ -146,9 +146,9 @@ class SqliteBackend(SharedBackend):
         self.worker.reader.waiting.discard(stream)
         self.worker.plan_clean_up(UNREAD)
 
-    def ensure_ended(self, stream: LocalStream) -> None:
-        """Make sure that the stream does not stay live in the file."""
-        self.worker.ensure_ended(stream.key, stream.epoch)
+    def ensure_ended(self, key: StreamKey, epoch: str) -> None:
+        """Make sure that an epoch stays neither queued nor live, once the file can be used."""
+        self.worker.ensure_ended(key, epoch)
 
     async def announce(self, stream: LocalStream) -> None:
         """Nothing is left to say: the transaction that has changed the state has announced that."""

@@ -157,9 +157,7 @@ class SqliteWorker:
             self._reaping = self.tasks.spawn(self._reap_found(found.dead), "resumable reap")
         if (now := time.monotonic()) - self._reported > REPORT:
             self._reported = now
-            # A copy, as views are freed at any moment.
-            for view in list(self._streams.views.values()):
-                view.report_again()
+            self._backend.report_again()
 
     def _take(self, piece: Piece) -> None:
         """Pass on what was added to a stream, and how it ended."""
