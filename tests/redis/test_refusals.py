@@ -2,18 +2,25 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from time import monotonic
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from redis.asyncio import Redis
 
 from fastapi_resumable import RedisStore
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import StoreUnavailable
+from fastapi_resumable.models import ResumableStatus
+from fastapi_resumable.stores.redis.calls import Call, Calls
 from fastapi_resumable.stores.redis.keys import Keys, log_key
+from fastapi_resumable.stores.redis.link import Link
 from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write
 from tests.support.asgi import bounded
-from tests.support.redis_server import RedisServer
+from tests.support.faults import FaultyLink
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.server import HOST
 from tests.support.site import until
 
 pytestmark = pytest.mark.redis
@@ -153,3 +160,37 @@ async def test_what_is_refused_again_and_again_is_logged_once_for_each_reason(
             await store.stop(ONE, None)
     logged = [record.getMessage() for record in caplog.records if "WRONGTYPE" in record.getMessage()]
     assert len(logged) == len(set(logged)) == 2
+
+
+async def test_a_primary_that_has_become_a_replica_is_left_for_the_new_one(
+    own_redis: Callable[..., Any], keys: Keys
+) -> None:
+    """It refuses to write, and keeps its connections: the address leads to the new primary by then."""
+    with own_redis() as old, own_redis(name="new") as new, FaultyLink(old.port) as link:
+        new.follow(old.port)
+        store = RedisStore(old.url_at(link.port), key_prefix=keys.prefix, store_timeout=30.0, on_store_failure="fail")
+        store.configure(Limits())
+        stream = await begin(store, ONE, TEXT)
+        await write(stream, b"one")
+        await until(lambda: new.control.hget(keys.stream(ONE), "tail") == "3", "the bytes on the new primary")
+        new.promote()
+        link.lead_to(new.port)
+        old.control.replicaof(HOST, free_port())
+        await write(stream, b"two")
+        await complete(store, stream)
+        assert stream.status is ResumableStatus.COMPLETED
+        assert await content(await store.find(ONE, 1)) == b"onetwo"
+        await store.aclose()
+
+
+async def test_a_connection_to_what_was_the_primary_is_left(own_redis: Callable[..., Any]) -> None:
+    """It stays open, and is the only one that the client has: the next attempt makes another."""
+    with own_redis() as old, own_redis(name="new") as new, FaultyLink(old.port) as line:
+        client = Redis.from_url(old.url_at(line.port))
+        link = Link(client, Calls(Keys("any"), "worker", Limits(), 10.0), 30.0, on_up=lambda: None)
+        await link.run(Call("SET", ["key"], ["one"]))
+        line.lead_to(new.port)
+        old.control.replicaof(HOST, free_port())
+        await link.run(Call("SET", ["key"], ["two"]))
+        assert new.control.get("key") == "two"
+        await client.aclose()

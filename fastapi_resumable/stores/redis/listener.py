@@ -135,7 +135,8 @@ class _Group:
         if isinstance(failure, ResponseError) and not is_passing(failure):
             self._link.complain(failure)
         else:
-            await self._link.note_lost(failure)
+            self._link.note_failure(failure)
+            await self._link.leave_broken_connections(failure)
         self._failures += 1
         # A single failure is no outage, however long it took: this process may have been stopped meanwhile.
         is_silent = self._failures > 1 and monotonic() - self._read_at > self._link.outage.timeout
