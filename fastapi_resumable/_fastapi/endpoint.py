@@ -23,7 +23,7 @@ from .._run.producer import Producer
 from . import internals
 from .admission import Admission, Service
 from .request import body_again
-from .responses import Answered, RecordedResponse, log_failure, record
+from .responses import Answered, is_recorded, log_failure, record
 
 _REQUEST = "fastapi_resumable_request"
 _INTERCEPTED = "__fastapi_resumable_intercepted__"
@@ -171,7 +171,7 @@ class EndpointAdmission(Admission):
     _holds = False
 
     def __init__(self, service: Service, request: Request, identity: Any) -> None:
-        body = RequestBody(request.receive, owed=False)
+        body = RequestBody(request.receive)
         super().__init__(service, request.scope, identity, body, internals.send_of(request), end_delay=0)
         self._request = request
 
@@ -196,9 +196,9 @@ class EndpointAdmission(Admission):
         """Have the result recorded, if it is a response."""
         if self.records_result and isinstance(result, Response):
             result = self.record(result)
-        if isinstance(result, RecordedResponse):
-            return result
         assert self.exchange is not None
+        if is_recorded(result, self.exchange):
+            return result
         await self.exchange.release()
         if self.records_result:
             self.service.warn_once(

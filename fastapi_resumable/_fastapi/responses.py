@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -54,7 +54,7 @@ def log_failure(exchange: Exchange, error: Exception) -> None:
 # Recorded responses.
 
 
-async def run_recorded(exchange: Exchange, app: ASGIApp, scope: Scope, send: Send) -> None:
+async def run_recorded(exchange: Exchange, app: ASGIApp, scope: Scope, _receive: Receive, send: Send) -> None:
     """Run an application whose request was admitted.
 
     Raises:
@@ -73,19 +73,23 @@ async def run_recorded(exchange: Exchange, app: ASGIApp, scope: Scope, send: Sen
 class RecordedResponse(_Base):
     """Mixed into the class of a user's response: sent through a log."""
 
-    _exchange: Exchange
+    _exchanges: tuple[Exchange, ...]
+    """One for each `Resumable` that has it recorded, the innermost first."""
 
-    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the user's response in the background, and answer from the log.
 
         Raises:
             Exception: What the user's response raised before the stream had begun.
         """
-        exchange = self._exchange
+        app: ASGIApp = self._run
+        for exchange in self._exchanges:
+            app = partial(run_recorded, exchange, app)
+        inner, outer = self._exchanges[0], self._exchanges[-1]
         try:
-            await run_recorded(exchange, self._run, scope, send)
+            await app(scope, receive, send)
         finally:
-            _close_dependencies(scope, exchange.failure if exchange.has_begun else None, exchange.cancelled)
+            _close_dependencies(scope, inner.failure if inner.has_begun else None, outer.cancelled)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -96,13 +100,19 @@ class RecordedResponse(_Base):
 
 def record(response: Response, exchange: Exchange) -> Response:
     """Return a copy of a response that is recorded, as the same object may be returned for several requests."""
-    if isinstance(response, RecordedResponse):
+    exchanges: tuple[Exchange, ...] = getattr(response, "_exchanges", ())
+    if exchange in exchanges:
         return response
-    cls = _recorded_class(type(response))  # type: ignore[arg-type]  # a class has a hash
+    cls = type(response) if exchanges else _recorded_class(type(response))  # type: ignore[arg-type]  # a class has a hash
     recorded: Response = cls.__new__(cls)
     # Not by attributes: a response class of the user's may have a `__setattr__` of its own.
-    recorded.__dict__.update(response.__dict__, _exchange=exchange)
+    recorded.__dict__.update(response.__dict__, _exchanges=(*exchanges, exchange))
     return recorded
+
+
+def is_recorded(result: Any, exchange: Exchange) -> bool:
+    """Whether what an endpoint has returned is a response that is recorded by this exchange."""
+    return isinstance(result, RecordedResponse) and exchange in result._exchanges  # noqa: SLF001  # of this module
 
 
 @lru_cache(maxsize=256)

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
 from starlette.routing import compile_path
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._run.hooks import Hook
 from .._run.manager import StreamManager
@@ -232,7 +232,7 @@ class ResumableMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application in the background, if the request is for one of the paths and names a stream."""
         if scope["type"] != "http" or not self._matches(scope):
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _without_doubles(send) if "/stream" in scope.get("path", "") else send)
             return
         if "app" not in scope and isinstance(self._app, Starlette):
             # It stands around the whole application, whose replay route, exception handlers and overrides count.
@@ -255,3 +255,16 @@ class ResumableMiddleware:
         # By ASGI, `path` includes the root path.
         path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         return any(pattern.fullmatch(path) for pattern in self._paths)
+
+
+def _without_doubles(send: Send) -> Send:
+    """For replays: middleware inside the face adds its headers again to a record that has them from the first time."""
+
+    async def send_once(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [tuple(header) for header in message.get("headers", ())]
+            if any(name == b"x-stream-epoch" for name, _ in headers):
+                message = {**message, "headers": list(dict.fromkeys(headers))}
+        await send(message)
+
+    return send_once

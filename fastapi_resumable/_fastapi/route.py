@@ -116,7 +116,8 @@ class RouteAdmission(Admission):
             self._decision.set_result(None)
             await _wait_for(task)
 
-        await _run_to_the_end(self.exchange, go_on, scope, self._send)
+        # Not with the scope of the route, in which the producer is the one of this exchange.
+        await _run_to_the_end(self.exchange, go_on, self.scope, self._body.receive, self._send)
 
 
 class AppAdmission(RouteAdmission):
@@ -182,8 +183,8 @@ async def _wait_for(task: "asyncio.Task[None]") -> None:
     raise cancellation
 
 
-async def _run_to_the_end(exchange: Exchange, app: ASGIApp, scope: Scope, send: Send) -> None:
-    await run_recorded(exchange, app, scope, send)
+async def _run_to_the_end(exchange: Exchange, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    await run_recorded(exchange, app, scope, receive, send)
     if exchange.cancelled is not None:
         raise exchange.cancelled
 
@@ -210,7 +211,7 @@ def route_class(service: Service) -> type[APIRoute]:
 
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
             """Run the route in the background, if the request names a stream."""
-            body = RequestBody(receive, owed=True)
+            body = RequestBody(receive, scope)
             identity = None
             # An outer face, the middleware or another route class, may have the request already: each is recorded once.
             if service.admission_of(scope) is None:
@@ -220,7 +221,8 @@ def route_class(service: Service) -> type[APIRoute]:
                 return
             intercept_endpoint(scope, service)
             admission = RouteAdmission(service, scope, identity, body, send)
-            await admission.serve(super().handle, inner_scope({**scope, service.scope_key: admission}))
+            inner = inner_scope({**scope, service.scope_key: admission}, lambda: admission.producer)
+            await admission.serve(super().handle, inner)
 
     return ResumableRoute
 
@@ -230,7 +232,7 @@ async def serve(service: Service, app: ASGIApp, scope: Scope, receive: Receive, 
     if scope["type"] != "http" or service.scope_key in scope:
         await app(scope, receive, send)
         return
-    body = RequestBody(receive, owed=True)
+    body = RequestBody(receive, scope)
     identity = await service.identify(Request(scope, body.peek), body.peek)
     if identity is None:
         await app(scope, body.receive, send)
@@ -238,7 +240,7 @@ async def serve(service: Service, app: ASGIApp, scope: Scope, receive: Receive, 
     inner = {**scope, "headers": scope["headers"] if headers is None else headers}
     if not body.is_complete and (await body.peek()).get("more_body", True):
         upload = inner[service.scope_key] = AppAdmission(service, scope, identity, body, send)
-        await upload.serve(app, inner_scope(inner))
+        await upload.serve(app, inner_scope(inner, lambda: upload.producer))
         return
     admission = inner[service.scope_key] = Admission(service, scope, identity, body, send, END_DELAY)
     answer = await admission.decide()
@@ -248,4 +250,4 @@ async def serve(service: Service, app: ASGIApp, scope: Scope, receive: Receive, 
     elif admission.exchange is None:
         await app(scope, body.receive, send)
     else:
-        await _run_to_the_end(admission.exchange, app, inner, send)
+        await _run_to_the_end(admission.exchange, app, inner, body.receive, send)

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope
 
 DISCONNECT: Message = {"type": "http.disconnect"}
 
@@ -18,11 +18,12 @@ class RequestBody:
     _complete = False
     _gone = False
 
-    def __init__(self, receive: Receive, *, owed: bool) -> None:
-        """`owed`: nothing of the body has been read yet. Otherwise it may have been, in whole or in part."""
+    def __init__(self, receive: Receive, scope: Scope | None = None) -> None:
+        """With the `scope` of a request of which no body was read yet; without it, some or all of it may have been."""
         self._receive = receive
+        self._scope = scope
         self._messages: deque[Message] = deque()
-        self._owed = owed
+        self._owed = scope is not None
         self._lock = asyncio.Lock()
         self._taken = asyncio.Event()
 
@@ -79,9 +80,21 @@ class RequestBody:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._gone = True
+            self._owed = self._owed and self._scope is not None and _may_have_body(self._scope)
             # A disconnect in mid-upload does not complete the body: the application has to see that it will never come.
             self._complete = self._complete or not self._owed
         else:
             self._owed = message.get("more_body", False)
             self._complete = not self._owed
         return message
+
+
+def _may_have_body(scope: Scope) -> bool:
+    """Whether a request announces a body (RFC 9112 §6.3)."""
+    headers = dict(scope["headers"])
+    length: bytes | None = headers.get(b"content-length")
+    if length is not None:
+        return length.strip() != b"0"
+    # HTTP/2 and HTTP/3 need no header for it.
+    in_frames = not scope["http_version"].startswith("1") and scope["method"] != "GET"
+    return in_frames or b"transfer-encoding" in headers

@@ -22,7 +22,7 @@ from .errors import unwrap
 from .headers import id_value, identify
 from .manager import LAST_MOMENT
 from .producer import Producer
-from .recorder import Recorder, inner_scope
+from .recorder import Recorder, inner_scope, producer_around
 from .replay import QuietlyBroken, end_of_body, serve
 
 logger = logging.getLogger("fastapi_resumable")
@@ -41,7 +41,9 @@ class Exchange:
     _reader: Reader | None = None
     _reading: Reading | None = None
     """How the client's reading of the stream came out."""
-    _interrupting: asyncio.Task[None] | None = None
+    _ending: asyncio.Task[None] | None = None
+    _around: Producer | None = None
+    """The producer of another `Resumable` that records this request as well. It is the client then."""
     _is_released = False
 
     def __init__(
@@ -100,7 +102,8 @@ class Exchange:
             await self.release()
             raise stopped_while_queued(producer.stop_code)
         self._send = send
-        inner = inner_scope(scope)
+        self._around = producer_around(scope)
+        inner = inner_scope(scope, lambda: producer)
         telemetry = self._manager.telemetry
         producer.telemetry = telemetry.stream(producer.key.id, producer.reservation.epoch, inner, producer.created)
         producer.start(lambda: recorder.run(app, inner))
@@ -129,6 +132,7 @@ class Exchange:
 
     async def _wait_until_over(self) -> None:
         """Stay until the application has ended, even if the request is cancelled; then give back what is held."""
+        self._stop_with_surroundings()
         # A loop, because a request can be cancelled more than once while it waits.
         while not self.producer.is_over:
             try:
@@ -163,10 +167,11 @@ class Exchange:
 
     def _outlive_cancellation(self) -> bool:
         """Go on although the request is cancelled, with a bound: servers cancel requests when they shut down."""
-        if not self._manager.skip_grace() and self._interrupting is None:
+        self._stop_with_surroundings()
+        if not self._manager.skip_grace() and self._ending is None:
             # Some servers do so without a word to the application, and wait for the request then.
             name = f"resumable interrupt {self.producer.key.id}"
-            self._interrupting = self._manager.tasks.spawn(self._interrupt_late(self._reader), name=name)
+            self._ending = self._manager.tasks.spawn(self._interrupt_late(self._reader), name=name)
         return True
 
     async def _interrupt_late(self, reader: Reader | None) -> None:
@@ -180,6 +185,14 @@ class Exchange:
             if reader is not None:
                 await asyncio.sleep(LAST_MOMENT)
                 reader.evict()
+
+    def _stop_with_surroundings(self) -> None:
+        """A stop of a stream that records this request, too, is one of this stream, unlike a client's leaving."""
+        stopped = self._around is not None and self._around.stop_code in ("cancelled", "replaced")
+        if stopped and self._ending is None:
+            key, epoch = self.producer.key, self.producer.reservation.epoch
+            stopping = self._manager.store.stop(key, epoch)
+            self._ending = self._manager.tasks.spawn(stopping, name=f"resumable stop {key.id}")
 
     # What the client gets.
 
@@ -207,9 +220,8 @@ class Exchange:
         if self._reader is not None:
             stream = self._reader.stream
             headers = identify(self.recorder.headers, stream, self._location)
-            self._reading = await serve(
-                self._reader, self._manager, headers, scope, self._send, self._body.disconnected
-            )
+            disconnected = self._body.disconnected if self._around is None else self._around.disconnected
+            self._reading = await serve(self._reader, self._manager, headers, scope, self._send, disconnected)
             if self._reading in (Reading.LEFT, Reading.CUT) and self.producer.telemetry is not None:
                 self.producer.telemetry.client_left()
 

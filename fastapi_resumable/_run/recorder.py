@@ -18,6 +18,8 @@ from .producer import Producer
 
 MAX_DROPPED = 32
 """How many messages are dropped after a stop: one in each turn of the event loop, until the cancellation arrives."""
+_FIND_PRODUCER = "fastapi_resumable.find_producer"
+"""Under which a scope has what finds its producer. A route has its scope before it is decided whether there is one."""
 
 
 class Recorder:
@@ -235,10 +237,17 @@ def _ignore(_stream: WritableStream) -> None:
     """There is no client any more that could read the stream."""
 
 
-def inner_scope(scope: Scope) -> Scope:
+def inner_scope(scope: Scope, find_producer: Callable[[], Producer | None]) -> Scope:
     """The scope for an application whose bytes are recorded: no extension that would send them by another way.
 
     ASGI 2.4, in which `send` raises an `OSError` once the client has gone: so Starlette needs no task that listens for
     the disconnect, and a stop is a cancellation.
     """
-    return {**scope, "extensions": {}, "asgi": {**scope.get("asgi", {}), "spec_version": "2.4"}}
+    asgi = {**scope.get("asgi", {}), "spec_version": "2.4"}
+    return {**scope, "extensions": {}, "asgi": asgi, _FIND_PRODUCER: find_producer}
+
+
+def producer_around(scope: Scope) -> Producer | None:
+    """The producer of another `Resumable` that records what this request sends, if there is one."""
+    find: Callable[[], Producer | None] | None = scope.get(_FIND_PRODUCER)
+    return None if find is None else find()

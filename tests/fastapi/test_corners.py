@@ -10,6 +10,7 @@ import pytest
 from fastapi import APIRouter, Body, Depends, FastAPI, Form, HTTPException, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
+from sse_starlette import EventSourceResponse
 
 from fastapi_resumable import MemoryStore, Resumable, ResumableMiddleware, ResumableStream, body_field, header
 from tests.support.asgi import bounded, running, settle, until
@@ -922,3 +923,61 @@ async def test_a_client_that_leaves_before_its_202_is_no_error(caplog: pytest.Lo
         assert b"data: one" in (await client.get("/v1/stream/chat-1")).body
 
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("http_version", ["1.1", "2"])
+async def test_an_endpoint_that_reads_no_body_does_not_see_a_client_that_leaves_at_once(http_version: str):
+    """There is nothing that the client owes it, though nothing has been read."""
+    app, resumable = make()
+    app.router.route_class = resumable.route_class
+    gone = asyncio.Event()
+
+    @app.get("/chat")
+    async def chat():
+        await gone.wait()
+        return EventSourceResponse(data async for data in numbers())
+
+    async def numbers():
+        # This response listens for a disconnect: it has time to hear of one.
+        for number in range(3):
+            await settle()
+            yield {"data": str(number)}
+
+    async def served(scope, receive, send):
+        await app(scope | {"http_version": http_version}, receive, send)
+
+    async with running(served) as client:
+        exchange = client.start("GET", "/chat", headers=ID)
+        await settle()
+        exchange.disconnect()
+        gone.set()
+        await exchange.served()
+        assert (await client.get("/v1/stream/chat-1")).body.count(b"data: ") == 3
+
+
+async def test_headers_that_middleware_adds_inside_the_face_come_once_in_a_replay():
+    """They are recorded, and the middleware adds them to the replay, too."""
+    app, resumable = make()
+    app.get("/chat")(lambda: events("one"))
+
+    class AddHeaders:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            async def send_more(message):
+                if message["type"] == "http.response.start":
+                    message["headers"] += [(b"x-frame-options", b"DENY"), [b"link", b"</a>"], [b"link", b"</b>"]]
+                await send(message)
+
+            await self.app(scope, receive, send_more)
+
+    app.add_middleware(AddHeaders)
+    app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    async with running(app) as client:
+        again = ID | {"Idempotency-Key": "key"}
+        await client.get("/chat", headers=again)
+        for method, url in (("GET", "/v1/stream/chat-1"), ("HEAD", "/v1/stream/chat-1"), ("GET", "/chat")):
+            head = await client.start(method, url, headers=again).head()
+            assert head.all("x-frame-options") == ["DENY"], method
+            assert head.all("link") == ["</a>", "</b>"], method

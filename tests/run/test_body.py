@@ -9,6 +9,9 @@ def piece(body: bytes, *, more: bool) -> dict:
     return {"type": "http.request", "body": body, "more_body": more}
 
 
+UPLOAD = {"headers": [(b"content-length", b"2")]}
+
+
 class Channel:
     """A `receive` whose messages the test releases."""
 
@@ -28,7 +31,7 @@ async def settled() -> None:
 
 async def test_what_was_peeked_at_comes_again_for_the_application():
     """The search for the stream id takes nothing away."""
-    body = RequestBody(Channel(piece(b"a", more=True), piece(b"b", more=False)), owed=True)
+    body = RequestBody(Channel(piece(b"a", more=True), piece(b"b", more=False)), UPLOAD)
     await body.peek()
 
     assert [await body.next(), await body.next(), await body.next()] == [
@@ -40,7 +43,7 @@ async def test_what_was_peeked_at_comes_again_for_the_application():
 
 async def test_receive_passes_everything_on_as_it_comes():
     """For an application that answers by itself, the channel is what it was."""
-    body = RequestBody(Channel(piece(b"a", more=False), DISCONNECT), owed=True)
+    body = RequestBody(Channel(piece(b"a", more=False), DISCONNECT), UPLOAD)
     await body.peek()
 
     assert [await body.receive(), await body.receive(), await body.receive()] == [
@@ -53,7 +56,7 @@ async def test_receive_passes_everything_on_as_it_comes():
 async def test_the_watch_reads_one_message_ahead_and_no_more():
     """A client cannot make the server hold its whole upload."""
     channel = Channel(piece(b"a", more=True), piece(b"b", more=True), piece(b"c", more=False))
-    body = RequestBody(channel, owed=True)
+    body = RequestBody(channel, UPLOAD)
     watch = asyncio.ensure_future(body.disconnected())
     await settled()
     assert channel.queue.qsize() == 2
@@ -72,7 +75,7 @@ async def test_the_watch_reads_one_message_ahead_and_no_more():
 
 async def test_an_application_that_reads_no_body_does_not_hide_the_disconnect():
     """Once the body is there as a whole, the watch goes on to what comes after it."""
-    body = RequestBody(Channel(piece(b"a", more=False), DISCONNECT), owed=True)
+    body = RequestBody(Channel(piece(b"a", more=False), DISCONNECT), UPLOAD)
     async with asyncio.timeout(5):
         await body.disconnected()
 
@@ -82,7 +85,7 @@ async def test_an_application_that_reads_no_body_does_not_hide_the_disconnect():
 
 async def test_a_client_that_leaves_in_mid_upload_is_noticed():
     """The application cannot do without the rest."""
-    body = RequestBody(Channel(piece(b"a", more=True), DISCONNECT), owed=True)
+    body = RequestBody(Channel(piece(b"a", more=True), DISCONNECT), UPLOAD)
     watch = asyncio.ensure_future(body.disconnected())
     assert await body.next() == piece(b"a", more=True)
     async with asyncio.timeout(5):
@@ -93,7 +96,7 @@ async def test_a_client_that_leaves_in_mid_upload_is_noticed():
 
 async def test_a_disconnect_is_kept_from_an_application_that_may_have_read_its_body():
     """FastAPI has read it before a dependency runs; what comes then is the client's leaving."""
-    body = RequestBody(Channel(DISCONNECT), owed=False)
+    body = RequestBody(Channel(DISCONNECT))
 
     assert await body.next() is None
 
@@ -101,7 +104,7 @@ async def test_a_disconnect_is_kept_from_an_application_that_may_have_read_its_b
 async def test_the_application_and_the_watch_share_a_wait():
     """Whoever holds the channel when the message comes, it reaches the one that it is for."""
     channel = Channel()
-    body = RequestBody(channel, owed=True)
+    body = RequestBody(channel, UPLOAD)
     watch = asyncio.ensure_future(body.disconnected())
     await settled()
     wanted = asyncio.ensure_future(body.next())
@@ -110,7 +113,7 @@ async def test_the_application_and_the_watch_share_a_wait():
     async with asyncio.timeout(5):
         assert await wanted == piece(b"a", more=False)
 
-    late = asyncio.ensure_future(RequestBody(channel, owed=False).next())
+    late = asyncio.ensure_future(RequestBody(channel).next())
     await settled()
     channel.queue.put_nowait(DISCONNECT)
     channel.queue.put_nowait(DISCONNECT)

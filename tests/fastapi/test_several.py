@@ -1,0 +1,149 @@
+"""Several `Resumable`s that one request names, each by a header of its own: each has the stream."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import pytest
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.responses import StreamingResponse
+
+from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream, header
+from tests.support.asgi import bounded, running
+
+FACES = [
+    ("decorator", "decorator"),
+    ("dependency", "dependency"),
+    ("dependency", "dependency turned"),
+    ("decorator", "dependency"),
+    ("route_class", "decorator"),
+    ("route_class", "dependency"),
+    ("middleware", "decorator"),
+    ("middleware", "dependency"),
+    ("middleware", "route_class"),
+    ("middleware", "middleware"),
+]
+"""The outer one and the inner one."""
+HEADERS = {"X-Outer": "a", "X-Inner": "b"}
+
+
+class Endpoint:
+    """An endpoint that streams until it may end."""
+
+    def __init__(self, outer: str, inner: str, media_type: str) -> None:
+        self.app = FastAPI()
+        self.first = Resumable(prefix="/outer", stream_id=header("X-Outer"))
+        self.second = Resumable(prefix="/inner", stream_id=header("X-Inner"))
+        self.go_on, self.closed = asyncio.Event(), asyncio.Event()
+        self._media_type = media_type
+        kinds: dict[str, Any] = {}
+        for face, resumable in ((outer, self.first), (inner, self.second)):
+            self.app.include_router(resumable.router)
+            if face == "route_class":
+                kinds["route_class"] = resumable.route_class
+        router = APIRouter(**kinds)
+        router.post("/chat")(self._endpoint(outer, inner))
+        self.app.include_router(router)
+        for face, resumable in ((inner, self.second), (outer, self.first)):
+            if face == "middleware":
+                self.app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+
+    def _endpoint(self, outer: str, inner: str) -> Any:
+        First = Annotated[ResumableStream, Depends(self.first)]  # noqa: N806  # types
+        Second = Annotated[ResumableStream, Depends(self.second)]  # noqa: N806
+
+        def respond() -> StreamingResponse:
+            return StreamingResponse(self._parts(), media_type=self._media_type)
+
+        async def chat() -> Any:
+            return respond()
+
+        async def chat_inner(stream: Second) -> Any:
+            return stream(respond())
+
+        async def chat_both(first: First, second: Second) -> Any:
+            return second(first(respond())) if inner.endswith("turned") else first(second(respond()))
+
+        if outer == "dependency":
+            return chat_both
+        endpoint: Any = chat_inner if inner == "dependency" else chat
+        if inner == "decorator":
+            endpoint = self.second.stream(endpoint)
+        return self.first.stream(endpoint) if outer == "decorator" else endpoint
+
+    async def _parts(self) -> AsyncIterator[str]:
+        try:
+            yield "data: one\n\n"
+            await self.go_on.wait()
+            yield "data: two\n\n"
+        finally:
+            self.closed.set()
+
+
+@pytest.mark.parametrize("media_type", ["text/event-stream", "text/plain"])
+@pytest.mark.parametrize(("outer", "inner"), FACES)
+async def test_each_replays_what_the_client_was_sent(outer: str, inner: str, media_type: str) -> None:
+    endpoint = Endpoint(outer, inner, media_type)
+    async with running(endpoint.app) as client:
+        endpoint.go_on.set()
+        first = await client.post("/chat", headers=HEADERS)
+        assert first.status == 200
+        assert first.body.count(b"data: two") == 1
+        assert (await client.get("/outer/stream/a")).body == first.body
+        assert (await client.get("/inner/stream/b")).body == first.body
+
+
+@pytest.mark.parametrize("media_type", ["text/event-stream", "text/plain"])
+@pytest.mark.parametrize(("outer", "inner"), FACES)
+async def test_none_of_them_ends_when_the_client_leaves(outer: str, inner: str, media_type: str) -> None:
+    endpoint = Endpoint(outer, inner, media_type)
+    async with running(endpoint.app) as client:
+        exchange = client.start("POST", "/chat", headers=HEADERS)
+        await exchange.read_until(b"one")
+        exchange.disconnect()
+        endpoint.go_on.set()
+        await bounded(endpoint.closed.wait())
+        await exchange.served()
+        outside = await client.get("/outer/stream/a")
+        assert b"two" in outside.body
+        assert (await client.get("/inner/stream/b")).body == outside.body
+
+
+@pytest.mark.parametrize("media_type", ["text/event-stream", "text/plain"])
+@pytest.mark.parametrize(("outer", "inner"), FACES)
+async def test_a_stop_of_the_outer_one_stops_both(
+    outer: str, inner: str, media_type: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not as when a client leaves, from whom an inner one would keep the endpoint running."""
+    endpoint = Endpoint(outer, inner, media_type)
+    async with running(endpoint.app) as client:
+        exchange = client.start("POST", "/chat", headers=HEADERS)
+        await exchange.read_until(b"one")
+        assert (await client.delete("/inner/stream/b" if inner.endswith("turned") else "/outer/stream/a")).status == 204
+        await bounded(endpoint.closed.wait())
+        await exchange.served()
+        assert await client.head_status("/outer/stream/a") == 404
+        assert await client.head_status("/inner/stream/b") == 404
+    assert exchange.clean is (media_type == "text/event-stream")
+    assert "abandoned" not in caplog.text
+    assert "ERROR" not in caplog.text
+
+
+@pytest.mark.parametrize("media_type", ["text/event-stream", "text/plain"])
+@pytest.mark.parametrize(("outer", "inner"), [faces for faces in FACES if not faces[1].endswith("turned")])
+async def test_a_stop_of_the_inner_one_is_an_end_that_the_outer_one_records(
+    outer: str, inner: str, media_type: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A body that cannot say so breaks off for the clients of both."""
+    endpoint = Endpoint(outer, inner, media_type)
+    async with running(endpoint.app) as client:
+        exchange = client.start("POST", "/chat", headers=HEADERS)
+        await exchange.read_until(b"one")
+        assert (await client.delete("/inner/stream/b")).status == 204
+        await bounded(endpoint.closed.wait())
+        await exchange.served()
+        assert await client.head_status("/inner/stream/b") == 404
+        replayed = await client.get("/outer/stream/a")
+    is_event_stream = media_type == "text/event-stream"
+    assert (b"event: cancelled" in replayed.body) is exchange.clean is replayed.clean is is_event_stream
+    assert "ERROR" not in caplog.text
