@@ -27,13 +27,15 @@ class MemoryStream:
         "_fanout",
         "_recording",
         "completed_at",
+        "epoch",
         "failure",
         "gone",
-        "idempotency_key",
+        "head",
         "is_final",
         "key",
         "log",
         "on_stop",
+        "piece",
         "started_at",
         "state",
         "status",
@@ -48,12 +50,10 @@ class MemoryStream:
         limits: Limits,
         budget: Budget,
         started_at: float,
-        idempotency_key: str | None = None,
         on_stop: Callable[[str], None] | None = None,
         overhead: int = 0,
     ) -> None:
-        self.key = key
-        self.idempotency_key = idempotency_key
+        self.key, self.epoch, self.head = key, epoch, head
         self.started_at = started_at
         self.completed_at = 0.0
         self.status = ResumableStatus.IN_PROGRESS
@@ -66,7 +66,7 @@ class MemoryStream:
         self.on_stop = on_stop
         """Called with `cancelled` or `replaced` if the stream is stopped; dropped at the end."""
         self._recording = Recording(epoch, head, limits, budget, overhead)
-        self.log = self._recording.log
+        self.log, self.piece = self._recording.log, self._recording.piece
         # Only while there are readers, because most streams that are kept have none.
         self._fanout: Fanout | None = None
         # The first chunk is checked, which sets the mark.
@@ -77,27 +77,12 @@ class MemoryStream:
         """Whether a reader is attached."""
         return self._fanout is not None
 
-    @property
-    def epoch(self) -> str:
-        """Which run of the id this is."""
-        return self._recording.epoch
-
-    @property
-    def head(self) -> Head:
-        """Status and headers."""
-        return self._recording.head
-
     # The producer's side.
 
     @property
     def closed(self) -> bool:
         """Whether no more may be written."""
         return self.is_final
-
-    @property
-    def piece(self) -> int:
-        """The most bytes that `offer` takes."""
-        return self._recording.piece
 
     def offer(self, chunk: bytes, now: float) -> bool:
         """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room."""
@@ -119,7 +104,7 @@ class MemoryStream:
         return True
 
     def _offer_with_check(self, chunk: bytes, now: float) -> bool:
-        if self.is_final or len(chunk) > self._recording.piece or not self.has_room(len(chunk)):
+        if self.is_final or len(chunk) > self.piece or not self.has_room(len(chunk)):
             return False
         self._keep(self._recording.frame(chunk), now)
         if not self.is_final:

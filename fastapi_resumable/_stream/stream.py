@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from .._core.ids import StreamKey
 from .._core.log import BLOCK_SIZE
@@ -41,7 +41,7 @@ class Limits:
         object.__setattr__(self, "check_every", every)
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
+@dataclass(slots=True, weakref_slot=True)
 class Head:
     """Status and headers of the recorded response, as replays repeat them."""
 
@@ -63,45 +63,26 @@ class Head:
                 # Under an encoding of the application's own, bytes are no lines.
                 is_encoded = True
         media_type = (content_type or "").partition(";")[0].strip().lower()
-        # The class is frozen. Worked out once, because each chunk and each reader asks.
-        object.__setattr__(self, "content_type", content_type)
-        object.__setattr__(self, "is_event_stream", media_type == "text/event-stream" and not is_encoded)
+        # Worked out once, because each chunk and each reader asks.
+        self.content_type = content_type
+        self.is_event_stream = media_type == "text/event-stream" and not is_encoded
 
 
-class StreamInfo(Protocol):
-    """What is known of one epoch of a stream."""
+class Stream(Protocol):
+    """One epoch of a stream, for its readers, which change nothing of it."""
 
-    @property
-    def key(self) -> StreamKey:
-        """Owner and id."""
-
-    @property
-    def epoch(self) -> str:
-        """Which run of the id this is."""
-
-    @property
-    def head(self) -> Head:
-        """Status and headers."""
-
-    @property
-    def status(self) -> ResumableStatus:
-        """What the stream is doing, or how it ended."""
-
-    @property
-    def idempotency_key(self) -> str | None:
-        """The key of the request that began it."""
-
-    @property
-    def started_at(self) -> float:
-        """Unix seconds."""
-
-    @property
-    def completed_at(self) -> float:
-        """Unix seconds; 0 while it is live."""
-
-    @property
-    def is_final(self) -> bool:
-        """Whether the log has ended, for its readers."""
+    key: StreamKey
+    epoch: str
+    head: Head
+    status: ResumableStatus
+    started_at: float
+    """Unix seconds."""
+    completed_at: float
+    """Unix seconds; 0 while it is live."""
+    is_final: bool
+    """Whether the log has ended, for its readers."""
+    failure: ResumableError | None
+    """Why readings have to end before the stream does."""
 
     @property
     def tail(self) -> int:
@@ -114,14 +95,6 @@ class StreamInfo(Protocol):
     @property
     def item(self) -> ResumableStreamItem:
         """The stream as a lookup shows it."""
-
-
-class Stream(StreamInfo, Protocol):
-    """One epoch of a stream, for its readers."""
-
-    @property
-    def failure(self) -> ResumableError | None:
-        """Why readings have to end before the stream does."""
 
     def attach(self, cursor: Cursor) -> None:
         """Keep what `cursor` has yet to read, and wake it for what comes."""
@@ -153,13 +126,12 @@ class Stream(StreamInfo, Protocol):
 class WritableStream(Stream, Protocol):
     """A stream whose producer runs in this process."""
 
+    piece: int
+    """The most bytes that `offer` takes."""
+
     @property
     def closed(self) -> bool:
         """Whether no more may be written."""
-
-    @property
-    def piece(self) -> int:
-        """The most bytes that `offer` takes."""
 
     def offer(self, chunk: bytes, now: float) -> bool:
         """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room.
@@ -177,13 +149,13 @@ class WritableStream(Stream, Protocol):
         """All bytes from the earliest offset on that this process holds."""
 
 
-def ends_in_order(stream: StreamInfo) -> bool:
+def ends_in_order(stream: Stream) -> bool:
     """Whether a stream that is over ends like any other body: events say by themselves how their stream ended."""
     return stream.status is ResumableStatus.COMPLETED or stream.head.is_event_stream
 
 
-def stream_item(stream: StreamInfo) -> ResumableStreamItem:
-    """A stream as a lookup shows it."""
+def stream_item(stream: Any) -> ResumableStreamItem:
+    """A stream, or what a store says of one, as a lookup shows it."""
     return ResumableStreamItem(
         conversation_id=stream.key.id,
         status=stream.status,

@@ -13,10 +13,6 @@ from ..models import ResumableStatus, ResumableStreamItem
 _T = TypeVar("_T")
 
 
-def no_op(_code: str) -> None:
-    """Stands for an `on_stop` that is not wanted any more, and keeps nothing alive."""
-
-
 def queued_item(key: StreamKey, epoch: str, requested_at: float) -> ResumableStreamItem:
     """A stream that is queued, as a lookup shows it."""
     return ResumableStreamItem(

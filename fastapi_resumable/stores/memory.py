@@ -129,7 +129,6 @@ class MemoryStore:
             limits=self._limits,
             budget=self._budget,
             started_at=now,
-            idempotency_key=reservation.idempotency_key,
             on_stop=reservation.on_stop,
             overhead=reservation.size,
         )

@@ -17,7 +17,7 @@ from fastapi_resumable._stream.fanout import Cursor
 from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.stream import Head, Limits
 from fastapi_resumable.exceptions import InvalidRequest, OffsetLost
-from fastapi_resumable.stores.base import Reservation, no_op
+from fastapi_resumable.stores.base import Reservation
 
 MIB = 1024 * 1024
 BYTES, EVENTS = b"application/octet-stream", b"text/event-stream"
@@ -34,7 +34,7 @@ async def begin(
     store: MemoryStore, name: str = "chat", media_type: bytes = BYTES, key: str | None = None, number: int = 0
 ) -> MemoryStream:
     head = Head(200, ((b"content-type", media_type), (b"x-number", b"%d" % number)))
-    reservation = Reservation(StreamKey("ann", name), next(epochs), idempotency_key=key, on_stop=no_op)
+    reservation = Reservation(StreamKey("ann", name), next(epochs), idempotency_key=key, on_stop=lambda _code: None)
     assert await store.reserve(reservation, "replace") is None
     return await store.begin(reservation, head)
 
@@ -87,8 +87,8 @@ async def test_what_is_replaced_counts_until_its_last_reader_has_gone() -> None:
 async def test_a_request_that_waited_for_a_stopped_stream_gets_an_error() -> None:
     """In the one turn of the loop in which it could not have attached to it."""
     store = store_of()
-    first = Reservation(StreamKey("ann", "chat"), next(epochs), idempotency_key=None, on_stop=no_op)
-    second = Reservation(StreamKey("ann", "chat"), next(epochs), idempotency_key=None, on_stop=no_op)
+    first = Reservation(StreamKey("ann", "chat"), next(epochs), idempotency_key=None, on_stop=lambda _code: None)
+    second = Reservation(StreamKey("ann", "chat"), next(epochs), idempotency_key=None, on_stop=lambda _code: None)
     await store.reserve(first, "attach")
     waiting = asyncio.ensure_future(store.reserve(second, "attach"))
     await asyncio.sleep(0)
@@ -314,7 +314,9 @@ class History:
         if step in ("begin", "begin events"):
             await begin(self.store, name, EVENTS if "events" in step else BYTES, f"{number}" * 50, number)
         elif step == "queue":
-            request = Reservation(StreamKey("ann", name), next(epochs), idempotency_key=f"{number}" * 50, on_stop=no_op)
+            request = Reservation(
+                StreamKey("ann", name), next(epochs), idempotency_key=f"{number}" * 50, on_stop=lambda _code: None
+            )
             if await self.store.reserve(request, "replace") is None:
                 self.queued.append(request)
         elif step == "release" and self.queued:
