@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from .._stream.reader import LAST_DELIVERY, Reader
+from .._stream.reader import LAST_DELIVERY, Reader, Reading
 from .._stream.stream import Stream
 from .._stream.tasks import Tasks
 from .._stream.timers import SharedTimers
@@ -16,7 +16,7 @@ from ..settings import ResumableSettings
 from ..stores.base import Store
 from ..telemetry import Telemetry
 from .hooks import Hooks
-from .signals import TerminationWatch
+from .servers import TerminationWatch
 from .watch import Watch
 
 logger = logging.getLogger("fastapi_resumable")
@@ -83,11 +83,12 @@ class StreamManager:
         self.termination.start()
         return reader
 
-    def dismiss(self, reader: Reader, dropped: str | None = None) -> None:
-        """Detach a reader; `dropped` says why, if the server has cut it off."""
+    def dismiss(self, reader: Reader, reading: Reading = Reading.LEFT) -> None:
+        """Detach a reader, whose reading has come out so."""
         reader.stream.detach(reader)
         if (left := self._readers.pop(reader, None)) is not None:
-            left(dropped)
+            lost = None if reader.failure is None else reader.failure.code
+            left("stalled" if reading is Reading.STALLED else lost)
         self._note_departure()
 
     def watch(self, owner: str | None, ids: Sequence[str]) -> Watch:

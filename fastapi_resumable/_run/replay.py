@@ -21,6 +21,9 @@ from .manager import StreamManager
 from .recorder import producer_around
 from .servers import takes_cancellation, takes_return, transport_of
 
+Departure = Callable[[], Coroutine[Any, Any, None]]
+"""Waits until a client has gone."""
+
 WATCH_DELAY = 0.01
 """Seconds after which a client is watched for its leaving; most answers are over by then, and need no task for that."""
 
@@ -89,18 +92,12 @@ async def break_off(why: str, manager: StreamManager, scope: Scope, send: Send, 
 
 
 async def serve(
-    reader: Reader,
-    manager: StreamManager,
-    headers: RawHeaders,
-    scope: Scope,
-    send: Send,
-    disconnected: Callable[[], Coroutine[Any, Any, None]],
+    reader: Reader, manager: StreamManager, headers: RawHeaders, scope: Scope, send: Send, disconnected: Departure
 ) -> Reading:
     """Send the stream from the reader's place to its end, or until the client has gone; return how it came out.
 
     Raises:
-        StreamBroken: The response must not end cleanly: the client stalled, or the stream did not complete and its
-            media type has no event to say so.
+        StreamBroken: The client stalled, or the stream did not complete and its media type has no event to say so.
     """
     watch: asyncio.Task[None] | None = None
 
@@ -114,19 +111,18 @@ async def serve(
     timers.start(WATCH_DELAY, begin_watch)
     try:
         reading = await reader.run(_as_coroutine(send), start, lambda how: _end(reader, how, manager, scope, send))
-        # A request that is cancelled has a server that closes the connection by itself.
-        if reading is Reading.STALLED and reader.cancelled is None:
+        if reader.cancelled is not None:
+            # The server closes the connection by itself.
+            raise reader.cancelled
+        if reading is Reading.STALLED:
             cause = "the server exits" if manager.closing else "its client took nothing for too long"
             why = f"a response of stream {stream.key.id!r} breaks off: {cause}"
             await break_off(why, manager, scope, send, at_once=True)
-        if reader.cancelled is not None:
-            raise reader.cancelled
     except OSError:
         # What a server of ASGI 2.4 raises from `send` once the client has gone.
         return Reading.CUT
     finally:
-        lost = reader.failure.code if reader.failure is not None else None
-        manager.dismiss(reader, "stalled" if reading is Reading.STALLED else lost)
+        manager.dismiss(reader, reading)
         timers.cancel(begin_watch)
         if watch is not None:
             # It reads from the request's channel, which other code may read only once this task has ended.

@@ -1,4 +1,4 @@
-"""_run/signals.py: hearing of the signal beside whoever handles it."""
+"""_run/servers.py: hearing of the signal beside whoever handles it."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
 from fastapi_resumable import MemoryStore, Resumable
-from fastapi_resumable._run.signals import TerminationWatch
+from fastapi_resumable._run.servers import TerminationWatch
 from tests.support.asgi import bounded, until
 from tests.support.rawhttp import connect
 
