@@ -88,6 +88,7 @@ class SharedStoreConformance(StoreConformance):
             seen = await follower.end()
         [item] = await there.lookup(KEY.owner, [KEY.id])
         assert (found.is_final, found.status) == (True, ResumableStatus.COMPLETED)
+        assert found.completed_at == stream.completed_at
         assert item == stream.item == found.item == (await there.find(KEY, 0)).item
         assert item.total_bytes == len(seen)
 

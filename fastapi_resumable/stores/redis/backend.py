@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
 from ..._core.ids import StreamKey
@@ -121,7 +121,7 @@ class RedisBackend(Transitions):
     def _take(self, stream: RemoteStream, entry_id: str, fields: Fields) -> None:
         end = int(entry_id.partition("-")[0])
         if b"s" in fields:
-            stream.finish(end, ResumableStatus(fields[b"s"].decode()), time())
+            stream.finish(end, ResumableStatus(fields[b"s"].decode()), float(fields[b"t"]))
         else:
             stream.take(end - len(fields[b"d"]), fields[b"d"])
 

@@ -20,6 +20,7 @@ from ..shared.remote import RemoteStream
 from ..shared.writes import (
     END_MESSAGES,
     Ended,
+    Ending,
     Gap,
     KeyState,
     Missing,
@@ -250,7 +251,10 @@ def read_page(reply: Sequence[Any], offset: int) -> Page:
         if int(first) > offset:
             raise OffsetLost(int(first))
         data = data[offset - int(first) :]
-    return Page(data, (ResumableStatus(ending[0].decode()), ending[1].decode()) if ending else None)
+    if not ending:
+        return Page(data)
+    status, code, completed_at = ending
+    return Page(data, Ending(ResumableStatus(status.decode()), code.decode(), float(completed_at)))
 
 
 def read_state(key: StreamKey, flat: Sequence[bytes]) -> KeyState:

@@ -246,8 +246,8 @@ class LocalStream:
                     if page.data:
                         self._recording.keep(page.data, self._fanout)
                     if page.ending is not None:
-                        status, code = page.ending
-                        self._finalize(status, time())
+                        code = page.ending.code
+                        self._finalize(page.ending.status, page.ending.completed_at)
                     elif not page.data:
                         break
             except (StoreUnavailable, OffsetLost) as exc:

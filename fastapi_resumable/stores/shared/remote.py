@@ -99,7 +99,7 @@ class RemoteStream:
             # At once, because its writer has collected it for a while already.
             self._fanout.wake()
 
-    def finish(self, tail: int, status: ResumableStatus, now: float) -> None:
+    def finish(self, tail: int, status: ResumableStatus, completed_at: float) -> None:
         """Note that the stream has ended at `tail`."""
         self._backend.unfollow(self)
         if tail < self.log.tail:
@@ -107,7 +107,7 @@ class RemoteStream:
             self.fail(StoreUnavailable("The store has lost a part of the stream, and its producer is gone."))
             return
         self.status = status
-        self.completed_at = now
+        self.completed_at = completed_at
         self.is_final = True
         self._fanout.notify()
 

@@ -90,7 +90,7 @@ class Page(NamedTuple):
     """Some bytes of a log, and how the log ended if nothing comes after them."""
 
     data: bytes
-    ending: tuple[ResumableStatus, str] | None = None
+    ending: Ending | None = None
 
 
 class RemoteState(NamedTuple):

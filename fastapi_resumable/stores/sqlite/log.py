@@ -12,7 +12,7 @@ from ..._core.lifecycle import REMEMBERED
 from ..._stream.stream import Limits
 from ...exceptions import OffsetLost
 from ...models import ResumableStatus
-from ..shared.writes import Page
+from ..shared.writes import Ending, Page
 
 READER = 20.0
 """Seconds for which a reader on another worker holds a producer without being heard of again."""
@@ -96,7 +96,7 @@ def read_page(connection: sqlite3.Connection, epoch: str, offset: int) -> Page:
     for piece in read_pieces(connection, {epoch: offset}):
         if piece.data and piece.start > offset:
             raise OffsetLost(piece.start)
-        ending = None if piece.status is None else (piece.status, piece.code)
+        ending = None if piece.status is None else Ending(piece.status, piece.code, piece.completed_at)
         return Page(piece.data[offset - piece.start :] if piece.data else b"", ending)
     return Page(b"")
 

@@ -78,7 +78,7 @@ local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, 
         redis.call(unpack(set))
     end
     if status then
-        redis.call('XADD', log, last .. '-1', 's', status, 'c', code)
+        redis.call('XADD', log, last .. '-1', 's', status, 'c', code, 't', completed)
         expire(log, math.max(retention, REMAINS))
         redis.call('HSET', H, 'status', status, 'code', code, 'completed', completed,
             'expires', text(now() + retention))

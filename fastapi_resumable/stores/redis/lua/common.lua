@@ -138,7 +138,7 @@ local function finish(h, status, code, completed, retention, at)
         tail = text(tail + #event)
         redis.call('XADD', log, tail .. '-0', 'd', event)
     end
-    redis.call('XADD', log, tail .. '-1', 's', status, 'c', code)
+    redis.call('XADD', log, tail .. '-1', 's', status, 'c', code, 't', completed)
     expire(log, math.max(retention, REMAINS))
     redis.call('HSET', H, 'status', status, 'code', code, 'completed', completed, 'tail', tail,
         'expires', text(now() + retention))

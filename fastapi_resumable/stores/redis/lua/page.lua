@@ -25,7 +25,7 @@ while true do
     local page = redis.call('XRANGE', KEYS[2], after, '+', 'COUNT', 16)
     for _, entry in ipairs(page) do
         local stop, fields = tonumber(entry[1]:match('^%d+')), entry[2]
-        if fields[1] == 's' then return reply(fields[2], fields[4]) end
+        if fields[1] == 's' then return reply(fields[2], fields[4], fields[6]) end
         local start, data = stop - #fields[2], fields[2]
         -- Its beginning may be packed already.
         if last and start < last then start, data = last, data:sub(last - start + 1) end
