@@ -45,8 +45,6 @@ class Found(NamedTuple):
     """Whether changes were missed, because this process stood still for so long, or the file is another."""
     dead: Sequence[str] = ()
     """Workers that have died."""
-    is_check: bool = False
-    """Whether it was time to look for these, and whether what is followed is still there."""
 
 
 class ReaderThread(FileThread):
@@ -71,7 +69,7 @@ class ReaderThread(FileThread):
         self._worker_lock = lock
         self._on_found = on_found
         self._on_look_failed = on_look_failed
-        self._is_resting = self._is_due = self._is_handed_over = self._has_failed = False
+        self._is_resting = self._is_due = self._is_handed_over = self._is_missing = self._has_failed = False
         self._expected_at = self._looked_at = self._checked_at = -math.inf
         self._version: int | None = None
         self._change: int | None = None
@@ -140,13 +138,16 @@ class ReaderThread(FileThread):
             connection = self.open()
             # Costs microseconds, and changes only if another connection has changed the file.
             (version,) = connection.execute("PRAGMA data_version").fetchone()
-            if version != self._version or is_due or self._is_check_due():
+            if version != self._version or is_due or self._is_missing:
                 found = self._find(connection)
                 self._version = version
+                self._is_missing = any(piece.is_missing for piece in found.news)
                 if found.news:
-                    self._expected_at = self._looked_at
                     self.sync()
+                    if not self._is_missing:
+                        self._expected_at = self._looked_at
                 self._hand_over(found)
+            self._check(connection)
             self._has_failed = False
         except Exception as exc:  # noqa: BLE001  # it counts as an outage, and passes
             self.reconnect_after(exc)
@@ -157,6 +158,13 @@ class ReaderThread(FileThread):
     def catch_up(self, connection: sqlite3.Connection) -> None:
         """Hand over everything that has changed up to now, as a job."""
         self._hand_over(self._find(connection))
+        self._check(connection)
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        if (now := monotonic()) - self._checked_at >= CHECK:
+            self._checked_at = now
+            self._worker_lock.keep()
+            self._hand_over(Found(dead=self._worker_lock.find_dead(read_workers(connection))))
 
     def _hand_over(self, found: Found) -> None:
         if any(found) or self.waiting:
@@ -168,17 +176,9 @@ class ReaderThread(FileThread):
         # One snapshot for both: a change must not be seen without the bytes that came before it.
         connection.execute("BEGIN")
         try:
-            found = Found(_read_news(connection, offsets), *self._find_changes(connection))
+            return Found(_read_news(connection, offsets), *self._find_changes(connection))
         finally:
             connection.execute("ROLLBACK")
-        if self._is_check_due():
-            self._checked_at = monotonic()
-            self._worker_lock.keep()
-            found = found._replace(dead=self._worker_lock.find_dead(read_workers(connection)), is_check=True)
-        return found
-
-    def _is_check_due(self) -> bool:
-        return monotonic() - self._checked_at >= CHECK
 
     def _find_changes(self, connection: sqlite3.Connection) -> tuple[list[Changed], bool]:
         # From SQLite's own counter, as the table may be empty: changes are deleted after a minute.

@@ -61,7 +61,6 @@ class SqliteWorker:
         )
         self._reaping: asyncio.Task[None] | None = None
         self._clean_up: asyncio.TimerHandle | None = None
-        self._reported = 0.0
 
     # Starting and ending.
 
@@ -70,6 +69,7 @@ class SqliteWorker:
         # That is not waited for: a file that somebody has locked can be read.
         await self.reader.run(self.reader.catch_up)
         self.tasks.keep_running(self.queue.run, "resumable appender", self.writer.note_failure)
+        self.tasks.keep_running(self._report, "resumable report", self.writer.note_failure)
         self.plan_clean_up(CLEAN_UP)
 
     async def aclose(self) -> None:
@@ -155,8 +155,11 @@ class SqliteWorker:
             self._on_return()
         if found.dead and (self._reaping is None or self._reaping.done()):
             self._reaping = self.tasks.spawn(self._reap_found(found.dead), "resumable reap")
-        if (now := time.monotonic()) - self._reported > REPORT:
-            self._reported = now
+
+    async def _report(self) -> None:
+        """Say where the readers here are, before what was said expires."""
+        while True:
+            await asyncio.sleep(REPORT)
             self._backend.report_again()
 
     def _take(self, piece: Piece) -> None:
