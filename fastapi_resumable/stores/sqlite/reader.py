@@ -157,14 +157,19 @@ class ReaderThread(FileThread):
 
     def catch_up(self, connection: sqlite3.Connection) -> None:
         """Hand over everything that has changed up to now, as a job."""
-        self._hand_over(self._find(connection))
-        self._check(connection)
+        dead = self._worker_lock.find_dead(read_workers(connection))
+        self._hand_over(self._find(connection)._replace(dead=dead))
 
     def _check(self, connection: sqlite3.Connection) -> None:
         if (now := monotonic()) - self._checked_at >= CHECK:
             self._checked_at = now
             self._worker_lock.keep()
-            self._hand_over(Found(dead=self._worker_lock.find_dead(read_workers(connection))))
+            # Most of what a look costs, so that only those are asked about that matter here.
+            if self.watchers or self.waiting:
+                workers = read_workers(connection)
+            else:
+                workers = list({stream.worker for stream in list(self._streams.followed.values())})
+            self._hand_over(Found(dead=self._worker_lock.find_dead(workers)))
 
     def _hand_over(self, found: Found) -> None:
         if any(found) or self.waiting:
