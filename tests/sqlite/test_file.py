@@ -208,8 +208,7 @@ def test_all_workers_together_keep_within_max_total_bytes(tmp_path: Path) -> Non
 
 def test_room_is_given_back_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the retention, the file is about as small as it was."""
-    for module in ("log", "worker"):
-        monkeypatch.setattr(f"fastapi_resumable.stores.sqlite.{module}.CLEAN_UP", 0.1)
+    monkeypatch.setattr("fastapi_resumable.stores.sqlite.backend.UPKEEP", 0.1)
     path = tmp_path / "streams.db"
 
     async def main() -> None:
@@ -231,8 +230,8 @@ def test_what_was_stopped_or_replaced_goes_when_it_is_read_no_longer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not its whole retention later; while it is read elsewhere, it stays."""
-    for module in ("log", "backend"):
-        monkeypatch.setattr(f"fastapi_resumable.stores.sqlite.{module}.UNREAD", 0.1)
+    monkeypatch.setattr("fastapi_resumable.stores.sqlite.backend.UPKEEP", 0.05)
+    monkeypatch.setattr("fastapi_resumable.stores.sqlite.log.UNREAD", 0.1)
     path = tmp_path / "streams.db"
 
     async def main() -> None:
@@ -256,7 +255,7 @@ def test_what_was_stopped_or_replaced_goes_when_it_is_read_no_longer(
     "place",
     ["transactions.Transactions.write", "transactions.Transactions._apply", "reader.ReaderThread._find",
      "reader.ReaderThread.work", "writer.WriterThread.work", "threads.FileThread.open",
-     "worker.WriteQueue._hand_out"],
+     "backend.WriteQueue._hand_out"],
 )  # fmt: skip
 def test_no_thread_and_no_task_ends_with_what_it_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, failure: type[Exception]

@@ -1,7 +1,12 @@
 """What a `SqliteStore` has on one event loop: what requests and streams ask of the file, as jobs for its threads."""
 
+import asyncio
+import math
+import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 from ..._core.ids import StreamKey
@@ -12,43 +17,64 @@ from ...models import ResumableStatus
 from ..base import Reservation
 from ..shared.backend import Answer, SharedBackend
 from ..shared.local import LocalStream
+from ..shared.outage import UNAVAILABLE
+from ..shared.queue import WriteQueue
 from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Ended, Gap, KeyState, Page, Restore
 from ..watchers import Notify
-from .log import UNREAD, read_page
+from .lock import WorkerLock
+from .log import Piece, read_page
+from .reader import Found, ReaderThread
 from .rows import read_states
 from .threads import File, Job
 from .transactions import Transactions
-from .worker import SqliteWorker
-from .writer import Append
+from .writer import Append, WriterThread, count_bytes
+
+INTERVAL = 0.002
+"""The fewest seconds between two transactions in which streams are written, so that many of them share one."""
+COLLECT = 0.005
+"""Seconds for which a fast stream collects what it writes next: transactions take the CPU time, not bytes."""
+UPKEEP = 5.0
+"""Seconds between reports of where the readers here are, so that none expires; the fewest between clean-ups."""
 
 
 class SqliteBackend(SharedBackend):
-    """The worker, and the streams that it has."""
-
-    worker: SqliteWorker
+    """One worker of the file: its lock, its threads, and the streams that it has."""
 
     def __init__(self, file: File, limits: Limits, *, degrade: bool) -> None:
         super().__init__(limits, degrade=degrade)
-        self.worker = SqliteWorker(file, limits, self)
-        self.outage, self.queue = self.worker.writer.outage, self.worker.queue
+        self._name = secrets.token_hex(8)
+        self._lock = WorkerLock(file.path, self._name)
+        self._writer = WriterThread(file, self._on_return, self._name, limits, self._lock)
+        self._reader = ReaderThread(
+            file, self._on_return, self._lock, self.streams, self._on_found, self._on_look_failed
+        )
+        self.outage = self._writer.outage
+        self.queue = WriteQueue(self, self._writer.run_all, count_bytes, interval=INTERVAL, collect=COLLECT)
+        self._reaping: asyncio.Task[None] | None = None
+        self._clean_up_at = 0.0
+        """By the time of the event loop."""
+
+    # Starting and ending.
 
     async def register(self) -> None:
-        """Begin to look at the file."""
-        await self.worker.register()
+        """Begin to look at the file, and to end what dead workers have left."""
+        # That is not waited for: a file that somebody has locked can be read.
+        await self._reader.run(self._reader.catch_up)
+        self.tasks.keep_running(self.queue.run, "resumable appender", self._writer.note_failure)
+        self.tasks.keep_running(self._report, "resumable report", self._writer.note_failure)
+        self.tasks.keep_running(self._clean_up, "resumable clean-up", self._writer.note_failure)
 
     async def leave(self) -> None:
-        """Tell others that the worker is gone."""
-        await self.worker.transact(Transactions.leave)
+        """Note in the file that the worker goes."""
+        await self._writer.transact(Transactions.leave)
 
     async def aclose(self) -> None:
-        """Write what is left, and end."""
+        """Write what is left, end the threads, and give the lock back."""
         await super().aclose()
-        await self.worker.aclose()
-
-    async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
-        """Call `notify` with each change from now on, until what is returned is called."""
-        return await self.worker.subscribe(owner, ids, notify)
+        await self._reader.aclose()
+        await self._writer.aclose()
+        self._lock.close()
 
     # Requests.
 
@@ -62,7 +88,7 @@ class SqliteBackend(SharedBackend):
         return Answer(outcome.verdict, outcome.rival)
 
     def _request(self, reservation: Reservation) -> Queued:
-        return Queued(reservation.epoch, self.worker.name, reservation.idempotency_key, reservation.requested_at)
+        return Queued(reservation.epoch, self._name, reservation.idempotency_key, reservation.requested_at)
 
     async def begin(self, reservation: Reservation, stream: LocalStream) -> Answer:
         """Make a request the current epoch."""
@@ -75,14 +101,20 @@ class SqliteBackend(SharedBackend):
     async def release(self, reservation: Reservation) -> None:
         """Make sure that a request stays neither queued nor live, now or when the file can be used again."""
         key, epoch = reservation.key, reservation.epoch
-        if self.worker.writer.outage.is_too_long:
-            # The request has waited for long enough.
-            self.worker.ensure_ended(key, epoch)
-            return
-        try:
-            await self._change(lambda transactions: transactions.release(key, epoch))
-        except StoreUnavailable:
-            self.worker.ensure_ended(key, epoch)
+        # The request has waited for long enough, if the file has been away for too long.
+        if not self.outage.is_too_long:
+            with suppress(StoreUnavailable):
+                await self._change(lambda transactions: transactions.release(key, epoch))
+                return
+        self.ensure_ended(key, epoch)
+
+    def ensure_ended(self, key: StreamKey, epoch: str) -> None:
+        """Make sure that an epoch stays neither queued nor live, once the file can be used."""
+        self.queue.run_later(
+            self._writer.given_event(
+                ResumableStatus.INTERRUPTED, "producer_lost", lambda transactions: transactions.release(key, epoch)
+            )
+        )
 
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live, forget what has ended."""
@@ -90,13 +122,13 @@ class SqliteBackend(SharedBackend):
 
     async def _change(self, job: Callable[[Transactions], Outcome]) -> Outcome:
         """Do a job that changes the state of a stream, and here at once what follows from that."""
-        return self._apply(await self.worker.transact(job))
+        return self._apply(await self._writer.transact(job))
 
     def _apply(self, outcome: Outcome) -> Outcome:
         for change in outcome.changes:
             if change.code:
                 self.on_ended(change.stream.epoch, change.code)
-        self.worker.note_change()
+        self._reader.note_change()
         return outcome
 
     # Looking.
@@ -113,52 +145,55 @@ class SqliteBackend(SharedBackend):
     async def _states(self, owner: str | None, ids: Sequence[str], *, with_variants: bool = False) -> list[KeyState]:
         def look(connection: sqlite3.Connection) -> tuple[list[KeyState], list[str]]:
             states = read_states(connection, owner, ids, with_variants=with_variants)
-            return states, self.worker.lock.find_dead({worker for state in states for worker in state.workers})
+            return states, self._lock.find_dead({worker for state in states for worker in state.workers})
 
         while True:
-            states, dead = await self.worker.reader.run(look)
+            states, dead = await self._reader.run(look)
             if not dead:
                 return list(states)
             # What was found is no longer true then, so it is read again.
-            await self.worker.reap(dead)
+            await self._reap(dead)
+
+    async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
+        """Call `notify` with each change from now on, until what is returned is called."""
+        # Changes that came before are read before.
+        await self._reader.run(self._reader.catch_up)
+        remove = self._reader.watchers.add(owner, ids, notify)
+        self._reader.expect_news()
+        return remove
 
     # What streams ask for.
 
     async def page(self, stream: LocalStream | RemoteStream, offset: int) -> Page:
         """Bytes of the log from `offset` on."""
         epoch = stream.epoch
-        page: Page = await self.worker.reader.run(lambda connection: read_page(connection, epoch, offset))
+        page: Page = await self._reader.run(lambda connection: read_page(connection, epoch, offset))
         return page
 
     async def slowest_reader(self, stream: LocalStream) -> float:
         """Where the slowest reader on another worker is."""
         # Asked before the next look begins, so that a report in between is not missed.
-        self.worker.reader.waiting.add(stream)
-        self.worker.reader.expect_news()
-        slowest: float = await self.worker.writer.run(
-            lambda transactions: transactions.logs.slowest_reader(stream.epoch)
-        )
+        self._reader.waiting.add(stream)
+        self._reader.expect_news()
+        slowest: float = await self._writer.run(lambda transactions: transactions.logs.slowest_reader(stream.epoch))
         return slowest
 
     def forget(self, stream: LocalStream) -> None:
         """Write no more of a stream."""
         super().forget(stream)
-        self.worker.reader.waiting.discard(stream)
-        self.worker.plan_clean_up(UNREAD)
-
-    def ensure_ended(self, key: StreamKey, epoch: str) -> None:
-        """Make sure that an epoch stays neither queued nor live, once the file can be used."""
-        self.worker.ensure_ended(key, epoch)
+        self._reader.waiting.discard(stream)
+        # What was stopped or replaced leaves a log that nobody reads for long.
+        self._clean_up_at = 0.0
 
     async def announce(self, stream: LocalStream) -> None:
         """Nothing is left to say: the transaction that has changed the state has announced that."""
-        self.worker.note_change()
+        self._reader.note_change()
 
     def follow(self, stream: RemoteStream) -> None:
         """Read what is added to a stream."""
         super().follow(stream)
-        self.worker.reader.expect_news()
-        self.worker.reader.look_now()
+        self._reader.expect_news()
+        self._reader.look_now()
 
     # What the write queue asks for.
 
@@ -171,14 +206,14 @@ class SqliteBackend(SharedBackend):
             case None:
                 return None
             case Begin():
-                request = Queued(stream.epoch, self.worker.name, stream.idempotency_key, stream.started_at)
-                return self.worker.given_event(
+                request = Queued(stream.epoch, self._name, stream.idempotency_key, stream.started_at)
+                return self._writer.given_event(
                     ResumableStatus.CANCELLED,
                     "replaced",
                     lambda transactions: transactions.begin(stream.key, request, stream.head, queue=True),
                 )
             case Restore() as how:
-                lost = Current(stream.epoch, self.worker.name, stream.idempotency_key, stream.started_at)
+                lost = Current(stream.epoch, self._name, stream.idempotency_key, stream.started_at)
                 return lambda transactions: transactions.restore(stream.key, lost, stream.head, how)
             case write:
                 return Append(stream.key, stream.epoch, write)
@@ -190,3 +225,75 @@ class SqliteBackend(SharedBackend):
                 self._apply(reply)
                 reply = Gap(0) if reply.verdict is Verdict.BEGUN else Ended()
             stream.take_reply(reply)
+
+    # What the reader's thread finds.
+
+    def _on_found(self, found: Found) -> None:
+        self._reader.note_taken(is_all=all(piece.end >= piece.tail for piece in found.news))
+        self._reader.outage.note_up()
+        for piece in found.news:
+            if (stream := self.streams.followed.get(piece.epoch)) is not None:
+                self._take(stream, piece)
+        for waiting in self._reader.take_waiting():
+            waiting.note_room()
+        for change in found.changes:
+            if change.code:
+                self.on_ended(change.epoch, change.code)
+            if change.item is not None:
+                self._reader.watchers.notify(change.owner, change.item)
+        if found.has_gap:
+            self._on_return()
+        if found.dead and (self._reaping is None or self._reaping.done()):
+            self._reaping = self.tasks.spawn(self._reap_found(found.dead), "resumable reap")
+
+    def _take(self, stream: RemoteStream, piece: Piece) -> None:
+        if piece.is_missing:
+            # Its worker puts back what a loss of the file has taken, if it lives.
+            stream.missing_since = stream.missing_since or monotonic()
+            if monotonic() - stream.missing_since > self._reader.file.timeout:
+                stream.fail(StoreUnavailable("The store has lost the stream. Start it again."))
+            return
+        stream.missing_since = None
+        if piece.data:
+            stream.take(piece.start, piece.data)
+        if piece.status is not None:
+            stream.finish(piece.tail, piece.status, piece.completed_at)
+
+    async def _reap_found(self, dead: Sequence[str]) -> None:
+        with suppress(StoreUnavailable):  # They are found again.
+            await self._reap(dead)
+
+    async def _reap(self, dead: Sequence[str]) -> None:
+        await self._writer.transact(lambda transactions: transactions.reap(dead))
+        self._reader.look_now()
+
+    def _on_return(self) -> None:
+        """Ask whether the file still has everything, and read on from where the readers are."""
+        for stream in self.streams.local.values():
+            stream.check()
+        self._reader.look_now()
+
+    def _on_look_failed(self, failure: Exception) -> None:
+        self._reader.note_failure(failure)
+        if self._reader.outage.is_too_long:
+            self.on_outage(StoreUnavailable(UNAVAILABLE))
+
+    # What is done from time to time.
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(UPKEEP)
+            self.report_again()
+
+    async def _clean_up(self) -> None:
+        pause = UPKEEP
+        while True:
+            await asyncio.sleep(pause)
+            pause = UPKEEP
+            if self._clean_up_at <= self.loop.time():
+                # Now, because what comes meanwhile may come too late for this one.
+                self._clean_up_at = math.inf
+                with suppress(StoreUnavailable):
+                    pause = await self._writer.transact(Transactions.clean_up)
+                self._clean_up_at = min(self._clean_up_at, self.loop.time() + pause)
+                pause = min(pause, UPKEEP)

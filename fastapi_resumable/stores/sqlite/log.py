@@ -24,12 +24,10 @@ CHANGES_KEPT = 60.0
 """Seconds for which a change can be read by other workers."""
 UNREAD = 5.0
 """Seconds after which the log of a stopped or replaced stream goes, unless a reader is known to follow it."""
-CLEAN_UP = 5.0
-"""The fewest seconds between clean-ups, unless one had to leave something to the next."""
 STEP = 0.02
 """Seconds for which a clean-up goes on at most, as no worker can write meanwhile."""
 PAUSE = 0.1
-"""Seconds after which the next one goes on then."""
+"""Seconds after which the next one is to go on then."""
 VACUUM_FROM = 256
 """How many pages may lie free before the file is made smaller."""
 
@@ -170,8 +168,8 @@ class Logs:
         for table in ("chunks", "readers", "streams"):
             self._execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))  # noqa: S608  # no input
 
-    def clean_up(self) -> float | None:
-        """Delete what is past its time; return after how many seconds there is more to do, if there will be."""
+    def clean_up(self) -> float:
+        """Delete what is past its time; return after how many seconds there will be more of that."""
         begun, now = monotonic(), time.time()
         expired = self._execute("SELECT stream FROM streams WHERE expires_at <= ? LIMIT 1000", (now,)).fetchall()
         while expired and monotonic() - begun < STEP:
@@ -193,7 +191,7 @@ class Logs:
         ).fetchone()
         if is_unread:
             return UNREAD
-        return None if following is None else max(CLEAN_UP, following - now)
+        return math.inf if following is None else max(UNREAD, following - now)
 
     def _delete_unread(self, since: float) -> None:
         """Delete the logs of streams that are gone `since` then, and that are not read."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
+from ...models import ResumableStreamItem
 from ..shared.backend import WorkerStreams
 from ..shared.local import LocalStream
 from ..watchers import Watchers
@@ -33,7 +34,8 @@ class Changed(NamedTuple):
     owner: str | None
     epoch: str
     code: str
-    item: str
+    item: ResumableStreamItem | None
+    """For those that watch, if anything does."""
 
 
 class Found(NamedTuple):
@@ -76,9 +78,12 @@ class ReaderThread(FileThread):
 
     # On the event loop.
 
-    def note_need(self) -> None:
-        """Begin to look, if anything here could be concerned now."""
-        if self._is_resting:
+    def note_change(self) -> None:
+        """This worker has changed the file itself: what watches here is to hear of it at once."""
+        if self.watchers:
+            self.look_now()
+        elif self._is_resting:
+            # Something here could be concerned by what others do from now on.
             self.wake()
 
     def look_now(self) -> None:
@@ -96,6 +101,11 @@ class ReaderThread(FileThread):
         self._is_handed_over = False
         if self._is_due or not is_all:
             self.look_now()
+
+    def take_waiting(self) -> set[LocalStream]:
+        """The streams that wait for a change, which has come."""
+        waiting, self.waiting = self.waiting, set()
+        return waiting
 
     # In the thread.
 
@@ -199,7 +209,16 @@ class ReaderThread(FileThread):
         has_gap = (rows[0][0] if rows else last + 1) != self._change + 1
         self._change = rows[-1][0] if rows else last
         self._is_due = self._is_due or self._change < last
-        return [Changed(text_of(owner), *about) for _, owner, *about in rows], has_gap
+        return [self._change_of(*row) for _, *row in rows], has_gap
+
+    def _change_of(self, owner: str | bytes | None, epoch: str, code: str, text: str) -> Changed:
+        item = None
+        if self.watchers:
+            try:
+                item = ResumableStreamItem.model_validate_json(text)
+            except ValueError:
+                logger.exception("a change could not be read", extra={"epoch": epoch})
+        return Changed(text_of(owner), epoch, code, item)
 
 
 def _read_news(connection: sqlite3.Connection, offsets: Mapping[str, int]) -> list[Piece]:

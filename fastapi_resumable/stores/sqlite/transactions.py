@@ -229,7 +229,7 @@ class Transactions:
 
     # Workers.
 
-    def clean_up(self) -> float | None:
+    def clean_up(self) -> float:
         """End what dead workers have left, and delete what is past its time; return after how many seconds to go on."""
         self.reap(read_workers(self._connection))
         return self.logs.clean_up()

@@ -1,17 +1,24 @@
 """The thread that writes."""
 
+import logging
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..._core.ids import StreamKey
+from ..._core.terminal import write_terminal_event
 from ..._stream.stream import Limits
-from ..shared.writes import Reply, Write, Written
+from ...models import ResumableStatus
+from ..shared.writes import END_MESSAGES, Reply, Write, Written
 from .lock import WorkerLock
 from .log import TAIL
 from .threads import File, FileThread, Job, answer
-from .transactions import Transactions
+from .transactions import LacksEventError, Transactions
+
+logger = logging.getLogger("fastapi_resumable")
+
+T = TypeVar("T")
 
 TOGETHER = 64
 """How many logs one statement adds to."""
@@ -74,6 +81,37 @@ class WriterThread(FileThread):
         self._lock = lock
         self._transactions: Transactions | None = None
 
+    # On the event loop.
+
+    async def transact(self, job: Callable[[Transactions], T]) -> T:
+        """Do a job in a transaction, given the terminal events that it needs.
+
+        Raises:
+            StoreUnavailable: The file cannot be used.
+        """
+        # Written here, on the event loop: `terminal_event` may be the user's own, which must not run while the file is
+        # locked.
+        terminal: dict[str, bytes] = {}
+        while True:
+            try:
+                done: T = await self.run(_given(terminal, job))
+            except LacksEventError as exc:
+                terminal[exc.code] = self._terminal_event(exc.status, exc.code)
+            else:
+                return done
+
+    def given_event(self, status: ResumableStatus, code: str, job: Callable[[Transactions], Any]) -> Job:
+        """A job with the one terminal event that it may need, for the queue."""
+        return _given({code: self._terminal_event(status, code)}, job)
+
+    def _terminal_event(self, status: ResumableStatus, code: str) -> bytes:
+        event, failure = write_terminal_event(self._limits.terminal_event, status.value, code, END_MESSAGES[code])
+        if failure is not None:
+            logger.error("terminal_event failed; the stream ends with the default one", exc_info=failure)
+        return event or b""
+
+    # In the thread.
+
     def on_open(self, connection: sqlite3.Connection) -> None:
         """Begin with a file that has just been opened."""
         self._lock.take()
@@ -102,3 +140,11 @@ class WriterThread(FileThread):
         # Before any reply: what is acknowledged is shown to readers.
         self.sync()
         return results
+
+
+def _given(terminal: Mapping[str, bytes], job: Callable[[Transactions], T]) -> Callable[[Transactions], T]:
+    def work(transactions: Transactions) -> T:
+        transactions.terminal = terminal
+        return job(transactions)
+
+    return work
