@@ -198,14 +198,13 @@ class FileThread:
         if self._connection is not None and self._identity != self._find_identity():
             self._close()
         if self._connection is None:
-            connection = connect(self.file.path, min(1.0, self.file.timeout / 4))
+            self._connection = connect(self.file.path, min(1.0, self.file.timeout / 4))
             try:
-                self.on_open(connection)
+                self.on_open(self._connection)
             except BaseException:
-                connection.close()
+                self._close()
                 raise
             before, self._identity = self._identity, self._find_identity()
-            self._connection = connection
             if before not in (None, self._identity):
                 logger.warning("%s was deleted or replaced while it was in use", self.file.path)
                 self.call(self._on_up)
@@ -225,7 +224,7 @@ class FileThread:
 
     def reconnect_after(self, failure: Exception) -> None:
         """Begin with a new connection next time, unless another one cannot do any better."""
-        name = str(getattr(failure, "sqlite_errorname", ""))
+        name = getattr(failure, "sqlite_errorname", "")
         if isinstance(failure, sqlite3.Error) and not name.startswith(("SQLITE_BUSY", "SQLITE_FULL")):
             self._close()
 
@@ -242,10 +241,7 @@ class FileThread:
             os.close(log)
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
-                connection.close()
-            except sqlite3.Error as exc:
-                logger.warning("%s was not closed in order: %s", self.file.path, exc)
+            connection.close()
 
 
 def answer(job: Job, given: object) -> Any:
