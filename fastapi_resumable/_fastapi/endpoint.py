@@ -171,7 +171,7 @@ class EndpointAdmission(Admission):
     _holds = False
 
     def __init__(self, service: Service, request: Request, identity: Any) -> None:
-        body = RequestBody(request.receive)
+        body = RequestBody(request.receive, None if internals.has_read_body(request) else request.scope)
         super().__init__(service, request.scope, identity, body, internals.send_of(request), end_delay=0)
         self._request = request
 

@@ -1,6 +1,7 @@
 """What is used of FastAPI's and Starlette's private state: five things, all here, each with its reason.
 
-1. `Request._receive`: `request.is_disconnected()` in a generator must tell of a stop, not of a client that has left.
+1. `Request._receive`: `request.is_disconnected()` in a generator must tell of a stop, not of a client that has left;
+   unless that client still owes the body, and what was read of that is in `Request._stream_consumed`.
 2. `Request._send`: `Prefer: respond-async` is answered while the endpoint is still at work, and has returned nothing.
 3. `scope["fastapi_inner_astack"]`, the stack of the request's dependencies: they are to be closed in a shield when the
    server has cancelled the request, and to see how the stream ended.
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 def replace_receive(request: Request, receive: Receive) -> None:
     """Let the request listen to another channel."""
     request._receive = receive  # noqa: SLF001  # the first of the list above
+
+
+def has_read_body(request: Request) -> bool:
+    """Whether the body of the request was read: then its client owes nothing any more."""
+    return request._stream_consumed  # noqa: SLF001  # the first of the list above
 
 
 def send_of(request: Request) -> Send:

@@ -46,9 +46,10 @@ class http_errors:  # noqa: N801  # called like a function
 
 
 def log_failure(exchange: Exchange, error: Exception) -> None:
-    """Log what went wrong when the client had been answered 202 already."""
+    """Log what went wrong when the client had been answered 202 already; a stop is no failure."""
     producer = exchange.producer
-    logger.error("stream %r failed before it began", producer.key.id, exc_info=error, extra=producer.fields)
+    if producer.stop_code is None:
+        logger.error("stream %r failed before it began", producer.key.id, exc_info=error, extra=producer.fields)
 
 
 # Recorded responses.

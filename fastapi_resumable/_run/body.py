@@ -22,6 +22,7 @@ class RequestBody:
         """With the `scope` of a request of which no body was read yet; without it, some or all of it may have been."""
         self._receive = receive
         self._scope = scope
+        """As long as nothing has come."""
         self._messages: deque[Message] = deque()
         self._owed = scope is not None
         self._lock = asyncio.Lock()
@@ -80,10 +81,12 @@ class RequestBody:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._gone = True
-            self._owed = self._owed and self._scope is not None and _may_have_body(self._scope)
+            if self._scope is not None:
+                self._owed = _may_have_body(self._scope)
             # A disconnect in mid-upload does not complete the body: the application has to see that it will never come.
             self._complete = self._complete or not self._owed
         else:
+            self._scope = None
             self._owed = message.get("more_body", False)
             self._complete = not self._owed
         return message

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Body, Depends, FastAPI, Form, HTTPException, Requ
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
+from starlette.requests import ClientDisconnect
 
 from fastapi_resumable import MemoryStore, Resumable, ResumableMiddleware, ResumableStream, body_field, header
 from tests.support.asgi import bounded, running, settle, until
@@ -981,3 +982,60 @@ async def test_headers_that_middleware_adds_inside_the_face_come_once_in_a_repla
             head = await client.start(method, url, headers=again).head()
             assert head.all("x-frame-options") == ["DENY"], method
             assert head.all("link") == ["</a>", "</b>"], method
+
+
+def put(face: str, app: FastAPI, resumable: Resumable, endpoint: Any) -> None:
+    """`POST /chat` of an endpoint that takes the request, by one of the faces."""
+
+    async def depending(request: Request, stream: Annotated[ResumableStream, Depends(resumable)]):
+        return stream(await endpoint(request))
+
+    router = APIRouter(**({"route_class": resumable.route_class} if face == "route class" else {}))
+    router.post("/chat")({"decorator": resumable.stream(endpoint), "dependency": depending}.get(face, endpoint))
+    app.include_router(router)
+    if face == "middleware":
+        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+
+
+@pytest.mark.parametrize("pieces", [[], [b"abc"]])
+@pytest.mark.parametrize("face", FACES)
+async def test_an_endpoint_that_reads_an_upload_sees_its_client_leave(face: str, pieces: list[bytes]):
+    """It cannot do its work without the rest, so it does not wait for that, and does not hold the id."""
+    app, resumable = make()
+    seen: list[BaseException] = []
+
+    async def upload(request: Request):
+        try:
+            return JSONResponse({"size": len(await request.body())})
+        except Exception as exc:
+            seen.append(exc)
+            raise
+
+    put(face, app, resumable, upload)
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers=ID | {"Content-Length": "6"}, pieces=pieces, more=True)
+        await settle()
+        exchange.disconnect()
+        await exchange.served()
+        assert await client.head_status("/v1/stream/chat-1") == 404
+
+    assert [type(exc) for exc in seen] == [ClientDisconnect]
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_a_stop_of_what_was_answered_202_is_no_error(face: str, caplog: pytest.LogCaptureFixture):
+    """Though the endpoint has yet to return its response."""
+    app, resumable = make(pending_timeout=0.01)
+
+    async def silent(_request: Request):
+        await asyncio.Event().wait()
+
+    put(face, app, resumable, silent)
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers=ID | {"Prefer": "respond-async"})
+        assert (await exchange.reply()).status == 202
+        assert (await client.delete("/v1/stream/chat-1")).status == 204
+        await exchange.served()
+
+    assert exchange.error is None
+    assert "ERROR" not in caplog.text

@@ -31,6 +31,25 @@ async def test_the_channel_that_a_request_listens_to_can_be_replaced() -> None:
         assert (await client.get("/")).json() == [False, True]
 
 
+async def test_a_request_says_whether_its_body_was_read() -> None:
+    """By FastAPI, for a parameter, or by the endpoint; whatever came of it."""
+    app = FastAPI()
+
+    @app.post("/parameter")
+    async def parameter(request: Request, _item: dict[str, int]) -> list[bool]:
+        return [internals.has_read_body(request)]
+
+    @app.post("/read")
+    async def read(request: Request) -> list[bool]:
+        before = internals.has_read_body(request)
+        await request.body()
+        return [before, internals.has_read_body(request)]
+
+    async with running(app) as client:
+        assert (await client.post("/parameter", json={"a": 1})).json() == [True]
+        assert (await client.post("/read", json={"a": 1})).json() == [False, True]
+
+
 async def test_a_request_can_be_answered_while_its_endpoint_is_at_work() -> None:
     """By the channel that the server gave."""
     app = FastAPI()
