@@ -1,9 +1,12 @@
 """What every test has: an event loop; and a mark, if it sees the library from outside."""
 
 import gc
+import inspect
 from collections.abc import Generator
 from typing import Any
 
+import httpx
+import httpx2
 import hypothesis
 import pytest
 from fastapi.dependencies import models
@@ -21,6 +24,10 @@ hypothesis.settings.register_profile(
     "long", hypothesis.settings.get_profile("usual"), max_examples=1000, derandomize=False
 )
 hypothesis.settings.load_profile("usual")
+
+for module in (httpx, httpx2):  # which wait for five seconds, less than a busy machine may need
+    patience = inspect.signature(module.get).parameters["timeout"].default
+    patience.connect = patience.read = patience.write = patience.pool = 60
 
 OUTSIDE = {"browser", "clients", "docs", "servers"}
 """The folders of tests that start programs, and add nothing to the coverage of the others."""

@@ -24,7 +24,7 @@ class Conformance:
 
     retention: float = 1.0
     """The retention, in seconds, in the tests that wait for its end."""
-    deadline: float = 30.0
+    deadline: float = 120.0
     """Seconds that one test may take."""
 
     async def open_store(self) -> Store:

@@ -31,7 +31,7 @@ ROOMS: dict[str, dict[str, Any]] = {
     "pinging": {"ping": 0.05},
 }
 
-LEASE = 3.0
+LEASE = 4.0
 STORE_TIMEOUT = 3.0
 BUSY = 30
 """Seconds that a busy machine may add to what is promised. The table at the end shows what it has taken."""

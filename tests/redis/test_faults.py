@@ -25,8 +25,10 @@ Redises = Callable[..., Any]
 STEADY = ["paced", 200, 60, 0.02]
 """Four seconds of a stream."""
 WHOLE = whole(200, 60)
-LONG = ["paced", 1000, 60, 0.01]
-LONG_WHOLE = whole(1000, 60)
+LONG = ["paced", 30_000, 60, 0.01]
+"""Longer than any test."""
+LONG_WHOLE = whole(30_000, 60)
+TWO_PARTS = [["paced", 100, 60, 0.02], wait("second part"), ["paced", 100, 60, 0.02]]
 TOLD = {"producer_lost", "interrupted", "store_unavailable", "replaced", "cancelled", "offset_lost", "cut"}
 
 
@@ -161,7 +163,7 @@ async def test_a_worker_frozen_for_less_than_its_lease_goes_on(own_redis: Redise
     """Nobody takes it for dead, and its stream is whole."""
     name = unique("id")
     with own_redis() as redis:
-        async with plant(redis, tmp_path, lease=5.0) as line:
+        async with plant(redis, tmp_path, lease=15.0) as line:
             readers = await line.begin(name, ["paced", 100, 60, 0.01])
             line.freeze(0)
             await asyncio.sleep(1.5)
@@ -250,7 +252,7 @@ async def test_redis_frozen_for_longer_than_the_lease_is_no_death_of_a_worker_th
         async with plant(redis, tmp_path, lease=LEASE, store_timeout=10.0) as line:
             readers = await line.begin(name, STEADY)
             redis.freeze()
-            await asyncio.sleep(3)
+            await asyncio.sleep(LEASE + 1)
             redis.thaw()
             await asyncio.gather(*(reader.read_all() for reader in readers))
             found = {outcome(reader, WHOLE) for reader in readers}
@@ -440,10 +442,10 @@ async def test_without_redis_for_long_the_lenient_rule_goes_on_for_those_who_are
 ) -> None:
     """`degrade`: a new request gets a plain stream, a live one goes on for its own client; others are told."""
     name = unique("id")
-    expected = whole(300, 60)
+    expected = whole(100, 60) * 2
     with own_redis() as redis:
         async with plant(redis, tmp_path, on_store_failure="degrade") as line:
-            live, reader = await line.begin(name, ["paced", 300, 60, 0.02])
+            live, reader = await line.begin(name, *TWO_PARTS)
             async with line.staying_healthy(0, 1):
                 break_line(line, kind)
                 asking = asyncio.create_task(ask_everything(line, name, took))
@@ -453,6 +455,7 @@ async def test_without_redis_for_long_the_lenient_rule_goes_on_for_those_who_are
                 plain = await asking
                 assert (plain.status, plain.body, plain.clean) == (200, whole(3, 60), True)
                 assert plain.header("x-stream-epoch") is None
+                await line.player(0).open("second part")
                 await live.read_all()
                 check_whole(live, expected=expected)
             mend_line(line, kind)
@@ -492,7 +495,7 @@ async def test_the_bounds_hold_for_the_default_timeouts_too(own_redis: Redises, 
     name = unique("id")
     with own_redis() as redis:
         async with plant(redis, tmp_path, lease=10.0, store_timeout=10.0, on_store_failure="fail") as line:
-            readers = await line.begin(name, ["paced", 3000, 60, 0.01])
+            readers = await line.begin(name, LONG)
             async with line.staying_healthy(0, 1):
                 break_line(line, "black-hole")
                 told = asyncio.gather(*(timed(reader.read_all(), 15 + BUSY, "being told") for reader in readers))
@@ -502,7 +505,7 @@ async def test_the_bounds_hold_for_the_default_timeouts_too(own_redis: Redises, 
                 took("slowest told", max(each for _, each in await told))
                 took("a POST answered", seconds)
             assert refused.status == 503
-            assert [outcome(each, whole(3000, 60)) for each in readers] == ["store_unavailable"] * 2
+            assert [outcome(each, LONG_WHOLE) for each in readers] == ["store_unavailable"] * 2
             mend_line(line, "black-hole")
             took("all workers take streams", await line.works_again(0, 1))
 
@@ -531,10 +534,10 @@ async def test_a_worker_keeps_little_while_redis_is_gone(own_redis: Redises, tmp
 async def test_a_full_redis_is_named_in_the_log(own_redis: Redises, tmp_path: Path, took: Took, rule: str) -> None:
     """`maxmemory` with `noeviction`: no write is taken. As without Redis; the log names the cause; it recovers."""
     name = unique("id")
-    expected = whole(300, 60)
+    expected = whole(100, 60) * 2
     with own_redis("--maxmemory-policy noeviction") as redis:
         async with plant(redis, tmp_path, on_store_failure=rule) as line:
-            live, reader = await line.begin(name, ["paced", 300, 60, 0.02])
+            live, reader = await line.begin(name, *TWO_PARTS)
             async with line.staying_healthy(0, 1):
                 redis.control.config_set("maxmemory", 1)
                 asking = asyncio.create_task(ask_everything(line, name, took))
@@ -542,6 +545,7 @@ async def test_a_full_redis_is_named_in_the_log(own_redis: Redises, tmp_path: Pa
                 took("readers elsewhere told", others)
                 assert outcome(reader, expected) in TOLD
                 new = await asking
+                await line.player(0).open("second part")
                 await live.read_all()
                 if rule == "fail":
                     assert (new.status, outcome(live, expected)) == (503, "store_unavailable")

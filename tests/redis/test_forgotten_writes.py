@@ -84,7 +84,7 @@ async def test_a_stream_whose_beginning_was_forgotten_is_cancelled(forgetful: Fo
     line, name = forgetful.line, unique("id")
     earlier = await line.player(0).record(name, numbered(5, 60))
     await forgetful.remember(name, "completed")
-    newer = await line.player(0).post(name, ["paced", 500, 60, 0.02], name=name)
+    newer = await line.player(0).post(name, ["paced", 30_000, 60, 0.02], name=name)
     await newer.read_until(b"00000010")
     await forgetful.fail_over()
     async with asyncio.timeout(SEEN_DEAD):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.sqlite.faulty import ANSWERED, begin, fill, goes_unrecorded, remount, within, workers, works_again
-from tests.support.apps.player import forever, numbered, unique
+from tests.support.apps.player import forever, numbered, unique, wait
 from tests.support.site import code_of, until, whole
 from tests.support.ssemodel import without_ids
 
@@ -102,16 +102,19 @@ async def test_a_disk_that_is_full_again_and_again_loses_nothing(small_disk: Pat
     # Room for all that is written, and for the write-ahead log.
     await asyncio.to_thread(remount, small_disk, "size=24m")
     async with workers(small_disk, tmp_path, store_timeout=120.0) as site:
-        live = await site.player(0).post(name, ["paced", 400, 2000, 0.005], name=name)
+        gates = [unique("gate") for _ in range(3)]
+        steps = [step for gate in gates for step in (numbered(20, 2000), wait(gate))]
+        live = await site.player(0).post(name, *steps, numbered(100, 2000), name=name)
         reader = await site.player(1).follow(name)
-        for number in (20, 100, 200):
-            await live.read_until(b"%08d" % number)
+        for gate in gates:
+            await live.read_until(b"00000019")
             ballast = fill(small_disk)
-            await asyncio.to_thread(site.servers[0].wait_for_output, "disk is full", 60)
+            await site.player(0).open(gate)
+            await asyncio.to_thread(site.servers[0].wait_for_output, "disk is full")
             ballast.unlink()
         await within(ANSWERED, live.read_all())
         await within(ANSWERED, reader.read_all())
-        assert without_ids(live.body) == whole(400, 2000)
+        assert without_ids(live.body) == whole(20, 2000) * 3 + whole(100, 2000)
         assert reader.body == live.body
         assert (await site.player(1).replay(name)).body == live.body
 
