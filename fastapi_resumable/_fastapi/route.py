@@ -16,7 +16,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._run.body import RequestBody
-from .._run.errors import unwrap
 from .._run.exchange import Exchange, close_generator
 from .._run.recorder import inner_scope
 from .admission import Admission, Identity, Service
@@ -35,8 +34,10 @@ class RouteAdmission(Admission):
 
     is_of_app = False
 
-    def __init__(self, service: Service, scope: Scope, identity: Identity, body: RequestBody, send: Send) -> None:
-        super().__init__(service, scope, identity, body, send, END_DELAY)
+    def __init__(
+        self, service: Service, scope: Scope, identity: Identity, body: RequestBody, send: Send, end_delay: float = 0
+    ) -> None:
+        super().__init__(service, scope, identity, body, send, end_delay)
         loop = asyncio.get_running_loop()
         self._has_reached_endpoint: asyncio.Future[bool] = loop.create_future()
         """Whether the route has come to its endpoint; one that is refused by its own dependencies ends before."""
@@ -93,17 +94,23 @@ class RouteAdmission(Admission):
             raise RuntimeError(f"The application raised {type(exc).__name__}.") from exc
 
     async def _go_on(self, task: "asyncio.Task[None]", scope: Scope) -> None:
+        if self.generator is not None:
+            # Of other endpoints, only a background task can raise by then, which is not the answer's failure.
+            self._end_delay = END_DELAY
         try:
             answer = await self.decide()
         except Exception as exc:  # noqa: BLE001  # raised in the route, where the application's handlers see it
             self._decision.set_exception(exc)
             # Marks it as retrieved: a route that has ended meanwhile does not look, and asyncio would log it.
             self._decision.exception()
+            refusal = exc
             try:
                 await task
-            except Exception as error:  # noqa: BLE001  # raised again
+            except ExceptionGroup as group:
                 # FastAPI's event streams run in a task group, which wraps what is raised beside it.
-                raise unwrap(error) from None
+                if group.subgroup(lambda each: each is refusal) is None:
+                    raise
+                raise refusal from None
             return
         if self.exchange is None:
             self._decision.set_result(answer)
@@ -239,7 +246,7 @@ async def serve(service: Service, app: ASGIApp, scope: Scope, receive: Receive, 
         return
     inner = {**scope, "headers": scope["headers"] if headers is None else headers}
     if not body.is_complete and (await body.peek()).get("more_body", True):
-        upload = inner[service.scope_key] = AppAdmission(service, scope, identity, body, send)
+        upload = inner[service.scope_key] = AppAdmission(service, scope, identity, body, send, END_DELAY)
         await upload.serve(app, inner_scope(inner, lambda: upload.producer))
         return
     admission = inner[service.scope_key] = Admission(service, scope, identity, body, send, END_DELAY)

@@ -1,0 +1,69 @@
+"""What fails beside the answer, and does not make that fail or hang."""
+
+import logging
+
+import pytest
+from fastapi import BackgroundTasks, FastAPI
+from fastapi.responses import StreamingResponse
+
+from fastapi_resumable import Resumable
+from tests.support.asgi import data_of, running
+
+ID = {"X-Conversation-Id": "chat-1"}
+
+
+@pytest.mark.parametrize("face", ["decorator", "route class"])
+async def test_a_background_task_that_fails_does_not_make_a_complete_answer_fail(face: str) -> None:
+    """As without the library, where the client has its whole answer by then."""
+    resumable = Resumable()
+    app = FastAPI()
+    app.include_router(resumable.router)
+
+    async def words():
+        yield "data: one\n\n"
+
+    async def chat(tasks: BackgroundTasks):
+        tasks.add_task(int, "no number")
+        return StreamingResponse(words(), media_type="text/event-stream")
+
+    if face == "decorator":
+        app.post("/chat")(resumable.stream(chat))
+    else:
+        app.router.route_class = resumable.route_class
+        app.post("/chat")(chat)
+    async with running(app) as client:
+        reply = await client.post("/chat", headers=ID)
+        item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()[0]
+
+    assert data_of(reply.body) == ["one"]
+    assert item["status"] == "completed"
+
+
+class Unloggable(logging.Handler):
+    """Fails at what it is given, as a handler may that sends records elsewhere."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Fail."""
+        raise ConnectionError("the service for log records cannot be reached")
+
+
+async def test_a_log_handler_that_raises_keeps_no_stream_from_ending() -> None:
+    """The failure is logged before the stream ends; its readers get their terminal event."""
+    resumable = Resumable()
+    app = FastAPI()
+    app.include_router(resumable.router)
+
+    async def broken():
+        yield "data: one\n\n"
+        raise ValueError("of the application's own")
+
+    app.post("/chat")(resumable.stream(lambda: StreamingResponse(broken(), media_type="text/event-stream")))
+    handler = Unloggable()
+    logging.getLogger("fastapi_resumable").addHandler(handler)
+    try:
+        async with running(app) as client:
+            reply = await client.post("/chat", headers=ID)
+    finally:
+        logging.getLogger("fastapi_resumable").removeHandler(handler)
+
+    assert b'"code":"producer_failed"' in reply.body
