@@ -129,9 +129,12 @@ class Producer:
                 await self.fail("The answer ended before it was complete.")
             else:
                 self.error = error
-                if self.stream is not None:
-                    logger.error("stream %r failed", self.key.id, exc_info=error, extra=self.fields)
-                await self.fail("The answer could not be completed.")
+                try:
+                    if self.stream is not None:
+                        logger.error("stream %r failed", self.key.id, exc_info=error, extra=self.fields)
+                finally:
+                    # Even if a handler of the application's raises, one that sends log records elsewhere, say.
+                    await self.fail("The answer could not be completed.")
         finally:
             if self.stop_code is not None and error is not None:
                 # An application that was stopped may be kept alive by its traceback, and its generators with it.
