@@ -19,7 +19,7 @@ _BASE_32_OF_BYTE = b"abcdefghijklmnopqrstuvwxyz234567" * 8
 _EVENT_ID = re.compile(r"([a-z2-7]{16})-(0|[1-9][0-9]{0,18})")
 _DIGITS = re.compile(r"[0-9]+")
 # The largest integer that SQLite can store; Redis' stream ids end at 2**64.
-_MAX_OFFSET = 2**63 - 1
+_MAX_COUNT = 2**63 - 1
 
 
 class StreamKey(NamedTuple):
@@ -105,17 +105,32 @@ def parse_idempotency_key(value: str | None) -> str | None:
 
 
 def parse_offset(text: str | None) -> int | None:
-    """Read `?from=`; `None` if it is absent or has no value. Offsets too large to exist are clipped, not refused.
+    """Read `?from=`; `None` if it is absent or has no value.
 
     Raises:
         InvalidOffset: It is not a non-negative integer in ASCII digits.
     """
+    return _parse_count(text, "`from` counts bytes: give a non-negative integer in decimal digits, like from=1024.")
+
+
+def parse_sequence_number(text: str | None) -> int | None:
+    """Read `?starting_after=`; `None` if it is absent or has no value.
+
+    Raises:
+        InvalidOffset: It is not a non-negative integer in ASCII digits.
+    """
+    return _parse_count(
+        text, "`starting_after` is the `sequence_number` of an event: give a non-negative integer in decimal digits."
+    )
+
+
+def _parse_count(text: str | None, complaint: str) -> int | None:
     if not text:
         return None
     if not _DIGITS.fullmatch(text):
-        raise InvalidOffset("`from` counts bytes: give a non-negative integer in decimal digits, like from=1024.")
-    # `int` refuses more than 4,300 digits with an error of its own.
-    return int(text) if len(text) <= 18 else _MAX_OFFSET
+        raise InvalidOffset(complaint)
+    # Counts too large to exist are clipped, not refused; and `int` refuses more than 4,300 digits.
+    return int(text) if len(text) <= 18 else _MAX_COUNT
 
 
 def variants(stream_id: str) -> list[str]:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Generator, Iterable
 from typing import NamedTuple, TypeVar
 
-from ..exceptions import InvalidOffset
 from .sse import (
     BLANK_LINE,
     BOM,
@@ -33,8 +32,6 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 """What a filter waits for the end of. A larger event goes through it, whatever its number."""
 
 _NAME = b'"sequence_number"'
-_DIGITS = re.compile(r"[0-9]+")
-_MAX_NUMBER = 2**63 - 1
 _AT_ONCE = 256
 """How many events are looked at before others run."""
 _STEP = 64 * 1024
@@ -89,21 +86,6 @@ class Place(NamedTuple):
     """The position right after the last event with this number or a lower one; `None` if there is none."""
     following: int | None
     """The first higher number; `None` if there is none yet."""
-
-
-def parse_sequence_number(text: str | None) -> int | None:
-    """Read `?starting_after=`; `None` if it is absent or has no value. Numbers too large to exist are clipped.
-
-    Raises:
-        InvalidOffset: It is not a non-negative integer in ASCII digits.
-    """
-    if not text:
-        return None
-    if not _DIGITS.fullmatch(text):
-        raise InvalidOffset(
-            "`starting_after` is the `sequence_number` of an event: give a non-negative integer in decimal digits."
-        )
-    return int(text) if len(text) <= 18 else _MAX_NUMBER
 
 
 def sequence_number(event: bytes) -> int | None:

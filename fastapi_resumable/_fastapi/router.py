@@ -15,8 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
-from .._core.ids import StreamKey, parse_offset, require_stream_id
-from .._core.search import parse_sequence_number
+from .._core.ids import StreamKey, parse_offset, parse_sequence_number, require_stream_id
 from .._core.sse import PING
 from .._run.headers import describe
 from .._run.manager import StreamManager

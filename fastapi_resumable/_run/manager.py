@@ -84,9 +84,11 @@ class StreamManager:
         return reader
 
     def dismiss(self, reader: Reader, reading: Reading = Reading.LEFT) -> None:
-        """Detach a reader, whose reading has come out so."""
+        """Detach a reader, whose reading has come out so; once."""
+        if reader not in self._readers:
+            return
         reader.stream.detach(reader)
-        if (left := self._readers.pop(reader, None)) is not None:
+        if (left := self._readers.pop(reader)) is not None:
             lost = None if reader.failure is None else reader.failure.code
             left("stalled" if reading is Reading.STALLED else lost)
         self._note_departure()

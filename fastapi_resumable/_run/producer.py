@@ -108,6 +108,8 @@ class Producer:
             error = error or exc
         if error is not None or self.stop_code is not None or self.stream is None or not self.stream.closed:
             await self._conclude(error)
+        # In a callback as well, but that comes a turn of the event loop later.
+        self._settle()
 
     async def _conclude(self, error: BaseException | None) -> None:
         """End the stream if its application has ended in any way but by completing it."""
@@ -143,8 +145,9 @@ class Producer:
             raise error
 
     def _settle(self, _task: object = None) -> None:
-        self._over.set()
-        self.manager.timers.cancel(self._on_idle)
+        if not self.is_over:
+            self._over.set()
+            self.manager.timers.cancel(self._on_idle)
 
     @property
     def is_over(self) -> bool:

@@ -79,10 +79,12 @@ class Recorder:
                 timers.cancel(self._end_late)
                 await self._end()
         finally:
-            timers.cancel(self._begin_late)
-            timers.cancel(self._end_late)
-            # However the application ends, the exchange must not wait for a head that will never come.
-            self.settled.set()
+            if self._has_sent_all:
+                timers.cancel(self._end_late)
+            if not self.settled.is_set():
+                # However the application ends, the exchange must not wait for a head that will never come.
+                timers.cancel(self._begin_late)
+                self.settled.set()
 
     def release(self) -> None:
         """Drop what leads to the request; messages of an application that outlives its request are ignored."""

@@ -1,16 +1,14 @@
 """What a store does: it decides who may begin under an id, holds the current epoch of each, and reports changes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 from .._core.ids import StreamKey, parse_idempotency_key
 from .._core.lifecycle import OnConflict
 from .._stream.stream import Head, Limits, Stream, WritableStream
 from ..exceptions import StreamCancelled, StreamPending, StreamReplaced
 from ..models import ResumableStatus, ResumableStreamItem
-
-_T = TypeVar("_T")
 
 
 def queued_item(key: StreamKey, epoch: str, requested_at: float) -> ResumableStreamItem:
@@ -65,29 +63,21 @@ class Reservation:
         # A dictionary rather than a set, so that those who wait go on in the order in which they came.
         self._settled: dict[asyncio.Future[Stream | None], None] = {}
 
-    async def wait(self, beginning: Awaitable[_T]) -> _T:
-        """Wait for another request's stream to begin.
-
-        Raises:
-            StreamPending: It takes longer than `pending_timeout`.
-        """
-        try:
-            async with asyncio.timeout(self.pending_timeout):
-                return await beginning
-        except TimeoutError:
-            raise StreamPending from None
-
-    async def settled(self) -> Stream | None:
+    async def settled(self, timeout: float | None = None) -> Stream | None:
         """Wait until the stream has begun, and return it, whatever has become of it since; or until it never will.
 
         Raises:
             StreamCancelled: It was stopped before it began.
             StreamReplaced: A newer request has begun before it.
+            StreamPending: It takes longer than `timeout` seconds.
         """
         future: asyncio.Future[Stream | None] = asyncio.get_running_loop().create_future()
         self._settled[future] = None
         try:
-            stream = await future
+            async with asyncio.timeout(timeout):
+                stream = await future
+        except TimeoutError:
+            raise StreamPending from None
         finally:
             self._settled.pop(future, None)
         if self.stop_code is not None:

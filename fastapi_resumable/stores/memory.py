@@ -97,7 +97,7 @@ class MemoryStore:
                 raise StreamExists
             if outcome.verdict is Verdict.FOLLOW:
                 return self._streams[key]
-            stream = await reservation.wait(self._requests[outcome.rival].settled())
+            stream = await self._requests[outcome.rival].settled(reservation.pending_timeout)
             if stream is not None:
                 assert isinstance(stream, MemoryStream)
                 if stream.gone in ("cancelled", "replaced"):

@@ -8,10 +8,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastapi_resumable._core import search
+from fastapi_resumable._core.ids import parse_sequence_number
 from fastapi_resumable._core.search import (
     Place,
     SequenceFilter,
-    parse_sequence_number,
     search_sequence,
     sequence_number,
 )
