@@ -146,7 +146,7 @@ class WriteQueue(Generic[Job]):
                 raise
             # Those that were not in the batch, too: they wait for the same backend.
             for stream in list(self._dirty):
-                _note_outage(stream, exc)
+                stream.on_outage(exc)
             await asyncio.sleep(RETRY)
 
     def _take(self) -> list[tuple[Marked, Job]]:
@@ -158,8 +158,7 @@ class WriteQueue(Generic[Job]):
             del self._dirty[stream]
             try:
                 job = self._source.next_job(stream)
-            except Exception as exc:
-                logger.exception("the next write of a stream could not be determined", extra=_fields(stream))
+            except Exception as exc:  # noqa: BLE001  # it is logged there
                 self._put_off(stream, exc)
                 continue
             if job is not None:
@@ -171,30 +170,18 @@ class WriteQueue(Generic[Job]):
 
     def _hand_out(self, taken: Sequence[tuple[Marked, Job]], replies: Sequence[Any]) -> None:
         for (stream, _), reply in zip(taken, replies, strict=False):
-            if isinstance(reply, Exception):
-                self._put_off(stream, reply)
-                continue
             try:
+                if isinstance(reply, Exception):
+                    raise reply
                 self._source.take_reply(stream, reply)
-            except Exception as exc:
-                logger.exception("a reply of the store could not be handled", extra=_fields(stream))
+            except Exception as exc:  # noqa: BLE001  # it is logged there
                 self._put_off(stream, exc)
 
     def _put_off(self, stream: Marked, failure: Exception) -> None:
         """Try again with one stream later, while the others go on."""
         if not isinstance(failure, StoreUnavailable):
-            cause, failure = failure, StoreUnavailable(UNAVAILABLE)
-            failure.__cause__ = cause
-        _note_outage(stream, failure)
+            fields = stream.key.fields(stream.epoch)
+            logger.error("what a stream writes could not be handled", exc_info=failure, extra=fields)
+            failure = StoreUnavailable(UNAVAILABLE)
         asyncio.get_running_loop().call_later(RETRY, self.mark, stream)
-
-
-def _fields(stream: Marked) -> dict[str, str | None]:
-    return stream.key.fields(stream.epoch)
-
-
-def _note_outage(stream: Marked, failure: StoreUnavailable) -> None:
-    try:
         stream.on_outage(failure)
-    except Exception:
-        logger.exception("a stream could not take note of an outage", extra=_fields(stream))
