@@ -9,6 +9,7 @@ import pytest
 from fastapi_resumable import RedisStore
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.stream import Limits, Stream
+from fastapi_resumable.exceptions import TooManyStreams
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.redis.calls import Script, block_size
 from fastapi_resumable.stores.redis.keys import Keys, log_key
@@ -60,6 +61,17 @@ async def write_one_by_one(stream: Stream, *pieces: bytes) -> None:
         tail = stream.tail
         await write(stream, piece)
         await shown(stream, tail + len(piece))
+
+
+async def test_ids_that_are_watched_are_counted(open_store: OpenStore) -> None:
+    """In the process that they are watched in: they are refused where there is no room for them."""
+    store = open_store(max_total_bytes=65536)
+    ids = [f"id-{number}" for number in range(100)]
+    unwatch = await store.watch("ann", ids, lambda _: None)
+    with pytest.raises(TooManyStreams):
+        await store.watch("ann", ids, lambda _: None)
+    unwatch()
+    assert store.held_bytes == 0
 
 
 # Small pieces.

@@ -32,7 +32,7 @@ from fastapi_resumable.stores.redis.calls import Script
 from fastapi_resumable.stores.redis.keys import Keys
 from fastapi_resumable.stores.shared import queue
 from tests.conformance.tools import KEY, TEXT, Request, begin, complete, following, terminal, write
-from tests.support.asgi import LIMIT, running
+from tests.support.asgi import LIMIT, bounded, running
 from tests.support.faults import FaultyLink
 from tests.support.redis_server import RedisServer
 from tests.support.server import free_port
@@ -741,6 +741,21 @@ async def test_a_stream_that_outlives_its_store_ends(plant: Plant) -> None:
         await complete(store, stream)
     assert stream.is_final
     assert store._backend is None, "nothing is opened anew"
+
+
+async def test_a_worker_that_was_frozen_stops_its_producers_although_redis_is_away(plant: Plant) -> None:
+    """They are not to go on until Redis has been asked how their streams have ended."""
+    with FaultyLink(plant.server.port) as link:
+        store = plant.open(plant.server.url_at(link.port), store_timeout=120.0)
+        request = Request()
+        stream = await request.begin(store, TEXT)
+        link.hold()
+        backend_of(store)._on_lapse()
+        assert await bounded(request.told(), "the end of the producer") == "interrupted"
+        assert stream.closed
+        link.release()
+        await until(lambda: stream.is_final, "the end for its readers")
+        assert stream.status is ResumableStatus.INTERRUPTED
 
 
 async def test_a_worker_that_was_frozen_gives_up_its_requests(plant: Plant) -> None:

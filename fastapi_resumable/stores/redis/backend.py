@@ -50,7 +50,7 @@ class RedisBackend(Transitions):
         self.queue = WriteQueue(self, self.link.run_batch, count_bytes)
         self.lease = Lease(self.name, self.link, keys, lease, on_expired=self._on_return, on_lapse=self._on_lapse)
         self.listener = Listener(self.link, self.tasks, wake=self._wake_listener, on_outage=self.on_outage)
-        self.messages = Messages(self.name, keys, self.link, self.queue, self.tasks, self.listener)
+        self.messages = Messages(self.name, keys, self.link, self.queue, self.listener, self.tasks, self.watchers)
         self._inbox = keys.inbox(self.name)
         self._seconds = lease
         self._client = client if owns else None
@@ -181,8 +181,10 @@ class RedisBackend(Transitions):
             self.on_ended(epoch, "interrupted")
         streams = list(self.streams.local.values())
         for stream in streams:
-            # At once, or it would be written anew should Redis have forgotten it.
+            # At once: it would be written anew should Redis have forgotten it, and Redis may be away.
             self.forget(stream)
+            stream.refuse()
+            stream.stop_producer("interrupted")
         self.tasks.spawn(self._give_up(streams), "resumable lapse")
 
     async def _give_up(self, streams: Sequence[LocalStream]) -> None:

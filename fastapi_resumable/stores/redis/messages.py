@@ -21,15 +21,22 @@ class Messages:
     """The inbox of this worker, those of others, and the changes that all of them announce."""
 
     def __init__(
-        self, worker: str, keys: Keys, link: Link, queue: WriteQueue[Call], tasks: Tasks, listener: Listener
+        self,
+        worker: str,
+        keys: Keys,
+        link: Link,
+        queue: WriteQueue[Call],
+        listener: Listener,
+        tasks: Tasks,
+        watchers: Watchers,
     ) -> None:
         self._worker = worker
         self._keys = keys
         self._link = link
         self._queue = queue
-        self._tasks = tasks
         self._listener = listener
-        self._watchers = Watchers()
+        self._tasks = tasks
+        self._watchers = watchers
 
     async def run_now_or_later(self, *calls: Call) -> None:
         """Run calls whose replies do not matter, now or when Redis is back."""
@@ -80,14 +87,7 @@ class Messages:
         # Changes are read only while something here watches: they are those of all workers.
         if not self._watchers:
             await self._follow_changes()
-        remove = self._watchers.add(owner, ids, notify)
-
-        def unsubscribe() -> None:
-            remove()
-            if not self._watchers:
-                self._listener.unfollow(self._keys.changes)
-
-        return unsubscribe
+        return self._watchers.add(owner, ids, notify)
 
     async def _follow_changes(self, *, again: bool = False) -> None:
         # Not `$`: a change between this call and the first read would be missed.
@@ -101,4 +101,6 @@ class Messages:
         self._tasks.keep_running(lambda: self._follow_changes(again=True), "resumable changes", self._link.note_failure)
 
     def _take_change(self, _entry_id: str, fields: Fields) -> None:
+        if not self._watchers:
+            self._listener.unfollow(self._keys.changes)
         self._watchers.notify(json.loads(fields[b"o"]), ResumableStreamItem.model_validate_json(fields[b"i"]))

@@ -13,7 +13,7 @@ from ..._stream.stream import Budget, Limits, Stream
 from ..._stream.tasks import Tasks
 from ...exceptions import StoreUnavailable, TooManyStreams
 from ..base import Reservation
-from ..watchers import Notify
+from ..watchers import Notify, Watchers
 from .local import LocalStream
 from .outage import UNAVAILABLE, Outage
 from .queue import Source, WriteQueue
@@ -67,10 +67,11 @@ class SharedBackend(StreamBackend, Source[Any], ABC):
         """`degrade`: whether streams that are produced here go on without the backend while that is gone."""
         self.loop = asyncio.get_running_loop()
         self.limits = limits
-        self.budget = Budget()
+        self.budget = Budget(limits.max_total_bytes)
         self.degrade = degrade
         self.tasks = Tasks()
         self.streams = WorkerStreams()
+        self.watchers = Watchers(self.budget)
         self._starting: asyncio.Task[StoreUnavailable | None] | None = None
 
     # Starting and ending.

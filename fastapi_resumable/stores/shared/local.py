@@ -231,12 +231,16 @@ class LocalStream:
             self.end(ResumableStatus.CANCELLED, "cancelled", END_MESSAGES["cancelled"], time())
             self.stop_producer("cancelled")
 
+    def refuse(self) -> None:
+        """Take no more from the producer."""
+        self._recording.closed = True
+        self._fanout.make_room()
+
     async def adopt_end(self, code: str) -> str:
         """Take over how another worker has ended the log (with `code` if that is unknown); return the code."""
         if self.is_final:
             return code
-        self._recording.closed = True
-        self._fanout.make_room()
+        self.refuse()
         status = ResumableStatus.INTERRUPTED if code == "producer_lost" else ResumableStatus.CANCELLED
         if not self.is_detached:
             self.log.truncate(self.tail)
@@ -250,8 +254,8 @@ class LocalStream:
                         self._finalize(page.ending.status, page.ending.completed_at)
                     elif not page.data:
                         break
-            except (StoreUnavailable, OffsetLost) as exc:
-                self._warn("how stream %r was ended is unknown: %s", exc.message)
+            except Exception as exc:  # noqa: BLE001  # whatever it is, the readers here have to see an end
+                self._warn("how stream %r was ended is unknown: %s", str(exc))
         if not self.is_final:
             self._recording.closed = False
             self._close(status, code, END_MESSAGES.get(code, END_MESSAGES["producer_lost"]))
