@@ -652,12 +652,53 @@ async def test_a_crowd_of_requests_does_not_hold_up_the_lease_and_the_streams(pl
     crowd = [asyncio.ensure_future(store.lookup("ann", ["chat"])) for _ in range(200)]
     await until(backend.link._slots.locked, "a crowd")
     backend.link.client = client
-    before = plant.server.calls("set")
+    before = backend.lease._renewed
     backend.lease.renew_now()
     assert stream.offer(b"hello", 0.0)
-    await until(lambda: stream.tail == 5 and plant.server.calls("set") > before, "bytes and lease")
+    await until(lambda: stream.tail == 5 and backend.lease._renewed > before, "bytes and lease")
     go.set()
     await asyncio.gather(*crowd)
+
+
+async def test_a_stream_that_redis_has_forgotten_comes_back_after_the_lease_of_its_worker(plant: Plant) -> None:
+    """Others would take the worker for dead, and end what has just come back: they never see one without the other."""
+    store = plant.open(lease=100.0)
+    stream = await begin(store, head=TEXT)
+    await write(stream, b"one")
+    await until(lambda: stream.tail == 3, "the bytes")
+    names = [plant.keys.stream(KEY), plant.keys.worker(backend_of(store).name)]
+    plant.server.control.delete(*plant.server.list_keys(f"{plant.keys.prefix}*"))
+    await write(stream, b"two")
+    seen = set[tuple[int, int]]()
+
+    def is_back() -> bool:
+        with plant.server.control.pipeline() as together:
+            found = tuple(together.exists(names[0]).exists(names[1]).execute())
+        seen.add(found)
+        return found[0] == 1
+
+    await until(is_back, "the stream")
+    assert (1, 0) not in seen
+    await until(lambda: stream.tail == 6, "all bytes")
+
+
+async def test_what_redis_has_forgotten_is_found_and_counted_again(plant: Plant) -> None:
+    """By its short id, and against the limit of its owner: a live stream, and a request that waits."""
+    limits = Limits(max_streams_per_owner=2)
+    one, two = plant.open(lease=1.0, limits=limits), plant.open(limits=limits)
+    stream = await begin(one, KEY._replace(id="chat::live"))
+    request = await Request(KEY._replace(id="chat::queued")).reserve(one)
+    plant.server.control.delete(*plant.server.list_keys(f"{plant.keys.prefix}*"))
+
+    async def found() -> set[str]:
+        return {item.conversation_id for item in await two.lookup("ann", ["chat"])}
+
+    async with asyncio.timeout(LIMIT):
+        while await found() != {"chat::live", "chat::queued"}:
+            pass
+    owner = plant.keys.owner("ann")
+    await until(lambda: {*plant.server.control.hkeys(owner)} == {stream.epoch, request.epoch}, "the count")
+    await one.release(request.reservation)
 
 
 async def test_a_request_that_redis_has_forgotten_is_queued_again(plant: Plant) -> None:

@@ -13,7 +13,8 @@ from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import StoreUnavailable
 from fastapi_resumable.models import ResumableStatus
-from fastapi_resumable.stores.redis.calls import Call, Calls
+from fastapi_resumable.stores.redis import lease
+from fastapi_resumable.stores.redis.calls import Call, Calls, Script
 from fastapi_resumable.stores.redis.keys import Keys, log_key
 from fastapi_resumable.stores.redis.link import Link
 from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write
@@ -193,4 +194,45 @@ async def test_a_connection_to_what_was_the_primary_is_left(own_redis: Callable[
         old.control.replicaof(HOST, free_port())
         await link.run(Call("SET", ["key"], ["two"]))
         assert new.control.get("key") == "two"
+        await client.aclose()
+
+
+async def test_nobody_is_dead_while_redis_takes_no_writes(
+    own_redis: Callable[..., Any], keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker can renew its lease then, and each would take all others for dead; what is there can still be read."""
+    monkeypatch.setattr(lease, "GRACE", 0.0)
+    with own_redis() as redis:
+        one, two = (
+            RedisStore(redis.url, key_prefix=keys.prefix, lease=1.0, store_timeout=30.0, on_store_failure="fail")
+            for _ in range(2)
+        )
+        for store in (one, two):
+            store.configure(Limits())
+        stream = await begin(one, ONE, TEXT)
+        await write(stream, b"one")
+        await until(lambda: stream.tail == 3, "the bytes")
+        assert [item.status for item in await two.lookup(None, [ONE.id])] == [ResumableStatus.IN_PROGRESS]
+        redis.control.config_set("min-replicas-to-write", 1)
+        await until(lambda: not redis.list_keys(f"{keys.prefix}:worker:{'?' * 16}"), "the end of all leases")
+        assert [item.status for item in await two.lookup(None, [ONE.id])] == [ResumableStatus.IN_PROGRESS]
+        redis.control.config_set("min-replicas-to-write", 0)
+        await write(stream, b"two")
+        await complete(one, stream)
+        assert stream.status is ResumableStatus.COMPLETED
+        await one.aclose()
+        await two.aclose()
+
+
+async def test_a_lease_is_renewed_although_redis_is_out_of_memory(own_redis: Callable[..., Any], keys: Keys) -> None:
+    """Its worker is alive, and so is all that is recorded there."""
+    with own_redis() as redis:
+        client = Redis.from_url(redis.url)
+        beat = Call(Script.BEAT, [keys.worker("one")], ["name", 60_000])
+        link = Link(client, Calls(keys, "one", Limits(), 10.0), 10.0, on_up=lambda: None)
+        await link.run(beat)
+        redis.control.pexpire(keys.worker("one"), 30_000)
+        redis.control.config_set("maxmemory", 1)
+        assert await link.run(beat) == [1]
+        assert redis.control.pttl(keys.worker("one")) > 30_000
         await client.aclose()

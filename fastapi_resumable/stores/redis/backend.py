@@ -21,7 +21,7 @@ from ..shared.queue import WriteQueue
 from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Page, Restore
 from ..watchers import Notify
-from .calls import LIVE, Call, Calls, post, read_page, read_written
+from .calls import LIVE, Call, Calls, Script, post, read_page, read_written
 from .keys import Keys
 from .lease import Lease
 from .link import Client, Link, count_bytes
@@ -45,13 +45,13 @@ class RedisBackend(Transitions):
         super().__init__(limits, degrade=degrade)
         self.name = secrets.token_hex(8)
         self.calls = Calls(keys, self.name, limits, lease)
-        self.link = Link(client, self.calls, timeout, on_up=self._on_up)
+        self.link = Link(client, self.calls, timeout, on_up=self._on_return)
         self.outage = self.link.outage
-        self.queue = WriteQueue(self, self.link.run_batch, count_bytes)
+        self.queue = WriteQueue(self, self._write, count_bytes)
         self.lease = Lease(self.name, self.link, keys, lease, on_expired=self._on_return, on_lapse=self._on_lapse)
-        self.listener = Listener(self.link, self.tasks, wake=self._wake_listener, on_outage=self.on_outage)
-        self.messages = Messages(self.name, keys, self.link, self.queue, self.listener, self.tasks, self.watchers)
-        self._inbox = keys.inbox(self.name)
+        wake = partial(self.queue.run_later, post(keys.inbox(self.name), "m", "wake"))
+        self.listener = Listener(self.link, self.tasks, wake=wake, on_outage=self.on_outage)
+        self.messages = Messages(self.name, keys, self.link, self.queue, self.listener, self.watchers)
         self._seconds = lease
         self._client = client if owns else None
         self._reported = self._touched = monotonic()
@@ -80,9 +80,6 @@ class RedisBackend(Transitions):
         self.link.is_closed = True
         if self._client is not None:
             await self._client.aclose()
-
-    def _wake_listener(self) -> None:
-        self.queue.run_later(post(self._inbox, "m", "wake"))
 
     # What streams ask for.
 
@@ -151,6 +148,12 @@ class RedisBackend(Transitions):
             case write:
                 return self.calls.append(stream, write)
 
+    async def _write(self, calls: Sequence[Call]) -> list[Any]:
+        if any(call.command is Script.RESTORE for call in calls):
+            # Redis may have lost the lease, too: others would take this worker for dead, and end what it puts back.
+            await self.lease.renew()
+        return await self.link.run_batch(calls)
+
     def take_reply(self, stream: LocalStream | RemoteStream, reply: Any) -> None:
         """What came of it."""
         if isinstance(stream, LocalStream):
@@ -208,12 +211,10 @@ class RedisBackend(Transitions):
         elif message == "stop":
             self.on_ended(epoch, about)
 
-    def _on_up(self) -> None:
-        self.lease.renew_now()
-        self._on_return()
-
     def _on_return(self) -> None:
         """Ask whether Redis still has everything."""
+        self.lease.renew_now()
+        self._touched = -math.inf
         for stream in self.streams.local.values():
             stream.check()
         waiting = [each for each in self.streams.queued.values() if each.requested_at and each.stop_code is None]
@@ -255,8 +256,8 @@ class RedisBackend(Transitions):
             await self._touch()
 
     async def _touch(self) -> None:
-        calls = [call for stream in self.streams.local.values() for call in self.calls.touch_stream(stream)]
-        calls += [self.calls.touch(request.key) for request in self.streams.queued.values()]
+        mine: list[LocalStream | Reservation] = [*self.streams.local.values(), *self.streams.queued.values()]
+        calls = [call for each in mine for call in self.calls.touch(each.key, each.epoch)]
         # In parts, so that one pipeline keeps neither Redis nor this connection for long.
         for start in range(0, len(calls), 500):
             await self.link.run(*calls[start : start + 500])

@@ -1,6 +1,7 @@
 """Every call that is made about streams: which script, on which keys, with which words; and what Redis replies."""
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from enum import Enum
@@ -179,15 +180,13 @@ class Calls:
         words += [int(write.renew), int(write.may_fill), " ".join(map(str, write.ending or ())), self._retention]
         return self._call(Script.APPEND, stream.key, *words, block_size(self._limits.max_stream_bytes))
 
-    def touch_stream(self, stream: LocalStream) -> list[Call]:
-        """Keep a live stream from expiring."""
-        key = stream.key
-        calls = [self._call_with_log(Script.TOUCH, key, self.log(stream), self._ttl), *self.index(key)]
-        return calls if key.owner is None else [*calls, Call("PEXPIRE", [self._keys.owner(key.owner)], [self._ttl])]
-
-    def touch(self, key: StreamKey) -> Call:
-        """Keep a queued request from expiring."""
-        return self._call(Script.TOUCH, key, self._ttl)
+    def touch(self, key: StreamKey, epoch: str) -> list[Call]:
+        """Keep a live stream or a queued request from expiring, and put back how it is found and counted."""
+        log = log_key(self._keys.stream(key), epoch)
+        calls = [self._call_with_log(Script.TOUCH, key, log, self._ttl), *self.index(key)]
+        if key.owner is not None and self._limits.max_streams_per_owner is not None:
+            calls.append(self.claim(key.owner, epoch, sys.maxsize))
+        return calls
 
     # Those who read.
 

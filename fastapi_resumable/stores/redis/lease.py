@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable, Iterable
@@ -16,20 +17,18 @@ logger = logging.getLogger("fastapi_resumable")
 
 GRACE = 1.5
 """Seconds after an outage of Redis in which no worker is declared dead: others were cut off, too, and have to renew."""
+RETRY = 0.5
+"""Seconds before another attempt at a lease that could not be renewed."""
+
+
+OnLoss = Callable[[], None]
 
 
 class Lease:
     """The lease of this worker, and a look at those of others."""
 
     def __init__(
-        self,
-        worker: str,
-        link: Link,
-        keys: Keys,
-        seconds: float,
-        *,
-        on_expired: Callable[[], None],
-        on_lapse: Callable[[], None],
+        self, worker: str, link: Link, keys: Keys, seconds: float, on_expired: OnLoss, on_lapse: OnLoss
     ) -> None:
         """`on_expired`: its key had expired in Redis; `on_lapse`: this process stood still for that long."""
         self._worker = worker
@@ -39,12 +38,13 @@ class Lease:
         self._on_expired = on_expired
         self._on_lapse = on_lapse
         self._awake = 0.0
-        self._renewed = 0.0
+        self._renewed = self._late_at = -math.inf
+        self._due = 0.0
         self._now = asyncio.Event()
 
     async def take(self) -> None:
         """Take the lease for the first time."""
-        await self._beat()
+        await self.renew()
         self._awake = monotonic()
 
     def renew_now(self) -> None:
@@ -56,19 +56,34 @@ class Lease:
         while True:
             try:
                 # As long as is left since the last time, should this have been interrupted.
-                async with asyncio.timeout(self._renewed + self._seconds / 4 - monotonic()):
+                async with asyncio.timeout(self._due - monotonic()):
                     await self._now.wait()
             except TimeoutError:
                 pass
             # Before the call, so that a wish that comes during it is not lost.
             self._now.clear()
             try:
-                existed = await self._beat()
+                await self.renew()
             except StoreUnavailable:
-                self._renewed = monotonic()
-                continue
-            if not existed:
-                self._on_expired()
+                self._due = monotonic() + RETRY
+
+    async def renew(self) -> None:
+        """Renew the lease."""
+        name = f"{os.getpid()}@{socket.gethostname()}"
+        (existed,) = await self._link.run_now(
+            Call(Script.BEAT, [self._keys.worker(self._worker)], [name, int(self._seconds * 1000)])
+        )
+        if self._is_late:
+            self._late_at = monotonic()
+        self._renewed = monotonic()
+        self._due = self._renewed + self._seconds / 4
+        if not existed:
+            self._on_expired()
+
+    @property
+    def _is_late(self) -> bool:
+        # By less than the lease, as others may have renewed theirs a quarter of it earlier.
+        return monotonic() - self._renewed > self._seconds * 2 / 3
 
     async def watch(self) -> None:
         """Notice when this process stood still, whatever Redis does meanwhile."""
@@ -82,14 +97,6 @@ class Lease:
                 self._on_lapse()
             self._awake = monotonic()
 
-    async def _beat(self) -> bool:
-        name = f"{os.getpid()}@{socket.gethostname()}"
-        (existed,) = await self._link.run_now(
-            Call(Script.BEAT, [self._keys.worker(self._worker)], [name, int(self._seconds * 1000)])
-        )
-        self._renewed = monotonic()
-        return bool(existed)
-
     async def give_back(self) -> None:
         """Say that this worker is gone."""
         await self._link.run(
@@ -99,7 +106,9 @@ class Lease:
     async def dead(self, workers: Iterable[str]) -> set[str]:
         """Those of `workers` that have let their lease expire."""
         others = [worker for worker in set(workers) if worker != self._worker]
-        if not others or monotonic() - self._link.outage.up_since < GRACE:
+        # What keeps this worker from renewing its lease, such as a Redis that takes no writes, may keep others from it.
+        unsure_at = max(self._late_at, self._link.outage.up_since)
+        if not others or self._is_late or monotonic() - unsure_at < GRACE:
             return set()
         alive = await self._link.run(*(Call("EXISTS", [self._keys.worker(worker)]) for worker in others))
         return {worker for worker, exists in zip(others, alive, strict=True) if not exists}

@@ -138,7 +138,7 @@ class Link:
         appends = [call for call in calls if call.command is Script.APPEND]
         others = [call for call in calls if call.command is not Script.APPEND]
         groups = [appends[start : start + together] for start in range(0, len(appends), together)]
-        replies = await self.try_each(*(_join(group) for group in groups), *others)
+        replies = await self.try_each(*map(_join, groups), *others)
         appended: list[Any] = []
         for group, reply in zip(groups, replies, strict=False):
             if isinstance(reply, StoreUnavailable):
@@ -191,17 +191,7 @@ class Link:
 
     async def _execute(self, calls: Sequence[Call]) -> list[Any]:
         if self.is_cluster:
-            # Each goes to the node of its keys; those for one key, in order.
-            replies: list[Any] = [None] * len(calls)
-            by_key: dict[str | bytes, list[int]] = {}
-            for index, call in enumerate(calls):
-                by_key.setdefault(call.keys[0], []).append(index)
-            groups = list(by_key.values())
-            for start in range(0, len(groups), PARALLEL):
-                await asyncio.gather(
-                    *(self._execute_in_order(calls, group, replies) for group in groups[start : start + PARALLEL])
-                )
-            return replies
+            return await self._execute_by_key(calls)
         if len(calls) == 1:
             return [await self._execute_one(calls[0])]
         # Each script is atomic by itself, and a transaction would hold up all others for the whole batch.
@@ -211,7 +201,7 @@ class Link:
                 pipeline.evalsha(self._scripts[call.command].sha, len(call.keys), *call.keys, *call.args)
             else:
                 pipeline.execute_command(call.command, *call.keys, *call.args)
-        replies = await pipeline.execute(raise_on_error=False)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
         # A Redis that was restarted has forgotten its scripts. Only this call is repeated: those after it have been
         # run.
         for index, reply in enumerate(replies):
@@ -219,18 +209,31 @@ class Link:
                 replies[index] = await self._execute_one(calls[index])
         return replies
 
-    async def _execute_in_order(self, calls: Sequence[Call], indexes: list[int], replies: list[Any]) -> None:
-        for index in indexes:
-            try:
+    async def _execute_by_key(self, calls: Sequence[Call]) -> list[Any]:
+        """Run each call at the node of its keys; those for one key in order, and some keys at a time."""
+        replies: list[Any] = [None] * len(calls)
+        by_key: dict[str | bytes, list[int]] = {}
+        for index, call in enumerate(calls):
+            by_key.setdefault(call.keys[0], []).append(index)
+
+        async def execute(indexes: Sequence[int]) -> None:
+            for index in indexes:
                 replies[index] = await self._execute_one(calls[index])
-            except Exception as exc:  # noqa: BLE001  # it is an answer like others, and the other groups are waited for
-                replies[index] = exc
+
+        groups = list(by_key.values())
+        for start in range(0, len(groups), PARALLEL):
+            await asyncio.gather(*map(execute, groups[start : start + PARALLEL]))
+        return replies
 
     async def _execute_one(self, call: Call) -> Any:
-        if isinstance(call.command, Script):
-            # redis-py's own script object loads a script that Redis does not know, and repeats the call.
-            return await self._scripts[call.command](call.keys, call.args)
-        return await self.client.execute_command(call.command, *call.keys, *call.args)
+        """The reply to a call, which is the exception if there was one."""
+        try:
+            if isinstance(call.command, Script):
+                # redis-py's own script object loads a script that Redis does not know, and repeats the call.
+                return await self._scripts[call.command](call.keys, call.args)
+            return await self.client.execute_command(call.command, *call.keys, *call.args)
+        except Exception as exc:  # noqa: BLE001  # the calls beside this one go on
+            return exc
 
 
 def _join(calls: Sequence[Call]) -> Call:

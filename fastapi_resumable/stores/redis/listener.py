@@ -31,7 +31,7 @@ Fields = dict[bytes, bytes]
 Handler = Callable[[str, Fields], None]
 """Called with each entry: its id, and what it says."""
 OnOutage = Callable[[StoreUnavailable], None]
-NO_FIELDS: Mapping[str, str | None] = {}
+LogFields = Mapping[str, str | None]
 
 
 class Place(NamedTuple):
@@ -40,7 +40,7 @@ class Place(NamedTuple):
     last: str
     handler: Handler
     on_failure: OnOutage
-    fields: Mapping[str, str | None]
+    fields: LogFields | None
     """What log records of it carry."""
 
 
@@ -53,29 +53,29 @@ class Listener:
         `wake` makes a blocked read return, by a message to the worker's own inbox, which is to be followed first of
         all. `on_outage` is called with the reason while nothing could be read for too long.
         """
-        self._link = link
-        self._tasks = tasks
-        self._wake = wake
-        self._on_outage = on_outage
+        self.link = link
+        self.tasks = tasks
+        self.wake = wake
+        self.on_outage = on_outage
         self._groups: dict[str, _Group] = {}
 
     def follow(
-        self, key: str, last: str, handler: Handler, on_failure: OnOutage, fields: Mapping[str, str | None] = NO_FIELDS
+        self, key: str, last: str, handler: Handler, on_failure: OnOutage, fields: LogFields | None = None
     ) -> None:
         """Hand each entry of `key` after the id `last` to `handler`, until `unfollow`.
 
         `on_failure` is called if this key alone cannot be read; it is followed no longer then.
         """
-        name = key if self._link.is_cluster else ""
+        name = key if self.link.is_cluster else ""
         group = self._groups.get(name)
         # A group ends by itself when it has no keys left.
         if group is None or group.task.done():
-            group = self._groups[name] = _Group(self._link, self._tasks, self._wake, self._on_outage)
+            group = self._groups[name] = _Group(self)
         group.add(key.encode(), Place(last, handler, on_failure, fields))
 
     def unfollow(self, key: str) -> None:
         """Stop reading `key`."""
-        name = key if self._link.is_cluster else ""
+        name = key if self.link.is_cluster else ""
         if (group := self._groups.get(name)) is not None:
             group.places.pop(key.encode(), None)
             if not group.places:
@@ -86,23 +86,22 @@ class Listener:
 class _Group:
     """Keys that are read together, and where the reading of each is."""
 
-    def __init__(self, link: Link, tasks: Tasks, wake: Callable[[], None], on_outage: OnOutage) -> None:
+    def __init__(self, listener: Listener) -> None:
         self.places: dict[bytes, Place] = {}
-        self._link = link
-        self._wake = wake
-        self._on_outage = on_outage
+        self._listener = listener
+        self._link = listener.link
         self._is_blocked = False
         # When something was read last, or could have been. Other commands may work while reading does not.
         self._read_at = monotonic()
         self._failures = 0
-        self.task = tasks.keep_running(self._run, "resumable follower", link.note_failure)
+        self.task = listener.tasks.keep_running(self._run, "resumable follower", self._link.note_failure)
 
     def add(self, key: bytes, place: Place) -> None:
         self.places[key] = place
         if self._is_blocked:
             # One wake-up is enough for any number of keys that are added before the read returns.
             self._is_blocked = False
-            self._wake()
+            self._listener.wake()
 
     async def _run(self) -> None:
         while self.places:
@@ -143,7 +142,7 @@ class _Group:
         if self._link.outage.is_too_long or is_silent:
             outage = StoreUnavailable(UNAVAILABLE)
             outage.__cause__ = failure
-            self._on_outage(outage)
+            self._listener.on_outage(outage)
         await asyncio.sleep(min(FIRST_PAUSE * 2 ** min(self._failures - 1, 10), LONGEST_PAUSE))
 
     async def _drop_unreadable(self, failure: Exception) -> bool:

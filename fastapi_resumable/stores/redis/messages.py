@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 
-from ..._stream.tasks import Tasks
 from ...exceptions import StoreUnavailable
 from ...models import ResumableStreamItem
 from ..shared.queue import WriteQueue
@@ -21,21 +20,13 @@ class Messages:
     """The inbox of this worker, those of others, and the changes that all of them announce."""
 
     def __init__(
-        self,
-        worker: str,
-        keys: Keys,
-        link: Link,
-        queue: WriteQueue[Call],
-        listener: Listener,
-        tasks: Tasks,
-        watchers: Watchers,
+        self, worker: str, keys: Keys, link: Link, queue: WriteQueue[Call], listener: Listener, watchers: Watchers
     ) -> None:
         self._worker = worker
         self._keys = keys
         self._link = link
         self._queue = queue
         self._listener = listener
-        self._tasks = tasks
         self._watchers = watchers
 
     async def run_now_or_later(self, *calls: Call) -> None:
@@ -56,7 +47,7 @@ class Messages:
         self._listener.follow(self._keys.inbox(self._worker), "0-0", self._take_message, self._replace_inbox)
 
     def _replace_inbox(self, _failure: StoreUnavailable) -> None:
-        self._tasks.keep_running(self._clear_inbox, "resumable inbox", self._link.note_failure)
+        self._listener.tasks.keep_running(self._clear_inbox, "resumable inbox", self._link.note_failure)
 
     async def _clear_inbox(self) -> None:
         """Something else lies under the key of this worker's inbox: remove it, and listen again."""
@@ -98,7 +89,9 @@ class Messages:
             self._listener.follow(self._keys.changes, last_id, self._take_change, self._changes_failed)
 
     def _changes_failed(self, _failure: StoreUnavailable) -> None:
-        self._tasks.keep_running(lambda: self._follow_changes(again=True), "resumable changes", self._link.note_failure)
+        self._listener.tasks.keep_running(
+            lambda: self._follow_changes(again=True), "resumable changes", self._link.note_failure
+        )
 
     def _take_change(self, _entry_id: str, fields: Fields) -> None:
         if not self._watchers:

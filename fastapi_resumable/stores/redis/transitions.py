@@ -11,7 +11,7 @@ from ...models import ResumableStatus
 from ..base import Reservation, queued_item
 from ..shared.backend import Answer, SharedBackend
 from ..shared.local import LocalStream
-from ..shared.writes import KeyState, RemoteState
+from ..shared.writes import KeyState
 from .calls import Calls, read_state
 from .lease import Lease
 from .link import Link
@@ -174,7 +174,14 @@ class Transitions(SharedBackend):
     async def _states(self, keys: Sequence[StreamKey]) -> list[KeyState]:
         states = await self._look(keys)
         dead = await self.lease.dead(worker for state in states for worker in state.workers)
-        lost = [state.current for state in states if state.current is not None and self._is_lost(state.current)]
+        # Said to be this worker's, but they are not: Redis is back from a state in which they had not ended yet.
+        lost = [
+            current
+            for state in states
+            if (current := state.current) is not None
+            and not (current.is_final or self.streams.has(current.epoch))
+            and current.worker == self.name
+        ]
         if not dead and not lost:
             return states
         await self.reap((state.key, worker) for state in states for worker in state.workers & dead)
@@ -184,7 +191,3 @@ class Transitions(SharedBackend):
     async def _look(self, keys: Sequence[StreamKey]) -> list[KeyState]:
         replies = await self.link.run(*map(self.calls.peek, keys))
         return [read_state(key, reply) for key, reply in zip(keys, replies, strict=True)]
-
-    def _is_lost(self, current: RemoteState) -> bool:
-        # Said to be this worker's, but it is not: Redis is back from an older state, in which it had not ended yet.
-        return not (current.is_final or self.streams.has(current.epoch)) and current.worker == self.name

@@ -1,5 +1,6 @@
 -- Renew a lease. Replies whether it was still there.
 
-local existed = redis.call('EXISTS', H)
+-- Redis allows this even when it is out of memory.
+if redis.call('PEXPIRE', H, ARGV[2]) == 1 then return 1 end
 redis.call('SET', H, ARGV[1], 'PX', ARGV[2])
-return existed
+return 0

@@ -1,5 +1,5 @@
--- Keep a live stream from expiring.
+-- Keep a live stream, or a queued request, from expiring.
 
 if redis.call('EXISTS', H) == 1 then tidy(ARGV[1]) end
-if KEYS[2] then expire(KEYS[2], ARGV[1]) end
-return redis.call('HGET', H, 'epoch')
+expire(KEYS[2], ARGV[1])
+return 1
