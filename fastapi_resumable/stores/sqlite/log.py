@@ -163,7 +163,7 @@ class Logs:
         ).fetchone()
         return bool(used < self._limits.max_total_bytes)
 
-    def delete(self, stream: int) -> None:
+    def delete(self, stream: int | None) -> None:
         """Delete an epoch and its log."""
         for table in ("chunks", "readers", "streams"):
             self._execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))  # noqa: S608  # no input

@@ -24,24 +24,25 @@ COLUMNS = (
 class Row(NamedTuple):
     """One epoch: queued, current, or gone."""
 
-    stream: int
+    stream: int | None
     epoch: str
     worker: str
-    idempotency_key: str | None
+    idempotency_key: str | bytes | None
     status: str
-    code: str
-    gone: str
+    code: str = ""
+    gone: str = ""
     """`cancelled` or `replaced`, once it is neither queued nor current any more."""
-    requested_at: float
-    started_at: float
-    completed_at: float
-    expires_at: float | None
-    status_code: int | None
-    headers: str | None
-    traceparent: str | None
-    earliest: int
-    mid_event: int
-    tail: int
+    requested_at: float = 0.0
+    started_at: float = 0.0
+    completed_at: float = 0.0
+    expires_at: float | None = None
+    status_code: int | None = None
+    headers: str | None = None
+    traceparent: str | None = None
+    earliest: int = 0
+    mid_event: int = 0
+    tail: int = 0
+    """Where its chunks end: no column."""
 
     @property
     def head(self) -> Head:
@@ -53,6 +54,11 @@ class Row(NamedTuple):
             self.traceparent,
         )
 
+    def with_head(self, head: Head) -> "Row":
+        """The same, begun with a head."""
+        headers = json.dumps([[name.decode("latin-1"), value.decode("latin-1")] for name, value in head.headers])
+        return self._replace(status_code=head.status_code, headers=headers, traceparent=head.traceparent)
+
     @property
     def is_live(self) -> bool:
         """Whether it is queued, or its producer runs."""
@@ -62,11 +68,6 @@ class Row(NamedTuple):
     def is_live_event_stream(self) -> bool:
         """Whether it has readers who need a terminal event, if it is ended now."""
         return self.is_live and self.headers is not None and self.head.is_event_stream
-
-    @property
-    def state(self) -> tuple[Any, ...]:
-        """The columns of `STATE`."""
-        return self.status, self.code, self.gone, self.started_at, self.completed_at, self.expires_at
 
     def remote(self, key: StreamKey) -> RemoteState:
         """An epoch that has begun, for those who read it."""
@@ -80,7 +81,7 @@ class Row(NamedTuple):
             earliest=self.earliest,
             started_at=self.started_at,
             completed_at=self.completed_at,
-            idempotency_key=self.idempotency_key,
+            idempotency_key=text_of(self.idempotency_key),
         )
 
     def item(self, key: StreamKey) -> ResumableStreamItem:
@@ -104,48 +105,44 @@ class Rows:
         remote = None if current is None else self.by_epoch[current.epoch].remote(self.key)
         return KeyState(self.key, remote, self.slot.queued, {gone.epoch: gone.code for gone in self.slot.gone})
 
+    def changed_to(self, slot: Slot) -> dict[str, Row]:
+        """The rows that say what a slot says, by epoch."""
+        rows = {request.epoch: self._find(request) for request in slot.queued}
+        if (current := slot.current) is not None:
+            rows[current.epoch] = self._find(current)._replace(
+                status=current.status.value,
+                code=current.code,
+                started_at=current.started_at,
+                completed_at=current.completed_at,
+                expires_at=None if current.is_live else current.expires_at,
+            )
+        for gone in slot.gone:
+            if (row := self.by_epoch.get(gone.epoch)) is not None:
+                if row.is_live:
+                    row = row._replace(status="cancelled", code=gone.code, completed_at=gone.at)
+                rows[gone.epoch] = row._replace(gone=gone.code, expires_at=gone.at + REMEMBERED)
+        return rows
+
+    def _find(self, stream: Queued | Current) -> Row:
+        if (row := self.by_epoch.get(stream.epoch)) is not None:
+            return row
+        at = stream.requested_at if isinstance(stream, Queued) else stream.started_at
+        return Row(None, stream.epoch, stream.worker, bindable(stream.idempotency_key), "queued", requested_at=at)
+
 
 def _slot(rows: Iterable[Row]) -> Slot:
     current: Current | None = None
     queued, gone = [], []
     for row in rows:
+        about = (row.epoch, row.worker, text_of(row.idempotency_key))
         if row.gone:
             gone.append(Gone(row.epoch, row.gone, (row.expires_at or 0.0) - REMEMBERED))
         elif row.status == "queued":
-            queued.append(Queued(row.epoch, row.worker, row.idempotency_key, row.requested_at))
+            queued.append(Queued(*about, row.requested_at))
         else:
-            times = (row.completed_at, row.expires_at or 0.0)
-            current = Current(
-                row.epoch, row.worker, row.idempotency_key, row.started_at, ResumableStatus(row.status), row.code,
-                row.tail, *times,
-            )  # fmt: skip
+            status, expires_at = ResumableStatus(row.status), row.expires_at or 0.0
+            current = Current(*about, row.started_at, status, row.code, row.tail, row.completed_at, expires_at)
     return Slot(current, tuple(queued), tuple(sorted(gone, key=attrgetter("at"))))
-
-
-STATE = ("status", "code", "gone", "started_at", "completed_at", "expires_at")
-"""The columns that say in which state an epoch is."""
-
-
-def wanted(slot: Slot, rows: dict[str, Row]) -> dict[str, tuple[Any, ...]]:
-    """What the columns of `STATE` have to hold, by epoch, for `slot` to be what the rows say."""
-    states: dict[str, tuple[Any, ...]] = {
-        request.epoch: (ResumableStatus.QUEUED.value, "", "", 0.0, 0.0, None) for request in slot.queued
-    }
-    if (current := slot.current) is not None:
-        states[current.epoch] = (
-            current.status.value,
-            current.code,
-            "",
-            current.started_at,
-            current.completed_at,
-            None if current.is_live else current.expires_at,
-        )
-    for gone in slot.gone:
-        if (row := rows.get(gone.epoch)) is not None:
-            ended = (row.status, row.code, row.completed_at)
-            status, code, completed_at = ("cancelled", gone.code, gone.at) if row.is_live else ended
-            states[gone.epoch] = (status, code, gone.code, row.started_at, completed_at, gone.at + REMEMBERED)
-    return states
 
 
 def bindable(text: str | None) -> str | bytes | None:

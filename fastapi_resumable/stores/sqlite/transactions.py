@@ -3,7 +3,6 @@
 An answer that is raised leaves the transaction as it is: nothing has been written for it, or what may be written again.
 """
 
-import json
 import logging
 import os
 import sqlite3
@@ -21,7 +20,7 @@ from ...models import ResumableStatus
 from ..shared.writes import Ended, Gap, Missing, Reply, Restore, Write, Written
 from .lock import WorkerLock
 from .log import Logs
-from .rows import COLUMNS, STATE, Row, Rows, bindable, read_workers, text_of, wanted
+from .rows import COLUMNS, Row, Rows, bindable, read_workers, text_of
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -100,23 +99,20 @@ class Transactions:
 
     def restore(self, key: StreamKey, lost: Current, head: Head, how: Restore) -> Reply:
         """Begin a stream anew that the file has lost, or that has gone on without it."""
-        outcome = self._transition(key, lambda slot, _: lifecycle.restore(slot, lost._replace(tail=how.earliest)))
+        lost = lost._replace(tail=how.earliest)
+        outcome = self._transition(key, lambda slot, _: lifecycle.restore(slot, lost), head)
         if outcome.verdict is not Verdict.OK:
             return Ended()
         self._execute("DELETE FROM chunks WHERE stream = (SELECT stream FROM streams WHERE epoch = ?)", (lost.epoch,))
-        self._set_head(lost.epoch, head)
         self._execute("UPDATE streams SET earliest = ?, mid_event = 0 WHERE epoch = ?", (how.earliest, lost.epoch))
         return Gap(how.earliest)
 
     # The state of a key.
 
     def _load(self, key: StreamKey) -> Rows:
-        rows = self._rows("owner IS ? AND id = ? ORDER BY stream", bindable(key.owner), key.id)
-        return Rows(key, rows, time.time())
-
-    def _rows(self, where: str, *values: object) -> Iterable[Row]:
-        query = f"SELECT {COLUMNS} FROM streams WHERE {where}"  # noqa: S608  # no input
-        return map(Row._make, self._execute(query, values).fetchall())
+        query = f"SELECT {COLUMNS} FROM streams WHERE owner IS ? AND id = ? ORDER BY stream"  # noqa: S608  # no input
+        rows = self._execute(query, (bindable(key.owner), key.id)).fetchall()
+        return Rows(key, map(Row._make, rows), time.time())
 
     def _transition(
         self, key: StreamKey, change: Callable[[Slot, float], Outcome], head: Head | None = None
@@ -131,20 +127,15 @@ class Transactions:
             LacksEventError: It ends a stream that needs a terminal event, and there is none in `self.terminal`.
         """
         self._end_logs(state, outcome)
-        states = wanted(outcome.slot, state.by_epoch)
-        for stream in (*outcome.slot.queued, outcome.slot.current):
-            if stream is not None and stream.epoch not in state.by_epoch:
-                self._insert(state.key, stream, states[stream.epoch][0])
-        for epoch, columns in states.items():
-            if (row := state.by_epoch.get(epoch)) is not None and columns != row.state:
-                assignments = ", ".join(f"{name} = ?" for name in STATE)
-                query = f"UPDATE streams SET {assignments} WHERE stream = ?"  # noqa: S608  # no input
-                self._execute(query, (*columns, row.stream))
-        if head is not None and outcome.verdict is Verdict.BEGUN and outcome.slot.current is not None:
-            self._set_head(outcome.slot.current.epoch, head)
+        rows, current = state.changed_to(outcome.slot), outcome.slot.current
+        if head is not None and current is not None and outcome.verdict in (Verdict.BEGUN, Verdict.OK):
+            rows[current.epoch] = rows[current.epoch].with_head(head)
+        for epoch, row in rows.items():
+            self._save(state.key, state.by_epoch.get(epoch), row)
         for change in outcome.changes:
-            self._announce(state, change)
-        for epoch in state.by_epoch.keys() - states.keys():
+            epoch = change.stream.epoch
+            self._announce(state, change, rows.get(epoch) or state.by_epoch[epoch])
+        for epoch in state.by_epoch.keys() - rows.keys():
             self.logs.delete(state.by_epoch[epoch].stream)
         return outcome
 
@@ -161,36 +152,32 @@ class Transactions:
             if event := self.terminal[change.code]:
                 limits = replace(self._limits, terminal_event=lambda *_, event=event: event)
                 data = end_event(row.epoch, limits, row.tail, bool(row.mid_event), change.status, "", "")
-                self._execute("INSERT INTO chunks VALUES (?, ?, ?)", (row.stream, row.tail + len(data), data))
+                tail = row.tail + len(data)
+                self._execute("INSERT INTO chunks VALUES (?, ?, ?)", (row.stream, tail, data))
+                state.by_epoch[row.epoch] = row._replace(tail=tail)
 
-    def _insert(self, key: StreamKey, stream: Queued | Current, status: str) -> None:
-        at = stream.requested_at if isinstance(stream, Queued) else stream.started_at
-        self._execute("INSERT OR IGNORE INTO workers VALUES (?, ?, ?)", (self._worker, os.getpid(), time.time()))
-        columns = {
-            "epoch": stream.epoch, "owner": bindable(key.owner), "id": key.id, "worker": stream.worker,
-            "idempotency_key": bindable(stream.idempotency_key), "status": status, "requested_at": at, "started_at": at,
-        }  # fmt: skip
-        query = f"INSERT INTO streams ({', '.join(columns)}) VALUES (:{', :'.join(columns)})"  # noqa: S608  # no input
-        self._execute(query, columns)
+    def _save(self, key: StreamKey, before: Row | None, row: Row) -> None:
+        """Write what is new in a row."""
+        columns = row._asdict()
+        del columns["tail"]
+        if before is None:
+            self._execute("INSERT OR IGNORE INTO workers VALUES (?, ?, ?)", (self._worker, os.getpid(), time.time()))
+            columns |= {"owner": bindable(key.owner), "id": key.id}
+            query = f"INSERT INTO streams ({', '.join(columns)}) VALUES (:{', :'.join(columns)})"  # noqa: S608  # no input
+            self._execute(query, columns)
+        elif changed := [name for name, value in columns.items() if value != getattr(before, name)]:
+            assignments = ", ".join(f"{name} = :{name}" for name in changed)
+            self._execute(f"UPDATE streams SET {assignments} WHERE stream = :stream", columns)  # noqa: S608  # no input
 
-    def _set_head(self, epoch: str, head: Head) -> None:
-        headers = json.dumps([[name.decode("latin-1"), value.decode("latin-1")] for name, value in head.headers])
-        self._execute(
-            "UPDATE streams SET status_code = ?, headers = ?, traceparent = ? WHERE epoch = ?",
-            (head.status_code, headers, head.traceparent, epoch),
-        )
-
-    def _announce(self, state: Rows, change: Change) -> None:
-        stream, status = change.stream, change.status
-        (row,) = self._rows("epoch = ?", stream.epoch)
-        item = row.item(state.key)
+    def _announce(self, state: Rows, change: Change, row: Row) -> None:
+        item, status = row.item(state.key), change.status
         if item.status is not status:
-            # A request that was given back is still in the file, as queued.
+            # A request that was given back was queued.
             item = item.model_copy(update={"status": status, "is_done": True, "completed_at": int(state.now)})
         self._execute(
             "INSERT INTO changes (at, owner, epoch, worker, status, code, item) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
-                state.now, bindable(state.key.owner), stream.epoch, stream.worker, status.value, change.code,
+                state.now, bindable(state.key.owner), row.epoch, row.worker, status.value, change.code,
                 item.model_dump_json(),
             ),
         )  # fmt: skip
@@ -214,13 +201,12 @@ class Transactions:
             return Gap(row.tail)
         if row.tail < write.last and row.is_live:
             self._execute("INSERT INTO chunks VALUES (?, ?, ?)", (row.stream, write.last, write.data))
-        if write.is_mid_event != bool(row.mid_event) or write.earliest > row.earliest:
-            earliest = max(write.earliest, row.earliest)
-            self._execute(
-                "UPDATE streams SET mid_event = ?, earliest = ? WHERE stream = ?",
-                (int(write.is_mid_event), earliest, row.stream),
-            )
+        earliest = max(write.earliest, row.earliest)
+        if earliest > row.earliest:
             self._execute("DELETE FROM chunks WHERE stream = ? AND end <= ?", (row.stream, earliest))
+        written = row._replace(earliest=earliest, mid_event=int(write.is_mid_event), tail=write.last)
+        self._save(key, row, written)
+        state.by_epoch[epoch] = written
         if self.logs.grow(len(write.data)):
             self.logs.shrink()
         if outcome.changes:
