@@ -23,8 +23,9 @@ HEAD_OVERHEAD = 512
 class Capacity:
     """Counts what is queued and live, and says whether there is room for one more."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, ended: "EndedStreams") -> None:
         self._budget = budget
+        self._ended = ended
         self.live = 0
         """How many streams are queued or live."""
         self._live_of_owner: dict[str, int] = {}
@@ -41,8 +42,8 @@ class Capacity:
             else:
                 del self._live_of_owner[owner]
 
-    def check(self, limits: Limits, owner: str | None, allowed: int) -> None:
-        """Refuse a request if there is no room for its stream, with `allowed` more than the limits say.
+    def check(self, limits: Limits, owner: str | None, size: int, allowed: int) -> None:
+        """Refuse a request if there is no room for its stream of `size`, with `allowed` more than the limits say.
 
         Raises:
             TooManyStreams: A limit is reached.
@@ -53,8 +54,9 @@ class Capacity:
         if self.live >= limits.max_streams + allowed:
             raise TooManyStreams("The server has reached its limit of live streams. Try again in a moment.")
         # What has expired, or may expire early, must not be the reason to refuse a request.
+        self._ended.make_room(self._budget, size)
         self._budget.on_excess()
-        if self._budget.used + STREAM_OVERHEAD > limits.max_total_bytes:
+        if self._budget.used + size > limits.max_total_bytes:
             raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")
 
     def share_head(self, head: Head) -> Head:
@@ -118,6 +120,11 @@ class EndedStreams:
     def expire_oldest(self, now: float) -> bool:
         """Forget the first stream if its time has come; return whether there was one."""
         return bool(self._streams) and self._expire(next(iter(self._streams)), now)
+
+    def make_room(self, budget: Budget, size: int) -> None:
+        """Forget streams before their time, the oldest first, until the budget has room for `size` bytes more."""
+        while budget.used + size > budget.limit and self.expire_oldest(math.inf):
+            pass
 
     def _arm(self) -> None:
         """Set a timer, so that memory is freed even if no request comes."""

@@ -52,7 +52,8 @@ class MemoryStore:
         self._wall_clock = wall_clock
         self._limits = Limits()
         self._budget = Budget(on_excess=self._shrink)
-        self._capacity = Capacity(self._budget)
+        self._ended = EndedStreams(clock, self._expire)
+        self._capacity = Capacity(self._budget, self._ended)
         self._watchers = Watchers(self._budget)
         # What a slot has, by owner and id: a `StreamKey`, or a plain pair, which is made in less time. Most slots have
         # nothing but a stream that has ended.
@@ -60,7 +61,6 @@ class MemoryStore:
         self._queued: dict[Key, tuple[Queued, ...]] = {}
         self._requests: dict[str, Reservation] = {}  # what is queued, by epoch
         self._variants = VariantIndex()
-        self._ended = EndedStreams(clock, self._expire)
         self._still_read: WeakSet[MemoryStream] = WeakSet()  # what is not kept any more; some of it has readers yet
         self._shrunk_at: float = 0
 
@@ -105,8 +105,8 @@ class MemoryStore:
                 if stream.gone is None:
                     return stream
         # The stream that this one replaces gives up its place to it.
-        self._capacity.check(self._limits, key.owner, allowed=1 if outcome.replaces else 0)
         reservation.size = stream_size(reservation)
+        self._capacity.check(self._limits, key.owner, reservation.size, allowed=1 if outcome.replaces else 0)
         self._budget.used += reservation.size
         self._capacity.count(key.owner, 1)
         reservation.requested_at = self._wall_clock()
@@ -274,8 +274,7 @@ class MemoryStore:
     def _shrink(self) -> None:
         """Make finished streams expire early, oldest first, and then live ones keep less; none of these is ended."""
         budget = self._budget
-        while budget.is_exceeded and self._ended.expire_oldest(math.inf):
-            pass
+        self._ended.make_room(budget, 0)
         if not budget.is_exceeded:
             self._shrunk_at = 0
         elif budget.used > self._shrunk_at:

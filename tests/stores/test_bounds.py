@@ -226,6 +226,21 @@ async def test_an_id_of_many_variants_costs_no_more_than_its_length() -> None:
     assert len(store._variants) == 0
 
 
+async def test_a_finished_stream_makes_room_for_a_new_one_that_would_just_not_fit() -> None:
+    """Where what is held is within the bound, but would not be with the new stream."""
+    store = store_of(max_total_bytes=64 * 1024)
+    for number in range(3):
+        stream = await begin(store, f"chat-{number}")
+        assert stream.offer(bytes(16_384), 0.0)
+        await end(store, stream)
+    last = await begin(store, "last")
+    assert last.offer(bytes(64 * 1024 - store.held_bytes - 500), 0.0)
+    assert store.held_bytes == 64 * 1024 - 500
+    await begin(store, "new")
+    assert len(store._ended) == 2
+    await store.aclose()
+
+
 async def test_an_idempotency_key_has_512_bytes_at_most_and_is_counted() -> None:
     """A longer one is refused; the header is read as Latin-1, in which a character is a byte."""
     store = store_of()
