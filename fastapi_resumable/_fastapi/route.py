@@ -43,6 +43,7 @@ class RouteAdmission(Admission):
         """Whether the route has come to its endpoint; one that is refused by its own dependencies ends before."""
         self._decision: asyncio.Future[Response | None] = loop.create_future()
         self._channel: tuple[Receive, Send] = self._body.receive, self._send
+        self._cancel_scope = anyio.CancelScope()
         self.response: Response | None = None
         """What the endpoint has returned, or FastAPI made of it."""
 
@@ -87,8 +88,9 @@ class RouteAdmission(Admission):
 
     async def _run(self, route: ASGIApp, scope: Scope) -> None:
         try:
-            # By way of the attribute, which changes before the endpoint.
-            await route(scope, lambda: self._channel[0](), lambda message: self._channel[1](message))  # noqa: PLW0108
+            with self._cancel_scope:
+                # By way of the attribute, which changes before the endpoint.
+                await route(scope, lambda: self._channel[0](), lambda message: self._channel[1](message))  # noqa: PLW0108
         except (KeyboardInterrupt, SystemExit) as exc:
             # A task hands these to its event loop, which would end.
             raise RuntimeError(f"The application raised {type(exc).__name__}.") from exc
@@ -121,10 +123,32 @@ class RouteAdmission(Admission):
             # Swapped only here: up to its endpoint the route talks to the client, from here on to the recorder.
             self._channel = receive, send
             self._decision.set_result(None)
-            await _wait_for(task)
+            await self._wait_for(task)
 
         # Not with the scope of the route, in which the producer is the one of this exchange.
         await _run_to_the_end(self.exchange, go_on, self.scope, self._body.receive, self._send)
+
+    async def _wait_for(self, task: "asyncio.Task[None]") -> None:
+        """Wait for a task, and cancel it once when this is cancelled, however often that is."""
+        cancellation: asyncio.CancelledError | None = None
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as exc:
+            cancellation = exc
+        if cancellation is None:
+            task.result()
+            return
+        # By the scope, which has it wait for a thread that is at work for it.
+        self._cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({task})
+        # Linked, so that the producer frees what the frames of both hold, a generator that was cut short among it. And
+        # not within the handler above, where the context of what the task has raised would be lost.
+        try:
+            task.result()
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # the cancellation is what is raised
+            cancellation.__cause__ = exc
+        raise cancellation
 
 
 class AppAdmission(RouteAdmission):
@@ -166,28 +190,6 @@ class AppAdmission(RouteAdmission):
         task.cancel()
         with http_errors():
             await answer(scope, self._body.receive, self._send)
-
-
-async def _wait_for(task: "asyncio.Task[None]") -> None:
-    """Wait for a task, and cancel it once when this is cancelled, however often that is."""
-    cancellation: asyncio.CancelledError | None = None
-    try:
-        await asyncio.wait({task})
-    except asyncio.CancelledError as exc:
-        cancellation = exc
-    if cancellation is None:
-        task.result()
-        return
-    task.cancel()
-    with anyio.CancelScope(shield=True):
-        await asyncio.wait({task})
-    # Linked, so that the producer frees what the frames of both hold, a generator that was cut short among it. And not
-    # within the handler above, where the context of what the task has raised would be lost.
-    try:
-        task.result()
-    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # the cancellation is what is raised
-        cancellation.__cause__ = exc
-    raise cancellation
 
 
 async def _run_to_the_end(exchange: Exchange, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

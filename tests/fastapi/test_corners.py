@@ -1,9 +1,12 @@
 """api/: what seldom happens, told through requests."""
 
 import asyncio
+import gc
 import inspect
 import json
+import threading
 import uuid
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import pytest
@@ -1039,3 +1042,41 @@ async def test_a_stop_of_what_was_answered_202_is_no_error(face: str, caplog: py
 
     assert exchange.error is None
     assert "ERROR" not in caplog.text
+
+
+async def test_a_stop_waits_for_a_generator_that_is_at_work_in_a_thread():
+    """Then it is closed, before the dependency that it uses, and by no garbage collection."""
+    pytest.importorskip("fastapi.sse")  # FastAPI takes no `yield` endpoints before it has these
+    app, resumable = make(stop_grace=45.0)
+    go_on, trace = threading.Event(), []
+
+    def session():
+        try:
+            yield
+        finally:
+            trace.append("session closed")
+
+    app.router.route_class = resumable.route_class
+
+    @app.post("/chat")
+    def chat(_session: Annotated[None, Depends(session)]) -> Iterable[str]:
+        try:
+            yield "one"
+            go_on.wait(45)
+            yield "two"
+        finally:
+            trace.append("generator closed")
+
+    async with running(app) as client:
+        gc.disable()
+        try:
+            exchange = client.start("POST", "/chat", headers=ID)
+            await exchange.read_until(b"one")
+            assert (await client.delete("/v1/stream/chat-1")).status == 204
+            await settle()
+            go_on.set()
+            await exchange.served()
+        finally:
+            gc.enable()
+
+    assert trace == ["generator closed", "session closed"]
