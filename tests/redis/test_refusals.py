@@ -14,7 +14,7 @@ from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import StoreUnavailable
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.redis import lease
-from fastapi_resumable.stores.redis.calls import Call, Calls, Script
+from fastapi_resumable.stores.redis.calls import Call, Calls
 from fastapi_resumable.stores.redis.keys import Keys, log_key
 from fastapi_resumable.stores.redis.link import Link
 from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write
@@ -224,15 +224,20 @@ async def test_nobody_is_dead_while_redis_takes_no_writes(
         await two.aclose()
 
 
-async def test_a_lease_is_renewed_although_redis_is_out_of_memory(own_redis: Callable[..., Any], keys: Keys) -> None:
-    """Its worker is alive, and so is all that is recorded there."""
-    with own_redis() as redis:
-        client = Redis.from_url(redis.url)
-        beat = Call(Script.BEAT, [keys.worker("one")], ["name", 60_000])
-        link = Link(client, Calls(keys, "one", Limits(), 10.0), 10.0, on_up=lambda: None)
-        await link.run(beat)
-        redis.control.pexpire(keys.worker("one"), 30_000)
-        redis.control.config_set("maxmemory", 1)
-        assert await link.run(beat) == [1]
-        assert redis.control.pttl(keys.worker("one")) > 30_000
-        await client.aclose()
+async def test_readers_elsewhere_are_sent_away_while_redis_takes_no_writes(
+    server: RedisServer, open_store: OpenStore
+) -> None:
+    """Nothing of their stream comes any more, although what is there can be read; they go on when they come back."""
+    here, there = open_store("degrade"), open_store("degrade")
+    stream = await begin(here, ONE, TEXT)
+    found = await there.find(ONE, 1)
+    async with following(found) as reader:
+        await write(stream, b"one")
+        await reader.reach(3)
+        server.control.config_set("min-replicas-to-write", 1)
+        await until(lambda: found.failure is not None, "the end for the reader")
+    server.control.config_set("min-replicas-to-write", 0)
+    async with following(await there.find(ONE, 1)) as reader:
+        await write(stream, b"two")
+        await complete(here, stream)
+        assert await reader.end() == b"onetwo"

@@ -48,7 +48,7 @@ class RedisBackend(Transitions):
         self.link = Link(client, self.calls, timeout, on_up=self._on_return)
         self.outage = self.link.outage
         self.queue = WriteQueue(self, self._write, count_bytes)
-        self.lease = Lease(self.name, self.link, keys, lease, on_expired=self._on_return, on_lapse=self._on_lapse)
+        self.lease = Lease(self.name, self.link, keys, lease, self._on_return, self._on_lapse, self.on_outage)
         wake = partial(self.queue.run_later, post(keys.inbox(self.name), "m", "wake"))
         self.listener = Listener(self.link, self.tasks, wake=wake, on_outage=self.on_outage)
         self.messages = Messages(self.name, keys, self.link, self.queue, self.listener, self.watchers)

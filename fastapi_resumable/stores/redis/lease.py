@@ -20,23 +20,35 @@ GRACE = 1.5
 RETRY = 0.5
 """Seconds before another attempt at a lease that could not be renewed."""
 
-
 OnLoss = Callable[[], None]
+OnOutage = Callable[[StoreUnavailable], None]
 
 
 class Lease:
     """The lease of this worker, and a look at those of others."""
 
     def __init__(
-        self, worker: str, link: Link, keys: Keys, seconds: float, on_expired: OnLoss, on_lapse: OnLoss
+        self,
+        worker: str,
+        link: Link,
+        keys: Keys,
+        seconds: float,
+        on_expired: OnLoss,
+        on_lapse: OnLoss,
+        on_outage: OnOutage,
     ) -> None:
-        """`on_expired`: its key had expired in Redis; `on_lapse`: this process stood still for that long."""
+        """Set it up.
+
+        `on_expired` is called after its key had expired in Redis, `on_lapse` after this process stood still for that
+        long, and `on_outage` while Redis does not take the renewal: it may answer whatever only reads.
+        """
         self._worker = worker
         self._link = link
         self._keys = keys
         self._seconds = seconds
         self._on_expired = on_expired
         self._on_lapse = on_lapse
+        self._on_outage = on_outage
         self._awake = 0.0
         self._renewed = self._late_at = -math.inf
         self._due = 0.0
@@ -64,8 +76,9 @@ class Lease:
             self._now.clear()
             try:
                 await self.renew()
-            except StoreUnavailable:
+            except StoreUnavailable as exc:
                 self._due = monotonic() + RETRY
+                self._on_outage(exc)
 
     async def renew(self) -> None:
         """Renew the lease."""
