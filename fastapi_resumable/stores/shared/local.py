@@ -48,8 +48,10 @@ class LocalStream:
         self._fanout.visible = 0
         self._outbox = Outbox(self._recording)
         self._slowest_elsewhere = math.inf
+        # Up to this offset, there is room without a check, which would cost more than the rest of a short write.
+        self._check_at = 0
         # What others ask of the stream is done by its parts.
-        self.attach, self.detach, self.advance = self._fanout.attach, self._fanout.detach, self._fanout.advance
+        self.detach, self.advance = self._fanout.detach, self._fanout.advance
         self.note_room, self.next_write = self._fanout.make_room, self._outbox.next_write
         self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -82,25 +84,35 @@ class LocalStream:
                 timeout = RECHECK
                 with suppress(StoreUnavailable):
                     self._slowest_elsewhere = await self.backend.slowest_reader(self)
+                    self._check_at = 0
                 if self.closed or self.has_room(size):
                     return
             await self._fanout.wait_for_room(timeout)
 
     def offer(self, chunk: bytes, _now: float) -> bool:
         """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room."""
-        if self.closed or len(chunk) > self.piece or not self.has_room(len(chunk)):
+        framer, tail = self._recording.framer, self.log.tail
+        is_due = tail + len(chunk) > self._check_at
+        if is_due and (self.closed or len(chunk) > self.piece or not self.has_room(len(chunk))):
             return False
-        self._keep(self._recording.frame(chunk))
+        self._keep(chunk if framer is None else framer.feed(chunk, tail))
+        if is_due and not self.closed:
+            self._recording.settle(self._fanout)
+            # What the backend has, and the slowest readers, only move forward.
+            slowest = min(self._fanout.find_slowest(), self._slowest_elsewhere, self.log.tail)
+            self._check_at = min(
+                self.log.tail + self.backend.limits.check_every,
+                self._fanout.tail + self._outbox.ahead // 2,
+                int(slowest) + self._recording.bound,
+            )
         return True
 
     def _keep(self, data: bytes) -> None:
-        self._recording.keep(data, self._fanout)
+        if not data:
+            return
+        self.log.append(data)
         if self.is_detached:
             self._fanout.show(self.log.tail)
-        if data:
-            self._note_append()
-
-    def _note_append(self) -> None:
         is_first, may_wait = self._outbox.note_append()
         if is_first:
             self.backend.mark(self, may_wait=may_wait)
@@ -123,8 +135,9 @@ class LocalStream:
             self._finalize(status, now)
 
     def _close(self, status: ResumableStatus, code: str, message: str) -> None:
-        if rest := self._recording.end(status, code, message):
-            self._keep(rest)
+        self._check_at = 0
+        self._keep(self._recording.end(status, code, message))
+        self._recording.settle(self._fanout)
         self.log.close()
 
     async def settled(self) -> None:
@@ -153,7 +166,7 @@ class LocalStream:
             return
         # What has come meanwhile is marked already.
         assert outbox.sent is not None
-        self._slowest_elsewhere = reply.slowest
+        self._slowest_elsewhere, self._check_at = reply.slowest, 0
         if self.is_detached and outbox.recorded == self.log.tail:
             self.is_detached = False
             self._warn("stream %r is recorded again")
@@ -233,7 +246,7 @@ class LocalStream:
 
     def refuse(self) -> None:
         """Take no more from the producer."""
-        self._recording.closed = True
+        self._recording.closed, self._check_at = True, 0
         self._fanout.make_room()
 
     async def adopt_end(self, code: str) -> str:
@@ -278,6 +291,11 @@ class LocalStream:
     def item(self) -> ResumableStreamItem:
         """The stream as a lookup shows it."""
         return stream_item(self)
+
+    def attach(self, cursor: Cursor) -> None:
+        """Keep what `cursor` has yet to read, and wake it for what comes."""
+        self._fanout.attach(cursor)
+        self._check_at = 0
 
     def read(self, cursor: Cursor) -> bytes:
         """Return the next bytes that are visible; none at the tail.
