@@ -23,6 +23,7 @@ from fastapi_resumable.exceptions import (
 )
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.base import Store
+from tests.support.params import spread
 
 from .contests import (
     FATES,
@@ -184,8 +185,7 @@ class SharedStoreConformance(StoreConformance):
         assert len(await there.lookup("ann", IDS)) == len(IDS)
         assert await there.lookup(None, IDS) == []
 
-    @FOLLOWS
-    @OUTCOMES
+    @spread(FOLLOWS, OUTCOMES)
     @scenario(2)
     async def test_a_request_there_waits_for_the_queued_one_here(
         self, here: Store, there: Store, rule: OnConflict, key: str | None, outcome: str
@@ -193,8 +193,7 @@ class SharedStoreConformance(StoreConformance):
         """It follows it, takes its place if that one gives up, and is stopped together with it."""
         await waits_for_another(here, there, rule, key, outcome)
 
-    @FOLLOWS
-    @FATES
+    @spread(FOLLOWS, FATES)
     @scenario(2)
     async def test_a_request_there_gets_the_stream_here_that_it_has_waited_for_even_if_that_is_over(
         self, here: Store, there: Store, rule: OnConflict, key: str | None, fate: str
@@ -202,8 +201,7 @@ class SharedStoreConformance(StoreConformance):
         """It begins and ends here before word of it is there."""
         await misses_the_stream(here, there, rule, key, fate)
 
-    @FOLLOWS
-    @STOPS
+    @spread(FOLLOWS, STOPS)
     @scenario(2)
     async def test_a_request_that_waits_there_is_stopped_with_the_other_however_soon_that_is_let_go_here(
         self, here: Store, there: Store, rule: OnConflict, key: str | None, fate: str

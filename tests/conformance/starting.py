@@ -9,6 +9,7 @@ from fastapi_resumable._core.lifecycle import OnConflict
 from fastapi_resumable.exceptions import StreamExists, StreamNotFound, StreamPending, StreamReplaced
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.base import Store
+from tests.support.params import spread
 
 from .contests import (
     FATES,
@@ -184,8 +185,7 @@ class Starting(Conformance):
         assert followed.epoch == stream.epoch
         assert await content(followed) == await content(stream)
 
-    @FOLLOWS
-    @OUTCOMES
+    @spread(FOLLOWS, OUTCOMES)
     @scenario()
     async def test_a_request_waits_for_the_queued_one_that_it_is_to_follow(
         self, store: Store, rule: OnConflict, key: str | None, outcome: str
@@ -193,8 +193,7 @@ class Starting(Conformance):
         """It follows it, takes its place if that one gives up, and is stopped together with it."""
         await waits_for_another(store, store, rule, key, outcome)
 
-    @FOLLOWS
-    @FATES
+    @spread(FOLLOWS, FATES)
     @scenario()
     async def test_a_request_gets_the_stream_that_it_has_waited_for_even_if_that_is_over(
         self, store: Store, rule: OnConflict, key: str | None, fate: str
@@ -202,8 +201,7 @@ class Starting(Conformance):
         """It is over before the request has its turn: that is no reason to run the endpoint again."""
         await misses_the_stream(store, store, rule, key, fate)
 
-    @FOLLOWS
-    @STOPS
+    @spread(FOLLOWS, STOPS)
     @scenario()
     async def test_a_request_that_waits_is_stopped_with_the_other_however_soon_that_is_let_go(
         self, store: Store, rule: OnConflict, key: str | None, fate: str

@@ -21,6 +21,7 @@ from starlette.requests import Request
 from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream
 from tests.support.asgi import bounded, data_of, parse_events, running, settle, until
 from tests.support.life_apps import ID, Run, Stage, answer, make, sse, stage
+from tests.support.params import spread
 
 FASTAPI_FACES = ("decorator", "dependency", "route_class", "middleware")
 every_fastapi_face = pytest.mark.parametrize("face", FASTAPI_FACES)
@@ -28,8 +29,7 @@ every_face = pytest.mark.parametrize("face", [*FASTAPI_FACES, "mounted"])
 both_specs = pytest.mark.parametrize("spec", ["2.3", "2.4"])
 
 
-@both_specs
-@every_fastapi_face
+@spread(both_specs, every_fastapi_face)
 async def test_a_dependency_with_yield_stays_open_until_the_generator_is_done(face: str, spec: str) -> None:
     """The client is long gone; the session closes after the generator and the background tasks, and once."""
     made = stage(face)
@@ -194,8 +194,7 @@ async def test_a_background_task_of_the_response_runs_after_the_stream(face: str
     assert ran == ["ran"]
 
 
-@both_specs
-@every_face
+@spread(both_specs, every_face)
 async def test_a_base_http_middleware_is_no_obstacle(face: str, spec: str) -> None:
     """`BaseHTTPMiddleware` around everything: the stream flows, survives its client, stops, and replays."""
     made = stage(face)
@@ -413,8 +412,7 @@ def test_the_test_client_works_with_with(face: str) -> None:
             assert data_of(first.content) == ["one", "two", "three"]
 
 
-@both_specs
-@every_fastapi_face
+@spread(both_specs, every_fastapi_face)
 async def test_an_uploaded_file_is_readable_until_the_end(face: str, spec: str) -> None:
     """The upload hangs on the request: the generator reads it after the client has left, then it is closed."""
     made = Stage()
@@ -484,8 +482,7 @@ async def test_an_uploaded_file_is_readable_until_the_end(face: str, spec: str) 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
 
-@every_fastapi_face
-@pytest.mark.parametrize("kind", ["async generator", "sync generator"])
+@spread(every_fastapi_face, pytest.mark.parametrize("kind", ["async generator", "sync generator"]))
 async def test_context_variables_last_as_long_as_the_producer(face: str, kind: str) -> None:
     """Set by a middleware and by a dependency, seen to the end, reset in their own context, leaked nowhere."""
     made = Stage()
@@ -812,8 +809,7 @@ def _with_background(face: str, kind: str, task: Any) -> tuple[FastAPI, Run]:
     return app, run
 
 
-@every_fastapi_face
-@pytest.mark.parametrize("kind", ["async generator", "sse-starlette"])
+@spread(every_fastapi_face, pytest.mark.parametrize("kind", ["async generator", "sse-starlette"]))
 async def test_a_slow_background_task_does_not_hold_the_end_of_the_response(face: str, kind: str) -> None:
     """The client has its whole answer while the task is still at work, as without the library."""
     gate = asyncio.Event()

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.asgi import Client, Exchange, data_of, parse_events, running, settle, terminal_of, until
 from tests.support.life_apps import PLACES, Stage, stage
+from tests.support.params import spread
 
 every_face = pytest.mark.parametrize("face", PLACES)
 rules = pytest.mark.parametrize("rule", ["replace", "attach", "reject"])
@@ -136,8 +137,7 @@ async def _two(made: Stage, client: Client, **options: Any) -> tuple[Exchange, E
     return first, second
 
 
-@every_face
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@spread(every_face, pytest.mark.parametrize("order", [(0, 1), (1, 0)]))
 async def test_two_posts_at_once_under_replace_leave_one_stream(face: str, order: tuple[int, int]) -> None:
     """Whichever endpoint answers first, the later request wins, and the earlier client is told."""
     made = stage(face, gated=True)
@@ -169,8 +169,7 @@ async def test_two_posts_at_once_under_replace_leave_one_stream(face: str, order
         assert (early.status, early.code) == (409, "stream_replaced")
 
 
-@every_face
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@spread(every_face, pytest.mark.parametrize("order", [(0, 1), (1, 0)]))
 async def test_two_posts_at_once_under_attach_run_the_endpoint_once(face: str, order: tuple[int, int]) -> None:
     """Both clients read the same bytes, in whichever order they read."""
     made = stage(face, gated=True, on_conflict="attach")
@@ -256,8 +255,7 @@ async def test_a_waiter_gets_its_turn_when_the_first_request_fails() -> None:
 # -- the idempotency key ------------------------------------------------------------------------------------------
 
 
-@every_face
-@rules
+@spread(every_face, rules)
 async def test_a_repeated_key_attaches_to_the_running_stream(face: str, rule: str) -> None:
     """Whatever the rule, a retry with the same key pays once."""
     made = stage(face, on_conflict=rule)
@@ -276,8 +274,7 @@ async def test_a_repeated_key_attaches_to_the_running_stream(face: str, rule: st
     assert len(made.runs) == 1
 
 
-@every_face
-@rules
+@spread(every_face, rules)
 async def test_a_repeated_key_replays_the_finished_stream(face: str, rule: str) -> None:
     """A retry is safe just after the end, too."""
     made = stage(face, on_conflict=rule)
@@ -332,8 +329,7 @@ async def test_no_key_never_repeats_a_stream_without_one(face: str) -> None:
             assert data_of(await exchange.rest()) == [f"answer {number}"]
 
 
-@every_face
-@rules
+@spread(every_face, rules)
 async def test_two_posts_at_once_with_one_key_run_the_endpoint_once(face: str, rule: str) -> None:
     """A client library that sends its retry before the first answer has begun."""
     made = stage(face, gated=True, on_conflict=rule)

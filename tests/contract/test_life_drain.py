@@ -15,6 +15,7 @@ from starlette.requests import Request
 from fastapi_resumable import ResumableMiddleware, ResumableStream
 from tests.support.asgi import LIMIT, bounded, data_of, parse_events, running, settle, terminal_of, until
 from tests.support.life_apps import ID, PLACES, YIELDS, Run, Stage, closed, make, sse, stage
+from tests.support.params import spread
 
 every_face = pytest.mark.parametrize("face", PLACES)
 both_specs = pytest.mark.parametrize("spec", ["2.3", "2.4"])
@@ -59,8 +60,7 @@ def _listening_app(face: str, made: Stage) -> FastAPI:
 asking_faces = pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "middleware"])
 
 
-@both_specs
-@asking_faces
+@spread(both_specs, asking_faces)
 async def test_the_app_never_sees_the_disconnect(face: str, spec: str) -> None:
     """`request.is_disconnected()` stays false after the client has left, to the end."""
     made = Stage()
@@ -79,8 +79,7 @@ async def test_the_app_never_sees_the_disconnect(face: str, spec: str) -> None:
     assert data_of(replay.body) == ["False"] * 3
 
 
-@both_specs
-@asking_faces
+@spread(both_specs, asking_faces)
 async def test_the_app_sees_a_disconnect_on_stop(face: str, spec: str) -> None:
     """After DELETE, `request.is_disconnected()` is true where the generator's finally asks."""
     made = Stage()
@@ -129,8 +128,7 @@ async def test_a_stop_is_a_disconnect_first_and_then_a_cancellation() -> None:
     assert seen == ["disconnect", "cancelled"]
 
 
-@both_specs
-@every_face
+@spread(both_specs, every_face)
 async def test_a_client_that_leaves_before_the_stream_begins_changes_nothing(face: str, spec: str) -> None:
     """Gone while the endpoint still thinks: it thinks on, and the answer is there afterwards."""
     made = stage(face, gated=True)
@@ -149,8 +147,7 @@ async def test_a_client_that_leaves_before_the_stream_begins_changes_nothing(fac
     assert data_of(replay.body) == ["one"]
 
 
-@both_specs
-@every_kind
+@spread(both_specs, every_kind)
 async def test_the_servers_cancellation_does_not_reach_the_producer(face: str, kind: str, spec: str) -> None:
     """A cancelled request task is a client that left: the generator ends in its own time."""
     made = stage(face, kind)

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream
 from tests.support.asgi import Client, Exchange, data_of, parse_events, running, settle, until
 from tests.support.life_apps import ID, PLACES, Run, Stage, make, sse, stage
+from tests.support.params import spread
 
 every_face = pytest.mark.parametrize("face", PLACES)
 both_specs = pytest.mark.parametrize("spec", ["2.3", "2.4"])
@@ -27,8 +28,7 @@ async def lookup(client: Client, *ids: str) -> list[dict[str, Any]]:
 # -- opt-in -------------------------------------------------------------------------------------------------------
 
 
-@every_face
-@pytest.mark.parametrize("blank", ["", "   "])
+@spread(every_face, pytest.mark.parametrize("blank", ["", "   "]))
 async def test_a_blank_id_is_no_id(face: str, blank: str) -> None:
     """A header that is there but empty opts in to nothing."""
     made = stage(face)
@@ -138,8 +138,7 @@ def _url(error: str) -> str:
     return "/chat?number=many" if error == "validation 422" else f"/chat?error={error.replace(' ', '%20')}"
 
 
-@every_face
-@pytest.mark.parametrize("error", ERRORS)
+@spread(every_face, pytest.mark.parametrize("error", ERRORS))
 async def test_an_answer_that_is_no_success_passes_through_unrecorded(face: str, error: str) -> None:
     """Status, headers and body are the app's own, and there is no stream."""
     made = Stage()
@@ -182,8 +181,7 @@ async def test_a_failed_start_leaves_a_finished_stream_as_it_was(face: str, erro
     assert replay.body == body
 
 
-@every_face
-@pytest.mark.parametrize("error", ERRORS)
+@spread(every_face, pytest.mark.parametrize("error", ERRORS))
 async def test_a_failed_start_leaves_a_live_stream_as_it_was(face: str, error: str) -> None:
     """Under `replace`, a new request touches the running stream only when it begins; this one never does."""
     made = Stage()
@@ -263,8 +261,7 @@ async def test_a_failure_after_the_head_timeout_is_a_failure_in_mid_stream(face:
     assert [(event.event, event.json()["code"]) for event in events] == [("error", "producer_failed")]
 
 
-@every_face
-@pytest.mark.parametrize("kind", ["async generator", "sync generator", "sse-starlette"])
+@spread(every_face, pytest.mark.parametrize("kind", ["async generator", "sync generator", "sse-starlette"]))
 async def test_an_http_exception_on_the_first_item_keeps_its_own_status(face: str, kind: str) -> None:
     """Status, headers and body as if it had been raised in the endpoint."""
     made = stage(face, kind, head_timeout=30.0)
