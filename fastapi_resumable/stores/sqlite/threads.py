@@ -198,7 +198,8 @@ class FileThread:
         if self._connection is not None and self._identity != self._find_identity():
             self._close()
         if self._connection is None:
-            self._connection = connect(self.file.path, min(1.0, self.file.timeout / 4))
+            # SQLite says that the file is locked before an attempt is taken for lost, which is after a fourth.
+            self._connection = connect(self.file.path, min(1.0, self.file.timeout / 8))
             try:
                 self.on_open(self._connection)
             except BaseException:
