@@ -8,6 +8,7 @@ import re
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import product
 from typing import Any
 
 import pytest
@@ -157,9 +158,12 @@ async def test_what_is_wrong_with_redis_goes_to_the_log_and_not_to_clients(
             ("redis://nobody:secret@redis.invalid/0", "redis.invalid|does not answer"),
             ("unix://nobody:secret@/tmp/no/redis.sock", "redis.sock"),
         ]
-        for url, cause in cases:
+        # On a busy machine, half a second is not enough for Redis to say what is wrong.
+        for (url, cause), timeout in product(cases, (0.5, 20.0)):
+            if timeout > 1 and re.search(cause, caplog.text):
+                continue
             caplog.clear()
-            store = {"store_timeout": 0.5, "on_store_failure": "fail"}
+            store = {"store_timeout": timeout, "on_store_failure": "fail"}
             async with two_workers(url, key_prefix="mistyped", store=store) as (app, _):
                 answers = [
                     await begin(app, "a", send(b"data: 1\n\n")).reply(),
@@ -170,7 +174,7 @@ async def test_what_is_wrong_with_redis_goes_to_the_log_and_not_to_clients(
             for answer in answers:
                 assert (answer.status, answer.code) == (503, "store_unavailable"), cause
                 assert not re.search(OF_REDIS, answer.text)
-            assert re.search(cause, caplog.text)
+            assert timeout < 1 or re.search(cause, caplog.text)
             assert "secret" not in caplog.text and "guessed" not in caplog.text
 
 

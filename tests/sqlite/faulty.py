@@ -12,7 +12,7 @@ from tests.support.rawhttp import Response
 from tests.support.site import Site, environment, site_of, whole
 from tests.support.ssemodel import without_ids
 
-STORE_TIMEOUT = 1.0
+STORE_TIMEOUT = 3.0
 ANSWERED = STORE_TIMEOUT + 30
 """Seconds within which every request is answered while the file cannot be used, also on a busy machine."""
 HEALTHY = 20.0

@@ -24,7 +24,7 @@ async def test_a_full_disk_is_an_outage_and_no_loss(small_disk: Path, tmp_path: 
         ballast = fill(small_disk)
         big = await within(ANSWERED, site.player(0).record(unique("big"), numbered(40, 50_000)))
         assert without_ids(big.body) == whole(40, 50_000)
-        await asyncio.to_thread(site.servers[0].wait_for_output, "disk is full", 10)
+        await asyncio.to_thread(site.servers[0].wait_for_output, "disk is full")
         await goes_unrecorded(site)
         await site.player(0).open(gate)
         await within(ANSWERED, live.read_all())
@@ -94,7 +94,7 @@ async def test_a_read_only_file_leaves_requests_unrecorded(small_disk: Path, tmp
     await asyncio.to_thread(remount, small_disk, "ro")
     async with workers(small_disk, tmp_path) as site:
         await goes_unrecorded(site)
-        await asyncio.to_thread(site.servers[0].wait_for_output, "[Rr]ead-?only|unable to open", 10)
+        await asyncio.to_thread(site.servers[0].wait_for_output, "[Rr]ead-?only|unable to open")
         await asyncio.to_thread(remount, small_disk, "rw")
         await works_again(site)
         assert (await site.player(1).replay(name)).body == before.body
@@ -109,7 +109,7 @@ async def test_a_lock_that_is_held_for_long_is_an_outage_and_a_short_one_is_not(
         shell.execute("BEGIN IMMEDIATE")
         short = unique("short")
         recording = asyncio.create_task(site.player(1).record(short, numbered(3, 60)))
-        await asyncio.to_thread(site.servers[1].wait_for_output, "database is locked", 10)
+        await asyncio.to_thread(site.servers[1].wait_for_output, "database is locked")
         shell.execute("ROLLBACK")
         recorded = await within(ANSWERED, recording)
         assert (await within(ANSWERED, site.player(0).replay(short))).body == recorded.body
@@ -119,7 +119,7 @@ async def test_a_lock_that_is_held_for_long_is_an_outage_and_a_short_one_is_not(
         await site.player(0).open(gate)
         await within(ANSWERED, live.read_all())
         assert without_ids(live.body) == whole(3, 60) * 2
-        await asyncio.to_thread(site.servers[0].wait_for_output, "database is locked", 10)
+        await asyncio.to_thread(site.servers[0].wait_for_output, "database is locked")
         shell.execute("ROLLBACK")
         shell.close()
         await works_again(site)

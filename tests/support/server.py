@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 LOOP = os.environ.get("RESUMABLE_LOOP")
 """The event loop, `asyncio` or `uvloop`. By default, tests run on asyncio's own and servers on uvloop."""
-DEADLINE = 60.0
+DEADLINE = 120.0
 """Seconds that a server may take to start or to stop: a bound, not an expectation."""
 
 
