@@ -14,6 +14,7 @@ from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import StreamNotFound, StreamPending, TooManyStreams
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.sqlite import files
+from fastapi_resumable.stores.sqlite.transactions import Transactions
 from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write, written
 from tests.support.site import until
 
@@ -249,6 +250,61 @@ def test_what_was_stopped_or_replaced_goes_when_it_is_read_no_longer(
             await store.aclose()
 
     asyncio.run(main())
+
+
+def test_what_is_known_of_a_stopped_stream_is_not_given_up_for_room(tmp_path: Path) -> None:
+    """Its producer may not have heard of the stop, and would begin a stream anew that the file has forgotten."""
+    path = tmp_path / "streams.db"
+
+    async def main() -> None:
+        here, there = in_store(path, 2, max_total_bytes=1024 * KIB, max_stream_bytes=512 * KIB)
+        stream = await begin(here, head=TEXT)
+        await there.stop(stream.key, None)
+        for number in range(40):
+            await written(there, b"x" * 60 * KIB, key=StreamKey(None, str(number)), head=TEXT)
+        connection = sqlite3.connect(path)
+        assert connection.execute("SELECT gone FROM streams WHERE epoch = ?", (stream.epoch,)).fetchall() == [
+            ("cancelled",)
+        ]
+        assert connection.execute("SELECT count(*) FROM streams").fetchone()[0] < 40
+        connection.close()
+        for store in (here, there):
+            await store.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_clean_up_holds_nothing_up_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When its time is over, it leaves the rest to the next, which goes on soon until nothing is left."""
+    monkeypatch.setattr("fastapi_resumable.stores.sqlite.backend.UPKEEP", 0.05)
+    monkeypatch.setattr("fastapi_resumable.stores.sqlite.log.STEP", 0.0)
+    monkeypatch.setattr("fastapi_resumable.stores.sqlite.log.PAUSE", 0.0)
+    path = tmp_path / "streams.db"
+    asyncio.run(recorded(path))
+    change(
+        path,
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20) "
+        "INSERT INTO streams (epoch, id, worker, status, requested_at, expires_at) "
+        "SELECT 'epoch ' || i, 'id ' || i, 'gone', 'completed', 0, i FROM n",
+    )
+    left = []
+    clean_up = Transactions.clean_up
+
+    def counted(transactions: Transactions) -> float:
+        delay = clean_up(transactions)
+        query = "SELECT count(*) FROM streams WHERE expires_at <= 20"
+        left.append(transactions.logs._execute(query).fetchone()[0])
+        return delay
+
+    async def main() -> None:
+        [store] = in_store(path, 1)
+        monkeypatch.setattr(Transactions, "clean_up", counted)
+        await store.lookup("ann", ["chat"])
+        await until(lambda: bool(left) and left[-1] == 0, "the clean-ups")
+        await store.aclose()
+
+    asyncio.run(main())
+    assert left == list(range(19, -1, -1))
 
 
 @pytest.mark.parametrize("failure", [AttributeError, RuntimeError, OSError, sqlite3.OperationalError, MemoryError])

@@ -17,7 +17,6 @@ from ...models import ResumableStatus
 from ..base import Reservation
 from ..shared.backend import Answer, SharedBackend
 from ..shared.local import LocalStream
-from ..shared.outage import UNAVAILABLE
 from ..shared.queue import WriteQueue
 from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Ended, Gap, KeyState, Page, Restore
@@ -46,9 +45,7 @@ class SqliteBackend(SharedBackend):
         self._name = secrets.token_hex(8)
         self._lock = WorkerLock(file.path, self._name)
         self._writer = WriterThread(file, self._on_return, self._name, limits, self._lock)
-        self._reader = ReaderThread(
-            file, self._on_return, self._lock, self.streams, self._on_found, self._on_look_failed
-        )
+        self._reader = ReaderThread(file, self._on_return, self._lock, self, self._on_found)
         self.outage = self._writer.outage
         self.queue = WriteQueue(self, self._writer.run_all, count_bytes, interval=INTERVAL, collect=COLLECT)
         self._reaping: asyncio.Task[None] | None = None
@@ -158,7 +155,7 @@ class SqliteBackend(SharedBackend):
         """Call `notify` with each change from now on, until what is returned is called."""
         # Changes that came before are read before.
         await self._reader.run(self._reader.catch_up)
-        remove = self._reader.watchers.add(owner, ids, notify)
+        remove = self.watchers.add(owner, ids, notify)
         self._reader.expect_news()
         return remove
 
@@ -229,18 +226,14 @@ class SqliteBackend(SharedBackend):
     # What the reader's thread finds.
 
     def _on_found(self, found: Found) -> None:
-        self._reader.note_taken(is_all=all(piece.end >= piece.tail for piece in found.news))
-        self._reader.outage.note_up()
         for piece in found.news:
             if (stream := self.streams.followed.get(piece.epoch)) is not None:
                 self._take(stream, piece)
-        for waiting in self._reader.take_waiting():
-            waiting.note_room()
         for change in found.changes:
             if change.code:
                 self.on_ended(change.epoch, change.code)
             if change.item is not None:
-                self._reader.watchers.notify(change.owner, change.item)
+                self.watchers.notify(change.owner, change.item)
         if found.has_gap:
             self._on_return()
         if found.dead and (self._reaping is None or self._reaping.done()):
@@ -256,8 +249,8 @@ class SqliteBackend(SharedBackend):
         stream.missing_since = None
         if piece.data:
             stream.take(piece.start, piece.data)
-        if piece.status is not None:
-            stream.finish(piece.tail, piece.status, piece.completed_at)
+        if piece.ending is not None:
+            stream.finish(piece.tail, piece.ending.status, piece.ending.completed_at)
 
     async def _reap_found(self, dead: Sequence[str]) -> None:
         with suppress(StoreUnavailable):  # They are found again.
@@ -272,11 +265,6 @@ class SqliteBackend(SharedBackend):
         for stream in self.streams.local.values():
             stream.check()
         self._reader.look_now()
-
-    def _on_look_failed(self, failure: Exception) -> None:
-        self._reader.note_failure(failure)
-        if self._reader.outage.is_too_long:
-            self.on_outage(StoreUnavailable(UNAVAILABLE))
 
     # What is done from time to time.
 

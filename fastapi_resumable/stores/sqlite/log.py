@@ -56,12 +56,10 @@ class Piece(NamedTuple):
     data: bytes = b""
     tail: int = 0
     """Where the log ends."""
+    ending: Ending | None = None
+    """How the stream ended, if `data` reaches that."""
     is_missing: bool = False
     """Whether the file knows nothing of the stream."""
-    status: ResumableStatus | None = None
-    """How the stream ended, if `data` reaches that."""
-    code: str = ""
-    completed_at: float = 0.0
 
     @property
     def end(self) -> int:
@@ -80,9 +78,8 @@ def _piece(
     if tail is None:
         return Piece(epoch, is_missing=True)
     piece = Piece(epoch, start or 0, bytes.fromhex(text or ""), tail)
-    if is_over and piece.end >= tail:
-        return piece._replace(status=ResumableStatus(status), code=code, completed_at=at)
-    return piece
+    is_whole = is_over and piece.end >= tail
+    return piece._replace(ending=Ending(ResumableStatus(status), code, at)) if is_whole else piece
 
 
 def read_page(connection: sqlite3.Connection, epoch: str, offset: int) -> Page:
@@ -94,8 +91,7 @@ def read_page(connection: sqlite3.Connection, epoch: str, offset: int) -> Page:
     for piece in read_pieces(connection, {epoch: offset}):
         if piece.data and piece.start > offset:
             raise OffsetLost(piece.start)
-        ending = None if piece.status is None else Ending(piece.status, piece.code, piece.completed_at)
-        return Page(piece.data[offset - piece.start :] if piece.data else b"", ending)
+        return Page(piece.data[offset - piece.start :] if piece.data else b"", piece.ending)
     return Page(b"")
 
 
@@ -172,8 +168,10 @@ class Logs:
         """Delete what is past its time; return after how many seconds there will be more of that."""
         begun, now = monotonic(), time.time()
         expired = self._execute("SELECT stream FROM streams WHERE expires_at <= ? LIMIT 1000", (now,)).fetchall()
-        while expired and monotonic() - begun < STEP:
+        while expired:
             self.delete(expired.pop()[0])
+            if monotonic() - begun >= STEP:
+                break
         self._execute("DELETE FROM readers WHERE until <= ?", (now,))
         self._execute(
             "DELETE FROM changes "

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
+from ...exceptions import StoreUnavailable
 from ...models import ResumableStreamItem
-from ..shared.backend import WorkerStreams
+from ..shared.backend import SharedBackend
 from ..shared.local import LocalStream
-from ..watchers import Watchers
+from ..shared.outage import UNAVAILABLE
 from .lock import WorkerLock
 from .log import Piece, read_pieces
 from .rows import read_workers, text_of
@@ -59,18 +60,16 @@ class ReaderThread(FileThread):
         file: File,
         on_up: Callable[[], object],
         lock: WorkerLock,
-        streams: WorkerStreams,
+        backend: SharedBackend,
         on_found: Callable[[Found], None],
-        on_look_failed: Callable[[Exception], None],
     ) -> None:
         super().__init__(file, on_up)
-        self.watchers = Watchers()
         self.waiting: set[LocalStream] = set()
         """Streams whose producers wait for readers on other workers: each change of the file may be what they need."""
-        self._streams = streams
         self._worker_lock = lock
+        self._backend = backend
+        self._streams, self._watchers = backend.streams, backend.watchers
         self._on_found = on_found
-        self._on_look_failed = on_look_failed
         self._is_resting = self._is_due = self._is_handed_over = self._is_missing = self._has_failed = False
         self._expected_at = self._looked_at = self._checked_at = -math.inf
         self._version: int | None = None
@@ -80,7 +79,7 @@ class ReaderThread(FileThread):
 
     def note_change(self) -> None:
         """This worker has changed the file itself: what watches here is to hear of it at once."""
-        if self.watchers:
+        if self._watchers:
             self.look_now()
         elif self._is_resting:
             # Something here could be concerned by what others do from now on.
@@ -96,16 +95,20 @@ class ReaderThread(FileThread):
         self._expected_at = monotonic()
         self.wake()
 
-    def note_taken(self, *, is_all: bool) -> None:
-        """Look again: what was found was taken; but for `is_all`, there is more."""
+    def _pass_on(self, found: Found) -> None:
         self._is_handed_over = False
-        if self._is_due or not is_all:
+        self.outage.note_up()
+        self._on_found(found)
+        waiting, self.waiting = self.waiting, set()
+        for stream in waiting:
+            stream.note_room()
+        if self._is_due or any(piece.end < piece.tail for piece in found.news):
             self.look_now()
 
-    def take_waiting(self) -> set[LocalStream]:
-        """The streams that wait for a change, which has come."""
-        waiting, self.waiting = self.waiting, set()
-        return waiting
+    def _note_failed_look(self, failure: Exception) -> None:
+        self.note_failure(failure)
+        if self.outage.is_too_long:
+            self._backend.on_outage(StoreUnavailable(UNAVAILABLE))
 
     # In the thread.
 
@@ -132,7 +135,7 @@ class ReaderThread(FileThread):
 
     def _pause(self) -> float:
         streams = self._streams
-        if not (streams.followed or streams.local or streams.queued or self.watchers or self.waiting):
+        if not (streams.followed or streams.local or streams.queued or self._watchers or self.waiting):
             return math.inf
         now = monotonic()
         interval = CALM if self._has_failed else min(CALM, max(FAST, (now - self._expected_at) / PATIENCE))
@@ -163,7 +166,7 @@ class ReaderThread(FileThread):
             self.reconnect_after(exc)
             # Without a version, the next look reads everything again.
             self._has_failed, self._version = True, None
-            self.call(self._on_look_failed, exc)
+            self.call(self._note_failed_look, exc)
 
     def catch_up(self, connection: sqlite3.Connection) -> None:
         """Hand over everything that has changed up to now, as a job."""
@@ -175,7 +178,7 @@ class ReaderThread(FileThread):
             self._checked_at = now
             self._worker_lock.keep()
             # Most of what a look costs, so that only those are asked about that matter here.
-            if self.watchers or self.waiting:
+            if self._watchers or self.waiting:
                 workers = read_workers(connection)
             else:
                 workers = list({stream.worker for stream in list(self._streams.followed.values())})
@@ -184,7 +187,7 @@ class ReaderThread(FileThread):
     def _hand_over(self, found: Found) -> None:
         if any(found) or self.waiting:
             self._is_handed_over = True
-            self.call(self._on_found, found)
+            self.call(self._pass_on, found)
 
     def _find(self, connection: sqlite3.Connection) -> Found:
         offsets = {epoch: stream.log.tail for epoch, stream in list(self._streams.followed.items())}
@@ -213,7 +216,7 @@ class ReaderThread(FileThread):
 
     def _change_of(self, owner: str | bytes | None, epoch: str, code: str, text: str) -> Changed:
         item = None
-        if self.watchers:
+        if self._watchers:
             try:
                 item = ResumableStreamItem.model_validate_json(text)
             except ValueError:

@@ -13,12 +13,13 @@ from ..._stream.stream import Head
 from ...models import ResumableStatus, ResumableStreamItem
 from ..base import queued_item
 from ..shared.writes import KeyState, RemoteState
+from .log import TAIL
 
 COLUMNS = (
     "stream, epoch, worker, idempotency_key, status, code, gone, requested_at, started_at, completed_at, expires_at, "
-    "status_code, headers, traceparent, earliest, mid_event, coalesce((SELECT end FROM chunks "
-    "WHERE chunks.stream = streams.stream ORDER BY end DESC LIMIT 1), earliest)"
+    f"status_code, headers, traceparent, earliest, mid_event, {TAIL}"
 )
+"""Those of a `Row`, in its order, from `streams AS s`."""
 
 
 class Row(NamedTuple):
@@ -164,8 +165,7 @@ def read_states(
     connection: sqlite3.Connection, owner: str | None, ids: Sequence[str], *, with_variants: bool = False
 ) -> list[KeyState]:
     """What there is under some ids, in the order asked for; with the ids that are variants of one, if wanted."""
-    columns = COLUMNS.replace("streams.stream", "s.stream")
-    select = f"SELECT a.key, s.id, {columns} FROM json_each(:asked) AS a JOIN streams AS s "  # noqa: S608
+    select = f"SELECT a.key, s.id, {COLUMNS} FROM json_each(:asked) AS a JOIN streams AS s "  # noqa: S608  # no input
     select += "ON s.owner IS :owner AND "
     query = select + "s.id = a.value"
     if with_variants:

@@ -110,7 +110,7 @@ class Transactions:
     # The state of a key.
 
     def _load(self, key: StreamKey) -> Rows:
-        query = f"SELECT {COLUMNS} FROM streams WHERE owner IS ? AND id = ? ORDER BY stream"  # noqa: S608  # no input
+        query = f"SELECT {COLUMNS} FROM streams AS s WHERE owner IS ? AND id = ? ORDER BY stream"  # noqa: S608  # no input
         rows = self._execute(query, (bindable(key.owner), key.id)).fetchall()
         return Rows(key, map(Row._make, rows), time.time())
 
