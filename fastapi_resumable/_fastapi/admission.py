@@ -18,16 +18,27 @@ from starlette.types import Receive, Scope, Send
 
 from .._core.ids import StreamKey, parse_stream_id
 from .._run.body import RequestBody
-from .._run.exchange import Exchange, accepted, stopped_while_queued
+from .._run.exchange import Exchange, accepted
 from .._run.headers import replay_path
 from .._run.manager import StreamManager
 from .._run.producer import Producer, reserve
 from .._run.replay import counting_refusals, replay
 from .._stream.stream import Stream
-from ..exceptions import InvalidStreamId, StoreUnavailable, StreamPending
-from ..settings import IdDependency, ResumableOptions
-from .request import Paths, Solvers, first_headers, last_event_id, path_of, prefers_async, solve
-from .responses import http_error, http_errors
+from ..exceptions import StoreUnavailable, StreamPending
+from ..settings import ResumableOptions
+from .request import (
+    Header,
+    Paths,
+    Solvers,
+    check_found,
+    first_headers,
+    header,
+    last_event_id,
+    path_of,
+    prefers_async,
+    solve,
+)
+from .responses import http_errors
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -35,40 +46,6 @@ MAX_WARNINGS = 100
 CLIENT_LEFT = 499  # what access logs show of a request whose client has left
 
 _T = TypeVar("_T")
-
-
-class _Header:
-    """A dependency that reads a header's raw bytes as UTF-8."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self.raw_name = name.lower().encode("ascii")
-
-    async def __call__(self, request: Request) -> str | None:
-        return self.decode(first_headers(request.scope).get(self.raw_name))
-
-    def decode(self, value: bytes | None) -> str | None:
-        try:
-            return None if value is None else str(value, "utf-8")
-        except UnicodeDecodeError as exc:
-            raise InvalidStreamId(f"The header {self._name} is not valid UTF-8.") from exc
-
-
-def header(name: str) -> IdDependency:
-    """A dependency that takes the id (or the owner) from a request header, read as UTF-8."""
-    return _Header(name)
-
-
-def check_found(name: str, value: Any) -> str | None:
-    """What a dependency of the user's has found; the same rule wherever an owner or an id is needed.
-
-    Raises:
-        TypeError: It is neither `str` nor `None`: the application is wrong, so its server answers 500, and logs this.
-    """
-    if not isinstance(value, str | None):
-        what = type(value).__name__
-        raise TypeError(f"the dependency {name} must return str or None, not {what}: return str() of its value")
-    return value
 
 
 class Identity(NamedTuple):
@@ -106,7 +83,7 @@ class Service:
 
     def may_name_a_stream(self, scope: Scope) -> bool:
         """Whether the request must be looked at: known at once of the most that name no stream."""
-        if self.settings.auto_id or not isinstance(self._stream_id, _Header):
+        if self.settings.auto_id or not isinstance(self._stream_id, Header):
             return True
         return self._stream_id.raw_name in dict(scope["headers"])
 
@@ -125,7 +102,7 @@ class Service:
             return None
         headers = first_headers(request.scope)
         try:
-            if isinstance(self._stream_id, _Header):
+            if isinstance(self._stream_id, Header):
                 found = self._stream_id.decode(headers.get(self._stream_id.raw_name))
             else:
                 found = check_found("stream_id", await solve(self._stream_id, request, receive, self._solvers))
@@ -155,8 +132,6 @@ class Admission:
 
     is_of_app = True
     """Whether it is for all that an application does for its request, whatever it makes of the scope."""
-    records_result = False
-    """Whether what the endpoint returns is recorded, rather than only what it hands to its handle."""
     exchange: Exchange | None = None
     """The exchange of a request that is to run and be recorded."""
     producer: Producer | None = None
@@ -254,47 +229,19 @@ class Admission:
 
     # Called at the endpoint, where FastAPI has solved and validated everything.
 
-    async def close_generators(self) -> None:
-        """Close what the endpoint generates before its dependencies are closed; a stop may leave it suspended."""
-
     async def enter(self) -> Response | None:
         """What to answer instead of running the endpoint; `None`: run it."""
         return await self.decide()
 
     async def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Run an `async def` endpoint, or return what stands in for its result; a stop cancels it."""
+        """Run an `async def` endpoint, or return what stands in for its result."""
         answer = await self.enter()
-        if answer is not None or self.producer is None:
-            return await call() if answer is None else answer
-        try:
-            with anyio.CancelScope() as scope:
-                self.producer.cancel_request = scope.cancel
-                result = await call()
-            if scope.cancelled_caught:
-                raise http_error(stopped_while_queued(self.producer.stop_code or "cancelled"))
-        except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
-            return self.fail(exc)
-        return await self.finish(result)
+        return await call() if answer is None else answer
 
     def run_in_thread(self, call: Callable[[], Any]) -> Any:
-        """The same for a `def` endpoint, from within the thread that FastAPI runs it in; nothing can cancel it."""
+        """The same for a `def` endpoint, from within the thread that FastAPI runs it in."""
         answer = anyio.from_thread.run(self.enter)
-        if answer is not None or self.producer is None:
-            return call() if answer is None else answer
-        try:
-            result = call()
-        except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
-            return self.fail(exc)
-        return anyio.from_thread.run(self.finish, result)
+        return call() if answer is None else answer
 
-    def fail(self, error: Exception) -> Response:
-        """What FastAPI gets if the endpoint fails."""
-        raise error
-
-    async def finish(self, result: Any) -> Any:
-        """What FastAPI gets in place of the endpoint's result."""
-        return result
-
-    def record(self, response: Response) -> Response:
-        """Have a response recorded, if that is done by response."""
-        return response
+    async def close_generators(self) -> None:
+        """Close what the endpoint generates before its dependencies are closed; a stop may leave it suspended."""

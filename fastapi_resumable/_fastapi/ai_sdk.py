@@ -33,7 +33,7 @@ from ..models import ResumableChatStop, ResumableChatStopped, ResumableStatus
 from .admission import Service
 from .openapi import OTHER_RESPONSES, error_responses
 from .request import read_body
-from .responses import Answer, AnswerRoute
+from .responses import AnswerRoute, answer_later
 from .router import key_of, no_owner
 
 MAX_STOP_BYTES = 16 * 1024 * 1024
@@ -101,7 +101,8 @@ def build_ai_sdk_router(service: Service) -> APIRouter:
         with counting_refusals(manager, read_kind(start)):
             key = key_of(owner, chat_id)
             location = service.locate(request.scope, key.id)
-            return Answer(await _follow(manager, key, _parse_index(start), service.settings.pending_timeout, location))
+            timeout = service.settings.pending_timeout
+            return answer_later(request, await _follow(manager, key, _parse_index(start), timeout, location))
 
     @router.post(
         "/{chat_id:path}/stop",

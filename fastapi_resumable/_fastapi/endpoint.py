@@ -8,9 +8,10 @@ place of the endpoint, once the request was checked, and `route.endpoint` stays 
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Annotated, Any, TypeVar, cast
 
+import anyio
 import anyio.from_thread
 from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
@@ -18,12 +19,12 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from .._run.body import RequestBody
-from .._run.exchange import close_generator
+from .._run.exchange import Exchange, close_generator, stopped_while_queued
 from .._run.producer import Producer
 from . import internals
-from .admission import Admission, Service
+from .admission import Admission, Identity, Service
 from .request import body_again
-from .responses import Answered, is_recorded, log_failure, record
+from .responses import Answered, http_error, is_recorded, log_failure, record
 
 _REQUEST = "fastapi_resumable_request"
 _INTERCEPTED = "__fastapi_resumable_intercepted__"
@@ -83,7 +84,8 @@ def _call_in_thread(call: Callable[[], Any], name: str, request: Request | None,
 
 async def _decorated(request: Request, service: Service) -> Admission | None:
     """The admission of a request to a decorated endpoint; `None` if the request names no stream."""
-    if (admission := service.admission_of(request.scope) or await _admit(request, service)) is not None:
+    admission = service.admission_of(request.scope) or await _admit(request, service)
+    if isinstance(admission, EndpointAdmission):
         admission.records_result = True
     return admission
 
@@ -148,7 +150,10 @@ class ResumableStream:
 
     def __call__(self, response: ResponseT) -> ResponseT:
         """Make `response` resumable. Without a stream id, it is returned unchanged."""
-        return response if self._admission is None else cast("ResponseT", self._admission.record(response))
+        admission = self._admission
+        if not isinstance(admission, EndpointAdmission) or admission.exchange is None:
+            return response
+        return cast("ResponseT", record(response, admission.exchange))
 
 
 async def handle_of(request: Request, service: Service) -> ResumableStream:
@@ -168,9 +173,11 @@ class EndpointAdmission(Admission):
     """Admits one request to its endpoint, and has the response recorded that the endpoint returns."""
 
     is_of_app = False
+    records_result = False
+    """Whether what the endpoint returns is recorded, rather than only what it hands to its handle."""
     _holds = False
 
-    def __init__(self, service: Service, request: Request, identity: Any) -> None:
+    def __init__(self, service: Service, request: Request, identity: Identity) -> None:
         body = RequestBody(request.receive, None if internals.has_read_body(request) else request.scope)
         super().__init__(service, request.scope, identity, body, internals.send_of(request), end_delay=0)
         self._request = request
@@ -185,32 +192,55 @@ class EndpointAdmission(Admission):
             internals.replace_receive(self._request, self.exchange.recorder.receive)
         return answer
 
-    def fail(self, error: Exception) -> Response:
-        """Raise what went wrong, unless the client has been answered 202 already."""
-        if self.exchange is None or not self.exchange.answered:
-            raise error
-        log_failure(self.exchange, error)
-        return Answered(error)
+    async def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Run the endpoint so that a stop cancels it, and have its result recorded."""
+        answer = await self.enter()
+        if answer is not None or (exchange := self.exchange) is None:
+            return await call() if answer is None else answer
+        producer = exchange.producer
+        try:
+            with anyio.CancelScope() as scope:
+                producer.cancel_request = scope.cancel
+                result = await call()
+            if scope.cancelled_caught:
+                raise http_error(stopped_while_queued(producer.stop_code or "cancelled"))
+        except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
+            return _failed(exchange, exc)
+        return await self._finish(exchange, result)
 
-    async def finish(self, result: Any) -> Any:
-        """Have the result recorded, if it is a response."""
+    def run_in_thread(self, call: Callable[[], Any]) -> Any:
+        """The same, but nothing can cancel it."""
+        answer = anyio.from_thread.run(self.enter)
+        if answer is not None or (exchange := self.exchange) is None:
+            return call() if answer is None else answer
+        try:
+            result = call()
+        except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
+            return _failed(exchange, exc)
+        return anyio.from_thread.run(self._finish, exchange, result)
+
+    async def _finish(self, exchange: Exchange, result: Any) -> Any:
+        """What FastAPI gets in place of the endpoint's result."""
         if self.records_result and isinstance(result, Response):
-            result = self.record(result)
-        assert self.exchange is not None
-        if is_recorded(result, self.exchange):
+            return record(result, exchange)
+        if is_recorded(result, exchange):
             return result
-        await self.exchange.release()
+        await exchange.release()
         if self.records_result:
             self.service.warn_once(
                 f"the endpoint of {self.scope['path']} returned a {type(result).__name__}, which FastAPI has yet to "
                 "render: it is not recorded. Return a Response, or put the endpoint on a router made with "
                 "APIRouter(route_class=resumable.route_class)."
             )
-        return Answered(None) if self.exchange.answered else result
+        return Answered() if exchange.answered else result
 
-    def record(self, response: Response) -> Response:
-        """Return a response like this one that runs in the background and is answered from the log."""
-        return response if self.exchange is None else record(response, self.exchange)
+
+def _failed(exchange: Exchange, error: Exception) -> Response:
+    """Raise what went wrong, unless the client has been answered 202 already."""
+    if not exchange.answered:
+        raise error
+    log_failure(exchange, error)
+    return Answered(error)
 
 
 def intercept_endpoint(scope: Scope, service: Service) -> None:

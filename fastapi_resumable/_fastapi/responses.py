@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -37,10 +37,9 @@ class http_errors:  # noqa: N801  # called like a function
     """Within the context, our errors are raised as the `HTTPException`s that FastAPI answers with."""
 
     def __enter__(self) -> None:
-        """Begin."""
+        pass
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        """Raise `HTTPException` for an error of ours."""
         if isinstance(error, ResumableError):
             raise http_error(error) from error
 
@@ -126,7 +125,7 @@ def _recorded_class(cls: Any) -> Any:
 class Answered(Response):
     """Sends nothing: the client has its answer. The request's dependencies see what went wrong afterwards."""
 
-    def __init__(self, failure: Exception | None) -> None:
+    def __init__(self, failure: Exception | None = None) -> None:
         super().__init__()
         self._failure = failure
 
@@ -174,24 +173,18 @@ def _close_dependencies(scope: Scope, failure: BaseException | None, cancelled: 
 # The answers of our own routes.
 
 
-class Answer(Response):
-    """Stands for a response that is sent when the request's dependencies are closed; on an `AnswerRoute` only.
+def answer_later(request: Request, response: Response) -> Response:
+    """Have a response sent when the request's dependencies are closed; on an `AnswerRoute` only.
 
     So what `owner` or a router's dependencies hold (a database session, say) is given back before the first byte is
     read, rather than kept for as long as a client follows a stream.
     """
-
-    def __init__(self, response: Response) -> None:
-        super().__init__()
-        self._response = response
-
-    async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
-        """Leave the response to the route."""
-        scope[_ANSWER] = self._response
+    request.scope[_ANSWER] = response
+    return Answered()
 
 
 class AnswerRoute(APIRoute):
-    """The class of our own routes: sends what an `Answer` stands for, and turns our errors into answers."""
+    """The class of our own routes: sends what is to be answered later, and turns our errors into answers."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

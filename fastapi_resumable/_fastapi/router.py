@@ -25,10 +25,10 @@ from .._stream.reader import Reading
 from ..exceptions import InvalidRequest, StreamReplaced
 from ..models import ResumableLookup, ResumableStreamItem
 from . import openapi
-from .admission import Service, check_found
+from .admission import Service
 from .openapi import Epoch, LastEventId, PathId, QueryId, ReplayQuery, ReplayQueryWithId
-from .request import first_headers, last_event_id, read_body
-from .responses import Answer, AnswerRoute
+from .request import check_found, first_headers, last_event_id, read_body
+from .responses import AnswerRoute, answer_later
 
 ITEMS_AT_ONCE = 500
 """How many items of a lookup are written before other tasks run."""
@@ -119,7 +119,7 @@ def build_router(service: Service, lifespan: Callable[[Any], Any]) -> APIRouter:
         query: Annotated[ReplayQueryWithId, Query()],
         _last_event_id: LastEventId = None,
     ) -> Response:
-        return Answer(await replay_stream(service, request, owner, query.conv_id, query))
+        return answer_later(request, await replay_stream(service, request, owner, query.conv_id, query))
 
     @router.get(_BY_PATH, name="replay_by_path", **openapi.REPLAY)
     @router.head(_BY_PATH, **openapi.DESCRIBE)
@@ -132,7 +132,7 @@ def build_router(service: Service, lifespan: Callable[[Any], Any]) -> APIRouter:
         query: Annotated[ReplayQuery, Query()],
         _last_event_id: LastEventId = None,
     ) -> Response:
-        return Answer(await replay_stream(service, request, owner, conversation_id, query))
+        return answer_later(request, await replay_stream(service, request, owner, conversation_id, query))
 
     _add_stop_routes(router, service, OwnerId)
     _add_lookup_routes(router, service.manager, OwnerId)
@@ -166,7 +166,7 @@ def _add_lookup_routes(router: APIRouter, manager: StreamManager, OwnerId: Any) 
     @router.post("/streams/watch", **openapi.WATCH)
     async def watch(request: Request, owner: OwnerId) -> Response:
         wanted = await _read_lookup(request)
-        return Answer(WatchResponse(manager, check_found("owner", owner), wanted.conversation_ids))
+        return answer_later(request, WatchResponse(manager, check_found("owner", owner), wanted.conversation_ids))
 
 
 class WatchResponse(Response):
