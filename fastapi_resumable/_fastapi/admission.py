@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio.from_thread
-from fastapi import Request
+from fastapi import HTTPException, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -24,7 +24,7 @@ from .._run.manager import StreamManager
 from .._run.producer import Producer, reserve
 from .._run.replay import counting_refusals, replay
 from .._stream.stream import Stream
-from ..exceptions import StoreUnavailable, StreamPending
+from ..exceptions import ResumableError, StoreUnavailable, StreamPending
 from ..settings import ResumableOptions
 from .request import (
     Header,
@@ -38,7 +38,6 @@ from .request import (
     prefers_async,
     solve,
 )
-from .responses import http_errors
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -46,6 +45,25 @@ MAX_WARNINGS = 100
 CLIENT_LEFT = 499  # what access logs show of a request whose client has left
 
 _T = TypeVar("_T")
+
+
+# The one place that turns exceptions into answers.
+
+
+def http_error(error: ResumableError) -> HTTPException:
+    """The HTTPException for one of our errors."""
+    return HTTPException(error.status_code, detail=error.detail, headers=error.headers or None)
+
+
+class http_errors:  # noqa: N801  # called like a function
+    """Within the context, our errors are raised as the `HTTPException`s that FastAPI answers with."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, ResumableError):
+            raise http_error(error) from error
 
 
 class Identity(NamedTuple):
@@ -209,23 +227,16 @@ class Admission:
 
     async def _unless_client_leaves(self, work: Coroutine[Any, Any, _T]) -> _T | None:
         """Do what may wait for another request's stream to begin; `None` once the client has left."""
-        working = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(self._body.disconnected())
         try:
-            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            return working.result() if working.done() else None
-        except asyncio.CancelledError:
-            if working.done() and not working.cancelled() and working.exception() is None:
-                started = working.result()
-                if isinstance(started, Producer):
-                    with anyio.CancelScope(shield=True):
-                        await started.release()
-            raise
+            with anyio.CancelScope() as scope:
+                leaving.add_done_callback(lambda _: scope.cancel())
+                return await work
         finally:
-            working.cancel()
             leaving.cancel()
             with anyio.CancelScope(shield=True):
-                await asyncio.wait({working, leaving})
+                await asyncio.wait({leaving})
+        return None
 
     # Called at the endpoint, where FastAPI has solved and validated everything.
 

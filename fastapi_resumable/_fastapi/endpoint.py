@@ -8,23 +8,21 @@ place of the endpoint, once the request was checked, and `route.endpoint` stays 
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated, Any, TypeVar, cast
 
-import anyio
 import anyio.from_thread
 from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Scope
 
-from .._run.body import RequestBody
-from .._run.exchange import Exchange, close_generator, stopped_while_queued
+from .._run.exchange import close_generator
 from .._run.producer import Producer
 from . import internals
-from .admission import Admission, Identity, Service
+from .admission import Admission, Service
 from .request import body_again
-from .responses import Answered, http_error, is_recorded, log_failure, record
+from .responses import EndpointAdmission, record
 
 _REQUEST = "fastapi_resumable_request"
 _INTERCEPTED = "__fastapi_resumable_intercepted__"
@@ -167,80 +165,6 @@ async def handle_of(request: Request, service: Service) -> ResumableStream:
         # A resume is answered there, in place of the endpoint.
         intercept_endpoint(request.scope, service)
     return ResumableStream(admission)
-
-
-class EndpointAdmission(Admission):
-    """Admits one request to its endpoint, and has the response recorded that the endpoint returns."""
-
-    is_of_app = False
-    records_result = False
-    """Whether what the endpoint returns is recorded, rather than only what it hands to its handle."""
-    _holds = False
-
-    def __init__(self, service: Service, request: Request, identity: Identity) -> None:
-        body = RequestBody(request.receive, None if internals.has_read_body(request) else request.scope)
-        super().__init__(service, request.scope, identity, body, internals.send_of(request), end_delay=0)
-        self._request = request
-
-    async def enter(self) -> Response | None:
-        """Decide, and hold the id until the request ends."""
-        answer = await self.decide()
-        if self.exchange is not None and not self._holds:
-            self._holds = True
-            internals.dependency_stack(self.scope).push_async_callback(self.exchange.release)
-            # So that `request.is_disconnected()` tells of a stop, and not of a client that has left.
-            internals.replace_receive(self._request, self.exchange.recorder.receive)
-        return answer
-
-    async def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Run the endpoint so that a stop cancels it, and have its result recorded."""
-        answer = await self.enter()
-        if answer is not None or (exchange := self.exchange) is None:
-            return await call() if answer is None else answer
-        producer = exchange.producer
-        try:
-            with anyio.CancelScope() as scope:
-                producer.cancel_request = scope.cancel
-                result = await call()
-            if scope.cancelled_caught:
-                raise http_error(stopped_while_queued(producer.stop_code or "cancelled"))
-        except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
-            return _failed(exchange, exc)
-        return await self._finish(exchange, result)
-
-    def run_in_thread(self, call: Callable[[], Any]) -> Any:
-        """The same, but nothing can cancel it."""
-        answer = anyio.from_thread.run(self.enter)
-        if answer is not None or (exchange := self.exchange) is None:
-            return call() if answer is None else answer
-        try:
-            result = call()
-        except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
-            return _failed(exchange, exc)
-        return anyio.from_thread.run(self._finish, exchange, result)
-
-    async def _finish(self, exchange: Exchange, result: Any) -> Any:
-        """What FastAPI gets in place of the endpoint's result."""
-        if self.records_result and isinstance(result, Response):
-            return record(result, exchange)
-        if is_recorded(result, exchange):
-            return result
-        await exchange.release()
-        if self.records_result:
-            self.service.warn_once(
-                f"the endpoint of {self.scope['path']} returned a {type(result).__name__}, which FastAPI has yet to "
-                "render: it is not recorded. Return a Response, or put the endpoint on a router made with "
-                "APIRouter(route_class=resumable.route_class)."
-            )
-        return Answered() if exchange.answered else result
-
-
-def _failed(exchange: Exchange, error: Exception) -> Response:
-    """Raise what went wrong, unless the client has been answered 202 already."""
-    if not exchange.answered:
-        raise error
-    log_failure(exchange, error)
-    return Answered(error)
 
 
 def intercept_endpoint(scope: Scope, service: Service) -> None:

@@ -29,17 +29,6 @@ QueryId = Annotated[str | None, Query(description="The stream id; for ids that a
 Epoch = Annotated[
     str | None, Query(description="The epoch that is meant: any other is refused (replay) or left alone (stop).")
 ]
-From = Annotated[
-    str | None, _Place, Query(alias="from", description="Offset in bytes to replay from. Default: the start.")
-]
-StartingAfter = Annotated[
-    str | None,
-    _Place,
-    Query(
-        description="For streams whose events carry a `sequence_number` in their JSON data, as OpenAI's do: only "
-        "events with a higher number. Wins over `from`."
-    ),
-]
 LastEventId = Annotated[
     str | None,
     Header(
@@ -53,8 +42,17 @@ LastEventId = Annotated[
 class ReplayQuery(BaseModel):
     """The place to replay from. One model for all routes: FastAPI examines it once."""
 
-    start: From = None
-    starting_after: StartingAfter = None
+    start: Annotated[
+        str | None, _Place, Query(alias="from", description="Offset in bytes to replay from. Default: the start.")
+    ] = None
+    starting_after: Annotated[
+        str | None,
+        _Place,
+        Query(
+            description="For streams whose events carry a `sequence_number` in their JSON data, as OpenAI's do: only "
+            "events with a higher number. Wins over `from`."
+        ),
+    ] = None
     epoch: Epoch = None
 
 
@@ -68,23 +66,19 @@ def error_responses(*errors: type[ResumableError]) -> dict[int | str, dict[str, 
     """The OpenAPI `responses` for these errors, with an example of each."""
     responses: dict[int | str, dict[str, Any]] = {}
     for error in errors:
-        entry = responses.setdefault(
-            error.status_code,
-            {
-                "model": ResumableErrorResponse,
-                "description": "",
-                "content": {"application/json": {"examples": {}}},
-            },
-        )
         summary = (error.__doc__ or "").strip().partition("\n")[0]
         # Several errors have one status, and OpenAPI has one response for each status.
-        entry["description"] = f"{entry['description']}`{error.code}`: {summary} ".lstrip()
+        entry = responses.setdefault(
+            error.status_code, {"description": "", "content": {"application/json": {"examples": {}}}}
+        )
+        entry |= {
+            "model": ResumableErrorResponse,
+            "description": f"{entry['description']} `{error.code}`: {summary}".strip(),
+        }
         entry["content"]["application/json"]["examples"][error.code] = {
             "summary": summary,
             "value": {"detail": {"code": error.code, "message": summary}},
         }
-    for entry in responses.values():
-        entry["description"] = entry["description"].strip()
     return responses
 
 

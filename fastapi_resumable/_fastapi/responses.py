@@ -1,47 +1,26 @@
-"""What is sent: a recorded response, an answer in its place, and errors, in the format of FastAPI's."""
+"""Responses that are recorded, and those that are sent in place of an endpoint's or after its dependencies."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
-from fastapi import HTTPException, Request
+import anyio.from_thread
+from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .._run.exchange import Exchange, close_generator
-from ..exceptions import ResumableError
+from .._run.body import RequestBody
+from .._run.exchange import Exchange, close_generator, stopped_while_queued
 from . import internals
-
-if TYPE_CHECKING:
-    from starlette.responses import Response as _Base
-else:
-    _Base = object
+from .admission import Admission, Identity, Service, http_error, http_errors
 
 logger = logging.getLogger("fastapi_resumable")
 
 _ANSWER = "fastapi_resumable.answer"
-
-
-# The one place that turns exceptions into answers.
-
-
-def http_error(error: ResumableError) -> HTTPException:
-    """The HTTPException for one of our errors."""
-    return HTTPException(error.status_code, detail=error.detail, headers=error.headers or None)
-
-
-class http_errors:  # noqa: N801  # called like a function
-    """Within the context, our errors are raised as the `HTTPException`s that FastAPI answers with."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, ResumableError):
-            raise http_error(error) from error
 
 
 def log_failure(exchange: Exchange, error: Exception) -> None:
@@ -70,7 +49,7 @@ async def run_recorded(exchange: Exchange, app: ASGIApp, scope: Scope, _receive:
         log_failure(exchange, exc)
 
 
-class RecordedResponse(_Base):
+class RecordedResponse(Response):
     """Mixed into the class of a user's response: sent through a log."""
 
     _exchanges: tuple[Exchange, ...]
@@ -168,6 +147,83 @@ def _close_dependencies(scope: Scope, failure: BaseException | None, cancelled: 
         return is_handled
 
     stack.push_async_exit(close)
+
+
+# The admission of a request whose response is recorded.
+
+
+class EndpointAdmission(Admission):
+    """Admits one request to its endpoint, and has the response recorded that the endpoint returns."""
+
+    is_of_app = False
+    records_result = False
+    """Whether what the endpoint returns is recorded, rather than only what it hands to its handle."""
+    _holds = False
+
+    def __init__(self, service: Service, request: Request, identity: Identity) -> None:
+        body = RequestBody(request.receive, None if internals.has_read_body(request) else request.scope)
+        super().__init__(service, request.scope, identity, body, internals.send_of(request), end_delay=0)
+        self._request = request
+
+    async def enter(self) -> Response | None:
+        """Decide, and hold the id until the request ends."""
+        answer = await self.decide()
+        if self.exchange is not None and not self._holds:
+            self._holds = True
+            internals.dependency_stack(self.scope).push_async_callback(self.exchange.release)
+            # So that `request.is_disconnected()` tells of a stop, and not of a client that has left.
+            internals.replace_receive(self._request, self.exchange.recorder.receive)
+        return answer
+
+    async def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Run the endpoint so that a stop cancels it, and have its result recorded."""
+        answer = await self.enter()
+        if answer is not None or (exchange := self.exchange) is None:
+            return await call() if answer is None else answer
+        producer = exchange.producer
+        try:
+            with anyio.CancelScope() as scope:
+                producer.cancel_request = scope.cancel
+                result = await call()
+            if scope.cancelled_caught:
+                raise http_error(stopped_while_queued(producer.stop_code or "cancelled"))
+        except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
+            return _failed(exchange, exc)
+        return await self._finish(exchange, result)
+
+    def run_in_thread(self, call: Callable[[], Any]) -> Any:
+        """The same, but nothing can cancel it."""
+        answer = anyio.from_thread.run(self.enter)
+        if answer is not None or (exchange := self.exchange) is None:
+            return call() if answer is None else answer
+        try:
+            result = call()
+        except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
+            return _failed(exchange, exc)
+        return anyio.from_thread.run(self._finish, exchange, result)
+
+    async def _finish(self, exchange: Exchange, result: Any) -> Any:
+        """What FastAPI gets in place of the endpoint's result."""
+        if self.records_result and isinstance(result, Response):
+            return record(result, exchange)
+        if is_recorded(result, exchange):
+            return result
+        await exchange.release()
+        if self.records_result:
+            self.service.warn_once(
+                f"the endpoint of {self.scope['path']} returned a {type(result).__name__}, which FastAPI has yet to "
+                "render: it is not recorded. Return a Response, or put the endpoint on a router made with "
+                "APIRouter(route_class=resumable.route_class)."
+            )
+        return Answered() if exchange.answered else result
+
+
+def _failed(exchange: Exchange, error: Exception) -> Response:
+    """Raise what went wrong, unless the client has been answered 202 already."""
+    if not exchange.answered:
+        raise error
+    log_failure(exchange, error)
+    return Answered(error)
 
 
 # The answers of our own routes.

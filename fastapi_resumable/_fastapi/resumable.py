@@ -26,11 +26,10 @@ from ..stores.base import Store
 from ..stores.measured import MeasuredStore
 from ..stores.memory import MemoryStore
 from ..telemetry import Telemetry
-from .admission import Service
+from .admission import Service, http_errors
 from .ai_sdk import build_ai_sdk_router
 from .endpoint import ResumableStream, decorate, handle_of
 from .openapi import ReplayQuery
-from .responses import http_errors
 from .route import route_class, serve
 from .router import build_router, replay_stream, stop_stream
 

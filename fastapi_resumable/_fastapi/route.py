@@ -18,9 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .._run.body import RequestBody
 from .._run.exchange import Exchange, close_generator
 from .._run.recorder import inner_scope
-from .admission import Admission, Identity, Service
+from .admission import Admission, Identity, Service, http_errors
 from .endpoint import intercept_endpoint
-from .responses import http_errors, run_recorded
+from .responses import run_recorded
 
 END_DELAY = 0.05
 """Seconds for which the end of a body that an application sends waits for the application to return.

@@ -258,9 +258,8 @@ def _asset(name: str) -> tuple[bytes, str]:
 def _add_assets(router: APIRouter) -> None:
     """Serve the client under the router's prefix, without authentication: a script tag sends no headers of the page."""
     for stem in ("resumable", "ag-ui"):
-        router.add_route(f"{router.prefix}/{stem}.js", partial(_lead_to_module, stem), include_in_schema=False)
-        router.add_route(f"{router.prefix}/{stem}.{{digest}}.js", partial(_send_module, stem), include_in_schema=False)
-        router.add_route(f"{router.prefix}/{stem}.js.map", partial(_send_source_map, stem), include_in_schema=False)
+        for suffix, send in ((".js", _lead_to_module), (".{digest}.js", _send_module), (".js.map", _send_source_map)):
+            router.add_route(f"{router.prefix}/{stem}{suffix}", partial(send, stem), include_in_schema=False)
 
 
 async def _lead_to_module(stem: str, _request: Request) -> Response:
