@@ -22,7 +22,7 @@ from .._run.producer import Producer
 from . import internals
 from .admission import Admission, Service
 from .request import body_again
-from .responses import EndpointAdmission, record
+from .responses import AnswerRoute, EndpointAdmission, record
 
 _REQUEST = "fastapi_resumable_request"
 _INTERCEPTED = "__fastapi_resumable_intercepted__"
@@ -156,6 +156,9 @@ class ResumableStream:
 
 async def handle_of(request: Request, service: Service) -> ResumableStream:
     """The handle of a request, with the same admission for all that ask for one."""
+    if isinstance(request.scope.get("route"), AnswerRoute):
+        # One of ours, behind a dependency that others share: these routes begin no stream.
+        return ResumableStream()
     admission = service.admission_of(request.scope)
     if admission is None and (admission := await _admit(request, service)) is not None:
         key = service.scope_key

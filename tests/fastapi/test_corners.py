@@ -1080,3 +1080,39 @@ async def test_a_stop_waits_for_a_generator_that_is_at_work_in_a_thread():
             gc.enable()
 
     assert trace == ["generator closed", "session closed"]
+
+
+@pytest.mark.parametrize("rule", ["replace", "attach", "reject"])
+async def test_a_handle_in_a_dependency_of_the_router_begins_no_stream(rule: str):
+    """As in one that checks the user, for the endpoint and for replays: the client names the stream to both."""
+    resumable = Resumable(on_conflict=rule, shutdown_grace=0.1)
+    handles: list[bool] = []
+
+    async def checked(stream: Annotated[ResumableStream, Depends(resumable)]):
+        handles.append(bool(stream))
+        return stream
+
+    async def endless():
+        yield "data: one\n\n"
+        await asyncio.Event().wait()
+
+    app = FastAPI()
+    app.include_router(resumable.router, dependencies=[Depends(checked)])
+
+    @app.post("/chat")
+    async def chat(stream: Annotated[ResumableStream, Depends(checked)]):
+        return stream(StreamingResponse(endless(), media_type="text/event-stream"))
+
+    async with running(app) as client:
+        first = client.start("POST", "/chat", headers=ID)
+        event = await first.read_until(b"id: ")
+        replay = client.start("GET", f"/v1/stream/chat-1?from={event.index(b'id: ')}", headers=ID)
+        assert (await replay.read_until(b"id: ")).startswith(b"id: ")
+        assert (
+            len((await client.post("/v1/streams/lookup", headers=ID, json={"conversation_ids": ["chat-1"]})).json())
+            == 1
+        )
+        assert (await client.delete("/v1/stream/chat-1", headers=ID)).status == 204
+        assert b"event: cancelled" in await first.rest()
+
+    assert handles == [True, False, False, False]
