@@ -60,7 +60,7 @@ class RedisBackend(Transitions):
 
     async def register(self) -> None:
         """Take a lease, and begin to listen."""
-        await self.lease.take()
+        await self.lease.renew()
         for work, name in (
             (self.lease.keep, "lease"),
             (self.lease.watch, "lapse"),
@@ -138,7 +138,7 @@ class RedisBackend(Transitions):
         """What to do now for a stream."""
         if isinstance(stream, RemoteStream):
             return self.calls.report(stream, stream.slowest)
-        match stream.next_write():
+        match stream.outbox.next_write():
             case None:
                 return None
             case Begin():
@@ -215,8 +215,7 @@ class RedisBackend(Transitions):
         """Ask whether Redis still has everything."""
         self.lease.renew_now()
         self._touched = -math.inf
-        for stream in self.streams.local.values():
-            stream.check()
+        self.check_streams()
         waiting = [each for each in self.streams.queued.values() if each.requested_at and each.stop_code is None]
         if waiting:
             self.tasks.spawn(self._queue_again(waiting), "resumable queue")

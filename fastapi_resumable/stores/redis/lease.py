@@ -6,6 +6,7 @@ import math
 import os
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from time import monotonic
 
 from ...exceptions import StoreUnavailable
@@ -49,15 +50,9 @@ class Lease:
         self._on_expired = on_expired
         self._on_lapse = on_lapse
         self._on_outage = on_outage
-        self._awake = 0.0
         self._renewed = self._late_at = -math.inf
         self._due = 0.0
         self._now = asyncio.Event()
-
-    async def take(self) -> None:
-        """Take the lease for the first time."""
-        await self.renew()
-        self._awake = monotonic()
 
     def renew_now(self) -> None:
         """Renew the lease at once, rather than when it is time."""
@@ -66,12 +61,10 @@ class Lease:
     async def keep(self) -> None:
         """Renew the lease, again and again."""
         while True:
-            try:
+            with suppress(TimeoutError):
                 # As long as is left since the last time, should this have been interrupted.
                 async with asyncio.timeout(self._due - monotonic()):
                     await self._now.wait()
-            except TimeoutError:
-                pass
             # Before the call, so that a wish that comes during it is not lost.
             self._now.clear()
             try:
@@ -81,7 +74,7 @@ class Lease:
                 self._on_outage(exc)
 
     async def renew(self) -> None:
-        """Renew the lease."""
+        """Take the lease, or renew it."""
         name = f"{os.getpid()}@{socket.gethostname()}"
         (existed,) = await self._link.run_now(
             Call(Script.BEAT, [self._keys.worker(self._worker)], [name, int(self._seconds * 1000)])
@@ -100,15 +93,16 @@ class Lease:
 
     async def watch(self) -> None:
         """Notice when this process stood still, whatever Redis does meanwhile."""
+        awake_at = monotonic()
         while True:
             await asyncio.sleep(self._seconds / 4)
             # By this process' own clock: whether Redis could be reached meanwhile does not matter here.
-            if monotonic() - self._awake > self._seconds:
+            if monotonic() - awake_at > self._seconds:
                 logger.error(
                     "this process stood still for more than its lease of %g s: its streams were given up", self._seconds
                 )
                 self._on_lapse()
-            self._awake = monotonic()
+            awake_at = monotonic()
 
     async def give_back(self) -> None:
         """Say that this worker is gone."""

@@ -16,6 +16,7 @@ from ..base import Reservation
 from ..watchers import Notify, Watchers
 from .local import LocalStream
 from .outage import UNAVAILABLE, Outage
+from .outbox import Sync
 from .queue import Source, WriteQueue
 from .remote import RemoteStream
 from .writes import KeyState, RemoteState, StreamBackend
@@ -193,9 +194,9 @@ class SharedBackend(StreamBackend, Source[Any], ABC):
         self.queue.mark(stream, may_wait=may_wait)
 
     def forget(self, stream: LocalStream) -> None:
-        """Write no more of a stream."""
+        """Write no more of a stream. Its bytes stay, and stay counted, for the readers here."""
         self.streams.local.pop(stream.epoch, None)
-        stream.leave_store()
+        stream.outbox.sync = Sync.LEFT
 
     def follow(self, stream: RemoteStream) -> None:
         """Give what is added to a log to the stream."""
@@ -212,6 +213,12 @@ class SharedBackend(StreamBackend, Source[Any], ABC):
         """Stop that."""
         if self.streams.followed.get(stream.epoch) is stream:
             del self.streams.followed[stream.epoch]
+
+    def check_streams(self) -> None:
+        """Ask whether the backend still has what is produced here."""
+        for stream in self.streams.local.values():
+            stream.outbox.renew = True
+            self.mark(stream)
 
     # What the worker hears of others.
 

@@ -14,13 +14,11 @@ from ..._stream.stream import Head, stream_item
 from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
 from ..base import Reservation
+from .outage import RECHECK
 from .outbox import Outbox, Sync
 from .writes import END_MESSAGES, Ending, Reply, StreamBackend, Written
 
 logger = logging.getLogger("fastapi_resumable")
-
-RECHECK = 1.0
-"""Seconds after which what waits for another worker looks again, should it have missed the message."""
 
 
 class LocalStream:
@@ -46,14 +44,16 @@ class LocalStream:
         self.log, self.piece = self._recording.log, self._recording.piece
         self._fanout = Fanout(self.log)
         self._fanout.visible = 0
-        self._outbox = Outbox(self._recording)
+        self.outbox = Outbox(self._recording)
+        """What the backend is to do next."""
         self._slowest_elsewhere = math.inf
         # Up to this offset, there is room without a check, which would cost more than the rest of a short write.
         self._check_at = 0
         # What others ask of the stream is done by its parts.
         self.detach, self.advance = self._fanout.detach, self._fanout.advance
-        self.note_room, self.next_write = self._fanout.make_room, self._outbox.next_write
-        self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.note_room = self._fanout.make_room
+        self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when all workers can see the end."""
 
     # The producer's side.
 
@@ -64,7 +64,7 @@ class LocalStream:
 
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes leave in place what readers need, here and elsewhere, and what is to be written."""
-        unacknowledged, most = self.log.tail - self._fanout.tail, self._outbox.ahead
+        unacknowledged, most = self.log.tail - self._fanout.tail, self.outbox.ahead
         if unacknowledged and unacknowledged + size > most // 2:
             # Enough to be written at once, so that the producer need not wait for that.
             self.backend.mark(self)
@@ -79,15 +79,13 @@ class LocalStream:
     async def wait_for_room(self, size: int) -> None:
         """Wait until readers, here and elsewhere, and the backend have got far enough for `size` more bytes."""
         while not self.closed and not self.has_room(size):
-            timeout = None
-            if self._is_held_elsewhere(size):
-                timeout = RECHECK
-                with suppress(StoreUnavailable):
-                    self._slowest_elsewhere = await self.backend.slowest_reader(self)
-                    self._check_at = 0
-                if self.closed or self.has_room(size):
-                    return
-            await self._fanout.wait_for_room(timeout)
+            if not self._is_held_elsewhere(size):
+                await self._fanout.wait_for_room()
+                continue
+            with suppress(StoreUnavailable):
+                self._slowest_elsewhere, self._check_at = await self.backend.slowest_reader(self), 0
+            if not self.closed and not self.has_room(size):
+                await self._fanout.wait_for_room(RECHECK)
 
     def offer(self, chunk: bytes, _now: float) -> bool:
         """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room."""
@@ -102,7 +100,7 @@ class LocalStream:
             slowest = min(self._fanout.find_slowest(), self._slowest_elsewhere, self.log.tail)
             self._check_at = min(
                 self.log.tail + self.backend.limits.check_every,
-                self._fanout.tail + self._outbox.ahead // 2,
+                self._fanout.tail + self.outbox.ahead // 2,
                 int(slowest) + self._recording.bound,
             )
         return True
@@ -113,7 +111,7 @@ class LocalStream:
         self.log.append(data)
         if self.is_detached:
             self._fanout.show(self.log.tail)
-        is_first, may_wait = self._outbox.note_append()
+        is_first, may_wait = self.outbox.note_append()
         if is_first:
             self.backend.mark(self, may_wait=may_wait)
 
@@ -127,7 +125,7 @@ class LocalStream:
         """End the log, once; readers see it when the backend has it."""
         if self.closed:
             return
-        self._outbox.ending = Ending(status, code, now)
+        self.outbox.ending = Ending(status, code, now)
         self._close(status, code, message)
         self._fanout.make_room()
         self.backend.mark(self)
@@ -140,10 +138,6 @@ class LocalStream:
         self._recording.settle(self._fanout)
         self.log.close()
 
-    async def settled(self) -> None:
-        """Wait until all workers can see the end."""
-        await asyncio.shield(self._settled)
-
     def stop_producer(self, code: str) -> None:
         """Tell the producer that the stream was ended by something else; once."""
         # Nothing of it is kept afterwards: what its frames hold is closed when they go.
@@ -155,7 +149,7 @@ class LocalStream:
 
     def take_reply(self, reply: Reply) -> None:
         """Note what came of the last write."""
-        outbox = self._outbox
+        outbox = self.outbox
         if outbox.sync is Sync.LEFT:
             return
         if not outbox.take(reply):
@@ -180,15 +174,6 @@ class LocalStream:
         """Show what others may have shown already, although the reply to it is not here yet."""
         self._fanout.show(min(offset, self.log.tail))
 
-    def check(self) -> None:
-        """Make sure that the backend is asked whether it still has the stream."""
-        self._outbox.renew = True
-        self.backend.mark(self)
-
-    def leave_store(self) -> None:
-        """Write no more. The bytes stay, and stay counted, for the readers here."""
-        self._outbox.sync = Sync.LEFT
-
     def _finalize(self, status: ResumableStatus, now: float) -> None:
         if self.is_final:
             return
@@ -196,15 +181,15 @@ class LocalStream:
         self.status, self.completed_at, self.is_final = status, now, True
         self._fanout.notify()
         self._fanout.make_room()
-        self._settled.set_result(None)
+        self.settled.set_result(None)
 
     # Without the backend.
 
     def on_outage(self, failure: StoreUnavailable) -> None:
         """Go on for the readers that there are here, or end: as the store is set."""
-        if self._outbox.sync is Sync.LEFT:
+        if self.outbox.sync is Sync.LEFT:
             return
-        self._outbox.renew = True
+        self.outbox.renew = True
         if not self.backend.degrade:
             self._give_up(failure)
             return
@@ -212,7 +197,7 @@ class LocalStream:
             self._warn("stream %r goes on unrecorded: %s", failure.message)
             self.is_detached = True
             self._fanout.show(self.log.tail)
-        if (ending := self._outbox.ending) is not None:
+        if (ending := self.outbox.ending) is not None:
             self._finalize(ending.status, ending.completed_at)
             if time() > self.completed_at + self._recording.limits.retention:
                 self.backend.forget(self)
@@ -229,12 +214,6 @@ class LocalStream:
 
     def _warn(self, message: str, *about: str) -> None:
         logger.warning(message, self.key.id, *about, extra=self.key.fields(self.epoch))
-
-    def begin_later(self, failure: StoreUnavailable) -> None:
-        """Begin without the backend, and there as soon as it can be reached."""
-        self._outbox.sync = Sync.BEGIN
-        self.on_outage(failure)
-        self.backend.mark(self)
 
     def stop_here(self) -> None:
         """Stop the stream while the backend is away, and write that later."""

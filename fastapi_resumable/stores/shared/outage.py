@@ -14,6 +14,8 @@ UNAVAILABLE = "The store of streams cannot be used. Try again in a moment."
 FIRST_PAUSE = 0.02
 """Seconds before a failed attempt is repeated; each further failure doubles them."""
 LONGEST_PAUSE = 0.5
+RECHECK = 1.0
+"""Seconds after which what waits for another worker looks again, should it have missed the message."""
 
 
 class Outage:

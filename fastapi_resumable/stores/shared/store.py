@@ -22,7 +22,9 @@ from ...models import ResumableStatus, ResumableStreamItem
 from ..base import Reservation
 from ..watchers import Notify
 from .backend import SharedBackend
-from .local import RECHECK, LocalStream
+from .local import LocalStream
+from .outage import RECHECK
+from .outbox import Sync
 from .writes import KeyState
 
 OnStoreFailure = Literal["degrade", "fail"]
@@ -153,7 +155,10 @@ class SharedStore(ABC):
         backend.streams.queued.pop(epoch, None)
         backend.streams.local[epoch] = stream
         if failure is not None:
-            stream.begin_later(failure)
+            # It begins there as soon as that can be done.
+            stream.outbox.sync = Sync.BEGIN
+            stream.on_outage(failure)
+            backend.mark(stream)
             backend.tasks.spawn(backend.announce(stream), "resumable announce")
         return stream
 
@@ -170,7 +175,7 @@ class SharedStore(ABC):
             return
         assert isinstance(stream, LocalStream)
         stream.end(status, code, message, time.time())
-        await stream.settled()
+        await asyncio.shield(stream.settled)
         await stream.backend.announce(stream)
 
     # Looking.

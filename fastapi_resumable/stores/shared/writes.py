@@ -153,7 +153,7 @@ class StreamBackend(Protocol):
     """Whether local streams go on without the backend while that is gone."""
 
     def mark(self, stream: Any, *, may_wait: bool = False) -> None:
-        """Call the stream's `next_write` soon; if it `may_wait`, a moment later, with what else comes till then."""
+        """Do what the stream has to write soon; if it `may_wait`, a moment later, with what else comes till then."""
 
     async def page(self, stream: Any, offset: int) -> Page:
         """Bytes of the log from `offset` on; none at its end.

@@ -199,7 +199,7 @@ class SqliteBackend(SharedBackend):
         if isinstance(stream, RemoteStream):
             epoch, slowest = stream.epoch, stream.slowest
             return lambda transactions: transactions.logs.report(epoch, slowest)
-        match stream.next_write():
+        match stream.outbox.next_write():
             case None:
                 return None
             case Begin():
@@ -262,8 +262,7 @@ class SqliteBackend(SharedBackend):
 
     def _on_return(self) -> None:
         """Ask whether the file still has everything, and read on from where the readers are."""
-        for stream in self.streams.local.values():
-            stream.check()
+        self.check_streams()
         self._reader.look_now()
 
     # What is done from time to time.
