@@ -91,11 +91,11 @@ class EndedStreams:
     """The streams that have ended and are kept for the retention, in the order in which they expire."""
 
     def __init__(self, clock: Callable[[], float], expire: Callable[[MemoryStream, float], bool]) -> None:
-        """`expire` gets a stream and the time; it `discard`s the stream and returns true, if that is due."""
+        """`expire` gets a stream whose time has come; it `discard`s the stream and returns true."""
         self._clock = clock
         self._expire = expire
         # Retention is one constant, so streams expire in the order in which they ended.
-        self._streams: dict[MemoryStream, None] = {}
+        self._streams: dict[MemoryStream, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_loop: asyncio.AbstractEventLoop | None = None
 
@@ -104,7 +104,8 @@ class EndedStreams:
 
     def add(self, stream: MemoryStream) -> None:
         """Keep a stream that has just ended."""
-        self._streams[stream] = None
+        assert stream.state is not None
+        self._streams[stream] = stream.state.expires_at
         self._arm()
 
     def discard(self, stream: MemoryStream) -> None:
@@ -119,7 +120,8 @@ class EndedStreams:
 
     def expire_oldest(self, now: float) -> bool:
         """Forget the first stream if its time has come; return whether there was one."""
-        return bool(self._streams) and self._expire(next(iter(self._streams)), now)
+        stream, expires_at = next(iter(self._streams.items()), (None, math.inf))
+        return stream is not None and expires_at <= now and self._expire(stream, now)
 
     def make_room(self, budget: Budget, size: int) -> None:
         """Forget streams before their time, the oldest first, until the budget has room for `size` bytes more."""
@@ -131,9 +133,8 @@ class EndedStreams:
         loop = asyncio.get_running_loop()
         # The application may be started anew on another loop, where a timer of the first one never fires.
         if self._streams and self._timer_loop is not loop:
-            state = next(iter(self._streams)).state
-            assert state is not None
-            self._timer = loop.call_later(max(0.0, state.expires_at - self._clock()) + 0.01, self._on_timer)
+            left = next(iter(self._streams.values())) - self._clock()
+            self._timer = loop.call_later(max(0.0, left) + 0.01, self._on_timer)
             self._timer_loop = loop
 
     def _on_timer(self) -> None:
