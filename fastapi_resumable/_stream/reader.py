@@ -218,7 +218,8 @@ class Reader(Cursor):
     async def _read_on(self, end: End | None) -> Reading:
         try:
             await self._follow()
-            reading = Reading.LEFT if self._left else Reading.FINISHED
+            # With the end of the body, a server takes the client for gone.
+            reading = Reading.LEFT if self._left and not self.has_sent_end else Reading.FINISHED
         except ResumableError as exc:
             self.failure = exc
             reading = Reading.LOST

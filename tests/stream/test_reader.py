@@ -248,6 +248,18 @@ async def test_a_client_that_leaves_within_a_delivery_has_left() -> None:
         assert await bounded(client.task) is Reading.LEFT
 
 
+async def test_a_client_that_leaves_with_the_end_of_the_body_has_everything() -> None:
+    """Servers report a disconnect once a response is complete."""
+    stream = make_stream()
+    write(stream, b"one")
+    stream.end(ResumableStatus.COMPLETED, "", "", 1.0)
+    client = Client(stream)
+    client.on_take = client.reader.leave
+    assert await bounded(client.task) is Reading.FINISHED
+    assert client.taken == [b"one"]
+    assert client.reader.has_sent_end
+
+
 async def test_a_stream_that_ends_within_a_delivery_has_ended() -> None:
     """For its reader too."""
     stream = make_stream()
