@@ -12,6 +12,7 @@ from tests.support.demo import workers_demo
 pytestmark = [pytest.mark.browser, pytest.mark.redis]
 
 
+@pytest.mark.long
 def test_the_page_says_which_worker_serves_it(person: BrowserContext, tmp_path: Path) -> None:
     """Whichever one reads after a reload, the writer stays the same, and the answer comes whole."""
     with workers_demo(tmp_path, words_per_second=60) as demo:

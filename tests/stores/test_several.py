@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from fastapi_resumable.stores.several import count_workers
+from tests.support.params import in_long_runs
 from tests.support.server import HOST, Server
 
 APP = """
@@ -36,10 +37,10 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("arguments", "environment", "warns"),
     [
-        (["--workers", "2"], {}, True),
+        in_long_runs((["--workers", "2"], {}, True)),
         ([], {"WEB_CONCURRENCY": "2"}, True),
         (["--workers", "1"], {"WEB_CONCURRENCY": "2"}, False),
-        ([], {}, False),
+        in_long_runs(([], {}, False)),
     ],
     ids=["workers", "environment", "one-of-two", "one"],
 )
