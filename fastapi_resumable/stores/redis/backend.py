@@ -24,7 +24,7 @@ from ..watchers import Notify
 from .calls import LIVE, Call, Calls, Script, post, read_page, read_written
 from .keys import Keys
 from .lease import Lease
-from .link import Client, Link, count_bytes
+from .link import Client, Link
 from .listener import Fields, Listener
 from .messages import Messages
 from .transitions import Transitions
@@ -47,7 +47,7 @@ class RedisBackend(Transitions):
         self.calls = Calls(keys, self.name, limits, lease)
         self.link = Link(client, self.calls, timeout, on_up=self._on_return)
         self.outage = self.link.outage
-        self.queue = WriteQueue(self, self._write, count_bytes)
+        self.queue = WriteQueue(self._next_call, self._take_reply, self._write)
         self.lease = Lease(self.name, self.link, keys, lease, self._on_return, self._on_lapse, self.on_outage)
         wake = partial(self.queue.run_later, post(keys.inbox(self.name), "m", "wake"))
         self.listener = Listener(self.link, self.tasks, wake=wake, on_outage=self.on_outage)
@@ -134,8 +134,7 @@ class RedisBackend(Transitions):
 
     # What the write queue asks for.
 
-    def next_job(self, stream: LocalStream | RemoteStream) -> Call | None:
-        """What to do now for a stream."""
+    def _next_call(self, stream: LocalStream | RemoteStream) -> Call | None:
         if isinstance(stream, RemoteStream):
             return self.calls.report(stream, stream.slowest)
         match stream.outbox.next_write():
@@ -154,8 +153,7 @@ class RedisBackend(Transitions):
             await self.lease.renew()
         return await self.link.run_batch(calls)
 
-    def take_reply(self, stream: LocalStream | RemoteStream, reply: Any) -> None:
-        """What came of it."""
+    def _take_reply(self, stream: LocalStream | RemoteStream, reply: Any) -> None:
         if isinstance(stream, LocalStream):
             if reply[0] == b"begun":
                 # It has begun late, after an outage, and what it has replaced meanwhile has to hear of that.

@@ -242,11 +242,6 @@ def _join(calls: Sequence[Call]) -> Call:
     )
 
 
-def count_bytes(call: Call) -> int:
-    """How many bytes a call writes."""
-    return sum(len(word) for word in call.args if isinstance(word, bytes))
-
-
 def is_passing(failure: Exception) -> bool:
     """Whether another attempt may succeed."""
     if isinstance(failure, AuthenticationError | AuthorizationError):

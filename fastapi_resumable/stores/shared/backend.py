@@ -17,7 +17,7 @@ from ..watchers import Notify, Watchers
 from .local import LocalStream
 from .outage import UNAVAILABLE, Outage
 from .outbox import Sync
-from .queue import Source, WriteQueue
+from .queue import WriteQueue
 from .remote import RemoteStream
 from .writes import KeyState, RemoteState, StreamBackend
 
@@ -56,7 +56,7 @@ class WorkerStreams:
         return [stream for stream in self.local.values() if stream.key == key and epoch in (None, stream.epoch)]
 
 
-class SharedBackend(StreamBackend, Source[Any], ABC):
+class SharedBackend(StreamBackend, ABC):
     """The backend of a store on one event loop. What the store asks of it may raise `StoreUnavailable`."""
 
     queue: WriteQueue[Any]

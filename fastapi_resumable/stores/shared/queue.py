@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ...exceptions import StoreUnavailable
 from .local import LocalStream
@@ -36,17 +36,6 @@ SHARE = 0.0004
 
 Marked = LocalStream | RemoteStream
 Job = TypeVar("Job")
-Job_co = TypeVar("Job_co", covariant=True)
-
-
-class Source(Protocol[Job_co]):
-    """Where jobs come from."""
-
-    def next_job(self, stream: Marked) -> Job_co | None:
-        """What to do for a stream now."""
-
-    def take_reply(self, stream: Marked, reply: Any) -> None:
-        """What came of it."""
 
 
 class WriteQueue(Generic[Job]):
@@ -54,23 +43,23 @@ class WriteQueue(Generic[Job]):
 
     def __init__(
         self,
-        source: Source[Job],
+        next_job: Callable[[Marked], Job | None],
+        take_reply: Callable[[Marked, Any], None],
         execute: Callable[[Sequence[Job]], Any],
-        size: Callable[[Job], int],
         *,
         interval: float = 0.0,
         collect: float | None = None,
     ) -> None:
         """Set it up.
 
-        `execute` does some jobs, and returns a reply to each: a `StoreUnavailable` to one that is refused, while the
-        others go on. It raises that if none can be done. `size` says how many bytes a job writes,
-        `interval` how many seconds lie at least between the beginnings of two batches, and `collect` for how many
-        seconds a fast stream collects what it writes next, while there is no other.
+        `next_job` says what to do for a stream now, and `take_reply` gets what came of it. `execute` does some jobs,
+        and returns a reply to each: a `StoreUnavailable` to one that is refused, while the others go on. It raises that
+        if none can be done. `interval` says how many seconds lie at least between the beginnings of two batches, and
+        `collect` for how many seconds a fast stream collects what it writes next, while there is no other.
         """
-        self._source = source
+        self._next_job = next_job
+        self._take_reply = take_reply
         self._execute = execute
-        self._size = size
         self._interval = interval
         self._begun = 0.0
         self._is_closed = False
@@ -157,13 +146,14 @@ class WriteQueue(Generic[Job]):
             # First, so that what the stream records from here on marks it again.
             del self._dirty[stream]
             try:
-                job = self._source.next_job(stream)
+                job = self._next_job(stream)
             except Exception as exc:  # noqa: BLE001  # it is logged there
                 self._put_off(stream, exc)
                 continue
             if job is not None:
                 taken.append((stream, job))
-                size += self._size(job)
+                if isinstance(stream, LocalStream):
+                    size += stream.log.tail - stream.outbox.recorded
                 if size >= BATCH_BYTES:
                     break
         return taken
@@ -173,7 +163,7 @@ class WriteQueue(Generic[Job]):
             try:
                 if isinstance(reply, Exception):
                     raise reply
-                self._source.take_reply(stream, reply)
+                self._take_reply(stream, reply)
             except Exception as exc:  # noqa: BLE001  # it is logged there
                 self._put_off(stream, exc)
 

@@ -27,7 +27,7 @@ from .reader import Found, ReaderThread
 from .rows import read_states
 from .threads import File, Job
 from .transactions import Transactions
-from .writer import Append, WriterThread, count_bytes
+from .writer import Append, WriterThread
 
 INTERVAL = 0.002
 """The fewest seconds between two transactions in which streams are written, so that many of them share one."""
@@ -47,7 +47,9 @@ class SqliteBackend(SharedBackend):
         self._writer = WriterThread(file, self._on_return, self._name, limits, self._lock)
         self._reader = ReaderThread(file, self._on_return, self._lock, self, self._on_found)
         self.outage = self._writer.outage
-        self.queue = WriteQueue(self, self._writer.run_all, count_bytes, interval=INTERVAL, collect=COLLECT)
+        self.queue = WriteQueue(
+            self._next_job, self._take_reply, self._writer.run_all, interval=INTERVAL, collect=COLLECT
+        )
         self._reaping: asyncio.Task[None] | None = None
         self._clean_up_at = 0.0
         """By the time of the event loop."""
@@ -194,8 +196,7 @@ class SqliteBackend(SharedBackend):
 
     # What the write queue asks for.
 
-    def next_job(self, stream: LocalStream | RemoteStream) -> Job | None:
-        """What to do now for a stream."""
+    def _next_job(self, stream: LocalStream | RemoteStream) -> Job | None:
         if isinstance(stream, RemoteStream):
             epoch, slowest = stream.epoch, stream.slowest
             return lambda transactions: transactions.logs.report(epoch, slowest)
@@ -215,8 +216,8 @@ class SqliteBackend(SharedBackend):
             case write:
                 return Append(stream.key, stream.epoch, write)
 
-    def take_reply(self, stream: LocalStream | RemoteStream, reply: Any) -> None:
-        """What came of it. A report is for the producer's worker, which finds it in the file."""
+    def _take_reply(self, stream: LocalStream | RemoteStream, reply: Any) -> None:
+        # The reply to a report is for the producer's worker, which finds it in the file.
         if isinstance(stream, LocalStream):
             if isinstance(reply, Outcome):
                 self._apply(reply)
