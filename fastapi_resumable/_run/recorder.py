@@ -123,8 +123,7 @@ class Recorder:
         if stream is None or not body or type(body) is not bytes or not stream.offer(body, now := monotonic()):
             await self._send_with_care(message)
             return
-        producer = self._producer
-        producer.last_write = now
+        self._producer.last_write = now
         # A generator that never awaits would keep the event loop from everything else.
         self._writes += 1
         if not self._writes % YIELD_EVERY or len(body) > YIELD_SIZE:

@@ -114,7 +114,7 @@ class Reader(Cursor):
         self._waiter: asyncio.Future[None] | None = None
         self._left = self._missed = self._is_evicted = False
         self._is_idle = False  # whether it waits, with nothing half sent
-        self._task: asyncio.Task[Any] | None = None
+        self._task: Any = None  # that of `run`
         self._sending_since: float | None = None
         self._rest: Suspended | None = None
         # From now on, not from the first message: what there is now must still be there then.
@@ -133,13 +133,13 @@ class Reader(Cursor):
 
     def on_append(self, data: bytes, tail: int) -> None:
         """Send what has come, if the task waits for it; and let the task go on with what cannot be done here."""
-        waiter, task = self._waiter, self._task
+        waiter = self._waiter
         # The task is awake, or about to be, and looks at the log once more before it waits.
-        if waiter is None or task is None or waiter.done():
+        if waiter is None or waiter.done():
             self._missed = True
             return
-        offset = self.offset
-        if offset + len(data) != tail:
+        size = len(data)
+        if self.offset + size != tail:
             # There is more than that, for this reader.
             try:
                 data = self.stream.read(self)
@@ -149,19 +149,19 @@ class Reader(Cursor):
             if not data:
                 waiter.set_result(None)
                 return
+            size = len(data)
         # Not to be called again by what this message sets off.
-        self._waiter = None
-        self._missed = False
-        message = {"type": "http.response.body", "body": data, "more_body": True}
-        rest = run_inline(task, self._context, self._send(message))
+        self._waiter, self._missed = None, False
+        message = self._send({"type": "http.response.body", "body": data, "more_body": True})
+        rest = run_inline(self._task, self._context, message)
         self._waiter = waiter
         if rest is None:
-            self.stream.advance(self, len(data))
-            if offset + len(data) == tail and not self._missed:
+            self.stream.advance(self, size)
+            if self.offset == tail and not self._missed:
                 return
         else:
             # The cursor moves when the client has it, not when the `send` begins.
-            self._rest, self._rest_size = rest, len(data)
+            self._rest, self._rest_size = rest, size
             self._begin_sending()
         if not waiter.done():
             waiter.set_result(None)
