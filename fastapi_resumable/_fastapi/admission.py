@@ -42,6 +42,11 @@ from .request import (
 logger = logging.getLogger("fastapi_resumable")
 
 MAX_WARNINGS = 100
+END_DELAY = 0.05
+"""Seconds for which the end of a body that an application sends waits for the application to return.
+
+FastAPI's own event streams end the body in order when their generator raises, and raise only then.
+"""
 CLIENT_LEFT = 499  # what access logs show of a request whose client has left
 
 _T = TypeVar("_T")
@@ -150,6 +155,7 @@ class Admission:
 
     is_of_app = True
     """Whether it is for all that an application does for its request, whatever it makes of the scope."""
+    end_delay = END_DELAY
     exchange: Exchange | None = None
     """The exchange of a request that is to run and be recorded."""
     producer: Producer | None = None
@@ -158,15 +164,12 @@ class Admission:
     _is_decided = False
     _answer: Response | None = None
 
-    def __init__(
-        self, service: Service, scope: Scope, identity: Identity, body: RequestBody, send: Send, end_delay: float
-    ) -> None:
+    def __init__(self, service: Service, scope: Scope, identity: Identity, body: RequestBody, send: Send) -> None:
         self.service = service
         self.scope = scope
         self.identity = identity
         self._body = body
         self._send = send
-        self._end_delay = end_delay
 
     async def decide(self) -> Response | None:
         """Decide, once; return the answer that stands in for the endpoint's, or `None` if the endpoint is to run.
@@ -216,7 +219,7 @@ class Admission:
         is_async = prefers_async(self.scope, self.identity.headers)
         location = service.locate(self.scope, self.identity.key.id)
         if isinstance(started, Producer):
-            self.producer, delay = started, self._end_delay
+            self.producer, delay = started, self.end_delay
             self.exchange = Exchange(
                 started, self._body, self._send, location=location, end_delay=delay, respond_async=is_async
             )

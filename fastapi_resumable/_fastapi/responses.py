@@ -156,13 +156,14 @@ class EndpointAdmission(Admission):
     """Admits one request to its endpoint, and has the response recorded that the endpoint returns."""
 
     is_of_app = False
+    end_delay = 0.0
     records_result = False
     """Whether what the endpoint returns is recorded, rather than only what it hands to its handle."""
     _holds = False
 
     def __init__(self, service: Service, request: Request, identity: Identity) -> None:
         body = RequestBody(request.receive, None if internals.has_read_body(request) else request.scope)
-        super().__init__(service, request.scope, identity, body, internals.send_of(request), end_delay=0)
+        super().__init__(service, request.scope, identity, body, internals.send_of(request))
         self._request = request
 
     async def enter(self) -> Response | None:

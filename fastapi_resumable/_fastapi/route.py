@@ -18,26 +18,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .._run.body import RequestBody
 from .._run.exchange import Exchange, close_generator
 from .._run.recorder import inner_scope
-from .admission import Admission, Identity, Service, http_errors
+from .admission import END_DELAY, Admission, Identity, Service, http_errors
 from .endpoint import intercept_endpoint
 from .responses import run_recorded
-
-END_DELAY = 0.05
-"""Seconds for which the end of a body that an application sends waits for the application to return.
-
-FastAPI's own event streams end the body in order when their generator raises, and raise only then.
-"""
 
 
 class RouteAdmission(Admission):
     """Admits one request to a route: runs it up to its endpoint, decides, and has it go on."""
 
     is_of_app = False
+    end_delay = 0.0
 
-    def __init__(
-        self, service: Service, scope: Scope, identity: Identity, body: RequestBody, send: Send, end_delay: float = 0
-    ) -> None:
-        super().__init__(service, scope, identity, body, send, end_delay)
+    def __init__(self, service: Service, scope: Scope, identity: Identity, body: RequestBody, send: Send) -> None:
+        super().__init__(service, scope, identity, body, send)
         loop = asyncio.get_running_loop()
         self._has_reached_endpoint: asyncio.Future[bool] = loop.create_future()
         """Whether the route has come to its endpoint; one that is refused by its own dependencies ends before."""
@@ -52,8 +45,7 @@ class RouteAdmission(Admission):
         # Once for each message of an application, so in the shortest way.
         if self._decision.done():
             return self._decision.result()
-        if not self._has_reached_endpoint.done():
-            self._has_reached_endpoint.set_result(True)
+        self._note(has_reached_endpoint=True)
         # Shielded, because a cancellation of the route must not cancel what `_go_on` is about to set.
         return await asyncio.shield(self._decision)
 
@@ -70,7 +62,7 @@ class RouteAdmission(Admission):
             Exception: What the route raised.
         """
         task = asyncio.get_running_loop().create_task(self._run(route, scope), name="resumable route")
-        task.add_done_callback(self._note_end)
+        task.add_done_callback(lambda _: self._note(has_reached_endpoint=False))
         try:
             if await self._has_reached_endpoint:
                 await self._go_on(task, scope)
@@ -82,9 +74,9 @@ class RouteAdmission(Admission):
                 task.cancel()
                 self._decision.cancel()
 
-    def _note_end(self, _task: object) -> None:
+    def _note(self, *, has_reached_endpoint: bool) -> None:
         if not self._has_reached_endpoint.done():
-            self._has_reached_endpoint.set_result(False)
+            self._has_reached_endpoint.set_result(has_reached_endpoint)
 
     async def _run(self, route: ASGIApp, scope: Scope) -> None:
         try:
@@ -98,7 +90,7 @@ class RouteAdmission(Admission):
     async def _go_on(self, task: "asyncio.Task[None]", scope: Scope) -> None:
         if self.generator is not None:
             # Of other endpoints, only a background task can raise by then, which is not the answer's failure.
-            self._end_delay = END_DELAY
+            self.end_delay = END_DELAY
         try:
             answer = await self.decide()
         except Exception as exc:  # noqa: BLE001  # raised in the route, where the application's handlers see it
@@ -129,26 +121,17 @@ class RouteAdmission(Admission):
         await _run_to_the_end(self.exchange, go_on, self.scope, self._body.receive, self._send)
 
     async def _wait_for(self, task: "asyncio.Task[None]") -> None:
-        """Wait for a task, and cancel it once when this is cancelled, however often that is."""
-        cancellation: asyncio.CancelledError | None = None
+        """Wait for the route; when this is cancelled, cancel that."""
         try:
             await asyncio.wait({task})
-        except asyncio.CancelledError as exc:
-            cancellation = exc
-        if cancellation is None:
-            task.result()
-            return
-        # By the scope, which has it wait for a thread that is at work for it.
-        self._cancel_scope.cancel()
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait({task})
-        # Linked, so that the producer frees what the frames of both hold, a generator that was cut short among it. And
-        # not within the handler above, where the context of what the task has raised would be lost.
-        try:
-            task.result()
-        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # the cancellation is what is raised
-            cancellation.__cause__ = exc
-        raise cancellation
+        except asyncio.CancelledError:
+            # By the scope, which has it wait for a thread that is at work for it.
+            self._cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({task})
+            if task.cancelled() or task.exception() is None:
+                raise
+        task.result()
 
 
 class AppAdmission(RouteAdmission):
@@ -158,6 +141,7 @@ class AppAdmission(RouteAdmission):
     """
 
     is_of_app = True
+    end_delay = END_DELAY
 
     async def serve(self, app: ASGIApp, scope: Scope) -> None:
         """Serve the request.
@@ -248,10 +232,10 @@ async def serve(service: Service, app: ASGIApp, scope: Scope, receive: Receive, 
         return
     inner = {**scope, "headers": scope["headers"] if headers is None else headers}
     if not body.is_complete and (await body.peek()).get("more_body", True):
-        upload = inner[service.scope_key] = AppAdmission(service, scope, identity, body, send, END_DELAY)
+        upload = inner[service.scope_key] = AppAdmission(service, scope, identity, body, send)
         await upload.serve(app, inner_scope(inner, lambda: upload.producer))
         return
-    admission = inner[service.scope_key] = Admission(service, scope, identity, body, send, END_DELAY)
+    admission = inner[service.scope_key] = Admission(service, scope, identity, body, send)
     answer = await admission.decide()
     if answer is not None:
         with http_errors():
