@@ -19,7 +19,7 @@ from ..exceptions import ShuttingDown
 from ..models import ResumableStatus
 from ..stores.base import Reservation
 from ..telemetry import StreamTelemetry
-from .errors import StreamStopped, is_disconnect, release_frames
+from .errors import is_disconnect, release_frames
 from .hooks import FinishedStream
 from .manager import StreamManager
 
@@ -170,7 +170,7 @@ class Producer:
         # There is nothing left to stop, and nothing that leads back to the producer: it is freed with its request.
         self.reservation.on_stop = _noop
 
-    # Recording.
+    # Beginning and ending.
 
     async def begin(self, head: Head, on_begin: Callable[[WritableStream], None]) -> None:
         """Make this the current epoch of its id; once. `on_begin` is called before anything can be recorded.
@@ -190,25 +190,6 @@ class Producer:
                     self.telemetry.begun()
                 if self.manager.settings.ping and head.is_event_stream:
                     self.manager.timers.start(self.manager.settings.ping, self._on_idle)
-
-    async def write(self, chunk: bytes) -> None:
-        """Record a chunk; wait while the slowest attached reader is too far behind.
-
-        Raises:
-            StreamStopped: The stream has ended.
-        """
-        stream = self.stream
-        assert stream is not None
-        size = stream.piece
-        for start in range(0, len(chunk), size):
-            piece = chunk if len(chunk) <= size else chunk[start : start + size]
-            if start:
-                await asyncio.sleep(0)
-            while not stream.offer(piece, monotonic()):
-                if stream.closed:
-                    raise StreamStopped("the stream has ended")
-                await stream.wait_for_room(len(piece))
-        self.last_write = monotonic()
 
     async def end(self, status: ResumableStatus, code: str = "", message: str = "") -> None:
         """End the stream, if it has begun and not ended yet."""

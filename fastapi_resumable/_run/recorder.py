@@ -151,14 +151,26 @@ class Recorder:
                     await self._begin()
                 if self._stream is None and producer.telemetry is not None:
                     producer.telemetry.first_byte()
-                self._stream = producer.stream
-                try:
-                    # A copy of a `bytearray` or `memoryview`, which the application may reuse; for `bytes` it is none.
-                    await producer.write(bytes(body))
-                except StreamStopped:
-                    await self._refuse()
+                # A copy of a `bytearray` or `memoryview`, which the application may reuse; for `bytes` it is none.
+                await self._write(bytes(body))
             if not message.get("more_body"):
                 await self._sent_all()
+
+    async def _write(self, chunk: bytes) -> None:
+        """Record a chunk of any size; wait while the slowest attached reader is too far behind."""
+        stream = self._stream = self._producer.stream
+        assert stream is not None
+        size = stream.piece
+        for start in range(0, len(chunk), size):
+            piece = chunk[start : start + size]
+            if start:
+                await asyncio.sleep(0)
+            while not stream.offer(piece, monotonic()):
+                if stream.closed:
+                    await self._refuse()
+                    return
+                await stream.wait_for_room(len(piece))
+        self._producer.last_write = monotonic()
 
     async def _refuse(self) -> None:
         """Handle a message after a stop.

@@ -7,14 +7,17 @@ import pytest
 
 from fastapi_resumable import MemoryStore, ResumableStatus
 from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._run.body import RequestBody
 from fastapi_resumable._run.manager import StreamManager
 from fastapi_resumable._run.producer import Producer, reserve
+from fastapi_resumable._run.recorder import Recorder
 from fastapi_resumable._stream.reader import Reading
 from fastapi_resumable._stream.recording import EVENT_PIECE
 from fastapi_resumable._stream.stream import Head
 from fastapi_resumable.settings import ResumableSettings
 
 HEAD = Head(200, ((b"content-type", b"text/plain"),))
+EVENTS = b"text/event-stream"
 KEY = StreamKey(None, "chat")
 
 
@@ -27,6 +30,11 @@ async def started(manager: StreamManager) -> Producer:
     producer = await reserve(manager, KEY, None)
     assert isinstance(producer, Producer)
     return producer
+
+
+async def never(*_args: object):
+    """What is not called."""
+    raise AssertionError
 
 
 async def bounded(awaitable):
@@ -142,7 +150,8 @@ async def test_a_shutdown_interrupts_what_is_live_and_lets_stuck_readers_go(capl
 
     async def application() -> None:
         await producer.begin(HEAD, lambda stream: readers.append(manager.reader(stream, 0)))
-        await producer.write(b"abc")
+        assert producer.stream is not None
+        assert producer.stream.offer(b"abc", 0.0)
         running.set()
         await asyncio.Event().wait()
 
@@ -226,7 +235,9 @@ async def test_a_large_chunk_lets_others_run():
     """It may be thousands of events, so it is recorded piece by piece."""
     manager = make_manager()
     producer = await started(manager)
-    await producer.begin(Head(200, ((b"content-type", b"text/event-stream"),)), lambda stream: None)
+    body = RequestBody(never, owed=False)
+    recorder = Recorder(producer, body, on_begin=lambda stream: None, pass_on=never, end_delay=0)
+    await recorder.send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", EVENTS)]})
     turns = 0
 
     async def others() -> None:
@@ -238,7 +249,7 @@ async def test_a_large_chunk_lets_others_run():
     task = asyncio.ensure_future(others())
     await asyncio.sleep(0)
     chunk = b": x\n\n" * 100_000
-    await bounded(producer.write(chunk))
+    await bounded(recorder.send({"type": "http.response.body", "body": chunk, "more_body": True}))
     task.cancel()
 
     assert producer.stream is not None
