@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.cutting import HOST, CuttingProxy
 
-TIMEOUT = 10
+TIMEOUT = 60
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n"
 BODY = bytes(range(250)) * 4
 REQUEST = b"GET / HTTP/1.1\r\n\r\n"
