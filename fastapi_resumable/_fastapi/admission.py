@@ -24,15 +24,13 @@ from .._run.manager import StreamManager
 from .._run.producer import Producer, reserve
 from .._run.replay import counting_refusals, replay
 from .._stream.stream import Stream
-from ..exceptions import ResumableError, StoreUnavailable, StreamPending
-from ..settings import ResumableOptions
+from ..exceptions import InvalidStreamId, ResumableError, StoreUnavailable, StreamPending
+from ..settings import IdDependency, ResumableOptions
 from .request import (
-    Header,
     Paths,
     Solvers,
     check_found,
     first_headers,
-    header,
     last_event_id,
     path_of,
     prefers_async,
@@ -50,6 +48,28 @@ FastAPI's own event streams end the body in order when their generator raises, a
 CLIENT_LEFT = 499  # what access logs show of a request whose client has left
 
 _T = TypeVar("_T")
+
+
+class _Header:
+    """A dependency that reads a header's raw bytes as UTF-8."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.raw_name = name.lower().encode("ascii")
+
+    async def __call__(self, request: Request) -> str | None:
+        return self.decode(first_headers(request.scope).get(self.raw_name))
+
+    def decode(self, value: bytes | None) -> str | None:
+        try:
+            return None if value is None else str(value, "utf-8")
+        except UnicodeDecodeError as exc:
+            raise InvalidStreamId(f"The header {self._name} is not valid UTF-8.") from exc
+
+
+def header(name: str) -> IdDependency:
+    """A dependency that takes the id (or the owner) from a request header, read as UTF-8."""
+    return _Header(name)
 
 
 # The one place that turns exceptions into answers.
@@ -106,7 +126,7 @@ class Service:
 
     def may_name_a_stream(self, scope: Scope) -> bool:
         """Whether the request must be looked at: known at once of the most that name no stream."""
-        if self.settings.auto_id or not isinstance(self._stream_id, Header):
+        if self.settings.auto_id or not isinstance(self._stream_id, _Header):
             return True
         return self._stream_id.raw_name in dict(scope["headers"])
 
@@ -125,7 +145,7 @@ class Service:
             return None
         headers = first_headers(request.scope)
         try:
-            if isinstance(self._stream_id, Header):
+            if isinstance(self._stream_id, _Header):
                 found = self._stream_id.decode(headers.get(self._stream_id.raw_name))
             else:
                 found = check_found("stream_id", await solve(self._stream_id, request, receive, self._solvers))

@@ -13,7 +13,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import NoMatchFound
 from starlette.types import ASGIApp, Message, Receive, Scope
 
-from ..exceptions import InvalidRequest, InvalidStreamId
+from ..exceptions import InvalidRequest
 from ..settings import IdDependency
 
 _FOUND = "fastapi_resumable.found"
@@ -26,28 +26,6 @@ def first_headers(scope: Scope) -> dict[bytes, bytes]:
 
 
 # Which stream, and whose.
-
-
-class Header:
-    """A dependency that reads a header's raw bytes as UTF-8."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self.raw_name = name.lower().encode("ascii")
-
-    async def __call__(self, request: Request) -> str | None:
-        return self.decode(first_headers(request.scope).get(self.raw_name))
-
-    def decode(self, value: bytes | None) -> str | None:
-        try:
-            return None if value is None else str(value, "utf-8")
-        except UnicodeDecodeError as exc:
-            raise InvalidStreamId(f"The header {self._name} is not valid UTF-8.") from exc
-
-
-def header(name: str) -> IdDependency:
-    """A dependency that takes the id (or the owner) from a request header, read as UTF-8."""
-    return Header(name)
 
 
 def check_found(name: str, value: Any) -> str | None:
