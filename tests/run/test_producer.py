@@ -235,7 +235,7 @@ async def test_a_large_chunk_lets_others_run():
     """It may be thousands of events, so it is recorded piece by piece."""
     manager = make_manager()
     producer = await started(manager)
-    body = RequestBody(never, owed=False)
+    body = RequestBody(never)
     recorder = Recorder(producer, body, on_begin=lambda stream: None, pass_on=never, end_delay=0)
     await recorder.send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", EVENTS)]})
     turns = 0
