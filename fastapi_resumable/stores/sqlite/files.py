@@ -26,11 +26,7 @@ class UnusableFileError(Exception):
 
 
 def parse_path(path_or_url: object) -> tuple[Path, str]:
-    """The path, and how writes are synchronised, from a path or from `sqlite:///relative.db`, `sqlite:////abs.db`.
-
-    Raises:
-        ValueError: It is neither.
-    """
+    """The path, and how writes are synchronised, from a path or from `sqlite:///relative.db`, `sqlite:////abs.db`."""
     example = "give a path, or a URL like sqlite:///streams.db (sqlite:////var/lib/app/streams.db for an absolute one)"
     if isinstance(path_or_url, os.PathLike):
         path_or_url = os.fspath(path_or_url)
@@ -54,11 +50,7 @@ def parse_path(path_or_url: object) -> tuple[Path, str]:
 
 
 def check_place(path: Path) -> None:
-    """Make sure that the file may be where it is to be.
-
-    Raises:
-        ValueError: It is on a network file system, or its directory does not exist.
-    """
+    """Raise `ValueError` unless the file may be where it is to be."""
     if not path.parent.is_dir():
         raise ValueError(f"SqliteStore: the directory {path.parent} does not exist. Create it, or give another path.")
     if path.is_dir():
@@ -132,12 +124,7 @@ def _make_tables(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def check_version(connection: sqlite3.Connection, path: Path) -> bool:
-    """Refuse a file of something else, or of another version; return whether it has its tables already.
-
-    Raises:
-        UnusableFileError: With a sentence that says what to do.
-        sqlite3.Error: It cannot be read.
-    """
+    """Refuse a file of something else, or of another version; return whether it has its tables already."""
     # At one moment: another worker may be making the tables.
     connection.execute("BEGIN")
     try:
@@ -161,11 +148,7 @@ def _has_tables(connection: sqlite3.Connection, path: Path) -> bool:
 
 
 def check_file(path: Path) -> None:
-    """Complain of a file that can never be used, before the first request; what may pass is left for later.
-
-    Raises:
-        ValueError: It belongs to something else, or to another version of this library.
-    """
+    """Raise `ValueError` for a file that can never be used, before the first request."""
     if path.exists():
         # What may pass, like a lock, is for the first request to meet.
         with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=0.1, isolation_level=None)) as connection:

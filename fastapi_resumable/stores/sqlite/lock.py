@@ -32,11 +32,7 @@ class WorkerLock:
         os.register_at_fork(after_in_child=partial(_close_in_child, weakref.ref(self)))
 
     def take(self) -> None:
-        """Take the lock; again, if somebody has deleted the file.
-
-        Raises:
-            OSError: The file cannot be made.
-        """
+        """Take the lock; again, if somebody has deleted the file."""
         with self._guard:
             if self._fd is None or not self._is_in_place(self._fd):
                 self.close()
@@ -53,11 +49,7 @@ class WorkerLock:
             return False
 
     def keep(self) -> None:
-        """Take the lock again, if it was taken and somebody has deleted the file since.
-
-        Raises:
-            OSError: The file cannot be made.
-        """
+        """Take the lock again, if it was taken and somebody has deleted the file since."""
         if self._fd is not None:
             self.take()
 

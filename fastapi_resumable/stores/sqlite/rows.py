@@ -65,11 +65,6 @@ class Row(NamedTuple):
         """Whether it is queued, or its producer runs."""
         return self.expires_at is None
 
-    @property
-    def is_live_event_stream(self) -> bool:
-        """Whether it has readers who need a terminal event, if it is ended now."""
-        return self.is_live and self.headers is not None and self.head.is_event_stream
-
     def remote(self, key: StreamKey) -> RemoteState:
         """An epoch that has begun, for those who read it."""
         return RemoteState(

@@ -140,14 +140,14 @@ class Transactions:
         return outcome
 
     def _end_logs(self, state: Rows, outcome: Outcome) -> None:
-        ended = [
-            (change, row)
-            for change in outcome.changes
-            if change.code and (row := state.by_epoch.get(change.stream.epoch)) is not None and row.is_live_event_stream
-        ]
-        for change, _ in ended:
-            if change.code not in self.terminal:
-                raise LacksEventError(change.status, change.code)
+        """Write the terminal events that readers need of what is ended by something other than its producer."""
+        ended = []
+        for change in outcome.changes:
+            row = state.by_epoch.get(change.stream.epoch)
+            if change.code and row is not None and row.is_live and row.headers and row.head.is_event_stream:
+                if change.code not in self.terminal:
+                    raise LacksEventError(change.status, change.code)
+                ended.append((change, row))
         for change, row in ended:
             if event := self.terminal[change.code]:
                 limits = replace(self._limits, terminal_event=lambda *_, event=event: event)
