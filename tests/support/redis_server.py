@@ -189,7 +189,8 @@ class Certificates:
         self.authority = directory / "ca.crt"
         key, request, certificate = directory / "redis.key", directory / "redis.csr", directory / "redis.crt"
         authority_key, names = directory / "ca.key", directory / "names"
-        names.write_text(f"subjectAltName=IP:{HOST},DNS:localhost")
+        # Python 3.13 asks for all that a certificate should say.
+        names.write_text(f"subjectAltName=IP:{HOST},DNS:localhost\nauthorityKeyIdentifier=keyid\n")
         new: list[str | Path] = [
             "openssl",
             "req",
@@ -199,7 +200,16 @@ class Certificates:
             "-pkeyopt",
             "ec_paramgen_curve:prime256v1",
         ]
-        _run([*new, "-x509", "-days", "2", "-subj", "/CN=tests", "-keyout", authority_key, "-out", self.authority])
+        own: list[str | Path] = [
+            "-x509",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=tests",
+            "-addext",
+            "keyUsage=critical,keyCertSign",
+        ]
+        _run([*new, *own, "-keyout", authority_key, "-out", self.authority])
         _run([*new, "-subj", f"/CN={HOST}", "-keyout", key, "-out", request])
         sign: list[str | Path] = [
             "openssl",
