@@ -860,3 +860,25 @@ def serve_two_loops(redis_server: RedisServer) -> None:
 
     asyncio.run(one())
     asyncio.run(last())
+
+
+async def test_a_stream_is_counted_no_longer_when_its_end_is_seen(plant: Plant) -> None:
+    """Whoever has seen it may begin another at once, although the worker has not heard yet that it is written."""
+    client, ended, go_on = plant.meddled(), asyncio.Event(), asyncio.Event()
+    limits = Limits(max_streams_per_owner=1)
+    one, two = plant.open(client, limits), plant.open(limits=limits)
+    stream = await begin(one, head=TEXT)
+    await write(stream, b"one")
+    await until(lambda: stream.tail == 3, "the bytes")
+
+    async def dawdle() -> None:
+        ended.set()
+        await go_on.wait()
+
+    client.meddle(Script.APPEND, after=dawdle)
+    finishing = asyncio.ensure_future(complete(one, stream))
+    await ended.wait()
+    assert plant.hash()["status"] == "completed"
+    await begin(two, OTHER)
+    go_on.set()
+    await finishing

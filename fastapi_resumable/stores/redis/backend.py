@@ -97,10 +97,12 @@ class RedisBackend(Transitions):
         """Make sure that an epoch stays neither queued nor live, as soon as Redis can be reached."""
         self.queue.run_later(self.calls.release(key, epoch), *self.calls.free(key, epoch))
 
+    def note_end(self, stream: LocalStream) -> None:
+        """Count a stream no longer, in one go with its end: whoever has seen that may begin another."""
+        self.queue.run_later(*self.calls.free(stream.key, stream.epoch))
+
     async def announce(self, stream: LocalStream) -> None:
-        """Tell those that watch, and count a stream that has ended no longer."""
-        if stream.is_final:
-            await self.free(stream.key, stream.epoch)
+        """Tell those that watch."""
         await self.messages.announce(stream.key.owner, stream.item)
 
     def follow(self, stream: RemoteStream) -> None:

@@ -174,6 +174,7 @@ class SharedStore(ABC):
         if stream.closed:
             return
         assert isinstance(stream, LocalStream)
+        stream.backend.note_end(stream)
         stream.end(status, code, message, time.time())
         await asyncio.shield(stream.settled)
         await stream.backend.announce(stream)

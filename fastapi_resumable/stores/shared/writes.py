@@ -179,6 +179,9 @@ class StreamBackend(Protocol):
     def end_elsewhere(self, stream: Any, code: str = "cancelled") -> None:
         """Another worker has ended a local stream: have it take that over."""
 
+    def note_end(self, stream: Any) -> None:
+        """A local stream is about to end: count it no longer, so that its owner may begin another at once."""
+
     async def announce(self, stream: Any) -> None:
         """Notify those that watch of the state of a local stream."""
 

@@ -184,6 +184,9 @@ class SqliteBackend(SharedBackend):
         # What was stopped or replaced leaves a log that nobody reads for long.
         self._clean_up_at = 0.0
 
+    def note_end(self, stream: LocalStream) -> None:
+        """Nothing is to be done: the transaction that ends it counts it no longer."""
+
     async def announce(self, stream: LocalStream) -> None:
         """Nothing is left to say: the transaction that has changed the state has announced that."""
         self._reader.note_change()
