@@ -9,6 +9,7 @@ import pytest
 from fastapi_resumable._core.ids import EventId, StreamKey
 from fastapi_resumable._core.lifecycle import OnConflict
 from fastapi_resumable._stream.position import find_position, is_exhausted
+from fastapi_resumable._stream.reader import Reading
 from fastapi_resumable._stream.stream import Head
 from fastapi_resumable.exceptions import (
     OffsetLost,
@@ -401,6 +402,36 @@ class SharedStoreConformance(StoreConformance):
     async def test_a_slow_reader_there_loses_nothing(self, here: Store, there: Store, head: Head) -> None:
         """The producer waits for it, wherever it is, and no longer than it reads."""
         await waits_for_the_slow(here, there, head)
+
+    @scenario(2, max_stream_bytes=1000)
+    async def test_a_reader_there_gets_an_event_that_is_larger_than_the_bound(self, here: Store, there: Store) -> None:
+        """It has had all that came before, so nothing is waited for, and nothing of it is dropped before it is read."""
+        sent = [b"data: %d %s\n\n" % (number, b"x" * 3000) for number in range(20)]
+        stream = await begin(here)
+        found = await there.find(KEY, 0)
+        async with following(found) as reader:
+            await write(stream, b"data: first\n\n")
+            await reader.events(1)
+            await write(stream, *sent)
+            await complete(here, stream)
+            assert without_ids(await reader.end()) == b"data: first\n\n" + b"".join(sent)
+
+    @pytest.mark.parametrize("is_over", [False, True])
+    @scenario(2, max_stream_bytes=1000)
+    async def test_a_reader_that_comes_when_everything_is_dropped_hears_of_it_there(
+        self, here: Store, there: Store, is_over: bool
+    ) -> None:
+        """It has found the stream before: neither does it wait for what will not come, nor is that no end in order."""
+        stream = await begin(here)
+        found = await there.find(KEY, 0)
+        async with following(stream) as first:
+            await write(stream, b"data: %s\n\n" % (b"x" * 3000))
+            await first.events(1)
+            if is_over:
+                await complete(here, stream)
+        async with following(found) as reader:
+            assert await reader.outcome() is Reading.LOST
+            assert reader.data == b""
 
     @scenario(2)
     async def test_many_follow_there_at_once(self, here: Store, there: Store) -> None:

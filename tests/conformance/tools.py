@@ -148,6 +148,10 @@ class Follower:
         assert await asyncio.shield(self._task) is Reading.FINISHED
         return self.data
 
+    async def outcome(self) -> Reading:
+        """How the reading ended."""
+        return await asyncio.shield(self._task)
+
     async def leave(self) -> None:
         """Hang up."""
         self._reader.leave()

@@ -165,6 +165,8 @@ class RedisBackend(Transitions):
         elif reply == [b"gone"]:
             # Replaced, and freed, in the moment between finding it and saying so.
             stream.fail(StreamReplaced())
+        elif reply[:1] == [b"dropped"]:
+            stream.take(int(reply[1]), b"")
         elif reply:
             # The producer waits for readers.
             self.messages.send(reply[0].decode(), "room", reply[1].decode())

@@ -92,12 +92,10 @@ class RemoteStream:
             # Something in between was dropped before it came here; readers that still need it will find that out.
             log.restart(start)
         # Pages and news may overlap, as they come by two ways.
-        data = data[log.tail - start :]
-        if data:
-            log.append(data)
-            log.trim(log.tail - WINDOW)
-            # At once, because its writer has collected it for a while already.
-            self._fanout.wake()
+        log.append(data[log.tail - start :])
+        log.trim(log.tail - WINDOW)
+        # At once, because its writer has collected it for a while already.
+        self._fanout.wake()
 
     def finish(self, tail: int, status: ResumableStatus, completed_at: float) -> None:
         """Note that the stream has ended at `tail`."""
@@ -106,6 +104,8 @@ class RemoteStream:
             # The backend has lost, and never got back, what was seen here.
             self.fail(StoreUnavailable("The store has lost a part of the stream, and its producer is gone."))
             return
+        # Readers that lack something find out whether the backend has it.
+        self.take(tail, b"")
         self.status = status
         self.completed_at = completed_at
         self.is_final = True

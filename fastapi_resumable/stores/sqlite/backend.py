@@ -251,8 +251,8 @@ class SqliteBackend(SharedBackend):
                 stream.fail(StoreUnavailable("The store has lost the stream. Start it again."))
             return
         stream.missing_since = None
-        if piece.data:
-            stream.take(piece.start, piece.data)
+        # Where there is no data, all of it was dropped before it came here.
+        stream.take(piece.start if piece.data else piece.tail, piece.data)
         if piece.ending is not None:
             stream.finish(piece.tail, piece.ending.status, piece.ending.completed_at)
 

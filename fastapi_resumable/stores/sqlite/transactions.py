@@ -4,6 +4,7 @@ An answer that is raised leaves the transaction as it is: nothing has been writt
 """
 
 import logging
+import math
 import os
 import sqlite3
 import time
@@ -201,9 +202,11 @@ class Transactions:
             return Gap(row.tail)
         if row.tail < write.last and row.is_live:
             self._execute("INSERT INTO chunks VALUES (?, ?, ?)", (row.stream, write.last, write.data))
+        slowest = self.logs.slowest_reader(epoch) if write.may_fill else math.inf
         earliest = max(write.earliest, row.earliest)
         if earliest > row.earliest:
-            self._execute("DELETE FROM chunks WHERE stream = ? AND end <= ?", (row.stream, earliest))
+            # What a reader on another worker has yet to read stays: one write may be larger than the bound.
+            self._execute("DELETE FROM chunks WHERE stream = ? AND end <= ?", (row.stream, min(earliest, slowest)))
         written = row._replace(earliest=earliest, mid_event=int(write.is_mid_event), tail=write.last)
         self._save(key, row, written)
         state.by_epoch[epoch] = written
@@ -211,7 +214,7 @@ class Transactions:
             self.logs.shrink()
         if outcome.changes:
             self._apply(state, outcome)
-        return Written(self.logs.slowest_reader(epoch)) if write.may_fill else Written()
+        return Written(slowest)
 
     # Workers.
 

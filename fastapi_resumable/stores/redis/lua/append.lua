@@ -29,10 +29,10 @@ local function pack(log, from, block, ttl)
     return from + count * block
 end
 
--- Drops the blocks that end before `earliest`.
-local function shed(packed, earliest)
+-- Drops the blocks that end before `dropped`.
+local function shed(packed, dropped)
     local from, block = (redis.call('LINDEX', packed, 0) or ''):match('^(%d+) (%d+)$')
-    local count = from and math.floor((earliest - from) / block) or 0
+    local count = from and math.floor((dropped - from) / block) or 0
     if count > 0 then
         redis.call('LTRIM', packed, count, -1)
         if redis.call('EXISTS', packed) == 1 then
@@ -53,11 +53,14 @@ local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, 
         return {f[2] == status and f[3] == last and 'ok' or 'ended'}
     end
     if (f[3] ~= first and f[3] ~= last) or tonumber(f[6] or 0) > now() then return {'gap', f[3]} end
+    local slowest = look == '1' and slowest_of(log .. ':readers')
     if f[3] ~= last then
+        -- What a reader on another worker has yet to read stays: one write may be larger than the bound.
+        local dropped = slowest and math.min(earliest, slowest) or earliest
         local add = {'XADD', log}
         if anew ~= '1' then add[#add + 1] = 'NOMKSTREAM' end
         if earliest ~= '0' then
-            for _, word in ipairs({'MINID', '=', text(earliest + 1)}) do add[#add + 1] = word end
+            for _, word in ipairs({'MINID', '=', text(dropped + 1)}) do add[#add + 1] = word end
         end
         for _, word in ipairs({last .. '-0', 'd', data}) do add[#add + 1] = word end
         if not redis.call(unpack(add)) then return {'missing'} end
@@ -65,7 +68,7 @@ local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, 
         local set = {'HSET', H, 'tail', last, 'mid', mid}
         if earliest ~= '0' then
             set[#set + 1], set[#set + 2] = 'earliest', earliest
-            if f[5] then shed(log .. ':packed', earliest) end
+            if f[5] then shed(log .. ':packed', dropped) end
         end
         if #data < SMALL then
             local small, packed = (f[4] or 0) + 1, tonumber(f[5] or 0)
@@ -86,7 +89,7 @@ local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, 
         tidy(ttl)
         return {'ok'}
     end
-    return {'ok', look == '1' and slowest_of(log .. ':readers')}
+    return {'ok', slowest}
 end
 
 local replies = {}

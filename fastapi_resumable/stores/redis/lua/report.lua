@@ -1,10 +1,10 @@
 -- Say how far a worker's slowest reader is. Replies whom to tell, if the producer waits for that; or `gone`, if there is
--- nothing left to read. The last reader of an epoch that cannot be found any more takes its log along.
+-- nothing left to read; or `dropped`, and the tail, if what came after that place is not there any more. The last reader of an epoch that cannot be found any more takes its log along.
 
 local worker, offset, keep = unpack(ARGV)
 local readers = KEYS[2]
 local log = readers:sub(1, -#':readers' - 1)
-local f = redis.call('HMGET', H, 'wait', 'worker', 'epoch')
+local f = redis.call('HMGET', H, 'wait', 'worker', 'epoch', 'tail')
 local epoch = log:sub(#H + 2)
 local is_current = f[3] == epoch
 if offset == '' then
@@ -17,6 +17,11 @@ else
     redis.call('HSET', readers, worker, offset .. ' ' .. text(now() + keep))
     redis.call('PEXPIRE', readers, keep)
     if not is_current then expire(log, REMAINS) end
+    -- Only what is added is told to its reader, who would wait for it.
+    if is_current and tonumber(f[4] or 0) > tonumber(offset) and redis.call('EXISTS', log) == 1
+        and #redis.call('XRANGE', log, '(' .. offset .. '-0', '+', 'COUNT', 1) == 0 then
+        return {'dropped', f[4]}
+    end
 end
 if not f[1] or not is_current then return {} end
 redis.call('HDEL', H, 'wait')
