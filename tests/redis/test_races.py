@@ -26,7 +26,7 @@ from fastapi_resumable._stream.position import is_exhausted
 from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import ResumableError, StoreUnavailable, StreamCancelled
 from fastapi_resumable.models import ResumableStatus, ResumableStreamItem
-from fastapi_resumable.stores.redis import lease as lease_module
+from fastapi_resumable.stores.redis import worker as worker_module
 from fastapi_resumable.stores.redis.backend import RedisBackend
 from fastapi_resumable.stores.redis.calls import Script
 from fastapi_resumable.stores.redis.keys import Keys
@@ -163,7 +163,7 @@ async def plant(redis_server: RedisServer) -> AsyncIterator[Plant]:
 @pytest.fixture
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that has run for a while, so that it tells the dead from the living at once."""
-    monkeypatch.setattr(lease_module, "GRACE", 0.0)
+    monkeypatch.setattr(worker_module, "GRACE", 0.0)
 
 
 def backend_of(store: RedisStore) -> RedisBackend:

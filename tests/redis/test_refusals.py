@@ -13,7 +13,7 @@ from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import StoreUnavailable
 from fastapi_resumable.models import ResumableStatus
-from fastapi_resumable.stores.redis import lease
+from fastapi_resumable.stores.redis import worker
 from fastapi_resumable.stores.redis.calls import Call, Calls
 from fastapi_resumable.stores.redis.keys import Keys, log_key
 from fastapi_resumable.stores.redis.link import Link
@@ -201,7 +201,7 @@ async def test_nobody_is_dead_while_redis_takes_no_writes(
     own_redis: Callable[..., Any], keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No worker can renew its lease then, and each would take all others for dead; what is there can still be read."""
-    monkeypatch.setattr(lease, "GRACE", 0.0)
+    monkeypatch.setattr(worker, "GRACE", 0.0)
     with own_redis() as redis:
         one, two = (
             RedisStore(redis.url, key_prefix=keys.prefix, lease=1.0, store_timeout=30.0, on_store_failure="fail")

@@ -16,7 +16,7 @@ from fastapi_resumable._stream import tasks
 from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable._stream.tasks import Tasks
 from fastapi_resumable.exceptions import StoreUnavailable
-from fastapi_resumable.stores.redis import backend, lease
+from fastapi_resumable.stores.redis import backend, worker
 from tests.conformance.tools import TEXT, Request, complete, content, following, write
 from tests.support.params import representatives
 from tests.support.redis_server import RedisServer
@@ -84,7 +84,7 @@ def place_of(coroutine: Any) -> Place:
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens every second happens all the time."""
     monkeypatch.setattr(backend, "LOOK", 0.01)
-    monkeypatch.setattr(lease, "GRACE", 0.0)
+    monkeypatch.setattr(worker, "GRACE", 0.0)
     monkeypatch.setattr(tasks, "LONGEST_PAUSE", 0.05)
 
 

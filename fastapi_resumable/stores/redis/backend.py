@@ -23,11 +23,10 @@ from ..shared.writes import Begin, Page, Restore
 from ..watchers import Notify
 from .calls import LIVE, Call, Calls, Script, post, read_page, read_written
 from .keys import Keys
-from .lease import Lease
 from .link import Client, Link
 from .listener import Fields, Listener
-from .messages import Messages
 from .transitions import Transitions
+from .worker import Lease, Messages
 
 logger = logging.getLogger("fastapi_resumable")
 

@@ -13,9 +13,8 @@ from ..shared.backend import Answer, SharedBackend
 from ..shared.local import LocalStream
 from ..shared.writes import KeyState
 from .calls import Calls, read_state
-from .lease import Lease
 from .link import Link
-from .messages import Messages
+from .worker import Lease, Messages
 
 logger = logging.getLogger("fastapi_resumable")
 
