@@ -162,12 +162,14 @@ class EndpointAdmission(Admission):
     _holds = False
 
     def __init__(self, service: Service, request: Request, identity: Identity) -> None:
-        body = RequestBody(request.receive, None if internals.has_read_body(request) else request.scope)
-        super().__init__(service, request.scope, identity, body, internals.send_of(request))
+        super().__init__(service, request.scope, identity, RequestBody(request.receive), internals.send_of(request))
         self._request = request
 
     async def enter(self) -> Response | None:
         """Decide, and hold the id until the request ends."""
+        # Not before all dependencies are solved: one of them may have read the body.
+        if not self._is_decided and not internals.has_read_body(self._request):
+            self._body.expect(self.scope)
         answer = await self.decide()
         if self.exchange is not None and not self._holds:
             self._holds = True

@@ -21,18 +21,27 @@ class RequestBody:
     def __init__(self, receive: Receive, scope: Scope | None = None) -> None:
         """With the `scope` of a request of which no body was read yet; without it, some or all of it may have been."""
         self._receive = receive
+        self._messages: deque[Message] = deque()
         self._scope = scope
         """As long as nothing has come."""
-        self._messages: deque[Message] = deque()
         self._owed = scope is not None
         self._lock = asyncio.Lock()
         self._taken = asyncio.Event()
+
+    def expect(self, scope: Scope) -> None:
+        """Note that no body of the request was read."""
+        self._scope, self._owed = scope, True
 
     async def peek(self) -> Message:
         """Read the next message, and keep it for the application."""
         message = await self._pull()
         self._messages.append(message)
         return message
+
+    async def begin(self) -> None:
+        """Read the first of a body whose client has said that it sends one: what has come by then is not owed."""
+        if self._scope is not None and dict(self._scope["headers"]).get(b"content-length", b"0") != b"0":
+            await self.peek()
 
     async def receive(self) -> Message:
         """Read the next message, a disconnect included, like the server's own `receive`."""
@@ -99,5 +108,5 @@ def _may_have_body(scope: Scope) -> bool:
     if length is not None:
         return length.strip() != b"0"
     # HTTP/2 and HTTP/3 need no header for it.
-    in_frames = not scope["http_version"].startswith("1") and scope["method"] != "GET"
+    in_frames = not scope.get("http_version", "1.1").startswith("1") and scope["method"] != "GET"
     return in_frames or b"transfer-encoding" in headers

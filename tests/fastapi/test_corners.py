@@ -1026,6 +1026,60 @@ async def test_an_endpoint_that_reads_an_upload_sees_its_client_leave(face: str,
 
 
 @pytest.mark.parametrize("face", FACES)
+async def test_a_body_that_the_endpoint_never_reads_is_not_owed(face: str):
+    """It has come, so an endpoint whose response listens for a disconnect does not see that its client leaves."""
+    app, resumable = make()
+    running_endpoint, gone = asyncio.Event(), asyncio.Event()
+
+    async def numbers():
+        for number in range(3):
+            await settle()
+            yield {"data": str(number)}
+
+    async def ignoring(_request: Request):
+        running_endpoint.set()
+        await gone.wait()
+        return EventSourceResponse(numbers())
+
+    put(face, app, resumable, ignoring)
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers=ID, json={})
+        await bounded(running_endpoint.wait())
+        exchange.disconnect()
+        gone.set()
+        await exchange.served()
+        assert (await client.get("/v1/stream/chat-1")).body.count(b"data: ") == 3
+
+
+async def test_a_body_that_a_later_dependency_reads_is_owed_no_more():
+    """So the endpoint, whose response listens for a disconnect, does not see that its client leaves."""
+    app, resumable = make()
+    read, gone = asyncio.Event(), asyncio.Event()
+
+    async def verified(request: Request):
+        await request.body()
+
+    async def numbers():
+        read.set()
+        await gone.wait()
+        for number in range(3):
+            await settle()
+            yield {"data": str(number)}
+
+    @app.post("/chat")
+    async def chat(stream: Annotated[ResumableStream, Depends(resumable)], _: Annotated[None, Depends(verified)]):
+        return stream(EventSourceResponse(numbers()))
+
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers=ID, json={})
+        await bounded(read.wait())
+        exchange.disconnect()
+        gone.set()
+        await exchange.served()
+        assert (await client.get("/v1/stream/chat-1")).body.count(b"data: ") == 3
+
+
+@pytest.mark.parametrize("face", FACES)
 async def test_a_stop_of_what_was_answered_202_is_no_error(face: str, caplog: pytest.LogCaptureFixture):
     """Though the endpoint has yet to return its response."""
     app, resumable = make(pending_timeout=0.01)
