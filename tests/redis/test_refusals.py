@@ -197,7 +197,7 @@ async def test_a_connection_to_what_was_the_primary_is_left(own_redis: Callable[
         await client.aclose()
 
 
-async def test_nobody_is_dead_while_redis_takes_no_writes(
+async def test_no_worker_is_dead_while_redis_takes_no_writes(
     own_redis: Callable[..., Any], keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No worker can renew its lease then, and each would take all others for dead; what is there can still be read."""

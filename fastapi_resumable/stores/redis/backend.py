@@ -97,7 +97,7 @@ class RedisBackend(Transitions):
         self.queue.run_later(self.calls.release(key, epoch), *self.calls.free(key, epoch))
 
     def note_end(self, stream: LocalStream) -> None:
-        """Count a stream no longer, in one go with its end: whoever has seen that may begin another."""
+        """Count a stream no longer, in one go with its end: a client that has seen that may begin another."""
         self.queue.run_later(*self.calls.free(stream.key, stream.epoch))
 
     async def announce(self, stream: LocalStream) -> None:

@@ -181,7 +181,7 @@ class SqliteBackend(SharedBackend):
         """Write no more of a stream."""
         super().forget(stream)
         self._reader.waiting.discard(stream)
-        # What was stopped or replaced leaves a log that nobody reads for long.
+        # What was stopped or replaced leaves a log that has no reader for long.
         self._clean_up_at = 0.0
 
     def note_end(self, stream: LocalStream) -> None:

@@ -135,7 +135,7 @@ class Logs:
         return self._unchecked >= min(1024 * 1024, self._limits.max_total_bytes // 64)
 
     def shrink(self) -> bool:
-        """Delete what nobody reads any more, and finished streams before their time, until there is room; whether."""
+        """Delete what has no reader any more, and finished streams before their time, until there is room; whether."""
         self._unchecked = 0
         if self._has_room():
             return True

@@ -17,7 +17,7 @@ else
     redis.call('HSET', readers, worker, offset .. ' ' .. text(now() + keep))
     redis.call('PEXPIRE', readers, keep)
     if not is_current then expire(log, REMAINS) end
-    -- Only what is added is told to its reader, who would wait for it.
+    -- Only what is added is reported to its reader, which would wait for it.
     if is_current and tonumber(f[4] or 0) > tonumber(offset) and redis.call('EXISTS', log) == 1
         and #redis.call('XRANGE', log, '(' .. offset .. '-0', '+', 'COUNT', 1) == 0 then
         return {'dropped', f[4]}
