@@ -236,12 +236,14 @@ class SqliteBackend(SharedBackend):
         for change in found.changes:
             if change.code:
                 self.on_ended(change.epoch, change.code)
-            if change.item is not None:
-                self.watchers.notify(change.owner, change.item)
         if found.has_gap:
             self._on_return()
         if found.dead and (self._reaping is None or self._reaping.done()):
             self._reaping = self.tasks.spawn(self._reap_found(found.dead), "resumable reap")
+        # Last, so that a watcher that fails hides nothing that a producer has to hear.
+        for change in found.changes:
+            if change.item is not None:
+                self.watchers.notify(change.owner, change.item)
 
     def _take(self, stream: RemoteStream, piece: Piece) -> None:
         if piece.is_missing:
