@@ -199,7 +199,8 @@ class RedisBackend(Transitions):
         except StoreUnavailable:
             logger.warning("streams that were given up could not be ended in Redis")
         for stream in streams:
-            await self.adopt_end(stream, "producer_lost")
+            # Side by side, as each waits for a Redis that is away.
+            self.tasks.spawn(self.adopt_end(stream, "producer_lost"), f"resumable end {stream.key.id}")
 
     # What the worker hears.
 

@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Literal
 
 from ..._core.ids import StreamKey
@@ -90,29 +91,12 @@ class SharedStore(ABC):
             del backend.streams.queued[epoch]
             if answer.verdict is Verdict.EXISTS:
                 raise StreamExists
-            state = await self._wait_for_rival(backend, key, answer.rival, reservation.pending_timeout)
+            is_over = partial(_is_settled, answer.rival)
+            state = await self._wait_for_state(backend, key, is_over, reservation.pending_timeout)
+            _check_code(state.gone.get(answer.rival))
             if state.current is not None and state.current.epoch == answer.rival:
                 # It may be over by now: that is what was waited for, and it is followed.
                 return backend.open(state.current)
-
-    async def _wait_for_rival(
-        self, backend: SharedBackend, key: StreamKey, rival: str, timeout: float | None
-    ) -> KeyState:
-        """Wait until a request is queued no longer.
-
-        Raises:
-            StreamCancelled: It was stopped, before it began or after that.
-            StreamReplaced: A newer one has begun, likewise.
-            StreamPending: It is still queued after `timeout` seconds.
-        """
-
-        def is_over(state: KeyState) -> bool:
-            return all(queued.epoch != rival for queued in state.queued)
-
-        state = await self._wait_for_state(backend, key, is_over, timeout)
-        if (code := state.gone.get(rival)) is not None:
-            raise StreamReplaced if code == "replaced" else StreamCancelled
-        return state
 
     async def _wait_for_state(
         self, backend: SharedBackend, key: StreamKey, is_over: Callable[[KeyState], bool], timeout: float | None
@@ -140,7 +124,7 @@ class SharedStore(ABC):
         """Make the reservation the current epoch."""
         backend, epoch = self._here(), reservation.epoch
         stream = LocalStream(backend, reservation, head)
-        _check_stop(reservation)
+        _check_code(reservation.stop_code)
         failure: StoreUnavailable | None = None
         try:
             answer = await backend.begin(reservation, stream)
@@ -150,7 +134,7 @@ class SharedStore(ABC):
             if not self._degrade:
                 raise
             failure = exc
-        _check_stop(reservation)
+        _check_code(reservation.stop_code)
         # Only now, in one step with the next line: a stop that comes must find the epoch in one of the two.
         backend.streams.queued.pop(epoch, None)
         backend.streams.local[epoch] = stream
@@ -249,6 +233,11 @@ def check_seconds(name: str, seconds: float) -> None:
         raise ValueError(f"{name} must be a positive number of seconds, not {seconds!r}.")
 
 
-def _check_stop(reservation: Reservation) -> None:
-    if reservation.stop_code is not None:
-        raise StreamReplaced if reservation.stop_code == "replaced" else StreamCancelled
+def _is_settled(epoch: str, state: KeyState) -> bool:
+    return all(queued.epoch != epoch for queued in state.queued)
+
+
+def _check_code(code: str | None) -> None:
+    """Raise the error of a request that was stopped, or of what it waits for, be it before that began or after."""
+    if code is not None:
+        raise StreamReplaced if code == "replaced" else StreamCancelled
