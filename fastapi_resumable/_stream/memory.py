@@ -233,22 +233,14 @@ class MemoryStream:
                 self._recording.trim(self._fanout)
 
     def read(self, cursor: Cursor) -> bytes:
-        """Return the next bytes; none at the tail.
-
-        Raises:
-            OffsetLost: The bytes there were dropped.
-        """
+        """Return the next bytes, or raise `OffsetLost`; none at the tail."""
         try:
             return self.log.read(cursor.offset)
         except LookupError:
             raise OffsetLost(self.earliest) from None
 
     async def fetch_evicted(self, cursor: Cursor) -> bytes:
-        """Return what this process no longer holds: nothing else has it.
-
-        Raises:
-            OffsetLost: Always.
-        """
+        """Raise `OffsetLost`: what this process no longer holds, nothing else has."""
         raise OffsetLost(self.earliest)
 
     async def blocks(self, offset: int) -> Iterable[bytes]:
