@@ -6,6 +6,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
+import anyio
 from starlette.types import ASGIApp, Message, Scope
 
 from .._stream.stream import YIELD_EVERY, YIELD_SIZE, Head, WritableStream
@@ -34,6 +35,8 @@ class Recorder:
     """The stream once something is in it: from then on `send` takes the short way."""
     _writes = 0
     _refused = 0
+    _beginning: asyncio.Task[None] | None = None
+    """The beginning of a stream whose application has been silent for `head_timeout`."""
     _has_sent_all = False
     """Whether the end waits for the application to return."""
 
@@ -84,6 +87,10 @@ class Recorder:
             if not self.settled.is_set():
                 # However the application ends, the exchange must not wait for a head that will never come.
                 timers.cancel(self._begin_late)
+                if self._beginning is not None:
+                    # A stream that is just being begun has to be there, to be ended.
+                    with anyio.CancelScope(shield=True):
+                        await asyncio.wait({self._beginning})
                 self.settled.set()
 
     def release(self) -> None:
@@ -231,19 +238,20 @@ class Recorder:
             await self._producer.end(ResumableStatus.COMPLETED)
 
     def _begin_late(self) -> None:
-        self._spawn(self._begin)
+        self._beginning = self._spawn(self._begin)
 
     def _end_late(self) -> None:
         self._spawn(self._end)
 
-    def _spawn(self, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def _spawn(self, action: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None] | None:
         async def act() -> None:
             # A stop that comes in between is no error; the application learns of it when it sends the next part.
             with suppress(StreamStopped):
                 await action()
 
-        if self._producer.stop_code is None:
-            self._manager.tasks.spawn(act(), name=f"resumable recorder {self._producer.key.id}")
+        if self._producer.stop_code is not None:
+            return None
+        return self._manager.tasks.spawn(act(), name=f"resumable recorder {self._producer.key.id}")
 
 
 def _ignore(_stream: WritableStream) -> None:

@@ -1,13 +1,14 @@
 """What fails beside the answer, and does not make that fail or hang."""
 
+import asyncio
 import logging
 
 import pytest
 from fastapi import BackgroundTasks, FastAPI
 from fastapi.responses import StreamingResponse
 
-from fastapi_resumable import Resumable
-from tests.support.asgi import data_of, running
+from fastapi_resumable import MemoryStore, Resumable
+from tests.support.asgi import bounded, data_of, running, settle
 
 ID = {"X-Conversation-Id": "chat-1"}
 
@@ -71,3 +72,35 @@ async def test_a_log_handler_that_raises_keeps_no_stream_from_ending() -> None:
         logging.getLogger("fastapi_resumable").removeHandler(handler)
 
     assert b'"code":"producer_failed"' in reply.body
+
+
+async def test_an_application_that_fails_while_a_store_begins_its_stream_leaves_no_live_stream() -> None:
+    """Its head has been held for `head_timeout`, so the stream begins beside it, and has to be ended."""
+    beginning, failed = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def begin(self, reservation, head):
+            beginning.set()
+            await failed.wait()
+            return await super().begin(reservation, head)
+
+    async def broken():
+        await beginning.wait()
+        raise ValueError("of the application's own")
+        yield ""
+
+    resumable = Resumable(store=Slow(), head_timeout=0)
+    app = FastAPI()
+    app.include_router(resumable.router)
+    app.post("/chat")(resumable.stream(lambda: StreamingResponse(broken(), media_type="text/event-stream")))
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers=ID)
+        await bounded(beginning.wait(), "the beginning")
+        await settle()
+        failed.set()
+        reply = await exchange.reply()
+        item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()[0]
+
+    assert b'"code":"producer_failed"' in reply.body
+    assert item["status"] == "failed"
+    assert not resumable.manager._producers
