@@ -202,7 +202,7 @@ class Admission:
             with http_errors():
                 if self.identity.refusal is not None:
                     raise self.identity.refusal
-                await self._body.begin()
+                await self._body.begin(self.service.settings.head_timeout)
                 self._answer = await self._admit()
             self._is_decided = True
         return self._answer

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 
 from starlette.types import Message, Receive, Scope
 
@@ -38,10 +39,13 @@ class RequestBody:
         self._messages.append(message)
         return message
 
-    async def begin(self) -> None:
+    async def begin(self, timeout: float) -> None:
         """Read the first of a body whose client has said that it sends one: what has come by then is not owed."""
         if self._scope is not None and dict(self._scope["headers"]).get(b"content-length", b"0") != b"0":
-            await self.peek()
+            # A middleware may have taken it, so that none comes.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self.peek()
 
     async def receive(self) -> Message:
         """Read the next message, a disconnect included, like the server's own `receive`."""

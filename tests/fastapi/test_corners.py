@@ -1051,6 +1051,21 @@ async def test_a_body_that_the_endpoint_never_reads_is_not_owed(face: str):
         assert (await client.get("/v1/stream/chat-1")).body.count(b"data: ") == 3
 
 
+@pytest.mark.parametrize("face", ["decorator", "dependency", "route class"])
+async def test_an_endpoint_that_reads_no_body_runs_without_it(face: str):
+    """A middleware may have read it, or its client may never send it."""
+    app, resumable = make(head_timeout=0.01)
+
+    async def ignoring(_request: Request):
+        return events("one")
+
+    put(face, app, resumable, ignoring)
+    async with running(app) as client:
+        reply = await client.start("POST", "/chat", headers=ID | {"Content-Length": "3"}, pieces=[], more=True).reply()
+        assert reply.body == (await client.get("/v1/stream/chat-1")).body
+        assert b"data: one" in reply.body
+
+
 async def test_a_body_that_a_later_dependency_reads_is_owed_no_more():
     """So the endpoint, whose response listens for a disconnect, does not see that its client leaves."""
     app, resumable = make()
