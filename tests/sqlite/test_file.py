@@ -162,6 +162,27 @@ def test_a_link_to_the_file_is_the_file(tmp_path: Path) -> None:
     assert {each.name for each in tmp_path.iterdir()} == {"data", "link.db"}
 
 
+def test_to_read_what_has_ended_writes_nothing(tmp_path: Path) -> None:
+    """Neither where its readers are, nor that they have left."""
+    path = tmp_path / "streams.db"
+
+    async def main() -> None:
+        here, there = in_store(path, 2)
+        stream = await written(here, b"data: 1\n\n")
+        outside = sqlite3.connect(path)
+        version = outside.execute("PRAGMA data_version").fetchone()
+        async with following(await there.find(stream.key, 0)) as far:
+            await far.end()
+        assert there._backend is not None
+        await there._backend.queue.flush()
+        assert outside.execute("PRAGMA data_version").fetchone() == version
+        outside.close()
+        for store in (here, there):
+            await store.aclose()
+
+    asyncio.run(main())
+
+
 def in_store(path: Path, count: int, **limits: Any) -> list[SqliteStore]:
     """Several workers on one file."""
     stores = [SqliteStore(path) for _ in range(count)]

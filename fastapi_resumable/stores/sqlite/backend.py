@@ -13,7 +13,6 @@ from ..._core.ids import StreamKey
 from ..._core.lifecycle import Current, OnConflict, Outcome, Queued, Verdict
 from ..._stream.stream import Limits
 from ...exceptions import StoreUnavailable
-from ...models import ResumableStatus
 from ..base import Reservation
 from ..shared.backend import Answer, SharedBackend
 from ..shared.local import LocalStream
@@ -22,7 +21,7 @@ from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Ended, Gap, KeyState, Page, Restore
 from ..watchers import Notify
 from .lock import WorkerLock
-from .log import Piece, read_page
+from .log import PAGE_SIZE, Piece, read_page
 from .reader import Found, ReaderThread
 from .rows import read_states
 from .threads import File, Job
@@ -53,6 +52,8 @@ class SqliteBackend(SharedBackend):
         self._reaping: asyncio.Task[None] | None = None
         self._clean_up_at = 0.0
         """By the time of the event loop."""
+        self._reported: set[str] = set()
+        """The epochs of which the file knows where the readers here are."""
 
     # Starting and ending.
 
@@ -109,11 +110,8 @@ class SqliteBackend(SharedBackend):
 
     def ensure_ended(self, key: StreamKey, epoch: str) -> None:
         """Make sure that an epoch stays neither queued nor live, once the file can be used."""
-        self.queue.run_later(
-            self._writer.given_event(
-                ResumableStatus.INTERRUPTED, "producer_lost", lambda transactions: transactions.release(key, epoch)
-            )
-        )
+        job = self._writer.given_event("producer_lost", lambda transactions: transactions.release(key, epoch))
+        self.queue.run_later(job)
 
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live, forget what has ended."""
@@ -201,23 +199,33 @@ class SqliteBackend(SharedBackend):
 
     def _next_job(self, stream: LocalStream | RemoteStream) -> Job | None:
         if isinstance(stream, RemoteStream):
-            epoch, slowest = stream.epoch, stream.slowest
-            return lambda transactions: transactions.logs.report(epoch, slowest)
+            return self._next_report(stream, stream.slowest)
         match stream.outbox.next_write():
             case None:
                 return None
             case Begin():
                 request = Queued(stream.epoch, self._name, stream.idempotency_key, stream.started_at)
                 return self._writer.given_event(
-                    ResumableStatus.CANCELLED,
-                    "replaced",
-                    lambda transactions: transactions.begin(stream.key, request, stream.head, queue=True),
+                    "replaced", lambda transactions: transactions.begin(stream.key, request, stream.head, queue=True)
                 )
             case Restore() as how:
                 lost = Current(stream.epoch, self._name, stream.idempotency_key, stream.started_at)
                 return lambda transactions: transactions.restore(stream.key, lost, stream.head, how)
             case write:
                 return Append(stream.key, stream.epoch, write)
+
+    def _next_report(self, stream: RemoteStream, slowest: int | None) -> Job | None:
+        epoch = stream.epoch
+        if slowest is None:
+            if epoch not in self._reported:
+                return None
+            self._reported.remove(epoch)
+        elif stream.is_final and stream.tail - slowest <= PAGE_SIZE:
+            # It is read at once: nothing holds its producer, and nothing has to keep the log from being deleted.
+            return None
+        else:
+            self._reported.add(epoch)
+        return lambda transactions: transactions.logs.report(epoch, slowest)
 
     def _take_reply(self, stream: LocalStream | RemoteStream, reply: Any) -> None:
         # The reply to a report is for the producer's worker, which finds it in the file.

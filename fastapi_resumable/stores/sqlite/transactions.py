@@ -17,7 +17,6 @@ from ..._core.lifecycle import Change, Current, OnConflict, Outcome, Queued, Slo
 from ..._stream.recording import end_event
 from ..._stream.stream import Head, Limits
 from ...exceptions import TooManyStreams, TooManyStreamsOfOwner
-from ...models import ResumableStatus
 from ..shared.writes import Ended, Gap, Missing, Reply, Restore, Write, Written
 from .lock import WorkerLock
 from .log import Logs
@@ -29,9 +28,8 @@ logger = logging.getLogger("fastapi_resumable")
 class LacksEventError(Exception):
     """The transaction ends a stream whose readers need a terminal event, and was not given it."""
 
-    def __init__(self, status: ResumableStatus, code: str) -> None:
+    def __init__(self, code: str) -> None:
         super().__init__(code)
-        self.status = status
         self.code = code
 
 
@@ -147,7 +145,7 @@ class Transactions:
             row = state.by_epoch.get(change.stream.epoch)
             if change.code and row is not None and row.is_live and row.headers and row.head.is_event_stream:
                 if change.code not in self.terminal:
-                    raise LacksEventError(change.status, change.code)
+                    raise LacksEventError(change.code)
                 ended.append((change, row))
         for change, row in ended:
             if event := self.terminal[change.code]:

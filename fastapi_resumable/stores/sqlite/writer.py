@@ -96,15 +96,16 @@ class WriterThread(FileThread):
             try:
                 done: T = await self.run(_given(terminal, job))
             except LacksEventError as exc:
-                terminal[exc.code] = self._terminal_event(exc.status, exc.code)
+                terminal[exc.code] = self._terminal_event(exc.code)
             else:
                 return done
 
-    def given_event(self, status: ResumableStatus, code: str, job: Callable[[Transactions], Any]) -> Job:
+    def given_event(self, code: str, job: Callable[[Transactions], Any]) -> Job:
         """A job with the one terminal event that it may need, for the queue."""
-        return _given({code: self._terminal_event(status, code)}, job)
+        return _given({code: self._terminal_event(code)}, job)
 
-    def _terminal_event(self, status: ResumableStatus, code: str) -> bytes:
+    def _terminal_event(self, code: str) -> bytes:
+        status = ResumableStatus.INTERRUPTED if code == "producer_lost" else ResumableStatus.CANCELLED
         event, failure = write_terminal_event(self._limits.terminal_event, status.value, code, END_MESSAGES[code])
         if failure is not None:
             logger.error("terminal_event failed; the stream ends with the default one", exc_info=failure)
