@@ -91,6 +91,8 @@ class Lease:
         self._due = self._renewed + self._seconds / 4
         if not existed:
             self._on_expired()
+            # Not again at once, whatever that wishes: a Redis that keeps losing the key would be asked without a pause.
+            self._now.clear()
 
     @property
     def _is_late(self) -> bool:
