@@ -110,9 +110,12 @@ async def test_a_keep_alive_before_a_byte_order_mark_spoils_nothing(player: Play
 
 async def test_a_stream_that_is_never_silent_has_no_keep_alive(player: Player) -> None:
     """It comes after `ping` seconds without a byte from the application, and not otherwise."""
-    body = (await player.record(unique("busy"), numbered(300, 100))).body
+    for _ in range(10):
+        body = (await player.record(unique("busy"), numbered(300, 100))).body
+        assert len(payloads(body)) == 300
+        if PING not in body:  # else, on a busy machine, the process may have been silent
+            break
     assert PING not in body
-    assert len(payloads(body)) == 300
 
 
 async def test_only_event_streams_have_keep_alives(player: Player) -> None:

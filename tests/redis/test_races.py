@@ -26,6 +26,7 @@ from fastapi_resumable._stream.position import is_exhausted
 from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import ResumableError, StoreUnavailable, StreamCancelled
 from fastapi_resumable.models import ResumableStatus, ResumableStreamItem
+from fastapi_resumable.stores.redis import link as link_module
 from fastapi_resumable.stores.redis import worker as worker_module
 from fastapi_resumable.stores.redis.backend import RedisBackend
 from fastapi_resumable.stores.redis.calls import Script
@@ -466,7 +467,7 @@ async def test_a_lost_reply_changes_nothing(plant: Plant, script: str) -> None:
     client.lose(lost)
     async with following(await one.find(KEY, 0.0)) as follower:
         assert await follower.end() == b"012"
-    assert plant.server.control.hkeys(plant.keys.owner("ann")) == []
+    await until(lambda: not plant.server.control.hkeys(plant.keys.owner("ann")), "no count")
 
 
 # Following.
@@ -703,7 +704,7 @@ async def test_what_redis_has_forgotten_is_found_and_counted_again(plant: Plant)
 
 async def test_a_request_that_redis_has_forgotten_is_queued_again(plant: Plant) -> None:
     """So it can still be found, and stopped."""
-    one, two = plant.open(lease=1.0), plant.open()
+    one, two = plant.open(lease=6.0), plant.open()
     request = await Request().reserve(one)
     await backend_of(two).start()
     plant.server.control.delete(plant.keys.stream(KEY), plant.keys.worker(backend_of(one).name))
@@ -818,10 +819,11 @@ async def test_a_worker_that_was_frozen_gives_up_its_requests(plant: Plant) -> N
 
 
 async def test_a_client_that_waits_less_than_a_blocking_read_is_no_outage(
-    plant: Plant, caplog: pytest.LogCaptureFixture
+    plant: Plant, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its time-out is respected."""
-    client = Redis.from_url(plant.server.url, socket_timeout=1.8)
+    monkeypatch.setattr(link_module, "BLOCK", 30.0)
+    client = Redis.from_url(plant.server.url, socket_timeout=6.0)
     plant.clients.append(client)
     one, two = plant.open(client), plant.open()
     request = Request()
