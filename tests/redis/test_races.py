@@ -788,7 +788,7 @@ async def test_a_stream_that_outlives_its_store_ends(plant: Plant) -> None:
 async def test_a_worker_that_was_frozen_stops_its_producers_although_redis_is_away(plant: Plant) -> None:
     """They are not to go on until Redis has been asked how their streams have ended."""
     with FaultyLink(plant.server.port) as link:
-        store = plant.open(plant.server.url_at(link.port), store_timeout=120.0)
+        store = plant.open(plant.server.url_at(link.port), store_timeout=20.0)
         request = Request()
         stream = await request.begin(store, TEXT)
         link.hold()
