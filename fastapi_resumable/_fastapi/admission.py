@@ -22,6 +22,7 @@ from .._run.exchange import Exchange, accepted
 from .._run.headers import replay_path
 from .._run.manager import StreamManager
 from .._run.producer import Producer, reserve
+from .._run.recorder import FIND_PRODUCER
 from .._run.replay import counting_refusals, replay
 from .._stream.stream import Stream
 from ..exceptions import InvalidStreamId, ResumableError, StoreUnavailable, StreamPending
@@ -40,6 +41,7 @@ from .request import (
 logger = logging.getLogger("fastapi_resumable")
 
 MAX_WARNINGS = 100
+_IS_ANSWERED = "fastapi_resumable.is_answered"
 END_DELAY = 0.05
 """Seconds for which the end of a body that an application sends waits for the application to return.
 
@@ -237,7 +239,7 @@ class Admission:
     async def _take_up(self, started: Producer | Stream) -> Response | None:
         """Prepare to run the application, or answer with the stream that the request is to follow."""
         service, manager = self.service, self.service.manager
-        is_async = prefers_async(self.scope, self.identity.headers)
+        is_async = self._answers_at_once()
         location = service.locate(self.scope, self.identity.key.id)
         if isinstance(started, Producer):
             self.producer, delay = started, self.end_delay
@@ -248,6 +250,14 @@ class Admission:
         if is_async:
             return accepted(started.item, location)
         return await replay(manager, started, None, None, location, kind="replay" if started.is_final else "attach")
+
+    def _answers_at_once(self) -> bool:
+        """Whether the client does not want to wait; of several that record its request, the outer one answers it."""
+        is_async = prefers_async(self.scope, self.identity.headers)
+        if not is_async or _IS_ANSWERED in self.scope or FIND_PRODUCER in self.scope:
+            return False
+        self.scope[_IS_ANSWERED] = True
+        return True
 
     async def _unless_client_leaves(self, work: Coroutine[Any, Any, _T]) -> _T | None:
         """Do what may wait for another request's stream to begin; `None` once the client has left."""

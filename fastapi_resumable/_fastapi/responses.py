@@ -1,7 +1,7 @@
 """Responses that are recorded, and those that are sent in place of an endpoint's or after its dependencies."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import Any
@@ -52,8 +52,8 @@ async def run_recorded(exchange: Exchange, app: ASGIApp, scope: Scope, _receive:
 class RecordedResponse(Response):
     """Mixed into the class of a user's response: sent through a log."""
 
-    _exchanges: tuple[Exchange, ...]
-    """One for each `Resumable` that has it recorded, the innermost first."""
+    _exchanges: Sequence[Exchange]
+    """One for each `Resumable` that has it recorded. The first is the innermost: it came to the endpoint last."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the user's response in the background, and answer from the log.
@@ -79,13 +79,15 @@ class RecordedResponse(Response):
 
 def record(response: Response, exchange: Exchange) -> Response:
     """Return a copy of a response that is recorded, as the same object may be returned for several requests."""
-    exchanges: tuple[Exchange, ...] = getattr(response, "_exchanges", ())
+    exchanges: Sequence[Exchange] = getattr(response, "_exchanges", ())
     if exchange in exchanges:
         return response
     cls = type(response) if exchanges else _recorded_class(type(response))  # type: ignore[arg-type]  # a class has a hash
     recorded: Response = cls.__new__(cls)
     # Not by attributes: a response class of the user's may have a `__setattr__` of its own.
-    recorded.__dict__.update(response.__dict__, _exchanges=(*exchanges, exchange))
+    recorded.__dict__.update(
+        response.__dict__, _exchanges=sorted((*exchanges, exchange), key=lambda each: -each.producer.created)
+    )
     return recorded
 
 

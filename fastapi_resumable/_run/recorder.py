@@ -19,7 +19,7 @@ from .producer import Producer
 
 MAX_DROPPED = 32
 """How many messages are dropped after a stop: one in each turn of the event loop, until the cancellation arrives."""
-_FIND_PRODUCER = "fastapi_resumable.find_producer"
+FIND_PRODUCER = "fastapi_resumable.find_producer"
 """Under which a scope has what finds its producer. A route has its scope before it is decided whether there is one."""
 
 
@@ -265,10 +265,10 @@ def inner_scope(scope: Scope, find_producer: Callable[[], Producer | None]) -> S
     the disconnect, and a stop is a cancellation.
     """
     asgi = {**scope.get("asgi", {}), "spec_version": "2.4"}
-    return {**scope, "extensions": {}, "asgi": asgi, _FIND_PRODUCER: find_producer}
+    return {**scope, "extensions": {}, "asgi": asgi, FIND_PRODUCER: find_producer}
 
 
 def producer_around(scope: Scope) -> Producer | None:
     """The producer of another `Resumable` that records what this request sends, if there is one."""
-    find: Callable[[], Producer | None] | None = scope.get(_FIND_PRODUCER)
+    find: Callable[[], Producer | None] | None = scope.get(FIND_PRODUCER)
     return None if find is None else find()
