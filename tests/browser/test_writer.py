@@ -88,7 +88,7 @@ def test_an_answer_outlives_the_retention_of_its_stream(person: BrowserContext) 
 
 def test_an_answer_that_a_shutdown_interrupts_says_so_and_is_kept(person: BrowserContext, tmp_path: Path) -> None:
     """The page keeps what it has and says why there is no more; the next server finds the same in its database."""
-    env = {"EXAMPLE_DATABASE": str(tmp_path / "chat.db")}
+    env = {"EXAMPLE_DATABASE": str(tmp_path / "chat.db"), "EXAMPLE_WORDS_PER_SECOND": "4"}
     tab = person.new_page()
     with example_app(env) as app:
         tab.goto(app.url)

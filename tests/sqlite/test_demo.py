@@ -20,7 +20,7 @@ def start(folder: Path, *arguments: str) -> Server:
     environment = {
         "OPENAI_BASE_URL": "",
         "OPENAI_API_KEY": "",
-        "EXAMPLE_WORDS_PER_SECOND": "100",
+        "EXAMPLE_WORDS_PER_SECOND": "20",
         "EXAMPLE_FOLDER": str(folder),
         "FASTAPI_RESUMABLE_SHUTDOWN_GRACE": "0.1",
     }
