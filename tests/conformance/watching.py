@@ -64,6 +64,16 @@ class Watching(Conformance):
         await watch_a_life(store, store)
 
     @scenario()
+    async def test_a_watch_has_told_of_an_end_when_that_has_been_waited_for(self, store: Store) -> None:
+        """A server that exits ends its last streams, and then the watches."""
+        watcher = Watcher()
+        remove = await store.watch(KEY.owner, [KEY.id], watcher.notify)
+        await complete(store, await Request().begin(store))
+        remove()
+
+        assert watcher.told[-1].status is ResumableStatus.COMPLETED
+
+    @scenario()
     async def test_a_watch_tells_of_a_stop(self, store: Store) -> None:
         """Of a live stream, and of a request that waits; a stop of what is not there is no change."""
         await watch_a_stop(store, store)

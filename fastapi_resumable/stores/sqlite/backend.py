@@ -186,8 +186,11 @@ class SqliteBackend(SharedBackend):
         """Nothing is to be done: the transaction that ends it counts it no longer."""
 
     async def announce(self, stream: LocalStream) -> None:
-        """Nothing is left to say: the transaction that has changed the state has announced that."""
+        """Tell those that watch here before it goes on: when the server exits, they end right after the last stream."""
         self._reader.note_change()
+        if self.watchers:
+            with suppress(StoreUnavailable):
+                await self._reader.run(self._reader.catch_up)
 
     def follow(self, stream: RemoteStream) -> None:
         """Read what is added to a stream."""
