@@ -2,6 +2,8 @@
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -371,6 +373,13 @@ def test_no_thread_and_no_task_ends_with_what_it_raises(
             await store.aclose()
 
     asyncio.run(main())
+
+
+def test_a_system_without_its_locks_is_told_what_to_use() -> None:
+    """Windows has no `fcntl`."""
+    code = "import sys; sys.modules['fcntl'] = None; import fastapi_resumable as f; f.Resumable(store='sqlite:///x.db')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ImportError: SqliteStore needs the file locks" in result.stderr
 
 
 async def test_a_request_that_is_to_follow_another_waits_for_pending_timeout(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The locks by which the workers of a file know which of them are alive: the kernel releases them with the process."""
 
-import fcntl
 import math
 import os
 import threading
@@ -9,6 +8,14 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from time import monotonic
+
+try:
+    import fcntl
+except ImportError as exc:
+    raise ImportError(
+        "SqliteStore needs the file locks of Linux, macOS or another Unix. On Windows, use RedisStore or MemoryStore.",
+        name="fcntl",
+    ) from exc
 
 GRACE = 2.0
 """Seconds within which a worker makes its file anew that somebody has deleted."""
