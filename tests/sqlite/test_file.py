@@ -375,7 +375,7 @@ def test_no_thread_and_no_task_ends_with_what_it_raises(
     asyncio.run(main())
 
 
-def test_a_system_without_its_locks_is_told_what_to_use() -> None:
+def test_the_error_of_a_system_without_file_locks_names_what_to_use() -> None:
     """Windows has no `fcntl`."""
     code = "import sys; sys.modules['fcntl'] = None; import fastapi_resumable as f; f.Resumable(store='sqlite:///x.db')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
