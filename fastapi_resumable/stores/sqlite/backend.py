@@ -164,16 +164,14 @@ class SqliteBackend(SharedBackend):
     async def page(self, stream: LocalStream | RemoteStream, offset: int) -> Page:
         """Bytes of the log from `offset` on."""
         epoch = stream.epoch
-        page: Page = await self._reader.run(lambda connection: read_page(connection, epoch, offset))
-        return page
+        return await self._reader.run(lambda connection: read_page(connection, epoch, offset))
 
     async def slowest_reader(self, stream: LocalStream) -> float:
         """Where the slowest reader on another worker is."""
         # Asked before the next look begins, so that a report in between is not missed.
         self._reader.waiting.add(stream)
         self._reader.expect_news()
-        slowest: float = await self._writer.run(lambda transactions: transactions.logs.slowest_reader(stream.epoch))
-        return slowest
+        return await self._writer.run(lambda transactions: transactions.logs.slowest_reader(stream.epoch))
 
     def forget(self, stream: LocalStream) -> None:
         """Write no more of a stream."""
@@ -292,12 +290,10 @@ class SqliteBackend(SharedBackend):
     async def _clean_up(self) -> None:
         pause = UPKEEP
         while True:
-            await asyncio.sleep(pause)
-            pause = UPKEEP
+            await asyncio.sleep(min(pause, UPKEEP))
             if self._clean_up_at <= self.loop.time():
                 # Now, because what comes meanwhile may come too late for this one.
-                self._clean_up_at = math.inf
+                self._clean_up_at, pause = math.inf, UPKEEP
                 with suppress(StoreUnavailable):
                     pause = await self._writer.transact(Transactions.clean_up)
                 self._clean_up_at = min(self._clean_up_at, self.loop.time() + pause)
-                pause = min(pause, UPKEEP)

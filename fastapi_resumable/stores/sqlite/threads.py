@@ -14,7 +14,7 @@ from contextlib import suppress
 from itertools import count, islice
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ...exceptions import ResumableError, StoreUnavailable
 from ..shared.outage import UNAVAILABLE, Outage
@@ -22,6 +22,7 @@ from .files import UnusableFileError, connect, is_of_the_whole_file
 from .transactions import LacksEventError
 
 logger = logging.getLogger("fastapi_resumable")
+T = TypeVar("T")
 
 BATCH = 512
 """How many calls are answered together at most."""
@@ -77,12 +78,13 @@ class FileThread:
 
     # On the event loop.
 
-    async def run(self, job: Job) -> Any:
+    async def run(self, job: Callable[[Any], T]) -> T:
         """Have a job done, again and again until it works; return its result.
 
         Raises:
             StoreUnavailable: The file has not been usable for the timeout.
         """
+        result: T | Exception
         (result,) = await self.run_all([job])
         if isinstance(result, Exception):
             raise result
