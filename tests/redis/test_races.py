@@ -683,6 +683,22 @@ async def test_a_stream_that_redis_has_forgotten_comes_back_after_the_lease_of_i
     await until(lambda: stream.tail == 6, "all bytes")
 
 
+@pytest.mark.parametrize("is_live", [True, False], ids=["live", "queued"])
+async def test_what_ends_while_it_is_counted_anew_is_not_counted_for_good(plant: Plant, is_live: bool) -> None:
+    """Redis was back, and each worker sees to it that what is live there is counted."""
+    client = plant.meddled()
+    store = plant.open(client, Limits(max_streams_per_owner=1))
+    request = await Request().reserve(store)
+    stream = await request.begin(store) if is_live else None
+
+    async def end() -> None:
+        await (store.release(request.reservation) if stream is None else complete(store, stream))
+
+    client.meddle(Script.TOUCH, before=end)
+    await backend_of(store).touch()
+    await until(lambda: not plant.server.control.hkeys(plant.keys.owner(KEY.owner)), "no count")
+
+
 async def test_what_redis_has_forgotten_is_found_and_counted_again(plant: Plant) -> None:
     """By its short id, and against the limit of its owner: a live stream, and a request that waits."""
     limits = Limits(max_streams_per_owner=2)

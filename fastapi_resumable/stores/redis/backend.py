@@ -254,14 +254,7 @@ class RedisBackend(Transitions):
         if monotonic() - self._touched > LIVE / 3:
             # Before the calls: a failure is noticed elsewhere, and must not make this run again each second.
             self._touched = monotonic()
-            await self._touch()
-
-    async def _touch(self) -> None:
-        mine: list[LocalStream | Reservation] = [*self.streams.local.values(), *self.streams.queued.values()]
-        calls = [call for each in mine for call in self.calls.touch(each.key, each.epoch)]
-        # In parts, so that one pipeline keeps neither Redis nor this connection for long.
-        for start in range(0, len(calls), 500):
-            await self.link.run(*calls[start : start + 500])
+            await self.touch()
 
     async def _look_at(self, followed: Sequence[RemoteStream]) -> None:
         dead = await self.lease.dead(stream.worker for stream in followed)

@@ -134,6 +134,20 @@ class Transitions(SharedBackend):
         """Count streams against their owner's limit no longer."""
         await self.messages.run_now_or_later(*self.calls.free(key, *epochs))
 
+    async def touch(self) -> None:
+        """Keep what is live here from expiring, and see to it that it is found and counted."""
+        mine: list[LocalStream | Reservation] = [*self.streams.local.values(), *self.streams.queued.values()]
+        calls = [call for each in mine for call in self.calls.touch(each.key, each.epoch)]
+        # In parts, so that one pipeline keeps neither Redis nor this connection for long.
+        for start in range(0, len(calls), 500):
+            await self.link.run(*calls[start : start + 500])
+        # What has ended meanwhile may have been given back before it was counted here once more.
+        over = (each for each in mine if each.epoch not in self.streams.queued and not self._is_open(each.epoch))
+        self.queue.run_later(*(call for each in over for call in self.calls.free(each.key, each.epoch)))
+
+    def _is_open(self, epoch: str) -> bool:
+        return epoch in self.streams.local and not self.streams.local[epoch].closed
+
     async def _announce_ended(self, before: KeyState, ended: Iterable[bytes]) -> None:
         """Tell those that watch that these epochs of a stream were cancelled."""
         epochs, key, current = {epoch.decode() for epoch in ended}, before.key, before.current
