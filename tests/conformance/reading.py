@@ -24,6 +24,7 @@ from .tools import (
     content,
     cut,
     following,
+    known_to_have_readers,
     places,
     sample,
     some_events,
@@ -301,6 +302,8 @@ async def waits_for_the_slow(here: Store, there: Store, head: Head) -> None:
             for follower in (slow, gone):
                 await follower.events(1)
                 follower.pace = asyncio.Event()
+            if there is not here:
+                await known_to_have_readers(stream)
             writing = asyncio.ensure_future(write(stream, *sent))
             done, _ = await asyncio.wait({writing}, timeout=0.05)
             assert not done

@@ -53,6 +53,7 @@ from .tools import (
     content,
     cut,
     following,
+    known_to_have_readers,
     places,
     sample,
     some_events,
@@ -412,6 +413,7 @@ class SharedStoreConformance(StoreConformance):
         async with following(found) as reader:
             await write(stream, b"data: first\n\n")
             await reader.events(1)
+            await known_to_have_readers(stream)
             await write(stream, *sent)
             await complete(here, stream)
             assert without_ids(await reader.end()) == b"data: first\n\n" + b"".join(sent)

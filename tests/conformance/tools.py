@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import random
 import re
 import secrets
@@ -19,6 +20,7 @@ from fastapi_resumable._stream.stream import Head, Stream, WritableStream
 from fastapi_resumable._stream.timers import SharedTimers
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.base import Reservation, Store
+from fastapi_resumable.stores.shared.local import LocalStream
 
 KEY = StreamKey("ann", "chat")
 EVENTS = Head(200, ((b"content-type", b"text/event-stream; charset=utf-8"),))
@@ -74,6 +76,13 @@ async def write(stream: WritableStream, *chunks: bytes) -> None:
             while not stream.offer(piece, monotonic()):
                 assert not stream.closed
                 await stream.wait_for_room(len(piece))
+
+
+async def known_to_have_readers(stream: WritableStream) -> None:
+    """Wait until the producer's worker knows of a reader elsewhere, which it hears of soon after that has begun."""
+    if isinstance(stream, LocalStream):
+        while await stream.backend.slowest_reader(stream) == math.inf:
+            pass
 
 
 async def complete(store: Store, stream: WritableStream) -> None:
