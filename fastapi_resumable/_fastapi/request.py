@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import MutableMapping
+from contextlib import suppress
+from itertools import islice
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -173,12 +175,24 @@ def path_of(route_name: str, scope: Scope, known: Paths) -> str | None:
         (scope.get("router"), scope.get("app_root_path", root_path)),
         (scope.get("app"), root_path),
     ):
-        if provider is not None and id(provider) not in known:
-            try:
-                known[id(provider)] = provider, quote(str(provider.url_path_for(route_name)), safe=_SAFE)
-            except NoMatchFound:
-                continue
-        if provider is not None:
-            path = known[id(provider)][1]
+        if provider is not None and (path := _path_in(provider, route_name, scope, known)) is not None:
             return quote(root.rstrip("/"), safe=_SAFE) + path if root else path
+    return None
+
+
+def _path_in(provider: Any, route_name: str, scope: Scope, known: Paths) -> str | None:
+    if (found := known.get(id(provider))) is not None:
+        return found[1]
+    given = {
+        name: quote(value, safe="") if isinstance(value, str) else value
+        for name, value in scope.get("path_params", {}).items()
+    }
+    # The router may have parameters in its prefix, like `/{tenant}`. They are the first of all paths below that.
+    for count in range(len(given) + 1):
+        with suppress(NoMatchFound):
+            url_path = provider.url_path_for(route_name, **dict(islice(given.items(), count)))
+            path = quote(str(url_path), safe=_SAFE)
+            if not count:
+                known[id(provider)] = provider, path
+            return path
     return None

@@ -13,6 +13,7 @@ PLACES = [
     ("plain", "", "/chat", "/v1"),
     ("own_prefix", "", "/chat", "/streams/of"),
     ("prefixed", "", "/deep/er/chat", "/api/v1"),
+    ("of_tenants", "", "/t/a%20b/7/chat", "/t/a%20b/v1"),
     ("nested", "", "/outer/chat", "/outer/inner/v1"),
     ("mounted", "", "/sub/deep/er/chat", "/sub/api/v1"),
     ("twice_mounted", "", "/top/sub/deep/er/chat", "/top/sub/api/v1"),

@@ -42,6 +42,14 @@ def prefixed() -> FastAPI:
     return app
 
 
+def of_tenants() -> FastAPI:
+    """A prefix with a parameter, for the routes and for an endpoint that has one more."""
+    resumable, app = Resumable(), FastAPI()
+    app.include_router(resumable.router, prefix="/t/{tenant}")
+    app.include_router(endpoint(resumable), prefix="/t/{tenant}/{number:int}")
+    return app
+
+
 def nested() -> FastAPI:
     """A router that includes the router, and is itself included with a prefix."""
     resumable, app, outer = Resumable(), FastAPI(), APIRouter(prefix="/outer")
