@@ -22,7 +22,7 @@ from .errors import unwrap
 from .headers import id_value, identify
 from .manager import LAST_MOMENT
 from .producer import Producer
-from .recorder import Recorder, inner_scope, producer_around
+from .recorder import Recorder, inner_scope, outer_producer
 from .replay import QuietlyBroken, end_of_body, serve
 
 logger = logging.getLogger("fastapi_resumable")
@@ -42,7 +42,7 @@ class Exchange:
     _reading: Reading | None = None
     """How the client's reading of the stream came out."""
     _ending: asyncio.Task[None] | None = None
-    _around: Producer | None = None
+    _outer: Producer | None = None
     """The producer of another `Resumable` that records this request as well. It is the client then."""
     _is_released = False
 
@@ -102,7 +102,7 @@ class Exchange:
             await self.release()
             raise stopped_while_queued(producer.stop_code)
         self._send = send
-        self._around = producer_around(scope)
+        self._outer = outer_producer(scope)
         inner = inner_scope(scope, lambda: producer)
         telemetry = self._manager.telemetry
         producer.telemetry = telemetry.stream(producer.key.id, producer.reservation.epoch, inner, producer.created)
@@ -132,7 +132,7 @@ class Exchange:
 
     async def _wait_until_over(self) -> None:
         """Stay until the application has ended, even if the request is cancelled; then give back what is held."""
-        self._stop_with_surroundings()
+        self._stop_with_outer()
         # A loop, because a request can be cancelled more than once while it waits.
         while not self.producer.is_over:
             try:
@@ -167,7 +167,7 @@ class Exchange:
 
     def _outlive_cancellation(self) -> bool:
         """Go on although the request is cancelled, with a bound: servers cancel requests when they shut down."""
-        self._stop_with_surroundings()
+        self._stop_with_outer()
         if not self._manager.skip_grace() and self._ending is None:
             # Some servers do so without a word to the application, and wait for the request then.
             name = f"resumable interrupt {self.producer.key.id}"
@@ -186,9 +186,9 @@ class Exchange:
                 await asyncio.sleep(LAST_MOMENT)
                 reader.evict()
 
-    def _stop_with_surroundings(self) -> None:
+    def _stop_with_outer(self) -> None:
         """A stop of a stream that records this request, too, is one of this stream, unlike a client's leaving."""
-        stopped = self._around is not None and self._around.stop_code in ("cancelled", "replaced")
+        stopped = self._outer is not None and self._outer.stop_code in ("cancelled", "replaced")
         if stopped and self._ending is None:
             key, epoch = self.producer.key, self.producer.reservation.epoch
             stopping = self._manager.store.stop(key, epoch)
@@ -220,7 +220,7 @@ class Exchange:
         if self._reader is not None:
             stream = self._reader.stream
             headers = identify(self.recorder.headers, stream, self._location)
-            disconnected = self._body.disconnected if self._around is None else self._around.disconnected
+            disconnected = self._body.disconnected if self._outer is None else self._outer.disconnected
             self._reading = await serve(self._reader, self._manager, headers, scope, self._send, disconnected)
             if self._reading in (Reading.LEFT, Reading.CUT) and self.producer.telemetry is not None:
                 self.producer.telemetry.client_left()

@@ -268,7 +268,7 @@ def inner_scope(scope: Scope, find_producer: Callable[[], Producer | None]) -> S
     return {**scope, "extensions": {}, "asgi": asgi, FIND_PRODUCER: find_producer}
 
 
-def producer_around(scope: Scope) -> Producer | None:
+def outer_producer(scope: Scope) -> Producer | None:
     """The producer of another `Resumable` that records what this request sends, if there is one."""
     find: Callable[[], Producer | None] | None = scope.get(FIND_PRODUCER)
     return None if find is None else find()

@@ -18,7 +18,7 @@ from .._stream.stream import Stream, ends_in_order
 from ..exceptions import InvalidOffset, OffsetLost, ResumableError
 from .headers import RawHeaders, guard, identify
 from .manager import StreamManager
-from .recorder import producer_around
+from .recorder import outer_producer
 from .servers import takes_cancellation, takes_return, transport_of
 
 Departure = Callable[[], Coroutine[Any, Any, None]]
@@ -72,7 +72,7 @@ async def break_off(why: str, manager: StreamManager, scope: Scope, send: Send, 
         StreamBroken: The server has to do it.
         QuietlyBroken: The same.
     """
-    if (producer := producer_around(scope)) is not None:
+    if (producer := outer_producer(scope)) is not None:
         # Its clients are the ones to be broken off.
         await producer.fail("The answer ended before it was complete.")
         return

@@ -9,6 +9,7 @@ import os
 import queue
 import sqlite3
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count, islice
@@ -47,10 +48,10 @@ class File(NamedTuple):
     """Seconds for which it may be unusable before it is given up."""
 
 
-class FileThread:
+class FileThread(ABC):
     """A thread with a connection, which is opened when it is needed, and again after a failure.
 
-    A subclass says what is done in the thread: `work`, and perhaps `on_open` and `tick`.
+    A subclass says what is done in the thread: `on_open`, `work`, and perhaps `tick`.
     """
 
     use: str
@@ -184,10 +185,11 @@ class FileThread:
             # The loop has been closed, so nothing waits for it any more.
             self._is_closed = True
 
+    @abstractmethod
     def work(self, connection: sqlite3.Connection, jobs: Sequence[Job]) -> Sequence[Any]:
         """Do some jobs; return the result of each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_open(self, connection: sqlite3.Connection) -> None:
         """Make use of a new connection."""
 

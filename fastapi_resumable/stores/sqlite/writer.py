@@ -94,11 +94,9 @@ class WriterThread(FileThread):
         terminal: dict[str, bytes] = {}
         while True:
             try:
-                done: T = await self.run(_given(terminal, job))
+                return await self.run(_given(terminal, job))
             except LacksEventError as exc:
                 terminal[exc.code] = self._terminal_event(exc.code)
-            else:
-                return done
 
     def given_event(self, code: str, job: Callable[[Transactions], Any]) -> Job:
         """A job with the one terminal event that it may need, for the queue."""

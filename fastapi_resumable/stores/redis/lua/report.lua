@@ -1,5 +1,6 @@
 -- Say how far a worker's slowest reader is. Replies whom to tell, if the producer waits for that; or `gone`, if there is
--- nothing left to read; or `dropped`, and the tail, if what came after that place is not there any more. The last reader of an epoch that cannot be found any more takes its log along.
+-- nothing left to read; or `dropped`, and the tail, if what came after that place is not there any more. The last reader
+-- of an epoch that cannot be found any more takes its log along.
 
 local worker, offset, keep = unpack(ARGV)
 local readers = KEYS[2]
