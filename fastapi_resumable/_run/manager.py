@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from .._stream.reader import LAST_DELIVERY, Reader, Reading
 from .._stream.stream import Stream
-from .._stream.tasks import Tasks
-from .._stream.timers import SharedTimers
+from .._stream.tasks import SharedTimers, Tasks
 from ..exceptions import ShuttingDown
 from ..settings import ResumableSettings
 from ..stores.base import Store

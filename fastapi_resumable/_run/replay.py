@@ -12,9 +12,8 @@ from starlette.types import Message, Receive, Scope, Send
 from .._core.search import SequenceFilter, search_sequence
 from .._core.sse import PING
 from .._core.terminal import terminal_event
-from .._stream.position import find_position, is_exhausted, run_search
 from .._stream.reader import Reader, Reading
-from .._stream.stream import Stream, ends_in_order
+from .._stream.stream import Stream, ends_in_order, find_position, is_exhausted, run_search
 from ..exceptions import InvalidOffset, OffsetLost, ResumableError
 from .headers import RawHeaders, guard, identify
 from .manager import StreamManager

@@ -10,7 +10,7 @@ and the context variables that they would see anyway. If a `send` has to wait, o
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from enum import Enum
 from time import monotonic
 from typing import Any
@@ -19,9 +19,8 @@ import anyio
 
 from ..exceptions import OffsetLost, ResumableError
 from .fanout import Cursor
-from .inline import Suspended, swap_current_task
 from .stream import YIELD_EVERY, Stream, ends_in_order
-from .timers import SharedTimers
+from .tasks import SharedTimers, Suspended, run_inline
 
 Message = dict[str, Any]
 Send = Callable[[Message], Coroutine[Any, Any, None]]
@@ -29,7 +28,6 @@ End = Callable[["Reading"], Coroutine[Any, Any, None]]
 
 LAST_DELIVERY = 2.0
 """Seconds that a client has to take the rest of its stream once the server exits, or has cancelled its request."""
-_DONE = object()
 
 
 class Reading(Enum):
@@ -45,20 +43,6 @@ class Reading(Enum):
     """The client took no bytes for too long, or has to leave because the server shuts down."""
     LOST = "lost"
     """The bytes at the cursor were dropped, or the store cannot be reached: see the reader's `failure`."""
-
-
-def run_inline(task: asyncio.Task[Any], context: Context, coroutine: Coroutine[Any, Any, None]) -> Suspended | None:
-    """Run a coroutine on behalf of a task that waits; return what is left for the task to await, if anything is."""
-    loop = task.get_loop()
-    running = swap_current_task(loop, task)
-    try:
-        # `next` with a default: the end is no exception, which would cost more than all of this.
-        awaited = context.run(next, coroutine.__await__(), _DONE)
-    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # raised where the rest is awaited
-        return Suspended(None, context, None, exc)
-    finally:
-        swap_current_task(loop, running)
-    return None if awaited is _DONE else Suspended(coroutine, context, awaited, None)
 
 
 class Reader(Cursor):

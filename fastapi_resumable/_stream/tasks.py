@@ -1,8 +1,13 @@
-"""Background tasks with an owner. Each failure is logged; a task that must not stop starts again."""
+"""Background tasks with an owner, calls after a delay, and what is run on behalf of a task that waits.
+
+Private API of others: `asyncio._enter_task`, `_leave_task` (documented for those who run tasks, "Extending" in the
+documentation of asyncio) and `asyncio.tasks._swap_current_task` (the same in one call, from Python 3.12 on).
+"""
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
 from time import monotonic
 from typing import Any
 
@@ -13,6 +18,7 @@ RECANCEL = 0.1
 FIRST_PAUSE = 0.05
 """Seconds before a failed task starts again; each further failure doubles them."""
 LONGEST_PAUSE = 1.0
+_DONE = object()
 
 
 class Tasks:
@@ -69,3 +75,121 @@ async def _keep_running(
             pause = min(2 * pause or FIRST_PAUSE, LONGEST_PAUSE)
         else:
             return
+
+
+class SharedTimers:
+    """Calls after a delay, most of which are never made: one timer of the event loop for all that have the same delay.
+
+    Nearly every stream is over before anything has to be done about its silence, its reader's stalling or its client's
+    leaving. To set and to cancel a timer of its own for each of these costs more than the bytes of a short answer.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # What is to be called back, by the delay, in the order in which that ends.
+        self._due: dict[float, dict[Callable[[], object], float]] = {}
+        self._delays: dict[Callable[[], object], float] = {}
+
+    def start(self, delay: float, callback: Callable[[], object]) -> None:
+        """Call `callback` in `delay` seconds, unless that is cancelled; it is not due already."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            # What waited on an event loop of before is not called on this one.
+            self._loop, self._due, self._delays = loop, {}, {}
+        # One delay's calls end in the order in which they began, so only the first of them needs a timer.
+        waiting = self._due.get(delay)
+        if waiting is None:
+            waiting = self._due[delay] = {}
+            loop.call_later(delay, self._call_due, delay, waiting)
+        waiting[callback] = loop.time() + delay
+        self._delays[callback] = delay
+
+    def cancel(self, callback: Callable[[], object]) -> None:
+        """Do not call `callback`; no-op if it is not due."""
+        if (delay := self._delays.pop(callback, None)) is not None:
+            del self._due[delay][callback]
+
+    def _call_due(self, delay: float, waiting: dict[Callable[[], object], float]) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        try:
+            while waiting and next(iter(waiting.values())) <= now:
+                callback = next(iter(waiting))
+                # First, as what is called may start the same again.
+                del waiting[callback]
+                self._delays.pop(callback, None)
+                callback()
+        finally:
+            if waiting:
+                loop.call_later(next(iter(waiting.values())) - now, self._call_due, delay, waiting)
+            elif self._due.get(delay) is waiting:
+                del self._due[delay]
+
+
+def _swap(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> asyncio.Task[Any] | None:
+    """Make `task` the current one; return the one that was."""
+    running = asyncio.current_task(loop)
+    if running is not None:
+        asyncio._leave_task(loop, running)  # noqa: SLF001  # listed at the head of this module
+    if task is not None:
+        asyncio._enter_task(loop, task)  # noqa: SLF001
+    return running
+
+
+swap_current_task = getattr(asyncio.tasks, "_swap_current_task", _swap)
+
+
+class Suspended:
+    """A coroutine that was begun inline and has to wait; its own task awaits the rest of it, once."""
+
+    __slots__ = ("_awaited", "_context", "_coroutine", "_error")
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, None] | None, context: Context, awaited: Any, error: BaseException | None
+    ) -> None:
+        """Without a coroutine, it has failed already, with `error`."""
+        self._coroutine = coroutine
+        self._context = context
+        self._awaited = awaited
+        self._error = error
+
+    def cancel(self, error: asyncio.CancelledError) -> None:
+        """Go on, when awaited, with a cancellation that came before."""
+        # The first error is what the coroutine has to see; a cancellation on top of it would hide it.
+        self._error = self._error or error
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        run, coroutine, awaited, error = self._context.run, self._coroutine, self._awaited, self._error
+        if coroutine is None:
+            assert error is not None
+            raise error
+        try:
+            while True:
+                sent = None
+                if error is None:
+                    try:
+                        sent = yield awaited
+                    except BaseException as exc:  # noqa: BLE001  # it is the coroutine's to handle
+                        error = exc
+                if error is None:
+                    awaited = run(coroutine.send, sent)
+                else:
+                    thrown, error = error, None
+                    awaited = run(coroutine.throw, thrown)
+        # The coroutine has returned, which is the end of this await.
+        except StopIteration:
+            return
+
+
+def run_inline(task: asyncio.Task[Any], context: Context, coroutine: Coroutine[Any, Any, None]) -> Suspended | None:
+    """Run a coroutine on behalf of a task that waits; return what is left for the task to await, if anything is."""
+    loop = task.get_loop()
+    running = swap_current_task(loop, task)
+    try:
+        # `next` with a default: the end is no exception, which would cost more than all of this.
+        awaited = context.run(next, coroutine.__await__(), _DONE)
+    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # raised where the rest is awaited
+        return Suspended(None, context, None, exc)
+    finally:
+        swap_current_task(loop, running)
+    return None if awaited is _DONE else Suspended(coroutine, context, awaited, None)

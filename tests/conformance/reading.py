@@ -7,8 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from fastapi_resumable._core.ids import EventId
-from fastapi_resumable._stream.position import find_position, is_exhausted
-from fastapi_resumable._stream.stream import Head, Stream
+from fastapi_resumable._stream.stream import Head, Stream, find_position, is_exhausted
 from fastapi_resumable.exceptions import OffsetLost, OffsetOutOfRange, StreamReplaced, UnknownEventId
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.base import Store

@@ -8,9 +8,8 @@ import pytest
 
 from fastapi_resumable._core.ids import EventId, StreamKey
 from fastapi_resumable._core.lifecycle import OnConflict
-from fastapi_resumable._stream.position import find_position, is_exhausted
 from fastapi_resumable._stream.reader import Reading
-from fastapi_resumable._stream.stream import Head
+from fastapi_resumable._stream.stream import Head, find_position, is_exhausted
 from fastapi_resumable.exceptions import (
     OffsetLost,
     OffsetOutOfRange,

@@ -17,7 +17,7 @@ from fastapi_resumable._core.lifecycle import OnConflict
 from fastapi_resumable._core.sse import events
 from fastapi_resumable._stream.reader import Message, Reader, Reading
 from fastapi_resumable._stream.stream import Head, Stream, WritableStream
-from fastapi_resumable._stream.timers import SharedTimers
+from fastapi_resumable._stream.tasks import SharedTimers
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.base import Reservation, Store
 from fastapi_resumable.stores.shared.local import LocalStream

@@ -22,8 +22,7 @@ from starlette.responses import StreamingResponse
 
 from fastapi_resumable import RedisStore, Resumable
 from fastapi_resumable._core.ids import StreamKey
-from fastapi_resumable._stream.position import is_exhausted
-from fastapi_resumable._stream.stream import Limits
+from fastapi_resumable._stream.stream import Limits, is_exhausted
 from fastapi_resumable.exceptions import ResumableError, StoreUnavailable, StreamCancelled
 from fastapi_resumable.models import ResumableStatus, ResumableStreamItem
 from fastapi_resumable.stores.redis import link as link_module

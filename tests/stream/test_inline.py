@@ -8,8 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from fastapi_resumable._stream.inline import Suspended
-from fastapi_resumable._stream.reader import run_inline
+from fastapi_resumable._stream.tasks import Suspended, run_inline
 from tests.support.asgi import until
 
 variable: ContextVar[str] = ContextVar("variable", default="unset")

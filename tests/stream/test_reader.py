@@ -14,7 +14,7 @@ from fastapi_resumable._stream.fanout import Fanout
 from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.reader import Message, Reader, Reading
 from fastapi_resumable._stream.stream import Budget, Head, Limits
-from fastapi_resumable._stream.timers import SharedTimers
+from fastapi_resumable._stream.tasks import SharedTimers
 from fastapi_resumable.exceptions import StoreUnavailable
 from fastapi_resumable.models import ResumableStatus
 from tests.support.asgi import bounded, settle

@@ -10,8 +10,7 @@ from fastapi_resumable import OffsetLost, ResumableStatus, StreamReplaced, Unkno
 from fastapi_resumable._core.ids import EventId, StreamKey
 from fastapi_resumable._stream.fanout import Cursor
 from fastapi_resumable._stream.memory import MemoryStream
-from fastapi_resumable._stream.position import find_position
-from fastapi_resumable._stream.stream import Budget, Head, Limits
+from fastapi_resumable._stream.stream import Budget, Head, Limits, find_position
 
 EPOCH = "abcdefghijklmnop"
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from fastapi_resumable._stream.timers import SharedTimers
+from fastapi_resumable._stream.tasks import SharedTimers
 
 
 async def test_what_is_not_cancelled_is_called_in_its_order() -> None:
