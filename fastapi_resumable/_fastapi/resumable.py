@@ -21,9 +21,8 @@ from .._run.hooks import Hook
 from .._run.manager import StreamManager
 from .._stream.stream import Limits
 from ..settings import ResumableOptions, takes
-from ..stores import open_store
+from ..stores import MeasuredStore, open_store
 from ..stores.base import Store
-from ..stores.measured import MeasuredStore
 from ..stores.memory import MemoryStore
 from ..telemetry import Telemetry
 from .admission import Service, http_errors

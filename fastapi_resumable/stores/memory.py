@@ -19,12 +19,10 @@ from .._stream.memory import MemoryStream
 from .._stream.stream import Head, Limits, Stream, WritableStream
 from ..exceptions import StreamCancelled, StreamExists, StreamNotFound, StreamPending, StreamReplaced
 from ..models import ResumableStatus, ResumableStreamItem
-from .base import Reservation
-from .capacity import Capacity, EndedStreams, stream_size
+from .base import Notify, Reservation, Watchers
+from .capacity import Capacity, EndedStreams, VariantIndex, stream_size
 from .several import warn_of_workers
 from .shared.writes import END_MESSAGES
-from .variants import VariantIndex
-from .watchers import Notify, Watchers
 
 LOOKED_UP_AT_ONCE = 256
 """How many ids a lookup looks at before others run."""

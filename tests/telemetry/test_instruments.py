@@ -7,7 +7,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.metrics import _internal as metrics_api
 
-from fastapi_resumable.stores.measured import MeasuredStore
+from fastapi_resumable.stores import MeasuredStore
 from fastapi_resumable.telemetry import Telemetry
 from tests.support.otel import recording
 

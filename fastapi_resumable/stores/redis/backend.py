@@ -15,12 +15,11 @@ from ..._core.ids import StreamKey
 from ..._stream.stream import Limits
 from ...exceptions import OffsetLost, StoreUnavailable, StreamReplaced
 from ...models import ResumableStatus
-from ..base import Reservation
+from ..base import Notify, Reservation
 from ..shared.local import LocalStream
 from ..shared.queue import WriteQueue
 from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Page, Restore
-from ..watchers import Notify
 from .calls import LIVE, Call, Calls, Script, post, read_page, read_written
 from .keys import Keys
 from .link import Client, Link

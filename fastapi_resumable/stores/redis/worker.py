@@ -12,8 +12,8 @@ from time import monotonic
 
 from ...exceptions import StoreUnavailable
 from ...models import ResumableStreamItem
+from ..base import Notify, Watchers
 from ..shared.queue import WriteQueue
-from ..watchers import Notify, Watchers
 from .calls import Call, Script, post
 from .keys import Keys
 from .link import Link

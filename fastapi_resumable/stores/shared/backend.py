@@ -12,8 +12,7 @@ from ..._core.lifecycle import OnConflict, Verdict
 from ..._stream.stream import Budget, Limits, Stream
 from ..._stream.tasks import Tasks
 from ...exceptions import StoreUnavailable, TooManyStreams
-from ..base import Reservation
-from ..watchers import Notify, Watchers
+from ..base import Notify, Reservation, Watchers
 from .local import LocalStream
 from .outage import UNAVAILABLE, Outage
 from .outbox import Sync

@@ -20,8 +20,7 @@ from ...exceptions import (
     StreamReplaced,
 )
 from ...models import ResumableStatus, ResumableStreamItem
-from ..base import Reservation
-from ..watchers import Notify
+from ..base import Notify, Reservation
 from .backend import SharedBackend
 from .local import LocalStream
 from .outage import RECHECK

@@ -13,13 +13,12 @@ from ..._core.ids import StreamKey
 from ..._core.lifecycle import Current, OnConflict, Outcome, Queued, Verdict
 from ..._stream.stream import Limits
 from ...exceptions import StoreUnavailable
-from ..base import Reservation
+from ..base import Notify, Reservation
 from ..shared.backend import Answer, SharedBackend
 from ..shared.local import LocalStream
 from ..shared.queue import WriteQueue
 from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Ended, Gap, KeyState, Page, Restore
-from ..watchers import Notify
 from .lock import WorkerLock
 from .log import PAGE_SIZE, Piece, read_page
 from .reader import Found, ReaderThread
