@@ -66,7 +66,7 @@ class SqliteBackend(SharedBackend):
 
     async def leave(self) -> None:
         """Note in the file that the worker goes."""
-        await self._writer.transact(Transactions.leave)
+        await self._writer.run(Transactions.leave)
 
     async def aclose(self) -> None:
         """Write what is left, end the threads, and give the lock back."""
@@ -109,8 +109,7 @@ class SqliteBackend(SharedBackend):
 
     def ensure_ended(self, key: StreamKey, epoch: str) -> None:
         """Make sure that an epoch stays neither queued nor live, once the file can be used."""
-        job = self._writer.given_event("producer_lost", lambda transactions: transactions.release(key, epoch))
-        self.queue.run_later(job)
+        self.queue.run_later(lambda transactions: transactions.release(key, epoch))
 
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live, forget what has ended."""
@@ -118,7 +117,7 @@ class SqliteBackend(SharedBackend):
 
     async def _change(self, job: Callable[[Transactions], Outcome]) -> Outcome:
         """Do a job that changes the state of a stream, and here at once what follows from that."""
-        return self._apply(await self._writer.transact(job))
+        return self._apply(await self._writer.run(job))
 
     def _apply(self, outcome: Outcome) -> Outcome:
         for change in outcome.changes:
@@ -205,9 +204,7 @@ class SqliteBackend(SharedBackend):
                 return None
             case Begin():
                 request = Queued(stream.epoch, self._name, stream.idempotency_key, stream.started_at)
-                return self._writer.given_event(
-                    "replaced", lambda transactions: transactions.begin(stream.key, request, stream.head, queue=True)
-                )
+                return lambda transactions: transactions.begin(stream.key, request, stream.head, queue=True)
             case Restore() as how:
                 lost = Current(stream.epoch, self._name, stream.idempotency_key, stream.started_at)
                 return lambda transactions: transactions.restore(stream.key, lost, stream.head, how)
@@ -271,7 +268,7 @@ class SqliteBackend(SharedBackend):
             await self._reap(dead)
 
     async def _reap(self, dead: Sequence[str]) -> None:
-        await self._writer.transact(lambda transactions: transactions.reap(dead))
+        await self._writer.run(lambda transactions: transactions.reap(dead))
         self._reader.look_now()
 
     def _on_return(self) -> None:
@@ -294,5 +291,5 @@ class SqliteBackend(SharedBackend):
                 # Now, because what comes meanwhile may come too late for this one.
                 self._clean_up_at, pause = math.inf, UPKEEP
                 with suppress(StoreUnavailable):
-                    pause = await self._writer.transact(Transactions.clean_up)
+                    pause = await self._writer.run(Transactions.clean_up)
                 self._clean_up_at = min(self._clean_up_at, self.loop.time() + pause)

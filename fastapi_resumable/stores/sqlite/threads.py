@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, TypeVar
 from ...exceptions import ResumableError, StoreUnavailable
 from ..shared.outage import UNAVAILABLE, Outage
 from .files import UnusableFileError, connect, is_of_the_whole_file
-from .transactions import LacksEventError
 
 logger = logging.getLogger("fastapi_resumable")
 T = TypeVar("T")
@@ -29,9 +28,6 @@ BATCH = 512
 """How many calls are answered together at most."""
 CLOSING = 2.0
 """The most seconds for which a thread is waited for at the end."""
-
-ANSWERS = (ResumableError, LacksEventError)
-"""What a job raises to answer, before it has changed anything: it is no failure of the file."""
 
 Job = Callable[[Any], Any]
 """What a thread does: with the connection, or with the `Transactions` of the writer."""
@@ -102,7 +98,9 @@ class FileThread(ABC):
             if self._is_closed:
                 break
             results = await self._try(jobs)
-            failures = [each for each in results if isinstance(each, Exception) and not isinstance(each, ANSWERS)]
+            failures = [
+                each for each in results if isinstance(each, Exception) and not isinstance(each, ResumableError)
+            ]
             if len(failures) < len(results):
                 self.outage.note_up()
                 return results
@@ -253,7 +251,8 @@ def answer(job: Job, given: object) -> Any:
     """The result of a job, or what it raises as its answer."""
     try:
         return job(given)
-    except ANSWERS as exc:
+    except ResumableError as exc:
+        # It has changed nothing, and is no failure of the file.
         return exc
 
 

@@ -8,8 +8,7 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 
 from ..._core import lifecycle
 from ..._core.ids import StreamKey
@@ -17,7 +16,7 @@ from ..._core.lifecycle import Change, Current, OnConflict, Outcome, Queued, Slo
 from ..._stream.recording import end_event
 from ..._stream.stream import Head, Limits
 from ...exceptions import TooManyStreams, TooManyStreamsOfOwner
-from ..shared.writes import Ended, Gap, Missing, Reply, Restore, Write, Written
+from ..shared.writes import END_MESSAGES, Ended, Gap, Missing, Reply, Restore, Write, Written
 from .lock import WorkerLock
 from .log import Logs
 from .rows import COLUMNS, Row, Rows, bindable, read_workers, text_of
@@ -25,21 +24,11 @@ from .rows import COLUMNS, Row, Rows, bindable, read_workers, text_of
 logger = logging.getLogger("fastapi_resumable")
 
 
-class LacksEventError(Exception):
-    """The transaction ends a stream whose readers need a terminal event, and was not given it."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
-
-
 class Transactions:
     """The writing side of the file."""
 
     def __init__(self, connection: sqlite3.Connection, worker: str, limits: Limits, lock: WorkerLock) -> None:
         self.logs = Logs(connection, worker, limits)
-        self.terminal: Mapping[str, bytes] = {}
-        """Terminal events by code: the application makes them, and does so outside of a transaction."""
         self._connection = connection
         self._execute = connection.execute
         self._worker = worker
@@ -120,11 +109,7 @@ class Transactions:
         return self._apply(state, change(state.slot, state.now), head)
 
     def _apply(self, state: Rows, outcome: Outcome, head: Head | None = None) -> Outcome:
-        """Make the file say what a transition came to; `head` is that of a stream that has begun.
-
-        Raises:
-            LacksEventError: It ends a stream that needs a terminal event, and there is none in `self.terminal`.
-        """
+        """Make the file say what a transition came to; `head` is that of a stream that has begun."""
         self._end_logs(state, outcome)
         rows, current = state.changed_to(outcome.slot), outcome.slot.current
         if head is not None and current is not None and outcome.verdict in (Verdict.BEGUN, Verdict.OK):
@@ -140,17 +125,12 @@ class Transactions:
 
     def _end_logs(self, state: Rows, outcome: Outcome) -> None:
         """Write the terminal events that readers need of what is ended by something other than its producer."""
-        ended = []
         for change in outcome.changes:
-            row = state.by_epoch.get(change.stream.epoch)
-            if change.code and row is not None and row.is_live and row.headers and row.head.is_event_stream:
-                if change.code not in self.terminal:
-                    raise LacksEventError(change.code)
-                ended.append((change, row))
-        for change, row in ended:
-            if event := self.terminal[change.code]:
-                limits = replace(self._limits, terminal_event=lambda *_, event=event: event)
-                data = end_event(row.epoch, limits, row.tail, bool(row.mid_event), change.status, "", "")
+            row, code = state.by_epoch.get(change.stream.epoch), change.code
+            if not (code and row is not None and row.is_live and row.headers and row.head.is_event_stream):
+                continue
+            is_mid_event, message = bool(row.mid_event), END_MESSAGES[code]
+            if data := end_event(row.epoch, self._limits, row.tail, is_mid_event, change.status, code, message):
                 tail = row.tail + len(data)
                 self._execute("INSERT INTO chunks VALUES (?, ?, ?)", (row.stream, tail, data))
                 state.by_epoch[row.epoch] = row._replace(tail=tail)

@@ -2,9 +2,9 @@
 
 import logging
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..._core.ids import StreamKey
 from ..._core.terminal import write_terminal_event
@@ -14,11 +14,9 @@ from ..shared.writes import END_MESSAGES, Reply, Write, Written
 from .lock import WorkerLock
 from .log import TAIL
 from .threads import File, FileThread, Job, answer
-from .transactions import LacksEventError, Transactions
+from .transactions import Transactions
 
 logger = logging.getLogger("fastapi_resumable")
-
-T = TypeVar("T")
 
 TOGETHER = 64
 """How many logs one statement adds to."""
@@ -77,37 +75,9 @@ class WriterThread(FileThread):
     def __init__(self, file: File, on_up: Callable[[], object], worker: str, limits: Limits, lock: WorkerLock) -> None:
         super().__init__(file, on_up)
         self._worker = worker
-        self._limits = limits
+        self._limits = _with_events_made(limits)
         self._lock = lock
         self._transactions: Transactions | None = None
-
-    # On the event loop.
-
-    async def transact(self, job: Callable[[Transactions], T]) -> T:
-        """Do a job in a transaction, given the terminal events that it needs.
-
-        Raises:
-            StoreUnavailable: The file cannot be used.
-        """
-        # Written here, on the event loop: `terminal_event` may be the user's own, which must not run while the file is
-        # locked.
-        terminal: dict[str, bytes] = {}
-        while True:
-            try:
-                return await self.run(_given(terminal, job))
-            except LacksEventError as exc:
-                terminal[exc.code] = self._terminal_event(exc.code)
-
-    def given_event(self, code: str, job: Callable[[Transactions], Any]) -> Job:
-        """A job with the one terminal event that it may need, for the queue."""
-        return _given({code: self._terminal_event(code)}, job)
-
-    def _terminal_event(self, code: str) -> bytes:
-        status = ResumableStatus.INTERRUPTED if code == "producer_lost" else ResumableStatus.CANCELLED
-        event, failure = write_terminal_event(self._limits.terminal_event, status.value, code, END_MESSAGES[code])
-        if failure is not None:
-            logger.error("terminal_event failed; the stream ends with the default one", exc_info=failure)
-        return event or b""
 
     # In the thread.
 
@@ -141,9 +111,17 @@ class WriterThread(FileThread):
         return results
 
 
-def _given(terminal: Mapping[str, bytes], job: Callable[[Transactions], T]) -> Callable[[Transactions], T]:
-    def work(transactions: Transactions) -> T:
-        transactions.terminal = terminal
-        return job(transactions)
+def _with_events_made(limits: Limits) -> Limits:
+    """The same limits, with the terminal events made that a transaction may need.
 
-    return work
+    `terminal_event` may be the user's own, which must not run while the file is locked.
+    """
+    if not callable(limits.terminal_event):
+        return limits
+    events = {}
+    for code, message in END_MESSAGES.items():
+        status = ResumableStatus.INTERRUPTED if code == "producer_lost" else ResumableStatus.CANCELLED
+        events[code], failure = write_terminal_event(limits.terminal_event, status.value, code, message)
+        if failure is not None:
+            logger.error("terminal_event failed for the code %r; the default one is used", code, exc_info=failure)
+    return replace(limits, terminal_event=lambda _status, code, _message: events[code])
