@@ -11,11 +11,14 @@ None of it is documented by the server; each has a test that fails when it chang
   that returns without the end of its body (the same test). Behind a `BaseHTTPMiddleware`, which ends every body, both
   get an exception: hypercorn takes it for a cancellation, granian logs it. If their client has stalled, that
   middleware waits in the server's `send`, where nothing of ours reaches it: a client that goes on later gets an end.
+- The main coroutine of a hypercorn is found among the tasks, too, with the `WorkerContext` that knows of its exit. Its
+  workers get no signal, and from Python 3.12 on they wait for open connections without a limit
+  (`tests/servers/test_shutdown.py`).
 
 Servers tell an application of a shutdown only once all its responses have ended, which live streams prevent. So
 `TerminationWatch` looks for it in two ways. The handler of a signal that is in place is called as before; where there
-is none, nothing is installed. And a uvicorn that exits without a signal, as with `--limit-max-requests`, is noticed by
-polling its state.
+is none, nothing is installed. And a uvicorn or hypercorn that exits without a signal, as with
+`--limit-max-requests`, is noticed by polling its state.
 """
 
 import asyncio
@@ -24,7 +27,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.types import Scope
 from uvicorn import Server, server
@@ -33,24 +36,55 @@ MAX_CONNECTIONS = 1_000
 """Among how many connections a request is looked for: with more, it would hold up the event loop."""
 
 
-def running_servers() -> list[Server]:
-    """The uvicorns that run on this event loop; those that are started in code, by gunicorn or in a thread, too."""
-    found: list[Server] = []
+class Hypercorn(NamedTuple):
+    """A worker of hypercorn, by its main coroutine."""
+
+    coroutine: Any
+
+    def local(self, name: str) -> Any:
+        """What the coroutine calls so; None before it has set it, and after it has returned."""
+        frame = self.coroutine.cr_frame
+        return None if frame is None else frame.f_locals.get(name)
+
+
+def running_servers() -> list[Server | Hypercorn]:
+    """The servers that run on this event loop; those that are started in code, by gunicorn or in a thread, too."""
+    found: list[Server | Hypercorn] = []
     for task in asyncio.all_tasks():
         coroutine: Any = task.get_coro()
         while coroutine is not None:
-            # Only of uvicorn's own frames: to ask a frame for its locals keeps them alive.
-            if getattr(getattr(coroutine, "cr_code", None), "co_filename", None) == server.__file__:
-                candidate = coroutine.cr_frame.f_locals.get("self") if coroutine.cr_frame is not None else None
-                if isinstance(candidate, Server) and candidate not in found:
-                    found.append(candidate)
+            candidate = _server_of(coroutine)
+            if candidate is not None and candidate not in found:
+                found.append(candidate)
             coroutine = getattr(coroutine, "cr_await", None)
     return found
 
 
-def is_exiting(found: Server) -> bool:
-    """Whether a uvicorn takes no more requests, for any reason."""
+def _server_of(coroutine: Any) -> Server | Hypercorn | None:
+    code, frame = getattr(coroutine, "cr_code", None), getattr(coroutine, "cr_frame", None)
+    if code is None or frame is None:
+        return None
+    if code.co_name == "worker_serve" and "hypercorn" in code.co_filename:
+        return Hypercorn(coroutine)
+    # Only of uvicorn's own frames: to ask a frame for its locals keeps them alive.
+    candidate = frame.f_locals.get("self") if code.co_filename == server.__file__ else None
+    return candidate if isinstance(candidate, Server) else None
+
+
+def is_exiting(found: Server | Hypercorn) -> bool:
+    """Whether a server takes no more requests, for any reason."""
+    if isinstance(found, Hypercorn):
+        context = found.local("context")
+        return context is not None and context.terminated.is_set()
     return found.should_exit or (found.started and not any(listener.is_serving() for listener in found.servers))
+
+
+def exit_timeout(found: Server | Hypercorn) -> float | None:
+    """Seconds that a server waits for responses when it exits; None without a limit."""
+    if isinstance(found, Hypercorn):
+        config = found.local("config")
+        return None if config is None else config.graceful_timeout
+    return found.config.timeout_graceful_shutdown
 
 
 def takes_cancellation() -> bool:
@@ -72,7 +106,7 @@ def _coroutine() -> Any:
     return None if task is None else task.get_coro()
 
 
-def transport_of(scope: Scope, servers: Sequence[Server]) -> asyncio.Transport | None:
+def transport_of(scope: Scope, servers: Sequence[Server | Hypercorn]) -> asyncio.Transport | None:
     """The connection of a request that a uvicorn serves."""
     # The scope and its headers may be copies by now, made by Starlette's `Request` or by a middleware. The state, which
     # uvicorn makes for each request, stays the object that it was; a request made in process has none of uvicorn's.
@@ -84,13 +118,14 @@ def transport_of(scope: Scope, servers: Sequence[Server]) -> asyncio.Transport |
     return None
 
 
-def _cycles(servers: Sequence[Server]) -> list[Any]:
+def _cycles(servers: Sequence[Server | Hypercorn]) -> list[Any]:
     """The exchanges of uvicorn among which that of the current request is."""
+    uvicorns = [found for found in servers if isinstance(found, Server)]
     coroutine = _coroutine()
-    if servers and getattr(getattr(coroutine, "cr_code", None), "co_name", None) == "run_asgi":
+    if uvicorns and getattr(getattr(coroutine, "cr_code", None), "co_name", None) == "run_asgi":
         return [coroutine.cr_frame.f_locals["self"]]
     # In a task of a middleware's.
-    connections = [connection for found in servers for connection in found.server_state.connections]
+    connections = [connection for found in uvicorns for connection in found.server_state.connections]
     if len(connections) > MAX_CONNECTIONS:
         return []
     cycles = (getattr(connection, "cycle", None) for connection in connections)
@@ -132,14 +167,14 @@ class TerminationWatch:
         self._is_busy = is_busy
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handlers: dict[int, _Handler] = {}
-        self.servers: list[Server] = []
-        """The uvicorns of this event loop."""
+        self.servers: list[Server | Hypercorn] = []
+        """The servers of this event loop, as far as they are known here."""
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def server_timeout(self) -> float:
         """Seconds that the server waits for responses from its exit on, less what it takes to end them in order."""
-        timeouts = [found.config.timeout_graceful_shutdown for found in self.servers]
+        timeouts = map(exit_timeout, self.servers)
         return min((timeout - min(0.5, timeout / 5) for timeout in timeouts if timeout), default=math.inf)
 
     def start(self) -> None:
