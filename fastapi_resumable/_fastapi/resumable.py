@@ -1,6 +1,6 @@
 """`Resumable`, which an application makes one of: it wires store, manager, router and faces together."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from functools import cached_property
@@ -230,7 +230,7 @@ class ResumableMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application in the background, if the request is for one of the paths and names a stream."""
         if scope["type"] != "http" or not self._matches(scope):
-            await self._app(scope, receive, _without_doubles(send) if "/stream" in scope.get("path", "") else send)
+            await self._app(scope, receive, _without_doubles(send) if scope["type"] == "http" else send)
             return
         if "app" not in scope and isinstance(self._app, Starlette):
             # It stands around the whole application, whose replay route, exception handlers and overrides count.
@@ -258,11 +258,12 @@ class ResumableMiddleware:
 def _without_doubles(send: Send) -> Send:
     """For replays: middleware inside the face adds its headers again to a record that has them from the first time."""
 
-    async def send_once(message: Message) -> None:
+    # Not `async`, so that a message of any other response costs no coroutine.
+    def send_once(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             headers = [tuple(header) for header in message.get("headers", ())]
             if any(name == b"x-stream-epoch" for name, _ in headers):
                 message = {**message, "headers": list(dict.fromkeys(headers))}
-        await send(message)
+        return send(message)
 
     return send_once

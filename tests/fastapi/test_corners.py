@@ -960,9 +960,13 @@ async def test_an_endpoint_that_reads_no_body_does_not_see_a_client_that_leaves_
 
 
 async def test_headers_that_middleware_adds_inside_the_face_come_once_in_a_replay():
-    """They are recorded, and the middleware adds them to the replay, too."""
+    """They are recorded, and the middleware adds them to the replay, too; under whatever path that is."""
     app, resumable = make()
     app.get("/chat")(lambda: events("one"))
+
+    @app.api_route("/answers/{stream_id}", methods=["GET", "HEAD"])
+    async def answer(request: Request, stream_id: str):
+        return await resumable.replay(request, stream_id)
 
     class AddHeaders:
         def __init__(self, app):
@@ -981,10 +985,11 @@ async def test_headers_that_middleware_adds_inside_the_face_come_once_in_a_repla
     async with running(app) as client:
         again = ID | {"Idempotency-Key": "key"}
         await client.get("/chat", headers=again)
-        for method, url in (("GET", "/v1/stream/chat-1"), ("HEAD", "/v1/stream/chat-1"), ("GET", "/chat")):
+        replays = [(method, url) for method in ("GET", "HEAD") for url in ("/v1/stream/chat-1", "/answers/chat-1")]
+        for method, url in (*replays, ("GET", "/chat")):
             head = await client.start(method, url, headers=again).head()
-            assert head.all("x-frame-options") == ["DENY"], method
-            assert head.all("link") == ["</a>", "</b>"], method
+            assert head.all("x-frame-options") == ["DENY"], (method, url)
+            assert head.all("link") == ["</a>", "</b>"], (method, url)
 
 
 def put(face: str, app: FastAPI, resumable: Resumable, endpoint: Any) -> None:
