@@ -291,10 +291,7 @@ def _interrupted(outcome: Outcome, now: float, retention: float) -> Outcome:
 def _restated(slot: Slot, changes: Iterable[Change]) -> Outcome:
     """Add what a lookup shows now, so that what watchers hear last is that."""
     shown = slot.shown
-    rest = () if shown is None else (Change(shown, status_of(shown)),)
-    return Outcome(slot, changes=(*changes, *rest))
-
-
-def status_of(stream: Queued | Current) -> ResumableStatus:
-    """The status of a stream that nothing has ended since."""
-    return stream.status if isinstance(stream, Current) else ResumableStatus.QUEUED
+    if shown is not None:
+        status = shown.status if isinstance(shown, Current) else ResumableStatus.QUEUED
+        changes = (*changes, Change(shown, status))
+    return Outcome(slot, changes=tuple(changes))

@@ -248,7 +248,7 @@ class Admission:
             )
             return None
         if is_async:
-            return accepted(started.item, location)
+            return accepted(started, location)
         return await replay(manager, started, None, None, location, kind="replay" if started.is_final else "attach")
 
     def _answers_at_once(self) -> bool:

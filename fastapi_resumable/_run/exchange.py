@@ -16,10 +16,10 @@ from starlette.types import ASGIApp, Message, Scope, Send
 from .._stream.reader import Reader, Reading
 from .._stream.stream import Stream
 from ..exceptions import ResumableError, ShuttingDown, StreamCancelled, StreamReplaced
-from ..models import ResumableStreamItem
+from ..stores.base import Reservation
 from .body import RequestBody
 from .errors import unwrap
-from .headers import id_value, identify
+from .headers import identify
 from .manager import LAST_MOMENT
 from .producer import Producer
 from .recorder import Recorder, inner_scope, outer_producer
@@ -254,8 +254,7 @@ class Exchange:
         if stream is None and self.recorder.settled.is_set():
             return
         self.answered = True
-        item = self.producer.reservation.item if stream is None else stream.item
-        response = accepted(item, self._location)
+        response = accepted(stream or self.producer.reservation, self._location)
         # A server of ASGI 2.4 raises this once the client has gone, which does not matter to the stream.
         with suppress(OSError):
             await response({"type": "http"}, self._body.receive, self._send)
@@ -284,17 +283,11 @@ def stopped_while_queued(code: str) -> ResumableError:
     return ShuttingDown() if code == "interrupted" else StreamCancelled()
 
 
-def accepted(item: ResumableStreamItem, location: str | None) -> Response:
+def accepted(stream: Stream | Reservation, location: str | None) -> Response:
     """The answer to `Prefer: respond-async` (RFC 7240 §4.1): where the stream will be, and what it is now."""
-    response = Response(item.model_dump_json(), status_code=202, media_type="application/json")
-    response.raw_headers += [
-        (b"preference-applied", b"respond-async"),
-        (b"cache-control", b"no-store, no-transform"),
-        (b"x-accel-buffering", b"no"),
-        (b"x-conversation-id", id_value(item.conversation_id)),
-        (b"x-stream-epoch", item.epoch.encode("ascii")),
-    ]
+    response = Response(stream.item.model_dump_json(), status_code=202, media_type="application/json")
+    response.raw_headers = identify(response.raw_headers, stream, location)
+    response.headers["preference-applied"] = "respond-async"
     if location is not None:
-        url = location.encode("ascii")
-        response.raw_headers += [(b"location", url), (b"content-location", url)]
+        response.headers["location"] = location
     return response

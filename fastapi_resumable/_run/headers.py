@@ -5,7 +5,10 @@ from collections.abc import Iterable
 from functools import lru_cache
 from urllib.parse import quote
 
+from starlette.datastructures import MutableHeaders
+
 from .._stream.stream import Stream
+from ..stores.base import Reservation
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -46,6 +49,7 @@ _OURS = frozenset(
 )
 # Ids of which nothing has to be quoted, and no segment is a dot: nearly all.
 _PLAIN_ID = re.compile(r"\w[\w.~:@-]*", re.ASCII)
+_SCRIPTED = ("text/html", "application/xhtml+xml", "image/svg+xml")
 _AI_SDK = b"x-vercel-ai-ui-message-stream"
 
 
@@ -82,7 +86,7 @@ def id_value(stream_id: str) -> bytes:
     return stream_id.encode("utf-8").strip(b" ")
 
 
-def identify(headers: Iterable[tuple[bytes, bytes]], stream: Stream, location: str | None) -> RawHeaders:
+def identify(headers: Iterable[tuple[bytes, bytes]], stream: Stream | Reservation, location: str | None) -> RawHeaders:
     """Put our own headers in the place of any of the same name."""
     others = [header for header in headers if header[0] not in _OURS]
     result = [
@@ -103,13 +107,11 @@ def identify(headers: Iterable[tuple[bytes, bytes]], stream: Stream, location: s
 
 def guard(headers: RawHeaders) -> RawHeaders:
     """Keep a browser from taking a replay, which has a URL of its own, for more than its media type says."""
-    result = [(name, value) for name, value in headers if name != b"x-content-type-options"]
-    result.append((b"x-content-type-options", b"nosniff"))
-    media_type = next((value for name, value in headers if name == b"content-type"), b"").partition(b";")[0]
-    if media_type.strip().lower() in (b"text/html", b"application/xhtml+xml", b"image/svg+xml"):
-        result = [(name, value) for name, value in result if name != b"content-security-policy"]
-        result.append((b"content-security-policy", b"sandbox"))
-    return result
+    result = MutableHeaders(raw=headers)
+    result["x-content-type-options"] = "nosniff"
+    if result.get("content-type", "").partition(";")[0].strip().lower() in _SCRIPTED:
+        result["content-security-policy"] = "sandbox"
+    return result.raw
 
 
 def describe(stream: Stream) -> RawHeaders:

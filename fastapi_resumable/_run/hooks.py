@@ -41,7 +41,7 @@ class FinishedStream:
         self.total_bytes: int = stream.tail
         self.dropped_bytes: int = stream.earliest
         # Taken now, because a newer request may replace the stream before a hook has run.
-        self._blocks = stream.held_blocks()
+        self._blocks = list(stream.log.chunks(self.dropped_bytes))
 
     @property
     def head_dropped(self) -> bool:

@@ -110,9 +110,6 @@ async def serve(
     timers.start(WATCH_DELAY, begin_watch)
     try:
         reading = await reader.run(_as_coroutine(send), start, lambda how: _end(reader, how, manager, scope, send))
-        if reader.cancelled is not None:
-            # The server closes the connection by itself.
-            raise reader.cancelled
         if reading is Reading.STALLED:
             cause = "the server exits" if manager.closing else "its client took nothing for too long"
             why = f"a response of stream {stream.key.id!r} breaks off: {cause}"

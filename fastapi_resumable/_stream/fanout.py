@@ -176,14 +176,10 @@ class Fanout:
         """Wait until there may be more room, for `timeout` seconds at most."""
         # Before the readers are woken, or the room that they make at once would go unnoticed.
         self._room = asyncio.get_running_loop().create_future()
-        # Readers may make room as they are woken.
-        self.wake()
         try:
-            async with asyncio.timeout(timeout):
-                await self._room
-        except TimeoutError:
-            if timeout is None:
-                raise
+            # Readers may make room as they are woken.
+            self.wake()
+            await asyncio.wait({self._room}, timeout=timeout)
         finally:
             self._room = None
 

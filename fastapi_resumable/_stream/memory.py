@@ -246,7 +246,3 @@ class MemoryStream:
     async def blocks(self, offset: int) -> Iterable[bytes]:
         """Everything from `offset`, which is retained, to the tail."""
         return self.log.chunks(offset)
-
-    def held_blocks(self) -> list[bytes]:
-        """All bytes from the earliest offset on."""
-        return list(self.log.chunks(self.earliest))

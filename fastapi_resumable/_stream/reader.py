@@ -53,7 +53,6 @@ class Reader(Cursor):
         "_drain_on_cancel",
         "_is_evicted",
         "_is_idle",
-        "_is_timed",
         "_left",
         "_missed",
         "_rest",
@@ -64,7 +63,6 @@ class Reader(Cursor):
         "_task",
         "_timers",
         "_waiter",
-        "cancelled",
         "failure",
         "has_sent_end",
         "stream",
@@ -85,8 +83,6 @@ class Reader(Cursor):
         """
         super().__init__(offset)
         self.stream = stream
-        self.cancelled: asyncio.CancelledError | None = None
-        """A cancellation that was put off until the rest had been delivered; for the caller to raise."""
         self.failure: ResumableError | None = None
         """Why the reading was `LOST`."""
         self.has_sent_end = False
@@ -94,7 +90,6 @@ class Reader(Cursor):
         self._drain_on_cancel = drain_on_cancel
         self._stall_timeout = stall_timeout
         self._timers = timers
-        self._is_timed = False  # whether `_check_progress` is due
         self._waiter: asyncio.Future[None] | None = None
         self._left = self._missed = self._is_evicted = False
         self._is_idle = False  # whether it waits, with nothing half sent
@@ -159,7 +154,7 @@ class Reader(Cursor):
     async def run(self, send: Send, start: Message, end: End | None = None) -> Reading:
         """Send `start`, then everything from the cursor on, until the log ends or the client goes; then detach.
 
-        `end` is called last, unless the client has stalled.
+        `end` is called last, unless the client has stalled. A cancellation may have been put off until then.
         """
         task = self._task = asyncio.current_task()
         assert task is not None
@@ -177,7 +172,7 @@ class Reader(Cursor):
                 raise
             return Reading.STALLED
         finally:
-            self._stop_timer()
+            self._timers.cancel(self._check_progress)
             self.stream.detach(self)
             # They may lead back to the reader, which would then wait for the garbage collector.
             del self._send, self._context
@@ -190,14 +185,14 @@ class Reader(Cursor):
             # In the middle of a `send` it is unknown what the client has, so only an idle reading can continue.
             if self._is_evicted or not self._is_idle or not self._drain_on_cancel():
                 raise
-            self.cancelled = exc
+            cancelled = exc
         # It may be that nothing takes any more what is sent, without saying so.
-        self._stop_timer()
+        self._timers.cancel(self._check_progress)
         self._stall_timeout = min(self._stall_timeout, LAST_DELIVERY)
         # A cancellation through a task group comes again at each `await`.
         with anyio.CancelScope(shield=True):
-            reading = await self._read_on(end)
-        return reading  # noqa: RET504  # a type checker takes it that a scope may swallow what is raised
+            await self._read_on(end)
+        raise cancelled
 
     async def _read_on(self, end: End | None) -> Reading:
         try:
@@ -250,7 +245,8 @@ class Reader(Cursor):
             if self._rest is None:
                 raise
             # This task would be waiting in what was begun on its behalf, so the cancellation belongs there.
-            self._rest.cancel(exc)
+            # The first error is what it has to see; a cancellation on top of that would hide it.
+            self._rest.error = self._rest.error or exc
         finally:
             self._waiter = None
         self._is_idle = False
@@ -263,21 +259,13 @@ class Reader(Cursor):
     def _begin_sending(self) -> None:
         self._sending_since = monotonic()
         # One timer serves many messages, because setting a timer for each would cost more than to send it.
-        if not self._is_timed:
-            self._is_timed = True
-            self._timers.start(self._stall_timeout, self._check_progress)
-
-    def _stop_timer(self) -> None:
-        self._timers.cancel(self._check_progress)
-        self._is_timed = False
+        self._timers.start(self._stall_timeout, self._check_progress)
 
     def _check_progress(self) -> None:
         """Give up on a client that has taken nothing for too long; look again if it is being sent something."""
-        self._is_timed = False
         if self._sending_since is not None:
             left = self._sending_since + self._stall_timeout - monotonic()
             if left <= 0:
                 self.evict()
             else:
-                self._is_timed = True
                 self._timers.start(left, self._check_progress)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
 from .._core.ids import StreamKey, parse_event_id
-from .._core.log import BLOCK_SIZE
+from .._core.log import BLOCK_SIZE, ByteLog
 from .._core.log import Budget as Budget  # noqa: PLC0414  # what a stream is made with
 from .._core.search import Search, search_dispatch, search_event_id
 from .._core.terminal import TerminalEvent
@@ -133,6 +133,8 @@ class Stream(Protocol):
 class WritableStream(Stream, Protocol):
     """A stream whose producer runs in this process."""
 
+    log: ByteLog
+    """What this process holds of it."""
     piece: int
     """The most bytes that `offer` takes."""
 
@@ -151,9 +153,6 @@ class WritableStream(Stream, Protocol):
 
     def ping(self) -> None:
         """Record a keep-alive, where one can be."""
-
-    def held_blocks(self) -> list[bytes]:
-        """All bytes from the earliest offset on that this process holds."""
 
 
 def ends_in_order(stream: Stream) -> bool:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
@@ -91,11 +92,13 @@ class SharedTimers:
         self._delays: dict[Callable[[], object], float] = {}
 
     def start(self, delay: float, callback: Callable[[], object]) -> None:
-        """Call `callback` in `delay` seconds, unless that is cancelled; it is not due already."""
+        """Call `callback` in `delay` seconds, unless that is cancelled; no-op if it is due already."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             # What waited on an event loop of before is not called on this one.
             self._loop, self._due, self._delays = loop, {}, {}
+        if callback in self._delays:
+            return
         # One delay's calls end in the order in which they began, so only the first of them needs a timer.
         waiting = self._due.get(delay)
         if waiting is None:
@@ -139,43 +142,31 @@ def _swap(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> as
 swap_current_task = getattr(asyncio.tasks, "_swap_current_task", _swap)
 
 
+@dataclass(slots=True)
 class Suspended:
     """A coroutine that was begun inline and has to wait; its own task awaits the rest of it, once."""
 
-    __slots__ = ("_awaited", "_context", "_coroutine", "_error")
-
-    def __init__(
-        self, coroutine: Coroutine[Any, Any, None] | None, context: Context, awaited: Any, error: BaseException | None
-    ) -> None:
-        """Without a coroutine, it has failed already, with `error`."""
-        self._coroutine = coroutine
-        self._context = context
-        self._awaited = awaited
-        self._error = error
-
-    def cancel(self, error: asyncio.CancelledError) -> None:
-        """Go on, when awaited, with a cancellation that came before."""
-        # The first error is what the coroutine has to see; a cancellation on top of it would hide it.
-        self._error = self._error or error
+    context: Context
+    coroutine: Coroutine[Any, Any, None] | None = None
+    """Without one, it has failed already, with `error`."""
+    awaited: Any = None
+    error: BaseException | None = None
+    """What it goes on with when it is awaited: what it has raised, or a cancellation that came before."""
 
     def __await__(self) -> Generator[Any, Any, None]:
-        run, coroutine, awaited, error = self._context.run, self._coroutine, self._awaited, self._error
+        run, coroutine, awaited, error = self.context.run, self.coroutine, self.awaited, self.error
         if coroutine is None:
             assert error is not None
             raise error
         try:
             while True:
-                sent = None
                 if error is None:
                     try:
-                        sent = yield awaited
+                        yield awaited
                     except BaseException as exc:  # noqa: BLE001  # it is the coroutine's to handle
                         error = exc
-                if error is None:
-                    awaited = run(coroutine.send, sent)
-                else:
-                    thrown, error = error, None
-                    awaited = run(coroutine.throw, thrown)
+                thrown, error = error, None
+                awaited = run(coroutine.send, None) if thrown is None else run(coroutine.throw, thrown)
         # The coroutine has returned, which is the end of this await.
         except StopIteration:
             return
@@ -189,7 +180,7 @@ def run_inline(task: asyncio.Task[Any], context: Context, coroutine: Coroutine[A
         # `next` with a default: the end is no exception, which would cost more than all of this.
         awaited = context.run(next, coroutine.__await__(), _DONE)
     except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # raised where the rest is awaited
-        return Suspended(None, context, None, exc)
+        return Suspended(context, error=exc)
     finally:
         swap_current_task(loop, running)
-    return None if awaited is _DONE else Suspended(coroutine, context, awaited, None)
+    return None if awaited is _DONE else Suspended(context, coroutine, awaited)

@@ -66,8 +66,8 @@ class Reservation:
         """Seconds for which to wait for another request's stream, where this one is to follow it; `None`: no limit."""
         self.stop_code: str | None = None
         """Why it was stopped before it began."""
-        # A dictionary rather than a set, so that those who wait go on in the order in which they came.
-        self._settled: dict[asyncio.Future[Stream | None], None] = {}
+        # One for all that wait: they go on in the order in which they came.
+        self._settled: asyncio.Future[Stream | None] | None = None
 
     async def settled(self, timeout: float | None = None) -> Stream | None:
         """Wait until the stream has begun, and return it, whatever has become of it since; or until it never will.
@@ -77,18 +77,15 @@ class Reservation:
             StreamReplaced: A newer request has begun before it.
             StreamPending: It takes longer than `timeout` seconds.
         """
-        future: asyncio.Future[Stream | None] = asyncio.get_running_loop().create_future()
-        self._settled[future] = None
-        try:
-            async with asyncio.timeout(timeout):
-                stream = await future
-        except TimeoutError:
-            raise StreamPending from None
-        finally:
-            self._settled.pop(future, None)
+        if self._settled is None:
+            self._settled = asyncio.get_running_loop().create_future()
+        # Unlike `wait_for`, it does not cancel what others wait for, too.
+        await asyncio.wait({self._settled}, timeout=timeout)
+        if not self._settled.done():
+            raise StreamPending
         if self.stop_code is not None:
             raise StreamReplaced if self.stop_code == "replaced" else StreamCancelled
-        return stream
+        return self._settled.result()
 
     def stop(self, code: str) -> None:
         """Tell the request, and other requests that wait for it, that the stream will not begin."""
@@ -98,9 +95,8 @@ class Reservation:
 
     def settle(self, stream: Stream | None = None) -> None:
         """Give the requests that wait the stream, or `None` if there will be none."""
-        for future in self._settled:
-            if not future.done():
-                future.set_result(stream)
+        if self._settled is not None and not self._settled.done():
+            self._settled.set_result(stream)
 
     @property
     def item(self) -> ResumableStreamItem:

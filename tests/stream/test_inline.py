@@ -224,8 +224,7 @@ async def test_a_cancellation_that_came_before_the_task_took_over_is_not_lost():
     await sleeper.ready.wait()
     rest = sleeper.run(work())
     assert rest is not None
-    error = asyncio.CancelledError()
-    rest.cancel(error)
+    rest.error = error = asyncio.CancelledError()
     with pytest.raises(asyncio.CancelledError):
         await rest
     assert told == [error]

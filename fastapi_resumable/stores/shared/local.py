@@ -294,7 +294,3 @@ class LocalStream:
     async def blocks(self, offset: int) -> Iterable[bytes]:
         """Everything from `offset`, which is retained, to what readers may read."""
         return self._fanout.chunks(offset)
-
-    def held_blocks(self) -> list[bytes]:
-        """All bytes from the earliest offset on."""
-        return list(self.log.chunks(self.earliest))
