@@ -40,6 +40,9 @@ _MARK = re.compile(rb'["\\{}\[\]]')
 _MARKED_STEP = 16 * 1024
 """The same, where each of them may have to be looked at by itself."""
 _NUMBER = re.compile(rb'"sequence_number"\s*:\s*([0-9]{1,18})\s*[,}]')
+_PATTERN_BYTES = 64
+"""How much of an event id goes into a pattern: `re` takes long to compile a client's long one, and keeps it."""
+_END_OF_LINE = re.compile(rb"[ \t]*+(?=[\r\n])")
 
 
 def search_dispatch(blocks: Iterable[bytes]) -> Search[bool]:
@@ -57,25 +60,30 @@ def search_event_id(blocks: Iterable[bytes], event_id: str) -> Search[int | None
     """The position right after the first event whose id is `event_id`; `None` if no event has it."""
     # The bytes of the header as they came, which need not be UTF-8.
     wanted = event_id.encode("utf-8", "surrogateescape")
+    head, rest = wanted[:_PATTERN_BYTES], wanted[_PATTERN_BYTES:]
     data = b"".join(blocks)
     # The line has to be whole. Spaces around a value do not come back in a header.
-    id_line = Line(rb"id:[ \t]*" + re.escape(wanted) + rb"[ \t]*+(?=[\r\n])")
-    position = len(BOM) if data.startswith(BOM) else 0
+    id_line = Line(rb"id:[ \t]*" + re.escape(head) + (b"" if rest else _END_OF_LINE.pattern))
+    position = turn = len(BOM) if data.startswith(BOM) else 0
     at_start, event_end = True, 0
     while position < len(data):
-        yield
-        line = id_line.search(data, position, position + _STEP + len(wanted) + 64, at_start=at_start)
+        if position >= turn:
+            yield
+            turn = position + _STEP
+        line = id_line.search(data, position, position + _STEP + len(head) + 64, at_start=at_start)
         at_start = False
         if line is None:
             position += _STEP
             continue
-        if line.end() > event_end:
-            event_end = boundary_in(data, line.end())
-            event_end = len(data) if event_end < 0 else event_end
-        if ID.search(data, line.end(), event_end, at_start=False) is None:
-            return event_end
-        # The last id of an event is the one that counts.
         position = line.end()
+        if not (data.startswith(rest, position) and _END_OF_LINE.match(data, position + len(rest))):
+            continue
+        if position > event_end:
+            event_end = boundary_in(data, position)
+            event_end = len(data) if event_end < 0 else event_end
+        # The last id of an event is the one that counts.
+        if ID.search(data, position, event_end, at_start=False) is None:
+            return event_end
     return None
 
 

@@ -1,6 +1,7 @@
 """core/search.py against the simplest filter that can be written, on any chunking and any line endings."""
 
 import json
+import re
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,7 @@ from fastapi_resumable._core.ids import parse_sequence_number
 from fastapi_resumable._core.search import (
     Place,
     SequenceFilter,
+    search_event_id,
     search_sequence,
     sequence_number,
 )
@@ -208,3 +210,25 @@ def test_what_is_no_plain_number_is_refused(text) -> None:
     """With a sentence that names the parameter."""
     with pytest.raises(InvalidOffset, match="starting_after"):
         parse_sequence_number(text)
+
+
+@pytest.mark.parametrize("size", [63, 64, 65, 66, 1000, 200_000])
+def test_an_id_of_any_length_is_found_and_no_pattern_is_made_of_it(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pattern of a client's 60,000 bytes takes `re` seconds to compile, and stays in its cache."""
+    compiled: list[int] = []
+    compile_pattern = re.compile
+    monkeypatch.setattr(re, "compile", lambda pattern: compiled.append(len(pattern)) or compile_pattern(pattern))
+    wanted = "(é" * (size // 2) + "x" * (size % 2)
+    others = [wanted[:-1], f"{wanted}x", f"x{wanted}", f"{wanted[:-1]}y"]
+    log = "".join(f"data: {other}\nid: {other}\n\n" for other in others) + f"data: {wanted}\n"
+    found = f"{log}id: {wanted} \nid: {others[0]}\n\ndata: 1\nid:{wanted}\t\r\n\r\n"
+    assert result_of(search_event_id([found.encode(), b"data: 2\n\n"], wanted)) == len(found.encode())
+    assert result_of(search_event_id([f"{log}id: {wanted}".encode()], wanted)) is None
+    assert max(compiled) < 500
+
+
+def test_ids_that_begin_alike_are_passed_over_in_few_steps() -> None:
+    """A step gives way to other requests, so one for each event would take long."""
+    log = b"".join(b"data: x\nid: %b-%d\n\n" % (b"x" * 70, number) for number in range(2000))
+    steps = sum(1 for _ in search_event_id([log], "x" * 70 + "-none"))
+    assert steps <= 2 + len(log) // (64 * 1024)
