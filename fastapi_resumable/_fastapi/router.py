@@ -33,6 +33,8 @@ from .responses import AnswerRoute, answer_later
 ITEMS_AT_ONCE = 500
 """How many items of a lookup are written before other tasks run."""
 MAX_LOOKUP_BYTES = 4 * 1024 * 1024
+MAX_LOOKUP_VALUES = 20_000
+"""How many values the JSON of a lookup may have, by its marks: to parse millions of small ones holds up the loop."""
 
 _BY_QUERY = "/stream"
 _BY_PATH = "/stream/{conversation_id:path}"
@@ -223,6 +225,8 @@ class WatchResponse(Response):
 async def _read_lookup(request: Request) -> ResumableLookup:
     body = await read_body(request, MAX_LOOKUP_BYTES, "Ask for fewer ids.")
     try:
+        if sum(map(body.count, b",[{")) > MAX_LOOKUP_VALUES:
+            raise ValueError("too many values")
         return ResumableLookup.model_validate(json.loads(body), strict=True)
     except (ValueError, RecursionError) as exc:
         reason = ""

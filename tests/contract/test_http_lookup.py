@@ -194,6 +194,7 @@ async def test_a_thousand_ids_may_be_asked_for(player: Player) -> None:
         b'{"conversation_ids": ["\xff"]}',
         b"conversation_ids=a",
         b"[" * 100_000,
+        b'{"conversation_ids": ["a"], "more": [' + b"{}," * 20_000 + b"{}]}",
     ],
     ids=lambda body: repr(body)[:40],
 )
