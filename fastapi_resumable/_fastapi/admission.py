@@ -28,6 +28,7 @@ from .._stream.stream import Stream
 from ..exceptions import InvalidStreamId, ResumableError, StoreUnavailable, StreamPending
 from ..settings import IdDependency, ResumableOptions
 from .request import (
+    WHITESPACE,
     Paths,
     Solvers,
     check_found,
@@ -64,7 +65,7 @@ class _Header:
 
     def decode(self, value: bytes | None) -> str | None:
         try:
-            return None if value is None else str(value, "utf-8")
+            return None if value is None else str(value.strip(WHITESPACE), "utf-8")
         except UnicodeDecodeError as exc:
             raise InvalidStreamId(f"The header {self._name} is not valid UTF-8.") from exc
 
@@ -220,7 +221,7 @@ class Admission:
                     return Response(status_code=CLIENT_LEFT)
                 return await replay(manager, stream, None, last, service.locate(self.scope, key.id))
         idempotency_key = headers.get(b"idempotency-key")
-        text = None if idempotency_key is None else idempotency_key.decode("latin-1")
+        text = None if idempotency_key is None else idempotency_key.strip(WHITESPACE).decode("latin-1")
         start = reserve(manager, key, text)
         try:
             # Usually there is nothing to wait for but the store, so no need of tasks.

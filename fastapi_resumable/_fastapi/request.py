@@ -19,6 +19,8 @@ from ..exceptions import InvalidRequest
 from ..settings import IdDependency
 
 _FOUND = "fastapi_resumable.found"
+WHITESPACE = b" \t"
+"""What may stand around the value of a header (RFC 9110 §5.5); httptools leaves it at the end."""
 _SAFE = "/:@!$&'()*+,;=~%"
 
 
@@ -117,7 +119,7 @@ def last_event_id(scope: Scope, headers: dict[bytes, bytes]) -> str | None:
     """
     value = headers.get(b"last-event-id")
     if value is not None:
-        return str(value, "utf-8", "surrogateescape") or None
+        return str(value.strip(WHITESPACE), "utf-8", "surrogateescape") or None
     if b"vent" not in scope["query_string"]:
         return None
     query = Request(scope).query_params

@@ -232,6 +232,17 @@ async def test_a_header_is_utf8(player: Player) -> None:
     assert (await player.replay(name)).body == reply.body
 
 
+async def test_spaces_around_a_header_are_no_part_of_it(player: Player) -> None:
+    """Some servers leave them at the end of a value: it means the same there as behind those that do not."""
+    name = unique("spaced")
+    reply = await player.record(f" {name} \t", send(b"data: one\n\ndata: two\n\n"))
+    assert reply.header("x-conversation-id") == name
+    whole = await player.replay(name)
+    assert whole.body == reply.body
+    event_id = f"{reply.header('x-stream-epoch')}-0"
+    assert (await player.replay(name, headers=[("Last-Event-ID", f"{event_id} ")])).body == whole.body
+
+
 async def test_the_id_in_the_path_and_in_the_query_stop_the_same_stream(player: Player) -> None:
     """DELETE takes both forms, with slashes and all."""
     for target in ("/v1/stream/{}", "/v1/stream?conv_id={}"):
