@@ -6,6 +6,7 @@ event, comments) belong to the place that they are at.
 """
 
 import json
+import math
 import re
 from collections.abc import Generator, Iterable
 from typing import NamedTuple, TypeVar
@@ -146,7 +147,7 @@ def search_sequence(blocks: Iterable[bytes], number: int) -> Search[Place]:
     for block in blocks:
         # A block begins anywhere; its first whole event comes after its first blank line.
         cut = find_boundary([block]) or 0
-        first = yield from _first_number(block[cut:])
+        first = (yield from _place_in([block[cut:]], -math.inf)).following if _NAME in block else None
         # Numbers increase, so the place is not before this block.
         if first is not None and first <= number:
             start += sum(map(len, rest)) + cut
@@ -155,29 +156,23 @@ def search_sequence(blocks: Iterable[bytes], number: int) -> Search[Place]:
             rest.append(block)
             if first is not None:
                 break
-    offset: int | None = None
-    for count, event in enumerate(split_events(rest)):
+    offset, following = yield from _place_in(rest, number)
+    return Place(None if offset is None else start + offset, following)
+
+
+def _place_in(blocks: Iterable[bytes], number: float) -> Search[Place]:
+    offset, position = None, 0
+    for count, event in enumerate(split_events(blocks)):
         if event is None or count % _AT_ONCE == 0:
             yield
         if event is None:
             continue
-        start += len(event)
+        position += len(event)
         if (found := (yield from _number_of(event))) is not None:
             if found > number:
                 return Place(offset, found)
-            offset = start
+            offset = position
     return Place(offset, None)
-
-
-def _first_number(block: bytes) -> Search[int | None]:
-    if _NAME not in block:
-        return None
-    for count, event in enumerate(events([block])):
-        if count % _AT_ONCE == 0:
-            yield
-        if (number := (yield from _number_of(event))) is not None:
-            return number
-    return None
 
 
 class SequenceFilter:

@@ -4,6 +4,7 @@ import asyncio
 import math
 import sys
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
 from weakref import ref
 
@@ -29,7 +30,7 @@ class Capacity:
         self._ended = ended
         self.live = 0
         """How many streams are queued or live."""
-        self._live_of_owner: dict[str, int] = {}
+        self._live_of_owner: Counter[str] = Counter()
         # Equal heads are one object: most streams of an application have the same one.
         self._heads: dict[object, ref[Head]] = {}
 
@@ -37,10 +38,8 @@ class Capacity:
         """Note that there are more or fewer queued and live streams."""
         self.live += change
         if owner is not None:
-            count = self._live_of_owner.get(owner, 0) + change
-            if count:
-                self._live_of_owner[owner] = count
-            else:
+            self._live_of_owner[owner] += change
+            if not self._live_of_owner[owner]:
                 del self._live_of_owner[owner]
 
     def check(self, limits: Limits, owner: str | None, size: int, allowed: int) -> None:
@@ -50,7 +49,7 @@ class Capacity:
             TooManyStreams: A limit is reached.
         """
         most = limits.max_streams_per_owner
-        if owner is not None and most is not None and self._live_of_owner.get(owner, 0) >= most + allowed:
+        if owner is not None and most is not None and self._live_of_owner[owner] >= most + allowed:
             raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
         if self.live >= limits.max_streams + allowed:
             raise TooManyStreams("The server has reached its limit of live streams. Try again in a moment.")
