@@ -116,7 +116,10 @@ class Exchange:
             # The request is cancelled, by a middleware or a server that exits. The producer goes on, and the request
             # waits for it.
             self._note_cancellation(exc)
-        except Exception as exc:  # noqa: BLE001  # raised again below, once nothing hangs on the request any more
+        except GeneratorExit:
+            # Nothing can be awaited any more: the event loop is gone.
+            raise
+        except BaseException as exc:  # noqa: BLE001  # raised again below, once nothing hangs on the request any more
             failure = exc
         await self._wait_until_over()
         # Nothing leads back here, so that what hangs on the request is freed with it, and not at some collection.
