@@ -179,7 +179,7 @@ def run_inline(task: asyncio.Task[Any], context: Context, coroutine: Coroutine[A
     try:
         # `next` with a default: the end is no exception, which would cost more than all of this.
         awaited = context.run(next, coroutine.__await__(), _DONE)
-    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # raised where the rest is awaited
+    except BaseException as exc:  # noqa: BLE001  # raised where the rest is awaited, and never in the producer
         return Suspended(context, error=exc)
     finally:
         swap_current_task(loop, running)

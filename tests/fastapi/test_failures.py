@@ -6,8 +6,9 @@ import logging
 import pytest
 from fastapi import BackgroundTasks, FastAPI
 from fastapi.responses import StreamingResponse
+from starlette.types import Message
 
-from fastapi_resumable import MemoryStore, Resumable
+from fastapi_resumable import MemoryStore, Resumable, ResumableMiddleware
 from tests.support.asgi import bounded, data_of, running, settle
 
 ID = {"X-Conversation-Id": "chat-1"}
@@ -104,3 +105,60 @@ async def test_an_application_that_fails_while_a_store_begins_its_stream_leaves_
     assert b'"code":"producer_failed"' in reply.body
     assert item["status"] == "failed"
     assert not resumable.manager._producers
+
+
+class Odd(BaseException):
+    """No `Exception`, and no cancellation either."""
+
+
+@pytest.mark.parametrize("face", ["decorator", "route class", "middleware"])
+@pytest.mark.parametrize("number", [0, 1, 2])
+async def test_a_send_that_raises_what_is_no_exception_makes_no_stream_fail(face: str, number: int) -> None:
+    """Neither the head, nor the first part, nor one that is sent while the producer appends: it is its reader's."""
+    resumable = Resumable()
+    app = FastAPI()
+    app.include_router(resumable.router)
+
+    async def words():
+        for word in "one", "two", "three":
+            yield f"data: {word}\n\n"
+            await settle()
+
+    async def chat():
+        return StreamingResponse(words(), media_type="text/event-stream")
+
+    if face == "route class":
+        app.router.route_class = resumable.route_class
+    elif face == "middleware":
+        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    app.post("/chat")(resumable.stream(chat) if face == "decorator" else chat)
+    sent: list[str] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message["type"])
+        if len(sent) > number:
+            raise Odd
+
+    async def receive() -> Message:
+        if not received:
+            received.append(1)
+            return {"type": "http.request"}
+        return await asyncio.Future()
+
+    received: list[int] = []
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/chat",
+        "query_string": b"",
+        "headers": [(b"x-conversation-id", b"chat-1")],
+    }
+    async with running(app) as client:
+        with pytest.raises(Odd):
+            await bounded(app(scope, receive, send))
+        item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()[0]
+        reply = await client.get("/v1/stream/chat-1")
+
+    assert item["status"] == "completed"
+    assert data_of(reply.body) == ["one", "two", "three"]
+    assert len(sent) == number + 1
