@@ -16,7 +16,8 @@ class RequestBody:
     waits for a part of the body that the client owes, because it cannot do its work without that.
     """
 
-    _complete = False
+    is_complete = False
+    """Whether all of the body has come."""
     _gone = False
 
     def __init__(self, receive: Receive, scope: Scope | None = None) -> None:
@@ -54,36 +55,31 @@ class RequestBody:
     async def next(self) -> Message | None:
         """The next message for an application that must not see its client leave; `None` if none will come."""
         while not self._messages:
-            if self._complete:
+            if self.is_complete:
                 return None
             async with self._lock:
                 # The watch may have read it while this waited for the lock.
-                if not self._messages and not self._complete:
+                if not self._messages and not self.is_complete:
                     message = await self._pull()
                     return message if message["type"] != "http.disconnect" or self._owed else None
         self._taken.set()
         return self._messages.popleft()
 
     @property
-    def is_complete(self) -> bool:
-        """Whether all of the body has come."""
-        return self._complete
-
-    @property
     def is_exhausted(self) -> bool:
         """Whether the application has had all of the body."""
-        return self._complete and not self._messages
+        return self.is_complete and not self._messages
 
     async def disconnected(self) -> None:
         """Wait until the client has gone. Reads ahead of the application by one message at most."""
         while not self._gone:
             # The application has not read what is here. Reading on would take a large upload into memory.
-            if self._messages and not self._complete:
+            if self._messages and not self.is_complete:
                 self._taken.clear()
                 await self._taken.wait()
             else:
                 async with self._lock:
-                    if not self._gone and (self._complete or not self._messages):
+                    if not self._gone and (self.is_complete or not self._messages):
                         message = await self._pull()
                         if message["type"] != "http.disconnect" or self._owed:
                             self._messages.append(message)
@@ -97,11 +93,11 @@ class RequestBody:
             if self._scope is not None:
                 self._owed = _may_have_body(self._scope)
             # A disconnect in mid-upload does not complete the body: the application has to see that it will never come.
-            self._complete = self._complete or not self._owed
+            self.is_complete = self.is_complete or not self._owed
         else:
             self._scope = None
             self._owed = message.get("more_body", False)
-            self._complete = not self._owed
+            self.is_complete = not self._owed
         return message
 
 

@@ -35,6 +35,7 @@ class Recording:
         "head",
         "limits",
         "log",
+        "piece",
     )
 
     def __init__(self, epoch: str, head: Head, limits: Limits, budget: Budget, overhead: int = 0) -> None:
@@ -49,6 +50,8 @@ class Recording:
         """How many of the newest bytes are kept for readers that come later."""
         self.log = ByteLog(limits.block_size, budget=budget)
         self.framer = new_framer(epoch, limits, self.bound, budget) if head.is_event_stream else None
+        self.piece = EVENT_PIECE if head.is_event_stream else PIECE
+        """The most that may be recorded at once."""
         self._boundary = 0
         self._searched = 0
         self._overhead = overhead
@@ -75,11 +78,6 @@ class Recording:
     def held(self) -> int:
         """What is counted now."""
         return self._overhead + self.log.size + (0 if self.framer is None else self.framer.held_back)
-
-    @property
-    def piece(self) -> int:
-        """The most that may be recorded at once."""
-        return EVENT_PIECE if self.head.is_event_stream else PIECE
 
     @property
     def is_mid_event(self) -> bool:

@@ -32,6 +32,25 @@ async def test_what_is_cancelled_is_not_called() -> None:
     assert not timers._due
 
 
+async def test_what_is_due_stays_due_when_it_is_started_again() -> None:
+    """It is called once, after the first delay; from then on it may be started anew."""
+    timers, over = SharedTimers(), asyncio.Event()
+    called: list[str] = []
+    again = lambda: called.append("again")  # noqa: E731  # the same object each time
+    timers.start(0.01, again)
+    timers.start(3600, again)
+    timers.start(0.02, over.set)
+    async with asyncio.timeout(5):
+        await over.wait()
+    assert called == ["again"]
+    over.clear()
+    timers.start(0.01, again)
+    timers.start(0.02, over.set)
+    async with asyncio.timeout(5):
+        await over.wait()
+    assert called == ["again", "again"]
+
+
 async def test_a_call_may_start_another_and_may_fail() -> None:
     """Neither keeps the rest from being called."""
     timers, called, over = SharedTimers(), [], asyncio.Event()
