@@ -1,15 +1,16 @@
 """What a person does in the chat, and sees there."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import openai
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from example_app import llm
 from tests.browser.fake_openai import AT_ONCE, WORDS
-from tests.support.server import Server
+from tests.support.server import Server, wait_until
 
 WHOLE = "".join(WORDS)
 FIRST = "".join(WORDS[:AT_ONCE])
@@ -37,6 +38,16 @@ class Model:
 def passage(question: str) -> str:
     """What the built-in writer answers, if nobody interrupts it."""
     return llm.passage(llm.ChatRequest(messages=[llm.Message(role="user", content=question)]))
+
+
+def expect_text(shown: Locator, text: str) -> None:
+    """Wait until exactly that text is shown: `to_have_text` does not mind white space."""
+    expect(shown).to_have_js_property("textContent", text)
+
+
+def wait_in(tab: Page, condition: Callable[[], bool], what: str) -> None:
+    """Look at `condition` until it holds, while what the tab tells of its requests comes in."""
+    wait_until(lambda: tab.wait_for_timeout(50) is None and condition(), what)
 
 
 def ask(tab: Page, question: str) -> None:

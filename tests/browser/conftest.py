@@ -50,14 +50,14 @@ def example_app(env: Mapping[str, str] | None = None) -> Iterator[Server]:
             server.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def model() -> Iterator[Model]:
     """A language model that writes when it is told to, so that a test decides what is written when."""
     with serve("tests.browser.fake_openai:app", ready="/journal") as server:
         yield Model(server)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def app(model: Model) -> Iterator[Server]:
     """The example app, with that language model behind it."""
     env = {"OPENAI_BASE_URL": f"{model.url}/v1", "OPENAI_API_KEY": API_KEY, "OPENAI_MODEL": "fake-model"}
@@ -65,9 +65,9 @@ def app(model: Model) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
-    """The browser. Of a module only: while it runs, no test in this process can start an event loop."""
+    """The browser. For this folder only: while it runs, no test in this process can start an event loop."""
     if not Path(CHROMIUM).is_file():
         pytest.fail(f"There is no Chromium at {CHROMIUM}: install it (apt-get install chromium), or set $CHROMIUM.")
     with sync_playwright() as playwright:
@@ -83,7 +83,8 @@ def chromium() -> Iterator[Browser]:
 def person(chromium: Browser) -> Iterator[BrowserContext]:
     """Somebody with a browser of their own; no script of a page of theirs may fail."""
     failures: list[str] = []
-    context = chromium.new_context()
+    # A motion that lasts, like a spinner, keeps a core busy where there is no GPU.
+    context = chromium.new_context(reduced_motion="reduce")
     context.set_default_timeout(PATIENCE)
     context.on("weberror", lambda error: failures.append(str(error.error)))
     yield context

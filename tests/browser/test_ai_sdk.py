@@ -10,7 +10,7 @@ import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Page, Response, expect
 
-from tests.browser.chat import FIRST, WHOLE, Model
+from tests.browser.chat import FIRST, WHOLE, Model, expect_text, wait_in
 from tests.browser.fake_openai import API_KEY
 from tests.docs.player import ROOT, blocks
 from tests.support.line import Line
@@ -106,7 +106,7 @@ def ask(tab: Page, question: str) -> None:
 def expect_answer(tab: Page, text: str, number: int = 0) -> None:
     """Wait until the answer is shown, exactly so far, and exactly once."""
     expect(tab.locator(".assistant")).to_have_count(number + 1)
-    wait_until(lambda: tab.locator(".assistant").nth(number).text_content() == text, f"{text!r}")
+    expect_text(tab.locator(".assistant").nth(number), text)
 
 
 def address(tab: Page) -> str:
@@ -162,7 +162,7 @@ def test_a_finished_answer_is_not_replayed(open_tab: OpenTab, model: Model) -> N
     expect_answer(tab, WHOLE)
     answers = resumes(tab)
     tab.reload()
-    wait_until(lambda: tab.evaluate("1") == 1 and len(answers) == 1, "the request for the live stream")
+    wait_in(tab, lambda: len(answers) == 1, "the request for the live stream")
     assert answers[0].status == 204
     expect_answer(tab, WHOLE)
 
@@ -238,7 +238,7 @@ def test_stop_stops_the_model_and_keeps_what_is_there(open_tab: OpenTab, model: 
     answers = resumes(tab)
     tab.reload()
     expect_answer(tab, FIRST)
-    wait_until(lambda: tab.evaluate("1") == 1 and len(answers) == 1, "the request for the live stream")
+    wait_in(tab, lambda: len(answers) == 1, "the request for the live stream")
     assert answers[0].status == 204
     ask(tab, "And now?")
     expect_answer(tab, FIRST, number=1)

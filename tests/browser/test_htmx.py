@@ -11,7 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Page, Request, Route, expect
 
-from tests.browser.chat import FIRST, WHOLE, Model
+from tests.browser.chat import FIRST, WHOLE, Model, expect_text, wait_in
 from tests.browser.fake_openai import API_KEY
 from tests.browser.test_ai_sdk import JAVASCRIPT, MODEL
 from tests.docs.player import ROOT, blocks
@@ -90,7 +90,7 @@ def ask(tab: Page, question: str) -> None:
 def expect_answer(tab: Page, text: str) -> None:
     """Wait until the last answer is shown, exactly so far; a line break is a `<br>`."""
     text = text.replace("\n", "")
-    wait_until(lambda: tab.locator(".answer").last.text_content() == text, f"{text!r}")
+    expect_text(tab.locator(".answer").last, text)
 
 
 def requests_of(tab: Page) -> list[Request]:
@@ -129,7 +129,7 @@ def test_a_cut_connection_is_resumed(open_tab: OpenTab, line: Line, model: Model
     expect_answer(tab, FIRST)
     for count in (2, 3):
         line.cut()
-        wait_until(lambda count=count: tab.evaluate("1") == 1 and len(made) == count, "a reconnect")
+        wait_in(tab, lambda count=count: len(made) == count, "a reconnect")
         expect_answer(tab, FIRST)
     model.write()
     expect_answer(tab, WHOLE)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.browser.chat import FIRST, WHOLE, Model
+from tests.browser.chat import FIRST, WHOLE, Model, expect_text
 from tests.browser.fake_openai import API_KEY
 from tests.browser.test_ai_sdk import JAVASCRIPT, MODEL
 from tests.docs.player import ROOT, blocks
@@ -86,8 +86,7 @@ def ask(tab: Page, question: str) -> None:
 
 def expect_answer(tab: Page, text: str) -> None:
     """Wait until the answer is shown exactly so far."""
-    shown = tab.locator("#answer, .answer")
-    wait_until(lambda: shown.text_content() == text, f"{text!r}")
+    expect_text(tab.locator("#answer, .answer"), text)
 
 
 def test_an_answer_streams_in(open_tab: OpenTab, line: Line, model: Model) -> None:
@@ -171,7 +170,7 @@ def test_an_app_that_was_killed_in_the_background_goes_on(open_tab: OpenTab, lin
     model.write()
     expect_answer(again, WHOLE)
     assert model.outcomes(question) == ["whole"]
-    wait_until(lambda: again.evaluate("localStorage.length") == 0, "the place to be forgotten")
+    again.wait_for_function("localStorage.length === 0")
 
 
 @pytest.mark.parametrize("line", ["mobile"], indirect=True)
