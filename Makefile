@@ -6,16 +6,19 @@ BIN := $(VENV)/bin
 UV := .venv-uv/bin/uv
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 JS := tests/javascript
-# Not even collected, since what those import takes seconds.
+# Not even collected where they are not wanted, since what those import takes seconds.
 WITHOUT_OUTSIDE := $(addprefix --ignore tests/,browser clients docs servers)
+OUTSIDE = $(addprefix tests/,clients docs servers) $(shell grep -rlE --include='*.py' '\bmark\.slow\b' tests)
 CORE := $(addprefix tests/,core stream stores run fastapi contract client)
-# What touches asyncio, threads and processes: on every Python and event loop; but not what names look like in stores.
-MATRIX_LESS := not every_form and not the_head_is
+# What touches asyncio, threads and processes: on every Python and event loop; but not what names look like in stores,
+# nor what workers tell of each other: no loop has a part in that.
+MATRIX_LESS := not every_form and not the_head_is and not killed_worker and not dead_workers and not frozen_for
 MATRIX := $(addprefix tests/,stream run stores/test_memory_conformance.py stores/test_sqlite_conformance.py \
 	stores/test_redis_conformance.py contract/test_life_drain.py contract/test_life_shutdown.py redis/test_faults.py)
 # What touches FastAPI, Starlette, uvicorn, pydantic, redis-py and httpx: on other versions of them.
-VERSIONS := $(addprefix tests/,fastapi $(addprefix contract/test_,faces_matrix.py faces_request.py http_openapi.py \
-	http_start.py wire_record.py) client/test_python_client.py redis/test_connections.py redis/test_races.py)
+VERSIONS := $(addprefix tests/,$(addprefix fastapi/test_,assets.py differential.py failures.py internals.py \
+	starting_after.py transparent.py watch.py) $(addprefix contract/test_,faces_matrix.py faces_request.py http_openapi.py \
+	wire_record.py) client/test_python_client.py redis/test_connections.py)
 # What touches Redis itself: on other servers.
 REDIS := $(addprefix tests/,stores/test_redis_conformance.py redis/test_faults.py redis/test_memory.py)
 
@@ -23,7 +26,7 @@ REDIS := $(addprefix tests/,stores/test_redis_conformance.py redis/test_faults.p
 .DELETE_ON_ERROR:
 # Some machines are told to keep no bytecode: then every process of a test would compile anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install demo demo-redis test test-long lint format typecheck docs build js js-build cov test-inside test-outside test-low test-matrix test-redis test-next bench bench-docs lock bytecode clean prepare prepare-matrix system-tools
+.PHONY: help install demo demo-redis test test-long lint format typecheck docs build js js-build cov test-inside test-outside test-browser test-low test-matrix test-redis test-next bench bench-docs lock bytecode clean prepare prepare-matrix system-tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,12 +42,12 @@ demo-redis: .venv-demo/.installed ## start three workers of it, on Redis and beh
 
 test: ## run every check there is: what CI runs
 	@$(MAKE) --no-print-directory --jobs 4 prepare
-	@bash tools/check test-outside test-inside test-matrix js test-low build typecheck docs lint
+	@bash tools/check test-matrix test-outside test-inside test-browser js test-low build typecheck docs lint
 
 test-long: ## what takes too long for every change: all combinations, more examples, benchmarks, other versions
 	$(BIN)/python $(PYTEST) --hypothesis-profile long --timeout 600 -m "long or not (outside or slow)"
-	$(MAKE) --no-print-directory test-low VERSIONS="$(CORE)"
-	MATRIX_WITHOUT= bash tools/matrix -m "not (outside or slow or long or servers)" $(CORE)
+	$(MAKE) --no-print-directory test-low VERSIONS="$(CORE)" LOW_ARGS="--numprocesses auto --dist worksteal"
+	MATRIX_WITHOUT= bash tools/matrix --numprocesses auto --dist worksteal -m "not (outside or slow or long or servers)" $(CORE)
 	$(MAKE) --no-print-directory test-redis
 
 lint: $(VENV)/.installed ## ruff: rules and format
@@ -79,7 +82,7 @@ js: $(VENV)/.installed $(JS)/node_modules/.installed ## JavaScript: types and te
 js-build: $(JS)/node_modules/.installed ## build the JavaScript modules that the router serves
 	bash tools/node node $(JS)/build.mjs
 
-cov: $(VENV)/.installed $(JS)/node_modules/.installed system-tools test-outside ## the whole suite, most of it with coverage
+cov: $(VENV)/.installed $(JS)/node_modules/.installed system-tools test-outside test-browser ## the whole suite, most of it with coverage
 	$(BIN)/coverage erase
 	$(BIN)/coverage run $(PYTEST) -m "not (outside or slow or long)" $(WITHOUT_OUTSIDE)
 	$(BIN)/coverage combine --quiet
@@ -88,11 +91,14 @@ cov: $(VENV)/.installed $(JS)/node_modules/.installed system-tools test-outside 
 test-inside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## most of the suite
 	$(BIN)/python $(PYTEST) -m "not (outside or slow or long)" $(WITHOUT_OUTSIDE)
 
-test-outside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## the rest of it: browsers, pages, servers, faults
-	$(BIN)/python $(PYTEST) --numprocesses 4 -m "(outside or slow) and not long" # they often wait
+test-outside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## pages, clients, servers, faults
+	$(BIN)/python $(PYTEST) --numprocesses 3 -m "(outside or slow) and not long" $(OUTSIDE) # they often wait
+
+test-browser: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## what a browser does, one after the other in a single one
+	$(BIN)/python -m pytest -p no:xdist -m "not long" tests/browser
 
 test-matrix: $(VENV)/.installed prepare-matrix system-tools ## the core of the suite on every Python and event loop that there is
-	MATRIX_WITHOUT=$(MATRIX_WITHOUT) bash tools/matrix -m "not (slow or long)" -k "$(MATRIX_LESS)" $(MATRIX)
+	MATRIX_WITHOUT=$(MATRIX_WITHOUT) bash tools/matrix -p no:xdist -m "not (slow or long)" -k "$(MATRIX_LESS)" $(MATRIX)
 
 MATRIX_WITHOUT ?= $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)-asyncio
 
@@ -110,7 +116,7 @@ test-next: .venv-uv/.installed system-tools ## the core of the suite on pre-rele
 
 test-low: .venv-low/.installed system-tools ## what depends on other packages, on the lowest supported versions of them
 	# Old versions of other packages leave connections to the garbage collector.
-	.venv-low/bin/python $(PYTEST) -W ignore::pytest.PytestUnraisableExceptionWarning \
+	.venv-low/bin/python -m pytest $(LOW_ARGS) -W ignore::pytest.PytestUnraisableExceptionWarning \
 		-m "not (outside or slow or long or servers)" --ignore tests/fastapi/test_imports.py $(VERSIONS)
 
 bench: $(VENV)/.installed ## what resumability costs, against a plain response: some tables, in three minutes

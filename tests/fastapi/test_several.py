@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream, header
 from tests.support.asgi import bounded, running
+from tests.support.params import spread
 
 FACES = [
     ("decorator", "decorator"),
@@ -24,6 +25,8 @@ FACES = [
     ("middleware", "middleware"),
 ]
 """The outer one and the inner one."""
+every_pair = pytest.mark.parametrize(("outer", "inner"), FACES)
+every_media_type = pytest.mark.parametrize("media_type", ["text/event-stream", "text/plain"])
 HEADERS = {"X-Outer": "a", "X-Inner": "b"}
 
 
@@ -83,8 +86,7 @@ class Endpoint:
             self.closed.set()
 
 
-@pytest.mark.parametrize("media_type", ["text/event-stream", "text/plain"])
-@pytest.mark.parametrize(("outer", "inner"), FACES)
+@spread(every_pair, every_media_type)
 async def test_each_replays_what_the_client_was_sent(outer: str, inner: str, media_type: str) -> None:
     endpoint = Endpoint(outer, inner, media_type)
     async with running(endpoint.app) as client:
@@ -96,8 +98,7 @@ async def test_each_replays_what_the_client_was_sent(outer: str, inner: str, med
         assert (await client.get("/inner/stream/b")).body == first.body
 
 
-@pytest.mark.parametrize("media_type", ["text/event-stream", "text/plain"])
-@pytest.mark.parametrize(("outer", "inner"), FACES)
+@spread(every_pair, every_media_type)
 async def test_none_of_them_ends_when_the_client_leaves(outer: str, inner: str, media_type: str) -> None:
     endpoint = Endpoint(outer, inner, media_type)
     async with running(endpoint.app) as client:
@@ -113,8 +114,7 @@ async def test_none_of_them_ends_when_the_client_leaves(outer: str, inner: str, 
 
 
 @pytest.mark.parametrize("stopped", ["/outer/stream/a", "/inner/stream/b"])
-@pytest.mark.parametrize("media_type", ["text/event-stream", "text/plain"])
-@pytest.mark.parametrize(("outer", "inner"), FACES)
+@spread(every_pair, every_media_type)
 async def test_a_stop_of_one_of_them_ends_both(
     outer: str, inner: str, media_type: str, stopped: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,7 +141,7 @@ async def test_a_stop_of_one_of_them_ends_both(
     assert "ERROR" not in caplog.text
 
 
-@pytest.mark.parametrize(("outer", "inner"), FACES)
+@every_pair
 async def test_one_of_them_answers_a_client_that_does_not_wait(outer: str, inner: str) -> None:
     """The other one records the stream all the same, and not that answer."""
     endpoint = Endpoint(outer, inner, "text/event-stream")
