@@ -3,11 +3,15 @@
 import asyncio
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from fastapi_resumable import SqliteStore
+from fastapi_resumable._stream.stream import Limits, WritableStream
+from tests.conformance.tools import KEY, begin, complete, write
 from tests.support.apps.player import forever, numbered, send, sends, unique, wait
 from tests.support.params import representatives
 from tests.support.site import Site, code_of, environment, site_of, until, whole
@@ -134,6 +138,55 @@ async def test_one_variable_in_the_environment_is_enough(tmp_path: Path) -> None
         await reader.read_all()
     assert reader.body == live.body
     assert without_ids(reader.body) == whole(3, 60) * 2
+
+
+def test_the_locks_of_dead_workers_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of those that had begun no stream, of which the database knows nothing."""
+    monkeypatch.setattr("fastapi_resumable.stores.sqlite.backend.UPKEEP", 0.05)
+    store = SqliteStore(tmp_path / "streams.db")
+    store.configure(Limits())
+
+    async def main() -> None:
+        stream = await begin(store)
+        dead = tmp_path / "streams.db-workers" / "0123456789abcdef"
+        dead.touch()
+        await until(lambda: not dead.exists(), "the clean-up")
+        [own] = dead.parent.iterdir()
+        await complete(store, stream)
+        await store.aclose()
+        assert not own.exists()
+
+    asyncio.run(main())
+
+
+def test_an_event_loop_may_end_before_the_store_is_closed(tmp_path: Path) -> None:
+    """As in a script, or with a test client: the loop waits for no stream, and no thread and no lock is left."""
+    before = set(threading.enumerate())
+    store = SqliteStore(tmp_path / "streams.db")
+    store.configure(Limits())
+
+    async def produce(stream: WritableStream) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await complete(store, stream)
+
+    async def main() -> asyncio.Task[None]:
+        stream = await begin(store)
+        await write(stream, b"data: 1\n\n")
+        producer = asyncio.create_task(produce(stream))
+        await asyncio.sleep(0)
+        return producer
+
+    async def look() -> None:
+        [item] = await store.lookup(KEY.owner, [KEY.id])
+        assert item.is_done
+        await store.aclose()
+
+    assert asyncio.run(main()).cancelled()
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+    asyncio.run(look())
 
 
 @pytest.mark.slow

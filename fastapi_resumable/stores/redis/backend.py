@@ -62,7 +62,7 @@ class RedisBackend(Transitions):
         for work, name in (
             (self.lease.keep, "lease"),
             (self.lease.watch, "lapse"),
-            (self.queue.run, "appender"),
+            (self.run_queue, "appender"),
             (self._look_out, "look-out"),
         ):
             self.tasks.keep_running(work, f"resumable {name}", self.link.note_failure)

@@ -117,11 +117,24 @@ class SharedBackend(StreamBackend, ABC):
                 # The reason is known already, if it is one that the store expects.
                 unexpected = None if isinstance(exc, TimeoutError | StoreUnavailable) else exc
                 logger.warning("the worker ended before its store had acknowledged everything", exc_info=unexpected)
+        self.close()
+        await self.tasks.aclose()
+
+    async def run_queue(self) -> None:
+        """Write what streams record, until the backend is closed; or until its event loop ends without that."""
+        try:
+            await self.queue.run()
+        except asyncio.CancelledError:
+            # A producer that is cancelled with it would wait for its last bytes to be written, and keep the loop alive.
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Write nothing more, and let no stream wait for that."""
+        self.queue.close()
         for stream in list(self.streams.local.values()):
             # For producers that ignore their cancellation, and write on.
             stream.on_outage(StoreUnavailable("The store is closed."))
-        self.queue.close()
-        await self.tasks.aclose()
 
     # State changes.
 

@@ -60,7 +60,7 @@ class SqliteBackend(SharedBackend):
         """Begin to look at the file, and to end what dead workers have left."""
         # That is not waited for: a file that somebody has locked can be read.
         await self._reader.run(self._reader.catch_up)
-        self.tasks.keep_running(self.queue.run, "resumable appender", self._writer.note_failure)
+        self.tasks.keep_running(self.run_queue, "resumable appender", self._writer.note_failure)
         self.tasks.keep_running(self._report, "resumable report", self._writer.note_failure)
         self.tasks.keep_running(self._clean_up, "resumable clean-up", self._writer.note_failure)
 
@@ -71,9 +71,14 @@ class SqliteBackend(SharedBackend):
     async def aclose(self) -> None:
         """Write what is left, end the threads, and give the lock back."""
         await super().aclose()
-        await self._reader.aclose()
-        await self._writer.aclose()
-        self._lock.close()
+        await self._reader.wait_closed()
+        await self._writer.wait_closed()
+
+    def close(self) -> None:
+        """Write nothing more, and have the threads end."""
+        super().close()
+        self._reader.close()
+        self._writer.close()
 
     # Requests.
 

@@ -5,6 +5,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -88,10 +89,19 @@ class WorkerLock:
             os.close(fd)
         return True
 
-    def remove(self, worker: str) -> None:
-        """Delete the file of a worker that is dead."""
-        self._missing.pop(worker, None)
-        (self._directory / worker).unlink(missing_ok=True)
+    def clean_up(self, known: Iterable[str]) -> None:
+        """Delete the files of dead workers, except of those `known` to the database until now.
+
+        Another worker may just have read of these, and asks next whether they live: a missing file would not tell.
+        """
+        with suppress(FileNotFoundError):
+            strays = {each.name for each in self._directory.iterdir()}.difference(known)
+            for worker in self.find_dead(strays):
+                (self._directory / worker).unlink()
+
+    def remove(self) -> None:
+        """Delete the file of this worker, which goes."""
+        (self._directory / self._worker).unlink(missing_ok=True)
 
 
 def _close_in_child(reference: "weakref.ref[WorkerLock]") -> None:

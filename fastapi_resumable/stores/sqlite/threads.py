@@ -133,11 +133,15 @@ class FileThread(ABC):
         """Note that the file cannot be used; return since when."""
         return self.outage.note_down(f"{self.file.path}: {failure}")
 
-    async def aclose(self) -> None:
-        """Do what was handed over, and end the thread."""
+    def close(self) -> None:
+        """Have the thread do what was handed over, and end."""
         self._is_closed = True
         if self._thread is not None:
             self.wake()
+
+    async def wait_closed(self) -> None:
+        """Wait until the thread has ended."""
+        if self._thread is not None:
             # With a limit, because a disk may hang.
             await asyncio.wait({self._ended}, timeout=CLOSING)
 
@@ -154,6 +158,7 @@ class FileThread(ABC):
                 results = iter(self._perform([job for jobs, _ in calls for job in jobs]))
                 self.call(_deliver, [(future, list(islice(results, len(jobs)))) for jobs, future in calls])
         self._close()
+        self.on_end()
         self.call(self._ended.set_result, None)
 
     def _take(self) -> list[Call]:
@@ -190,6 +195,9 @@ class FileThread(ABC):
     @abstractmethod
     def on_open(self, connection: sqlite3.Connection) -> None:
         """Make use of a new connection."""
+
+    def on_end(self) -> None:  # noqa: B027  # not every thread has something to do then
+        """The connection is closed for good."""
 
     def tick(self) -> float | None:
         """Do what is due; return after how many seconds something will be, `None` if nothing will."""

@@ -198,12 +198,15 @@ class Transactions:
 
     def clean_up(self) -> float:
         """End what dead workers have left, and delete what is past its time; return after how many seconds to go on."""
-        self.reap(read_workers(self._connection))
+        workers = read_workers(self._connection)
+        self.reap(workers)
+        self._lock.clean_up(workers)
         return self.logs.clean_up()
 
     def leave(self) -> None:
         """Note that this worker goes; what it leaves is lost."""
         self._reap(self._worker)
+        self._lock.remove()
 
     def reap(self, workers: Iterable[str]) -> bool:
         """End everything that belongs to those workers that have died; return whether one has."""
@@ -225,4 +228,3 @@ class Transactions:
                     logger.warning("stream %r is interrupted: worker %s has ended", key.id, worker, extra=extra)
         for table in ("readers", "workers"):
             self._execute(f"DELETE FROM {table} WHERE worker = ?", (worker,))  # noqa: S608  # no input
-        self._lock.remove(worker)

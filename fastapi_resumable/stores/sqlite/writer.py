@@ -86,6 +86,10 @@ class WriterThread(FileThread):
         self._lock.take()
         self._transactions = Transactions(connection, self._worker, self._limits, self._lock)
 
+    def on_end(self) -> None:
+        """Give the lock back: nothing more is written."""
+        self._lock.close()
+
     def work(self, connection: sqlite3.Connection, jobs: Sequence[Job]) -> Sequence[Any]:
         """Do all jobs in one transaction."""
         transactions = self._transactions
