@@ -301,7 +301,7 @@ def test_a_clean_up_holds_nothing_up_for_long(tmp_path: Path, monkeypatch: pytes
     """When its time is over, it leaves the rest to the next, which goes on soon until nothing is left."""
     monkeypatch.setattr("fastapi_resumable.stores.sqlite.backend.UPKEEP", 0.05)
     monkeypatch.setattr("fastapi_resumable.stores.sqlite.log.STEP", 0.0)
-    monkeypatch.setattr("fastapi_resumable.stores.sqlite.log.PAUSE", 0.0)
+    monkeypatch.setattr("fastapi_resumable.stores.sqlite.backend.PAUSE", 0.0)
     path = tmp_path / "streams.db"
     asyncio.run(recorded(path))
     change(
@@ -313,11 +313,11 @@ def test_a_clean_up_holds_nothing_up_for_long(tmp_path: Path, monkeypatch: pytes
     left = []
     clean_up = Transactions.clean_up
 
-    def counted(transactions: Transactions) -> float:
-        delay = clean_up(transactions)
+    def counted(transactions: Transactions) -> bool:
+        is_more = clean_up(transactions)
         query = "SELECT count(*) FROM streams WHERE expires_at <= 20"
         left.append(transactions.logs._execute(query).fetchone()[0])
-        return delay
+        return is_more
 
     async def main() -> None:
         [store] = in_store(path, 1)

@@ -1,7 +1,6 @@
 """What a `SqliteStore` has on one event loop: what requests and streams ask of the file, as jobs for its threads."""
 
 import asyncio
-import math
 import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -32,7 +31,9 @@ INTERVAL = 0.002
 COLLECT = 0.005
 """Seconds for which a fast stream collects what it writes next: transactions take the CPU time, not bytes."""
 UPKEEP = 5.0
-"""Seconds between reports of where the readers here are, so that none expires; the fewest between clean-ups."""
+"""Seconds between reports of where the readers here are, so that none expires; and between clean-ups."""
+PAUSE = 0.1
+"""Seconds between the steps of a clean-up, in which other workers can write."""
 
 
 class SqliteBackend(SharedBackend):
@@ -49,8 +50,6 @@ class SqliteBackend(SharedBackend):
             self._next_job, self._take_reply, self._writer.run_all, interval=INTERVAL, collect=COLLECT
         )
         self._reaping: asyncio.Task[None] | None = None
-        self._clean_up_at = 0.0
-        """By the time of the event loop."""
         self._reported: set[str] = set()
         """The epochs of which the file knows where the readers here are."""
 
@@ -180,8 +179,6 @@ class SqliteBackend(SharedBackend):
         """Write no more of a stream."""
         super().forget(stream)
         self._reader.waiting.discard(stream)
-        # What was stopped or replaced leaves a log that has no reader for long.
-        self._clean_up_at = 0.0
 
     def note_end(self, stream: LocalStream) -> None:
         """Nothing is to be done: the transaction that ends it counts it no longer."""
@@ -289,12 +286,8 @@ class SqliteBackend(SharedBackend):
             self.report_again()
 
     async def _clean_up(self) -> None:
-        pause = UPKEEP
+        is_more = False
         while True:
-            await asyncio.sleep(min(pause, UPKEEP))
-            if self._clean_up_at <= self.loop.time():
-                # Now, because what comes meanwhile may come too late for this one.
-                self._clean_up_at, pause = math.inf, UPKEEP
-                with suppress(StoreUnavailable):
-                    pause = await self._writer.run(Transactions.clean_up)
-                self._clean_up_at = min(self._clean_up_at, self.loop.time() + pause)
+            await asyncio.sleep(PAUSE if is_more else UPKEEP)
+            with suppress(StoreUnavailable):  # It is done later.
+                is_more = await self._writer.run(Transactions.clean_up)

@@ -26,8 +26,6 @@ UNREAD = 5.0
 """Seconds after which the log of a stopped or replaced stream goes, unless a reader is known to follow it."""
 STEP = 0.02
 """Seconds for which a clean-up goes on at most, as no worker can write meanwhile."""
-PAUSE = 0.1
-"""Seconds after which the next one is to go on then."""
 VACUUM_FROM = 256
 """How many pages may lie free before the file is made smaller."""
 
@@ -163,8 +161,8 @@ class Logs:
         for table in ("chunks", "readers", "streams"):
             self._execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))  # noqa: S608  # no input
 
-    def clean_up(self) -> float:
-        """Delete what is past its time; return after how many seconds there will be more of that."""
+    def clean_up(self) -> bool:
+        """Delete what is past its time; return whether more of that is left than there was time for."""
         begun, now = monotonic(), time.time()
         expired = self._execute("SELECT stream FROM streams WHERE expires_at <= ? LIMIT 1000", (now,)).fetchall()
         while expired:
@@ -179,16 +177,7 @@ class Logs:
         )
         self._delete_unread(now - UNREAD)
         self.shrink()
-        if expired or self._give_room_back(begun + STEP):
-            return PAUSE
-        following, is_unread = self._execute(
-            "SELECT min(expires_at), EXISTS (SELECT 1 FROM streams JOIN chunks USING (stream) WHERE expires_at <= ? "
-            "AND gone <> '') FROM streams WHERE expires_at IS NOT NULL",
-            (now + REMEMBERED,),
-        ).fetchone()
-        if is_unread:
-            return UNREAD
-        return math.inf if following is None else max(UNREAD, following - now)
+        return bool(expired) or self._give_room_back(begun + STEP)
 
     def _delete_unread(self, since: float) -> None:
         """Delete the logs of streams that are gone `since` then, and that are not read."""

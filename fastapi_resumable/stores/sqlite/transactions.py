@@ -196,8 +196,8 @@ class Transactions:
 
     # Workers.
 
-    def clean_up(self) -> float:
-        """End what dead workers have left, and delete what is past its time; return after how many seconds to go on."""
+    def clean_up(self) -> bool:
+        """End what dead workers have left, and delete what is past its time; return whether more is left of that."""
         workers = read_workers(self._connection)
         self.reap(workers)
         self._lock.clean_up(workers)
