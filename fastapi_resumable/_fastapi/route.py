@@ -31,10 +31,12 @@ class RouteAdmission(Admission):
 
     def __init__(self, service: Service, scope: Scope, identity: Identity, body: RequestBody, send: Send) -> None:
         super().__init__(service, scope, identity, body, send)
-        loop = asyncio.get_running_loop()
-        self._has_reached_endpoint: asyncio.Future[bool] = loop.create_future()
-        """Whether the route has come to its endpoint; one that is refused by its own dependencies ends before."""
-        self._decision: asyncio.Future[Response | None] = loop.create_future()
+        self._has_reached_endpoint = False
+        self._stands = asyncio.Event()
+        """Set while the route waits at its endpoint, and when it has ended: its own dependencies may refuse it."""
+        self._goes_on = asyncio.Event()
+        """Set when it is decided how the route goes on: by `_refusal` or `_answer`, if there is one."""
+        self._refusal: BaseException | None = None
         self._channel: tuple[Receive, Send] = self._body.receive, self._send
         self._cancel_scope = anyio.CancelScope()
         self.response: Response | None = None
@@ -43,11 +45,14 @@ class RouteAdmission(Admission):
     async def enter(self) -> Response | None:
         """Wait, before the endpoint, for the decision."""
         # Once for each message of an application, so in the shortest way.
-        if self._decision.done():
-            return self._decision.result()
-        self._note(has_reached_endpoint=True)
-        # Shielded, because a cancellation of the route must not cancel what `_go_on` is about to set.
-        return await asyncio.shield(self._decision)
+        if not self._goes_on.is_set():
+            if not self._has_reached_endpoint:
+                self._has_reached_endpoint = True
+                self._stands.set()
+            await self._goes_on.wait()
+        if self._refusal is not None:
+            raise self._refusal
+        return self._answer
 
     async def close_generators(self) -> None:
         """Close what the endpoint generates, or FastAPI makes of that."""
@@ -62,9 +67,10 @@ class RouteAdmission(Admission):
             Exception: What the route raised.
         """
         task = asyncio.get_running_loop().create_task(self._run(route, scope), name="resumable route")
-        task.add_done_callback(lambda _: self._note(has_reached_endpoint=False))
+        task.add_done_callback(lambda _: self._stands.set())
         try:
-            if await self._has_reached_endpoint:
+            await self._stands.wait()
+            if self._has_reached_endpoint:
                 await self._go_on(task, scope)
             else:
                 await task
@@ -72,11 +78,10 @@ class RouteAdmission(Admission):
             if not task.done():
                 # The route's answer is no longer needed, but it may still have resources to close.
                 task.cancel()
-                self._decision.cancel()
-
-    def _note(self, *, has_reached_endpoint: bool) -> None:
-        if not self._has_reached_endpoint.done():
-            self._has_reached_endpoint.set_result(has_reached_endpoint)
+                if not self._goes_on.is_set():
+                    # For one that catches the cancellation, and comes back.
+                    self._refusal = asyncio.CancelledError()
+                    self._goes_on.set()
 
     async def _run(self, route: ASGIApp, scope: Scope) -> None:
         try:
@@ -92,29 +97,27 @@ class RouteAdmission(Admission):
             # Of other endpoints, only a background task can raise by then, which is not the answer's failure.
             self.end_delay = END_DELAY
         try:
-            answer = await self.decide()
+            await self.decide()
         except Exception as exc:  # noqa: BLE001  # raised in the route, where the application's handlers see it
-            self._decision.set_exception(exc)
-            # Marks it as retrieved: a route that has ended meanwhile does not look, and asyncio would log it.
-            self._decision.exception()
-            refusal = exc
+            self._refusal = exc
+        if self.exchange is None:
+            self._goes_on.set()
             try:
                 await task
             except ExceptionGroup as group:
                 # FastAPI's event streams run in a task group, which wraps what is raised beside it.
-                if group.subgroup(lambda each: each is refusal) is None:
+                refusal = self._refusal
+                if refusal is None or group.subgroup(lambda each: each is refusal) is None:
                     raise
                 raise refusal from None
-            return
-        if self.exchange is None:
-            self._decision.set_result(answer)
-            await task
             return
 
         async def go_on(_scope: Scope, receive: Receive, send: Send) -> None:
             # Swapped only here: up to its endpoint the route talks to the client, from here on to the recorder.
             self._channel = receive, send
-            self._decision.set_result(None)
+            if not task.done():
+                self._stands.clear()
+            self._goes_on.set()
             await self._wait_for(task)
 
         # Not with the scope of the route, in which the producer is the one of this exchange.
@@ -123,12 +126,12 @@ class RouteAdmission(Admission):
     async def _wait_for(self, task: "asyncio.Task[None]") -> None:
         """Wait for the route; when this is cancelled, cancel that."""
         try:
-            await asyncio.wait({task})
+            await self._stands.wait()
         except asyncio.CancelledError:
             # By the scope, which has it wait for a thread that is at work for it.
             self._cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
-                await asyncio.wait({task})
+                await self._stands.wait()
             if task.cancelled() or task.exception() is None:
                 raise
         task.result()
