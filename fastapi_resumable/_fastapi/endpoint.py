@@ -199,7 +199,9 @@ def _intercepted(endpoint: Callable[..., Any], name: str | None, service: Servic
         call = functools.partial(endpoint, *args, **values)
         if admission is None:
             return call()
-        internals.dependency_stack(request.scope).push_async_callback(admission.close_generators)
+        if not isinstance(admission, EndpointAdmission):
+            # A recorded response closes its own.
+            internals.dependency_stack(request.scope).push_async_callback(admission.close_generators)
         if not _is_in_event_loop():
             return admission.run_in_thread(call)
         if generate is None:
