@@ -201,9 +201,9 @@ class SharedBackend(StreamBackend, ABC):
 
     # What streams ask for.
 
-    def mark(self, stream: LocalStream | RemoteStream, *, may_wait: bool = False) -> None:
-        """Write what the stream has to write soon; if that `may_wait`, a moment later, with what comes till then."""
-        self.queue.mark(stream, may_wait=may_wait)
+    def mark(self, stream: LocalStream | RemoteStream) -> None:
+        """Write soon what the stream has to write."""
+        self.queue.mark(stream)
 
     def forget(self, stream: LocalStream) -> None:
         """Write no more of a stream. Its bytes stay, and stay counted, for the readers here."""

@@ -64,12 +64,9 @@ class LocalStream:
 
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes leave in place what readers need, here and elsewhere, and what is to be written."""
-        unacknowledged, most = self.log.tail - self._fanout.tail, self.outbox.ahead
-        if unacknowledged and unacknowledged + size > most // 2:
-            # Enough to be written at once, so that the producer need not wait for that.
-            self.backend.mark(self)
-            if unacknowledged + size > most:
-                return False
+        unacknowledged = self.log.tail - self._fanout.tail
+        if unacknowledged and unacknowledged + size > self.outbox.ahead:
+            return False
         return not self._is_held_elsewhere(size) and self._fanout.has_room(size, self._recording.bound)
 
     def _is_held_elsewhere(self, size: int) -> bool:
@@ -100,7 +97,7 @@ class LocalStream:
             slowest = min(self._fanout.find_slowest(), self._slowest_elsewhere, self.log.tail)
             self._check_at = min(
                 self.log.tail + self.backend.limits.check_every,
-                self._fanout.tail + self.outbox.ahead // 2,
+                self._fanout.tail + self.outbox.ahead,
                 int(slowest) + self._recording.bound,
             )
         return True
@@ -111,9 +108,7 @@ class LocalStream:
         self.log.append(data)
         if self.is_detached:
             self._fanout.show(self.log.tail)
-        is_first, may_wait = self.outbox.note_append()
-        if is_first:
-            self.backend.mark(self, may_wait=may_wait)
+        self.backend.mark(self)
 
     def ping(self) -> None:
         """Record a keep-alive, except in other media than events, in mid-event, or while readers leave no room."""

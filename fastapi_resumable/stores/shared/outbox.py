@@ -4,7 +4,6 @@ Pure bookkeeping: a write that was lost, or whose reply was, is made again by as
 """
 
 from enum import Enum
-from time import monotonic
 
 from ..._core.log import BLOCK_SIZE
 from ..._stream.recording import Recording
@@ -12,10 +11,6 @@ from .writes import Begin, Ended, Ending, Gap, Missing, Reply, Restore, Write, W
 
 AHEAD = 256 * 1024
 """The most bytes a producer may be ahead of what the backend has acknowledged."""
-FAST = 250.0
-"""Events a second of a stream that need not be written one by one."""
-SILENCE = 0.01
-"""Seconds after which such a stream is taken for a slow one again."""
 
 
 class Sync(Enum):
@@ -47,23 +42,11 @@ class Outbox:
         """Whether to ask the backend for a sign that it still has the stream."""
         self.ending: Ending | None = None
         """How the log has ended."""
-        self._called_at = 0.0
-        self._writes = 0
-        self._is_fast = False
-
-    def note_append(self) -> tuple[bool, bool]:
-        """Count something that was appended; return whether to call the backend for it, and whether that may wait."""
-        self._writes += 1
-        return self._writes == 1, self._is_fast and monotonic() - self._called_at < SILENCE
 
     def next_write(self) -> Begin | Restore | Write | None:
         """What the backend is to do now."""
         if self.sync is Sync.LEFT:
             return None
-        now = monotonic()
-        # A stream that appends so often is best written a moment later, with more in one call.
-        self._is_fast = self._writes > FAST * (now - self._called_at)
-        self._called_at, self._writes = now, 0
         recording = self._recording
         if self.sync is Sync.BEGIN:
             return Begin()

@@ -1,8 +1,8 @@
 """Writes to the backend what the streams of this worker have recorded, and what its readers report.
 
 One batch is under way at a time, and what comes in meanwhile goes into the next: so a slow backend delays a stream by
-its latency, and not by its latency for each event. What several streams write goes together; and fast streams wait a
-moment before each batch, the longer the more of them there are, so that it takes many events along.
+its latency, and not by its latency for each event. What several streams write goes together. After each batch there is
+a pause, the longer the more streams it held, so that the next one takes many events along.
 """
 
 import asyncio
@@ -19,8 +19,6 @@ from .remote import RemoteStream
 
 logger = logging.getLogger("fastapi_resumable")
 
-FLUSH_INTERVAL = 0.002
-"""Seconds for which a stream that may wait collects what it writes, if it is the only fast one."""
 BATCH = 512
 """How many streams are written in one batch."""
 BATCH_BYTES = 1024 * 1024
@@ -29,10 +27,11 @@ MOST_LATER = 10_000
 """How many jobs that no caller waits for are kept while the backend cannot be used."""
 RETRY = 0.5
 """Seconds between attempts, once the store counts as gone."""
-PAUSE = 0.025
-"""The most seconds for which a fast stream collects what it writes next."""
+PAUSE = 0.002
+"""Seconds between two batches. A stream that writes more seldom never waits, unless others write as well."""
 SHARE = 0.0004
-"""What each fast stream adds to that: a few of them need not wait for long."""
+"""What each stream of a batch adds to the pause after it: a batch costs less than one for each of its events."""
+LONGEST_PAUSE = 0.025
 
 Marked = LocalStream | RemoteStream
 Job = TypeVar("Job")
@@ -46,50 +45,29 @@ class WriteQueue(Generic[Job]):
         next_job: Callable[[Marked], Job | None],
         take_reply: Callable[[Marked, Any], None],
         execute: Callable[[Sequence[Job]], Any],
-        *,
-        interval: float = 0.0,
-        collect: float | None = None,
     ) -> None:
         """Set it up.
 
         `next_job` says what to do for a stream now, and `take_reply` gets what came of it. `execute` does some jobs,
         and returns a reply to each: a `StoreUnavailable` to one that is refused, while the others go on. It raises that
-        if none can be done. `interval` says how many seconds lie at least between the beginnings of two batches, and
-        `collect` for how many seconds a fast stream collects what it writes next, while there is no other.
+        if none can be done.
         """
         self._next_job = next_job
         self._take_reply = take_reply
         self._execute = execute
-        self._interval = interval
-        self._begun = 0.0
         self._is_closed = False
         # In the order in which they were marked.
         self._dirty: dict[Marked, None] = {}
-        self._collecting: dict[Marked, None] = {}
         self._later: deque[Job] = deque(maxlen=MOST_LATER)
-        self._collect_for = self._pause = FLUSH_INTERVAL if collect is None else collect
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
 
-    def mark(self, stream: Marked, *, may_wait: bool = False) -> None:
-        """Note that there is something to write; if it `may_wait`, with what else comes in the next moment."""
+    def mark(self, stream: Marked) -> None:
+        """Note that there is something to write."""
         # A producer that ignores its cancellation may still write.
-        if self._is_closed:
-            return
-        if not may_wait:
+        if not self._is_closed:
             self._dirty[stream] = None
             self._wake.set()
-            return
-        if not self._collecting:
-            asyncio.get_running_loop().call_later(self._pause, self._collect)
-        self._collecting[stream] = None
-
-    def _collect(self) -> None:
-        # By the streams that have just collected: the next pause is for about as many.
-        self._pause = min(PAUSE, self._collect_for + SHARE * len(self._collecting))
-        self._dirty |= self._collecting
-        self._collecting = {}
-        self._wake.set()
 
     def run_later(self, *jobs: Job) -> None:
         """Do jobs whose replies do not matter, soon. In a long outage the oldest are dropped."""
@@ -100,27 +78,28 @@ class WriteQueue(Generic[Job]):
         """Write no more, and keep nothing."""
         self._is_closed = True
         self._dirty.clear()
-        self._collecting.clear()
 
     async def flush(self) -> None:
         """Write what is left, and wait for that."""
         self._idle.clear()
-        self._collect()
+        self._wake.set()
         await self._idle.wait()
 
     async def run(self) -> None:
         """Write, for as long as the task lives."""
+        next_at = monotonic()
         while True:
             if not self._dirty and not self._later:
                 self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
-            if (left := self._begun + self._interval - monotonic()) > 0:
+            if (left := next_at - monotonic()) > 0:
                 await asyncio.sleep(left)
-            self._begun = monotonic()
-            await self._write_batch()
+            count = await self._write_batch()
+            next_at = monotonic() + min(PAUSE + SHARE * count, LONGEST_PAUSE)
 
-    async def _write_batch(self) -> None:
+    async def _write_batch(self) -> int:
+        """Write what fills a batch, and return of how many streams."""
         taken = self._take()
         later = [self._later.popleft() for _ in range(min(len(self._later), BATCH))]
         try:
@@ -137,6 +116,7 @@ class WriteQueue(Generic[Job]):
             for stream in list(self._dirty):
                 stream.on_outage(exc)
             await asyncio.sleep(RETRY)
+        return len(taken)
 
     def _take(self) -> list[tuple[Marked, Job]]:
         """Take as many streams as fill a batch, each with what is to be done for it."""

@@ -152,8 +152,8 @@ class StreamBackend(Protocol):
     degrade: bool
     """Whether local streams go on without the backend while that is gone."""
 
-    def mark(self, stream: Any, *, may_wait: bool = False) -> None:
-        """Do what the stream has to write soon; if it `may_wait`, a moment later, with what else comes till then."""
+    def mark(self, stream: Any) -> None:
+        """Write soon what the stream has to write."""
 
     async def page(self, stream: Any, offset: int) -> Page:
         """Bytes of the log from `offset` on; none at its end.

@@ -26,10 +26,6 @@ from .threads import File, Job
 from .transactions import Transactions
 from .writer import Append, WriterThread
 
-INTERVAL = 0.002
-"""The fewest seconds between two transactions in which streams are written, so that many of them share one."""
-COLLECT = 0.005
-"""Seconds for which a fast stream collects what it writes next: transactions take the CPU time, not bytes."""
 UPKEEP = 5.0
 """Seconds between reports of where the readers here are, so that none expires; and between clean-ups."""
 PAUSE = 0.1
@@ -46,9 +42,7 @@ class SqliteBackend(SharedBackend):
         self._writer = WriterThread(file, self._on_return, self._name, limits, self._lock)
         self._reader = ReaderThread(file, self._on_return, self._lock, self, self._on_found)
         self.outage = self._writer.outage
-        self.queue = WriteQueue(
-            self._next_job, self._take_reply, self._writer.run_all, interval=INTERVAL, collect=COLLECT
-        )
+        self.queue = WriteQueue(self._next_job, self._take_reply, self._writer.run_all)
         self._reaping: asyncio.Task[None] | None = None
         self._reported: set[str] = set()
         """The epochs of which the file knows where the readers here are."""
