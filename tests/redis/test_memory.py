@@ -9,21 +9,28 @@ import pytest
 from fastapi_resumable import RedisStore
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.stream import Limits, Stream
-from fastapi_resumable.exceptions import TooManyStreams
+from fastapi_resumable.exceptions import StreamCancelled, StreamReplaced, TooManyStreams
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.redis.calls import Script, block_size
 from fastapi_resumable.stores.redis.keys import Keys, log_key
+from fastapi_resumable.stores.shared import queue
 from fastapi_resumable.stores.shared.remote import RemoteStream
-from tests.conformance.tools import KEY, TEXT, begin, complete, content, following, write
+from tests.conformance.tools import KEY, TEXT, Request, begin, complete, content, following, write
 from tests.support.redis_server import RedisServer
 from tests.support.site import until
 
 pytestmark = pytest.mark.redis
 
 MIB = 1024 * 1024
-SOON = 2.0
+SOON = 30.0
 """Seconds within which what nobody reads is given back."""
 OpenStore = Callable[..., RedisStore]
+
+
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces that are written one by one are written without a pause after each."""
+    monkeypatch.setattr(queue, "LONGEST_PAUSE", 0.0)
 
 
 @pytest.fixture
@@ -79,7 +86,7 @@ async def test_ids_that_are_watched_are_counted(open_store: OpenStore) -> None:
 
 def append(server: RedisServer, keys: Keys, epoch: str, pieces: list[bytes], bound: int, start: int = 0) -> int:
     """Write each piece as an entry of its own, as a worker does to whom Redis answers at once; returns the tail."""
-    pipeline, tail = server.client().pipeline(transaction=False), start
+    pipeline, tail = server.control.pipeline(transaction=False), start
     for piece in pieces:
         first, tail = tail, tail + len(piece)
         earliest = max(0, tail - bound)
@@ -232,3 +239,40 @@ async def test_readers_of_a_stream_that_redis_lost_are_not_told_of_a_replacement
         await write(stream, b"two")
         await complete(store, stream)
         assert await reader.end() == b"one two"
+
+
+@pytest.mark.parametrize("how", ["stopped", "replaced"])
+async def test_a_log_stays_for_a_moment_after_its_last_reader(
+    redis_server: RedisServer, open_store: OpenStore, keys: Keys, how: str
+) -> None:
+    """Another reader may have found it just now, and is to see how it ended."""
+    store, other = open_store(), open_store()
+    stream = await begin(store, KEY, TEXT)
+    log = log_key(keys.stream(KEY), stream.epoch)
+    await (other.stop(KEY, None) if how == "stopped" else begin(other, KEY, TEXT))
+    # In one transaction, in which no time passes: there is a log, and its last reader leaves.
+    control = redis_server.control.pipeline()
+    control.delete(log, f"{log}:readers")
+    control.xadd(log, {"d": "x"}, "1-0")
+    control.eval(Script.REPORT.text, 2, keys.stream(KEY), f"{log}:readers", "worker", "", 1000)
+    control.pttl(log)
+    assert 0 < control.execute()[-1] <= 300
+
+
+@pytest.mark.parametrize(("how", "failure"), [("stopped", StreamCancelled), ("replaced", StreamReplaced)])
+async def test_a_reader_that_comes_after_the_log_has_gone_learns_why(
+    redis_server: RedisServer, open_store: OpenStore, keys: Keys, how: str, failure: type[Exception]
+) -> None:
+    """It has found the stream when it was live, and does not wait for more of it."""
+    store, other = open_store(), open_store()
+    request = Request()
+    stream = await request.begin(store, TEXT)
+    await write(stream, b"x")
+    found = await other.find(KEY, 1)
+    await (store.stop(KEY, None) if how == "stopped" else begin(store, KEY, TEXT))
+    await request.told()
+    log = log_key(keys.stream(KEY), stream.epoch)
+    await until(lambda: not redis_server.list_keys(f"{log}*"), "the end of the log")
+    async with following(found):
+        await until(lambda: found.failure is not None, "the reason")
+    assert type(found.failure) is failure

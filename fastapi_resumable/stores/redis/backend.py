@@ -13,13 +13,13 @@ from typing import Any
 
 from ..._core.ids import StreamKey
 from ..._stream.stream import Limits
-from ...exceptions import OffsetLost, StoreUnavailable, StreamReplaced
+from ...exceptions import OffsetLost, StoreUnavailable, StreamCancelled, StreamReplaced
 from ...models import ResumableStatus
 from ..base import Notify, Reservation
 from ..shared.local import LocalStream
 from ..shared.queue import WriteQueue
 from ..shared.remote import RemoteStream
-from ..shared.writes import Begin, Page, Restore
+from ..shared.writes import END_MESSAGES, Begin, Page, Restore
 from .calls import LIVE, Call, Calls, Script, post, read_page, read_written
 from .keys import Keys
 from .link import Client, Link
@@ -160,9 +160,10 @@ class RedisBackend(Transitions):
                 told = self.notify_ended(stream.key, reply[1:], "replaced")
                 self.tasks.spawn(told, "resumable replaced")
             stream.take_reply(read_written(reply))
-        elif reply == [b"gone"]:
-            # Replaced, and freed, in the moment between finding it and saying so.
-            stream.fail(StreamReplaced())
+        elif reply[:1] == [b"gone"]:
+            # Its log was dropped in the moment between finding it and saying so.
+            is_stopped = reply[1] == b"cancelled"
+            stream.fail(StreamCancelled(message=END_MESSAGES["cancelled"]) if is_stopped else StreamReplaced())
         elif reply[:1] == [b"dropped"]:
             stream.take(int(reply[1]), b"")
         elif reply:
