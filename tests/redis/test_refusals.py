@@ -242,3 +242,35 @@ async def test_readers_elsewhere_are_sent_away_while_redis_takes_no_writes(
         await write(stream, b"two")
         await complete(here, stream)
         assert await reader.end() == b"onetwo"
+
+
+class ForgetfulRedis(Redis):  # type: ignore[type-arg]  # generic in some versions of its stubs only
+    """A client whose server forgets each script some times, right after it was loaded."""
+
+    left = 3
+
+    async def script_load(self, script: str) -> Any:
+        """Load it, and have it forgotten."""
+        sha = await super().script_load(script)
+        if self.left:
+            self.left -= 1
+            await self.script_flush()
+        return sha
+
+
+async def test_scripts_that_are_flushed_again_and_again_are_loaded_again(server: RedisServer, keys: Keys) -> None:
+    """Also between loading one and running it: no request is refused for that."""
+    client = ForgetfulRedis(host=HOST, port=server.port)
+    store = RedisStore(client, key_prefix=keys.prefix, store_timeout=60.0, on_store_failure="fail")
+    store.configure(Limits())
+    try:
+        stream = await begin(store, ONE, TEXT)
+        await write(stream, b"one")
+        client.left = 3
+        await client.script_flush()
+        await complete(store, stream)
+        assert client.left == 0
+        assert await content(await store.find(ONE, 1)) == b"one"
+    finally:
+        await store.aclose()
+        await client.aclose()

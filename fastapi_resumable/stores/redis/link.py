@@ -246,7 +246,8 @@ def is_passing(failure: Exception) -> bool:
     """Whether another attempt may succeed."""
     if isinstance(failure, AuthenticationError | AuthorizationError):
         return False
-    if isinstance(failure, ResponseError) and not isinstance(failure, ClusterDownError | TryAgainError):
+    # Scripts may be flushed again between loading one and running it.
+    if isinstance(failure, ResponseError) and not isinstance(failure, ClusterDownError | TryAgainError | NoScriptError):
         return _PASSING.search(str(failure)) is not None
     return True
 
