@@ -698,6 +698,16 @@ async def test_what_ends_while_it_is_counted_anew_is_not_counted_for_good(plant:
     await until(lambda: not plant.server.control.hkeys(plant.keys.owner(KEY.owner)), "no count")
 
 
+async def test_an_ended_stream_that_was_counted_again_leaves_room_for_the_next(plant: Plant) -> None:
+    """Its worker knows that it has ended, and does not refuse a request before it has taken that back."""
+    store = plant.open(limits=Limits(max_streams_per_owner=1))
+    stream = await begin(store)
+    await complete(store, stream)
+    plant.server.control.hset(plant.keys.owner(KEY.owner), stream.epoch, backend_of(store).name)
+    other = await begin(store, OTHER)
+    assert plant.server.control.hkeys(plant.keys.owner(KEY.owner)) == [other.epoch]
+
+
 async def test_what_redis_has_forgotten_is_found_and_counted_again(plant: Plant) -> None:
     """By its short id, and against the limit of its owner: a live stream, and a request that waits."""
     limits = Limits(max_streams_per_owner=2)

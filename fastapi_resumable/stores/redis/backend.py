@@ -59,6 +59,8 @@ class RedisBackend(Transitions):
     async def register(self) -> None:
         """Take a lease, and begin to listen."""
         await self.lease.renew()
+        # It has nothing yet that could have expired with a lease.
+        self._touched = monotonic()
         for work, name in (
             (self.lease.keep, "lease"),
             (self.lease.watch, "lapse"),

@@ -64,12 +64,14 @@ class Transitions(SharedBackend):
             (reply,) = await self.link.run(call)
             if not reply:
                 return
-            counted = dict(zip(reply[::2], (worker.decode() for worker in reply[1::2]), strict=True))
+            words = [word.decode() for word in reply]
+            counted = dict(zip(words[::2], words[1::2], strict=True))
             dead = await self.lease.dead(counted.values())
-            gone = [epoch for epoch, worker in counted.items() if worker in dead]
+            gone = [epoch for epoch, worker in counted.items() if worker in dead or self._is_over(epoch, worker)]
             if not gone:
                 raise TooManyStreamsOfOwner(f"You have {most} live streams, which is the limit. Stop one, or wait.")
-            # Workers that have died have not given back what they counted.
+            # Workers that have died have not given back what they counted, and a stream may have ended while it was
+            # counted again.
             await self.link.run(*self.calls.free(reservation.key, *gone))
 
     async def begin(self, reservation: Reservation, stream: LocalStream) -> Answer:
@@ -142,11 +144,14 @@ class Transitions(SharedBackend):
         for start in range(0, len(calls), 500):
             await self.link.run(*calls[start : start + 500])
         # What has ended meanwhile may have been given back before it was counted here once more.
-        over = (each for each in mine if each.epoch not in self.streams.queued and not self._is_open(each.epoch))
+        over = (each for each in mine if self._is_over(each.epoch, self.name))
         self.queue.run_later(*(call for each in over for call in self.calls.free(each.key, each.epoch)))
 
-    def _is_open(self, epoch: str) -> bool:
-        return epoch in self.streams.local and not self.streams.local[epoch].closed
+    def _is_over(self, epoch: str, worker: str) -> bool:
+        """Whether an epoch belongs to this worker, and is neither queued nor live."""
+        stream = self.streams.local.get(epoch)
+        is_live = epoch in self.streams.queued or (stream is not None and not stream.closed)
+        return worker == self.name and not is_live
 
     async def _announce_ended(self, before: KeyState, ended: Iterable[bytes]) -> None:
         """Tell those that watch that these epochs of a stream were cancelled."""
