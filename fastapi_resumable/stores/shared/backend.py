@@ -15,10 +15,9 @@ from ...exceptions import StoreUnavailable, TooManyStreams
 from ..base import Notify, Reservation, Watchers
 from .local import LocalStream
 from .outage import UNAVAILABLE, Outage
-from .outbox import Sync
 from .queue import WriteQueue
 from .remote import RemoteStream
-from .writes import KeyState, RemoteState, StreamBackend
+from .writes import KeyState, RemoteState, StreamBackend, Sync
 
 logger = logging.getLogger("fastapi_resumable")
 

@@ -15,8 +15,7 @@ from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
 from ...models import ResumableStatus, ResumableStreamItem
 from ..base import Reservation
 from .outage import RECHECK
-from .outbox import Outbox, Sync
-from .writes import END_MESSAGES, Ending, Reply, StreamBackend, Written
+from .writes import END_MESSAGES, Ending, Outbox, Reply, StreamBackend, Sync, Written
 
 logger = logging.getLogger("fastapi_resumable")
 

@@ -24,8 +24,7 @@ from ..base import Notify, Reservation
 from .backend import SharedBackend
 from .local import LocalStream
 from .outage import RECHECK
-from .outbox import Sync
-from .writes import KeyState
+from .writes import KeyState, Sync
 
 OnStoreFailure = Literal["degrade", "fail"]
 
