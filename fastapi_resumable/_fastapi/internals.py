@@ -1,4 +1,4 @@
-"""What is used of FastAPI's and Starlette's private state: five things, all here, each with its reason.
+"""What is used of FastAPI's and Starlette's private state: six things, all here, each with its reason.
 
 1. `Request._receive`: `request.is_disconnected()` in a generator must tell of a stop, not of a client that has left;
    unless that client still owes the body, and what was read of that is in `Request._stream_consumed`.
@@ -10,21 +10,28 @@
    where a resume has to be answered.
 5. `scope["fastapi_async_cleanup_scopes"]`: the cancel scope that newer FastAPI keeps open until the dependencies are
    closed. No scope of ours may be open when that one closes, so it is the one that shields them.
+6. The argument of `iterate_in_threadpool`: the generator that a `StreamingResponse` runs in threads. What is cut short
+   there leaves it suspended, until nothing refers to it any more; by then its dependencies are closed.
 
 `tests/fastapi/test_transparent.py` and `tests/contract` fail when one of them breaks.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Generator, Iterator
 from contextlib import AsyncExitStack
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope
+from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 if TYPE_CHECKING:
     from fastapi.dependencies.models import Dependant
+
+_IN_THREADS = iterate_in_threadpool.__code__
 
 
 def replace_receive(request: Request, receive: Receive) -> None:
@@ -73,3 +80,12 @@ def running_dependants(scope: Scope) -> "Iterator[Dependant]":
         dependant: Any = getattr(each, "dependant", None)
         if getattr(dependant, "call", None) is not None:
             yield dependant
+
+
+def threaded_generator(response: Response) -> Generator[Any, Any, Any] | None:
+    """The generator that a response runs in threads, if it does; before it has run."""
+    body: Any = getattr(response, "body_iterator", None)
+    if getattr(body, "ag_code", None) is not _IN_THREADS or body.ag_frame is None:
+        return None
+    iterator = body.ag_frame.f_locals.get("iterator")
+    return iterator if inspect.isgenerator(iterator) else None

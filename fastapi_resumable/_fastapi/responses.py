@@ -71,10 +71,13 @@ class RecordedResponse(Response):
             _close_dependencies(scope, inner.failure if inner.has_begun else None, outer.cancelled)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        threaded = internals.threaded_generator(self)
         try:
             await super().__call__(scope, receive, send)
         finally:
             await close_generator(getattr(self, "body_iterator", None))
+            if threaded is not None:
+                await close_generator(threaded)
 
 
 def record(response: Response, exchange: Exchange) -> Response:

@@ -20,6 +20,7 @@ from .._run.exchange import Exchange, close_generator
 from .._run.recorder import inner_scope
 from .admission import END_DELAY, Admission, Identity, Service, http_errors
 from .endpoint import intercept_endpoint
+from .internals import threaded_generator
 from .responses import run_recorded
 
 
@@ -39,8 +40,8 @@ class RouteAdmission(Admission):
         self._refusal: BaseException | None = None
         self._channel: tuple[Receive, Send] = self._body.receive, self._send
         self._cancel_scope = anyio.CancelScope()
-        self.response: Response | None = None
-        """What the endpoint has returned, or FastAPI made of it."""
+        self._generators: tuple[object, ...] = ()
+        """What the response takes its body from."""
 
     async def enter(self) -> Response | None:
         """Wait, before the endpoint, for the decision."""
@@ -54,10 +55,14 @@ class RouteAdmission(Admission):
             raise self._refusal
         return self._answer
 
+    def note_response(self, response: Response) -> None:
+        """Note what the endpoint has returned, or FastAPI made of it."""
+        self._generators = getattr(response, "body_iterator", None), threaded_generator(response)
+
     async def close_generators(self) -> None:
         """Close what the endpoint generates, or FastAPI makes of that."""
-        await close_generator(self.generator)
-        await close_generator(getattr(self.response, "body_iterator", None))
+        for generator in (self.generator, *self._generators):
+            await close_generator(generator)
 
     async def serve(self, route: ASGIApp, scope: Scope) -> None:
         """Serve the request.
@@ -200,7 +205,7 @@ def route_class(service: Service) -> type[APIRoute]:
                 admission = service.admission_of(request.scope)
                 if not isinstance(admission, RouteAdmission):
                     return response
-                admission.response = response
+                admission.note_response(response)
                 return await admission.enter() or response
 
             return handle

@@ -1190,3 +1190,48 @@ async def test_a_handle_in_a_dependency_of_the_router_begins_no_stream(rule: str
         assert b"event: cancelled" in await first.rest()
 
     assert handles == [True, False, False, False]
+
+
+@pytest.mark.parametrize("face", ["decorator", "dependency", "route class"])
+async def test_a_generator_that_is_stopped_at_work_in_a_thread_is_closed_before_dependencies(face: str):
+    """What it uses is there until it has ended."""
+    app, resumable = make()
+    working, go_on = threading.Event(), threading.Event()
+    trace: list[str] = []
+
+    async def session():
+        try:
+            yield
+        finally:
+            trace.append("session closed")
+
+    def parts():
+        try:
+            yield "data: one\n\n"
+            working.set()
+            go_on.wait()
+            yield "data: two\n\n"
+        finally:
+            trace.append("generator closed")
+
+    async def chat(_session: Annotated[None, Depends(session)]):
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
+    async def chat_by_handle(
+        _session: Annotated[None, Depends(session)], stream: Annotated[ResumableStream, Depends(resumable)]
+    ):
+        return stream(StreamingResponse(parts(), media_type="text/event-stream"))
+
+    router = APIRouter(route_class=resumable.route_class) if face == "route class" else APIRouter()
+    endpoints = {"decorator": resumable.stream(chat), "dependency": chat_by_handle, "route class": chat}
+    router.post("/chat")(endpoints[face])
+    app.include_router(router)
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers=ID)
+        await until(working.is_set, "the thread")
+        await client.delete("/v1/stream/chat-1")
+        await settle()
+        go_on.set()
+        await exchange.served()
+
+    assert trace == ["generator closed", "session closed"]

@@ -1,12 +1,13 @@
-"""The five uses of others' private state, each tried on its own: what a release of FastAPI or Starlette may break."""
+"""The six uses of others' private state, each tried on its own: what a release of FastAPI or Starlette may break."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from starlette.types import Message, Scope
 
@@ -198,3 +199,18 @@ async def test_a_request_that_is_cancelled_closes_its_dependencies_under_a_shiel
     async with running(cancelling) as client:
         await client.start("GET", "/").served()
     assert closed == ["closed"]
+
+
+def test_the_generator_that_a_response_runs_in_threads_is_found() -> None:
+    """Of others there is none: they are closed by themselves, or are no generators."""
+
+    def words() -> Iterator[str]:
+        yield "one"
+
+    async def async_words() -> AsyncIterator[str]:
+        yield "one"
+
+    generator = words()
+    assert internals.threaded_generator(StreamingResponse(generator)) is generator
+    for response in (StreamingResponse(async_words()), StreamingResponse(["one"]), Response("one")):
+        assert internals.threaded_generator(response) is None
