@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from ..exceptions import ClientError
 from ..models import ResumableStreamItem
-from .engine import Engine, Sleep, Wire, run, settle
+from .engine import Engine, Sleep, run, settle
 from .machine import Resumption, StreamState
 from .messages import Backoff, first_offset, open_headers, origin
 from .streams import AsyncClientStream, BaseStream, ClientStream
@@ -118,9 +118,9 @@ class _Client(Generic[StreamT]):
         def send(request: httpx.Request, trusted: bool) -> Any:
             return self._send(request, auth if trusted else {"auth": None}, trusted, follow_redirects)
 
-        wire = Wire(send, request, self._sleep, is_async=self._is_async, decoded=True)
         start = str(request.url)
-        return Engine(wire, Resumption(self._backoff, start, first_offset(start, request.headers), on_state))
+        machine = Resumption(self._backoff, start, first_offset(start, request.headers), on_state)
+        return Engine(send, request, machine, self._sleep, is_async=self._is_async, decoded=True)
 
     async def _send(self, request: Any, auth: Mapping[str, Any], trusted: bool, follow_redirects: bool) -> Any:
         """Make a request, and follow redirects: not with httpx, which would take cookies and keys along."""
@@ -138,13 +138,8 @@ class _Client(Generic[StreamT]):
             if not trusted:
                 request.headers, auth = open_headers(request.headers), {"auth": None}
 
-    async def _fetch(self, method: str, url: str, arguments: Mapping[str, Any]) -> bytes:
-        engine = self._engine(method, url, arguments)
-        await engine.wire.load()
-        return await engine.fetch()
-
     async def _stop(self, stream_id: str, epoch: str | None, arguments: Mapping[str, Any]) -> None:
-        await self._fetch("DELETE", self._route(stream_id, epoch, {}), arguments)
+        await self._engine("DELETE", self._route(stream_id, epoch, {}), arguments).fetch()
 
     async def _lookup(self, ids: Iterable[str], arguments: Mapping[str, Any]) -> list[ResumableStreamItem]:
         # Without repetitions, and in order: the limit of the server counts each id.
@@ -152,7 +147,8 @@ class _Client(Generic[StreamT]):
         found: dict[str, ResumableStreamItem] = {}
         for start in range(0, len(wanted), MAX_LOOKUP):
             body = {"conversation_ids": wanted[start : start + MAX_LOOKUP]}
-            answer = await self._fetch("POST", f"{self._prefix}/streams/lookup", {**arguments, "json": body})
+            url = f"{self._prefix}/streams/lookup"
+            answer = await self._engine("POST", url, {**arguments, "json": body}).fetch()
             try:
                 found.update({item.conversation_id: item for item in _ITEMS.validate_json(answer)})
             except ValueError as exc:

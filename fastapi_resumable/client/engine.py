@@ -24,12 +24,13 @@ MAX_REFUSAL = 65536
 """Bytes of a refusal's body that are read; the rest says nothing more."""
 
 
-class Wire:
-    """Makes the requests of one stream, one at a time: the first as it was given, those after it with its headers.
+class Engine:
+    """Follows one stream to its end, a request at a time: the first as it was given, those after it with its headers.
 
     Args:
         send: Makes a request, and returns a response whose body has not been read; or an awaitable of it.
         start: The first request.
+        machine: Says what comes next.
         sleep: A function that waits for a number of seconds.
         is_async: Whether `send` is that of an asynchronous client.
         decoded: Whether compressed bodies are to be decoded.
@@ -39,6 +40,7 @@ class Wire:
         self,
         send: Callable[..., Any],
         start: httpx.Request,
+        machine: Resumption,
         sleep: Sleep | None,
         *,
         is_async: bool,
@@ -46,16 +48,20 @@ class Wire:
     ) -> None:
         # The two modules share no base class for their errors, so those to catch are looked up in the one that is used.
         self.module = module = flavour(start)
-        self.lost = (module.TimeoutException, module.NetworkError, module.ProxyError, module.RemoteProtocolError)
-        """What is raised when a connection is lost, or there is none."""
-        # The last two are the socket's, for a port or a host that is none.
-        self.errors = (module.HTTPError, module.InvalidURL, OverflowError, UnicodeError)
-        """What else may be raised: another attempt would not mend it."""
+        # A connection is lost, or there is none.
+        self._lost = (module.TimeoutException, module.NetworkError, module.ProxyError, module.RemoteProtocolError)
+        # Another attempt would not mend these. The last two are the socket's, for a port or a host that is none.
+        self._errors = (module.HTTPError, module.InvalidURL, OverflowError, UnicodeError)
         self.timeout: dict[str, Any] = dict(start.extensions.get("timeout", {}))
         # A transport looks at it as it reads, so what is set when the stream has begun counts, too.
         start.extensions = {**start.extensions, "timeout": self.timeout}
+        self.machine = machine
         self.response: Any = None
         """The last answer."""
+        self.head: Head | None = None
+        """Its head."""
+        self.is_reading = False
+        """Whether its body is being read."""
         self._send = send
         self._start = start
         # A copy, because a client adds headers to a request as it sends it, and those of one attempt may be wrong for
@@ -64,11 +70,63 @@ class Wire:
         self._sleep = sleep or (anyio.sleep if is_async else time.sleep)
         self._is_async = is_async
         self._decoded = decoded
+        # The body of the last answer. A transport puts another one in its place in `response`.
         self._stream: Any = None
-        """The body of the last answer. A transport puts another one in its place in `response`."""
         self._chunks: Iterator[bytes] | AsyncIterator[bytes] = iter(())
 
-    async def send(self, ask: Ask) -> Head:
+    async def load(self) -> None:
+        """Read the body of the first request, so that it can be sent again."""
+        await settle(self._start.aread() if self._is_async else self._start.read())
+
+    async def begin(self, accept: Callable[[Head], bool]) -> bool:
+        """Make the first request, once; return whether `accept` takes its answer for a stream to be followed."""
+        head = await self._ask(Ask(0))
+        return accept(head) and self.machine.head(head)
+
+    async def open(self, accept: Callable[[Head], bool] = lambda _: True) -> bool:
+        """Connect; return whether there is a body to be read. `accept` may keep an answer from the machine."""
+        return await self._open(accept, 0) is not None
+
+    async def fetch(self) -> bytes:
+        """The whole answer to a request that may be repeated."""
+        await self.load()
+        body = await self._open(lambda _: True, float("inf"))
+        await self.close()
+        return body or b""
+
+    async def read(self) -> bytes:
+        """The next bytes; none at the end."""
+        while self.is_reading or await self.open():
+            data = await self._read_on()
+            if data:
+                return data
+        return b""
+
+    async def stop(self, backoff: Backoff) -> None:
+        """Stop the stream at the server."""
+        ask = self.machine.stop()
+        # A stop may come from another thread or task while this connection is read, so it has one of its own.
+        stopping = Engine(
+            lambda request, _trusted: self._send(request, ask.trusted),
+            self._request(ask),
+            Resumption(backoff, ask.url, None),
+            self._sleep,
+            is_async=self._is_async,
+            decoded=self._decoded,
+        )
+        await stopping.fetch()
+
+    async def close(self) -> None:
+        """Close the connection, or give it back. The stream itself goes on."""
+        if self.is_reading:
+            self.is_reading = False
+            await settle(self._stream.aclose() if self._is_async else self._stream.close())
+
+    def _request(self, ask: Ask) -> httpx.Request:
+        headers = replay_headers(self._headers, trusted=ask.trusted)
+        return type(self._start)(ask.method or "", ask.url, headers=headers, extensions=self._start.extensions)
+
+    async def _ask(self, ask: Ask) -> Head:
         """Make a request; return the head of its answer."""
         request = self._start if ask.method is None else self._request(ask)
         self.response = response = await settle(self._send(request, ask.trusted))
@@ -80,97 +138,38 @@ class Wire:
             self._chunks = response.iter_bytes() if self._decoded else iter(stream)
         # A client may have followed redirects, a transport never has; and the response of a transport has no request
         # yet.
-        return Head(response.status_code, response.headers, str(response.url if self._decoded else request.url))
+        url = str(response.url if self._decoded else request.url)
+        self.head, self.is_reading = Head(response.status_code, response.headers, url), True
+        return self.head
 
-    async def read(self) -> bytes | None:
-        """The next bytes of the answer's body; `None` at its end."""
+    async def _next_chunk(self) -> bytes | None:
         if isinstance(self._chunks, AsyncIterator):
             return await anext(self._chunks, None)
         return next(self._chunks, None)
-
-    async def read_all(self, limit: float) -> bytes:
-        """The body of the answer, or somewhat more than `limit` bytes of it."""
-        body = bytearray()
-        # The check comes first: nothing is read of a stream here (`limit` is 0), as it may be silent for minutes.
-        while len(body) < limit and (chunk := await self.read()) is not None:
-            body += chunk
-        return bytes(body)
-
-    async def close(self) -> None:
-        """Close the connection, or give it back."""
-        if self._stream is not None:
-            await settle(self._stream.aclose() if self._is_async else self._stream.close())
-
-    async def sleep(self, delay: float) -> None:
-        """Wait."""
-        await settle(self._sleep(delay))
-
-    async def load(self) -> None:
-        """Read the body of the first request, so that it can be sent again."""
-        await settle(self._start.aread() if self._is_async else self._start.read())
-
-    def beside(self, ask: Ask) -> "Wire":
-        """Another wire, whose first request is this one."""
-        return Wire(
-            lambda request, _trusted: self._send(request, ask.trusted),
-            self._request(ask),
-            self._sleep,
-            is_async=self._is_async,
-            decoded=self._decoded,
-        )
-
-    def _request(self, ask: Ask) -> httpx.Request:
-        headers = replay_headers(self._headers, trusted=ask.trusted)
-        return type(self._start)(ask.method or "", ask.url, headers=headers, extensions=self._start.extensions)
-
-
-class Engine:
-    """Follows one stream to its end."""
-
-    def __init__(self, wire: Wire, machine: Resumption) -> None:
-        self.machine = machine
-        self.wire = wire
-        self.head: Head | None = None
-        """The head of the last answer."""
-        self.is_reading = False
-        """Whether there is an answer whose body is being read."""
-
-    async def begin(self, accept: Callable[[Head], bool]) -> bool:
-        """Make the first request, once; return whether `accept` takes its answer for a stream to be followed."""
-        self.head = head = await self.wire.send(Ask(0))
-        self.is_reading = True
-        return accept(head) and self.machine.head(head)
-
-    async def open(self, accept: Callable[[Head], bool] = lambda _: True) -> bool:
-        """Connect; return whether there is a body to be read. `accept` may keep an answer from the machine."""
-        return await self._open(accept, 0) is not None
-
-    async def fetch(self) -> bytes:
-        """The whole answer to a request that may be repeated."""
-        body = await self._open(lambda _: True, float("inf"))
-        await self.close()
-        return body or b""
 
     async def _open(self, accept: Callable[[Head], bool], wanted: float) -> bytes | None:
         """Connect, and read the first `wanted` bytes of the body; `None` if there is none."""
         while (ask := self.machine.ask()) is not None:
             if ask.delay:
-                await self.wire.sleep(ask.delay)
+                await settle(self._sleep(ask.delay))
             try:
-                self.head = head = await self.wire.send(ask)
-                self.is_reading = True
+                head = await self._ask(ask)
                 if not accept(head):
                     return None
                 # A refusal is read before the machine sees it, so that its error can have the server's words.
-                is_body = head.is_success and ask.method != "HEAD"
-                body = await self.wire.read_all(wanted if is_body else MAX_REFUSAL)
-                if self.machine.head(head, body):
-                    return body
+                limit = wanted if head.is_success and ask.method != "HEAD" else MAX_REFUSAL
+                body = bytearray()
+                # The check comes first: of a stream nothing is read here (`wanted` is 0), as it may be silent for
+                # minutes.
+                while len(body) < limit and (chunk := await self._next_chunk()) is not None:
+                    body += chunk
+                if self.machine.head(head, bytes(body)):
+                    return bytes(body)
                 await self.close()
-            except self.wire.lost as exc:
+            except self._lost as exc:
                 await self.close()
                 self.machine.cut(exc)
-            except self.wire.errors as exc:
+            except self._errors as exc:
                 await self.close()
                 raise self.machine.give_up(exc) from exc
             # A cancellation, or an error of the machine. The connection would stay checked out of the client's pool.
@@ -179,22 +178,14 @@ class Engine:
                 raise
         return None
 
-    async def read(self) -> bytes:
-        """The next bytes; none at the end."""
-        while self.is_reading or await self.open():
-            data = await self._read_on()
-            if data:
-                return data
-        return b""
-
     async def _read_on(self) -> bytes:
         try:
-            chunk = await self.wire.read()
-        except self.wire.lost as exc:
+            chunk = await self._next_chunk()
+        except self._lost as exc:
             await self.close()
             self.machine.cut(exc)
             return b""
-        except self.wire.errors as exc:
+        except self._errors as exc:
             await self.close()
             raise self.machine.give_up(exc) from exc
         # A cancellation, a timeout of anyio, or Ctrl-C: it passes through, and only our state is put in order.
@@ -210,18 +201,6 @@ class Engine:
         self.machine.feed(chunk)
         return chunk
 
-    async def stop(self, backoff: Backoff) -> None:
-        """Stop the stream at the server."""
-        ask = self.machine.stop()
-        # A stop may come from another thread or task while this connection is read, so it has one of its own.
-        await Engine(self.wire.beside(ask), Resumption(backoff, ask.url, None)).fetch()
-
-    async def close(self) -> None:
-        """Close the connection. The stream itself goes on."""
-        if self.is_reading:
-            self.is_reading = False
-            await self.wire.close()
-
 
 def flavour(request: httpx.Request) -> ModuleType:
     """The module that a request is of: httpx, or httpx2."""
@@ -235,11 +214,11 @@ async def settle(value: Awaitable[ResultT] | ResultT) -> ResultT:
 
 
 def run(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Drive a coroutine whose wire never waits."""
+    """Drive a coroutine of a synchronous client, which never waits."""
     try:
-        # A synchronous wire awaits nothing, so the coroutine runs to its end at the first step.
+        # It awaits nothing, so it runs to its end at the first step.
         coroutine.send(None)
     except StopIteration as done:
         result: ResultT = done.value
         return result
-    raise RuntimeError("a synchronous wire has waited")
+    raise RuntimeError("a synchronous client has waited")

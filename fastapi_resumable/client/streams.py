@@ -194,7 +194,7 @@ class BaseStream(ResumableStream):
             self._machine.wait_at_least(decoder.retry)
 
     async def _open(self) -> None:
-        await self._engine.wire.load()
+        await self._engine.load()
         if await self._engine.open():
             self._first = self._engine.head
 

@@ -17,7 +17,7 @@ import anyio
 import httpx
 
 from ..exceptions import ClientError
-from .engine import Engine, Sleep, Wire, flavour, run
+from .engine import Engine, Sleep, flavour, run
 from .machine import Resumption
 from .messages import Backoff, Head, first_offset, replay_url
 from .streams import ResumableStream
@@ -115,21 +115,21 @@ class ResumableTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         """Make the request; if the answer is a stream that can be resumed, put our body in the place of its own."""
         # A transport has no auth of its own to leave out: the credentials are in the headers, which `replay_headers`
         # filters.
-        wire = Wire(lambda request, _trusted: send(request), request, self._sleep, is_async=is_async)
         offset = first_offset(str(request.url), request.headers)
-        engine = Engine(wire, Resumption(self._backoff, str(request.url), offset))
+        machine = Resumption(self._backoff, str(request.url), offset)
+        engine = Engine(lambda request, _trusted: send(request), request, machine, self._sleep, is_async=is_async)
         # Only a request with a name and a key may be sent twice. Any other is sent once, and only its body is resumed.
         if self._name(request):
-            await wire.load()
+            await engine.load()
             try:
-                is_stream = await engine.open(lambda head: self._accepts(request, wire, head))
+                is_stream = await engine.open(lambda head: self._accepts(request, engine, head))
             except ClientError as exc:
-                raise as_transport_error(exc, wire.module) from exc
+                raise as_transport_error(exc, engine.module) from exc
         else:
-            is_stream = await engine.begin(lambda head: self._accepts(request, wire, head))
-        response: httpx.Response = wire.response
+            is_stream = await engine.begin(lambda head: self._accepts(request, engine, head))
+        response: httpx.Response = engine.response
         if is_stream:
-            response.stream = stream = _body_type(wire.module)(engine, self._backoff, self._on_close)
+            response.stream = stream = _body_type(engine.module)(engine, self._backoff, self._on_close)
             response.extensions = {**response.extensions, "resumable": stream}
         return response
 
@@ -149,7 +149,7 @@ class ResumableTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         request.headers["Accept-Encoding"] = "identity"
         return True
 
-    def _accepts(self, request: httpx.Request, wire: Wire, head: Head) -> bool:
+    def _accepts(self, request: httpx.Request, engine: Engine, head: Head) -> bool:
         """Whether an answer is a stream that can be resumed."""
         if (
             not head.is_success
@@ -162,7 +162,7 @@ class ResumableTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
             return False
         if self._read_timeout is not None and "text/event-stream" in head.headers.get("content-type", ""):
             # There are keep-alives from now on.
-            wire.timeout["read"] = min(wire.timeout.get("read") or math.inf, self._read_timeout)
+            engine.timeout["read"] = min(engine.timeout.get("read") or math.inf, self._read_timeout)
         return True
 
 
@@ -200,7 +200,7 @@ class _Body(ResumableStream):
         try:
             data = await self._engine.read()
         except ClientError as exc:
-            raise as_transport_error(exc, self._engine.wire.module) from exc
+            raise as_transport_error(exc, self._engine.module) from exc
         self._offset = self._machine.offset
         # OpenAI's SDKs close the response at `[DONE]`, without reading on. The marker may come in two chunks.
         if not self._done:
