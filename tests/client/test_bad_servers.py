@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
@@ -42,8 +42,13 @@ def server(*answers: bytes | Callable[[int], bytes]) -> Iterator[tuple[str, list
 
     def serve() -> None:
         for answer in rest:
-            peer, _ = listener.accept()
-            with peer:
+            try:
+                peer, _ = listener.accept()
+            except OSError:
+                # The test is over, and had no use for this answer.
+                return
+            # A client may leave in the middle of an answer.
+            with peer, suppress(ConnectionError):
                 request = b""
                 while b"\r\n\r\n" not in request:
                     request += peer.recv(65536)
@@ -55,7 +60,14 @@ def server(*answers: bytes | Callable[[int], bytes]) -> Iterator[tuple[str, list
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", seen
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", seen
+        finally:
+            # It wakes a thread that waits for a connection, which would fail in a later test, when the socket's number
+            # is that of something else.
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            thread.join(60)
 
 
 def rest(offset: int) -> bytes:
