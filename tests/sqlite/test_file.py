@@ -334,7 +334,7 @@ def test_a_clean_up_holds_nothing_up_for_long(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     "place",
     ["transactions.Transactions.write", "transactions.Transactions._apply", "reader.ReaderThread._find",
-     "reader.ReaderThread.work", "writer.WriterThread.work", "threads.FileThread.open",
+     "reader.ReaderThread.work", "transactions.WriterThread.work", "threads.FileThread.open",
      "backend.WriteQueue._hand_out"],
 )  # fmt: skip
 def test_no_thread_and_no_task_ends_with_what_it_raises(

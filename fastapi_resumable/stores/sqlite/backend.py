@@ -18,13 +18,12 @@ from ..shared.local import LocalStream
 from ..shared.queue import WriteQueue
 from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Ended, Gap, KeyState, Page, Restore
-from .lock import WorkerLock
-from .log import PAGE_SIZE, Piece, read_page
+from .files import WorkerLock
+from .log import PAGE_SIZE, Append, Piece, read_page
 from .reader import Found, ReaderThread
 from .rows import read_states
 from .threads import File, Job
-from .transactions import Transactions
-from .writer import Append, WriterThread
+from .transactions import Transactions, WriterThread
 
 UPKEEP = 5.0
 """Seconds between reports of where the readers here are, so that none expires; and between clean-ups."""

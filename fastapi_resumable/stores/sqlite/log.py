@@ -1,18 +1,20 @@
-"""The bytes of the logs: how they are read, how much room they take, and how they are given up."""
+"""The bytes of the logs: how they are read and added to, how much room they take, and how they are given up."""
 
 import json
 import math
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ..._core.ids import StreamKey
 from ..._core.lifecycle import REMEMBERED
 from ..._stream.stream import Limits
 from ...exceptions import OffsetLost
 from ...models import ResumableStatus
-from ..shared.writes import Ending, Page
+from ..shared.writes import Ending, Page, Reply, Write
 
 READER = 20.0
 """Seconds for which a reader on another worker holds a producer without being heard of again."""
@@ -28,6 +30,8 @@ STEP = 0.02
 """Seconds for which a clean-up goes on at most, as no worker can write meanwhile."""
 VACUUM_FROM = 256
 """How many pages may lie free before the file is made smaller."""
+TOGETHER = 64
+"""How many logs one statement adds to."""
 
 TAIL = "coalesce((SELECT end FROM chunks WHERE stream = s.stream ORDER BY end DESC LIMIT 1), s.earliest)"
 # What can be many rows is put together by SQLite, and comes as one: with each row, a statement gives the interpreter
@@ -42,6 +46,11 @@ SELECT f.key, s.status, s.code, s.expires_at IS NOT NULL, s.completed_at, {TAIL}
     ))
 FROM json_each(?) AS f LEFT JOIN streams AS s ON s.epoch = f.key
 WHERE s.stream IS NULL OR s.expires_at IS NOT NULL OR {TAIL} > f.value
+"""  # noqa: S608  # no input
+_APPEND = f"""
+INSERT INTO chunks WITH w (epoch, first, last, data) AS (VALUES %s)
+SELECT s.stream, w.last, w.data FROM w CROSS JOIN streams AS s ON s.epoch = w.epoch
+WHERE s.status = 'in_progress' AND s.gone = '' AND s.mid_event = 0 AND {TAIL} = w.first
 """  # noqa: S608  # no input
 
 
@@ -90,6 +99,41 @@ def read_page(connection: sqlite3.Connection, epoch: str, offset: int) -> Page:
             raise OffsetLost(piece.start)
         return Page(piece.data[offset - piece.start :] if piece.data else b"", piece.ending)
     return Page(b"")
+
+
+@dataclass(slots=True)
+class Append:
+    """The job that writes what one stream has recorded."""
+
+    key: StreamKey
+    epoch: str
+    write: Write
+
+    def __call__(self, transactions: Any) -> Reply:
+        """Do it in a transaction."""
+        reply: Reply = transactions.write(self.key, self.epoch, self.write)
+        return reply
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but some bytes has to be written."""
+        write = self.write
+        return bool(write.data) and not (write.ending or write.earliest or write.is_mid_event or write.may_fill)
+
+
+def append_plainly(connection: sqlite3.Connection, appends: Sequence[Append]) -> bool:
+    """Write what is plain, where the file is as expected; return whether everything was written.
+
+    Each statement is a transaction of its own, which takes the lock of the file and gives it back without needing the
+    interpreter in between. So what is written most often hardly ever keeps others waiting, not even if this process is
+    stopped.
+    """
+    written = 0
+    for start in range(0, len(appends), TOGETHER):
+        some = appends[start : start + TOGETHER]
+        values = [value for each in some for value in (each.epoch, each.write.first, each.write.last, each.write.data)]
+        written += connection.execute(_APPEND % ", ".join(["(?, ?, ?, ?)"] * len(some)), values).rowcount
+    return written == len(appends)
 
 
 class Logs:

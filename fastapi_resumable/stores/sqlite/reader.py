@@ -12,7 +12,7 @@ from ...models import ResumableStreamItem
 from ..shared.backend import SharedBackend
 from ..shared.local import LocalStream
 from ..shared.outage import UNAVAILABLE
-from .lock import WorkerLock
+from .files import WorkerLock
 from .log import Piece, read_pieces
 from .rows import read_workers, text_of
 from .threads import File, FileThread, Job, answer

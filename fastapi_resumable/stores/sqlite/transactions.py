@@ -1,4 +1,4 @@
-"""What changes the file: everything here runs in the writer's thread, within a transaction that is begun already.
+"""What changes the file, within transactions that the writer's thread begins and commits.
 
 An answer that is raised leaves the transaction as it is: nothing has been written for it, or what may be written again.
 """
@@ -8,18 +8,23 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from ..._core import lifecycle
 from ..._core.ids import StreamKey
 from ..._core.lifecycle import Change, Current, OnConflict, Outcome, Queued, Slot, Verdict
+from ..._core.terminal import write_terminal_event
 from ..._stream.recording import end_event
 from ..._stream.stream import Head, Limits
 from ...exceptions import TooManyStreams, TooManyStreamsOfOwner
+from ...models import ResumableStatus
 from ..shared.writes import END_MESSAGES, Ended, Gap, Missing, Reply, Restore, Write, Written
-from .lock import WorkerLock
-from .log import Logs
+from .files import WorkerLock
+from .log import Append, Logs, append_plainly
 from .rows import COLUMNS, Row, Rows, bindable, read_workers, text_of
+from .threads import File, FileThread, Job, answer
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -228,3 +233,67 @@ class Transactions:
                     logger.warning("stream %r is interrupted: worker %s has ended", key.id, worker, extra=extra)
         for table in ("readers", "workers"):
             self._execute(f"DELETE FROM {table} WHERE worker = ?", (worker,))  # noqa: S608  # no input
+
+
+class WriterThread(FileThread):
+    """Changes the file: everything that has come in meanwhile goes into its next transaction."""
+
+    use = "written"
+
+    def __init__(self, file: File, on_up: Callable[[], object], worker: str, limits: Limits, lock: WorkerLock) -> None:
+        super().__init__(file, on_up)
+        self._worker = worker
+        self._limits = _with_events_made(limits)
+        self._lock = lock
+        self._transactions: Transactions | None = None
+
+    # In the thread.
+
+    def on_open(self, connection: sqlite3.Connection) -> None:
+        """Begin with a file that has just been opened."""
+        self._lock.take()
+        self._transactions = Transactions(connection, self._worker, self._limits, self._lock)
+
+    def on_end(self) -> None:
+        """Give the lock back: nothing more is written."""
+        self._lock.close()
+
+    def work(self, connection: sqlite3.Connection, jobs: Sequence[Job]) -> Sequence[Any]:
+        """Do all jobs in one transaction."""
+        transactions = self._transactions
+        assert transactions is not None
+        appends = [job for job in jobs if isinstance(job, Append) and job.is_plain]
+        is_plain = len(appends) == len(jobs) and not transactions.logs.grow(sum(len(job.write.data) for job in appends))
+        if is_plain and append_plainly(connection, appends):
+            results: list[Any] = [Written()] * len(jobs)
+        else:
+            # Not `BEGIN`: a transaction that reads first fails to write (SQLITE_BUSY_SNAPSHOT) once another worker has
+            # written in between.
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                results = [answer(job, transactions) for job in jobs]
+                connection.execute("COMMIT")
+            except BaseException:
+                # Some errors, like a full disk, have rolled it back already.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        # Before any reply: what is acknowledged is shown to readers.
+        self.sync()
+        return results
+
+
+def _with_events_made(limits: Limits) -> Limits:
+    """The same limits, with the terminal events made that a transaction may need.
+
+    `terminal_event` may be the user's own, which must not run while the file is locked.
+    """
+    if not callable(limits.terminal_event):
+        return limits
+    events = {}
+    for code, message in END_MESSAGES.items():
+        status = ResumableStatus.INTERRUPTED if code == "producer_lost" else ResumableStatus.CANCELLED
+        events[code], failure = write_terminal_event(limits.terminal_event, status.value, code, message)
+        if failure is not None:
+            logger.error("terminal_event failed for the code %r; the default one is used", code, exc_info=failure)
+    return replace(limits, terminal_event=lambda _status, code, _message: events[code])
