@@ -70,9 +70,10 @@ class ReaderThread(FileThread):
         self._backend = backend
         self._streams, self._watchers = backend.streams, backend.watchers
         self._on_found = on_found
-        self._is_resting = self._is_due = self._is_handed_over = self._is_missing = self._has_failed = False
+        self._is_resting = self._is_due = self._is_handed_over = False
         self._expected_at = self._looked_at = self._checked_at = -math.inf
         self._version: int | None = None
+        """Of the file when all of it was read; `None` if the next look has to read all again."""
         self._change: int | None = None
 
     # On the event loop.
@@ -138,7 +139,7 @@ class ReaderThread(FileThread):
         if not (streams.followed or streams.local or streams.queued or self._watchers or self.waiting):
             return math.inf
         now = monotonic()
-        interval = CALM if self._has_failed else min(CALM, max(FAST, (now - self._expected_at) / PATIENCE))
+        interval = min(CALM, max(FAST, (now - self._expected_at) / PATIENCE))
         return self._looked_at + interval - now
 
     def _look(self) -> None:
@@ -151,21 +152,20 @@ class ReaderThread(FileThread):
             connection = self.open()
             # Costs microseconds, and changes only if another connection has changed the file.
             (version,) = connection.execute("PRAGMA data_version").fetchone()
-            if version != self._version or is_due or self._is_missing:
+            if version != self._version or is_due:
                 found = self._find(connection)
-                self._version = version
-                self._is_missing = any(piece.is_missing for piece in found.news)
+                is_missing = any(piece.is_missing for piece in found.news)
+                self._version = None if is_missing else version
                 if found.news:
                     self.sync()
-                    if not self._is_missing:
+                    if not is_missing:
                         self._expected_at = self._looked_at
                 self._hand_over(found)
             self._check(connection)
-            self._has_failed = False
         except Exception as exc:  # noqa: BLE001  # it counts as an outage, and passes
             self.reconnect_after(exc)
-            # Without a version, the next look reads everything again.
-            self._has_failed, self._version = True, None
+            # The next look is a calm one.
+            self._expected_at, self._version = -math.inf, None
             self.call(self._note_failed_look, exc)
 
     def catch_up(self, connection: sqlite3.Connection) -> None:
