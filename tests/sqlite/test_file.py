@@ -16,6 +16,7 @@ from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import StreamNotFound, StreamPending, TooManyStreams
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.sqlite import files
+from fastapi_resumable.stores.sqlite.rows import read_states
 from fastapi_resumable.stores.sqlite.transactions import Transactions
 from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write, written
 from tests.support.site import until
@@ -162,6 +163,22 @@ def test_a_link_to_the_file_is_the_file(tmp_path: Path) -> None:
 
     asyncio.run(main())
     assert {each.name for each in tmp_path.iterdir()} == {"data", "link.db"}
+
+
+def test_a_lookup_takes_no_longer_in_a_large_file(tmp_path: Path) -> None:
+    """It searches for each id, rather than compare each stream with all ids."""
+    connection = files.connect(tmp_path / "streams.db", 1.0)
+    connection.execute(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000) "
+        "INSERT INTO streams (epoch, id, worker, status, requested_at, expires_at, headers) "
+        "SELECT 'epoch ' || i, 'id ' || i, 'worker', 'completed', 0, 9e9, '[]' FROM n"
+    )
+    steps = list[int]()
+    # Called after so many steps of SQLite's machine.
+    connection.set_progress_handler(lambda: steps.append(1000), 1000)
+    assert len(read_states(connection, None, [f"id {i}" for i in range(1, 1001)], with_variants=True)) == 1000
+    assert sum(steps) < 1_000_000
+    connection.close()
 
 
 def test_to_read_what_has_ended_writes_nothing(tmp_path: Path) -> None:

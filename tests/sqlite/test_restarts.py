@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -95,6 +96,26 @@ async def test_what_was_shown_before_a_kill_can_be_replayed_after_it(tmp_path: P
             assert code_of(replay.body) == "producer_lost"
 
 
+def stands_still(pid: int) -> bool:
+    """Whether all threads of a process stand still."""
+    return all(" T " in (thread / "stat").read_text() for thread in Path(f"/proc/{pid}/task").iterdir())
+
+
+async def freeze(pid: int, path: Path) -> None:
+    """Stop a worker that writes, at a moment at which it does not hold the file's lock: that would be an outage."""
+    outside = sqlite3.connect(path, timeout=0, isolation_level=None)
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        await until(lambda: stands_still(pid), "the stop")
+        try:
+            outside.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            os.kill(pid, signal.SIGCONT)
+        else:
+            outside.close()
+            return
+
+
 async def test_a_stopped_worker_is_not_dead_and_writes_nothing_once_another_has_its_id(tmp_path: Path) -> None:
     """Its stream stays live while it stands still; replaced meanwhile, not a byte of it gets into the new epoch."""
     kept, taken = unique("kept"), unique("taken")
@@ -105,7 +126,7 @@ async def test_a_stopped_worker_is_not_dead_and_writes_nothing_once_another_has_
             await each.read_until(b"00000020")
         reader = await other.follow(kept)
         await reader.read_until(b"00000020")
-        os.kill(site.pid(0), signal.SIGSTOP)
+        await freeze(site.pid(0), tmp_path / "streams.db")
         # The other worker looks at the locks twice a second.
         begun = time.monotonic()
         await until(lambda: time.monotonic() - begun > 1.5, "several looks")
