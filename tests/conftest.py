@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import httpx2
 import hypothesis
+import pydantic
 import pytest
+from fastapi._compat import v2
 from fastapi.dependencies import models
 
 from .support.server import LOOP
@@ -60,6 +62,27 @@ def pytest_collection_finish() -> None:
 
 FASTAPI_CACHES = [value for value in vars(models).values() if hasattr(value, "cache_clear")]
 """They keep the applications of thousands of tests, which the garbage collector would look at again and again."""
+
+
+KEPT: dict[tuple[Any, str], Any] = {}
+"""FastAPI examines the parameters of the library's routes anew for each application of each test, and twice where a
+router is included: half of the time of a test, for a dozen kinds of field."""
+
+
+def type_adapter(kind: Any, *, config: Any = None) -> Any:
+    """Make the adapter of a field, or take that of an equal one; but not of a type that a test has made."""
+    metadata = repr(kind.__metadata__)
+    shared = kind.__origin__ in (str, str | None) or getattr(kind.__origin__, "__module__", "").startswith(
+        "fastapi_resumable."
+    )
+    if config is not None or not shared or " at 0x" in metadata or "default_factory" in metadata:
+        return pydantic.TypeAdapter(kind, config=config)
+    if (kind.__origin__, metadata) not in KEPT:
+        KEPT[kind.__origin__, metadata] = pydantic.TypeAdapter(kind)
+    return KEPT[kind.__origin__, metadata]
+
+
+v2.TypeAdapter = type_adapter  # type: ignore[assignment,misc]
 
 
 @pytest.hookimpl(wrapper=True)
