@@ -10,7 +10,7 @@ import pytest
 from tests.support.apps.player import forever, numbered, send, unique, wait
 from tests.support.asgi import bounded
 from tests.support.redis_server import RedisServer
-from tests.support.site import Site, code_of, environment, site_of, whole
+from tests.support.site import Site, code_of, environment, site_of, until, whole
 from tests.support.ssemodel import last_ids, without_ids
 
 pytestmark = pytest.mark.redis
@@ -21,6 +21,7 @@ async def test_uvicorn_with_four_workers_is_one_server(redis_server: RedisServer
     """Twenty streams are begun, followed, resumed and stopped by whichever worker the kernel picks."""
     site_environment = environment(redis_server.url, tmp_path / "notes", key_prefix="four")
     async with site_of([site_environment], workers=4) as site:
+        await until(lambda: site.servers[0].output.count("startup complete") == 4, "all four workers")
         answered: set[str | None] = set()
 
         async def one() -> None:

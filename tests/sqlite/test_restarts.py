@@ -214,6 +214,7 @@ def test_an_event_loop_may_end_before_the_store_is_closed(tmp_path: Path) -> Non
 async def test_uvicorn_with_four_workers_is_one_server(tmp_path: Path) -> None:
     """Streams are begun, followed, resumed and stopped by whichever worker the kernel picks."""
     async with site_of([worker_environment(tmp_path)], workers=4) as site:
+        await until(lambda: site.servers[0].output.count("startup complete") == 4, "all four workers")
         answered: set[str | None] = set()
         async with asyncio.TaskGroup() as scenes:
             for scene in [resumes_again_and_again] * 20 + [is_stopped] * 5:
