@@ -5,9 +5,21 @@ from collections.abc import Callable
 
 import httpx
 import pytest
-from playwright.sync_api import BrowserContext, Page, Request, expect
+from playwright.sync_api import BrowserContext, Page, Request, Route, expect
 
-from tests.browser.chat import FIRST, WHOLE, Model, ask, conversation, read_all, read_first, read_some, shown, turns
+from tests.browser.chat import (
+    FIRST,
+    WHOLE,
+    Model,
+    ask,
+    conversation,
+    read_all,
+    read_first,
+    read_some,
+    shown,
+    turns,
+    wait_in,
+)
 from tests.browser.conftest import example_app
 from tests.browser.fake_openai import API_KEY, WORDS
 from tests.support.server import Server, wait_until
@@ -138,11 +150,18 @@ def test_a_cut_connection_recovers_by_itself(open_tab: OpenTab, model: Model) ->
     tab.on("requestfailed", lambda request: broken.append(request.method))
     ask(tab, "What if the line is cut?")
     read_first(tab)
+    held: list[Route] = []
+    passing: list[bool] = []
+    tab.route("**/v1/stream/**", lambda route: route.continue_() if passing else held.append(route))
     tab.locator("#cut").click()
     expect(tab.locator("#line-label")).to_have_text("Cut off")
     expect(tab.locator("#status")).to_contain_text("Cut off at byte")
     assert broken == ["POST"]
     model.write(20)
+    wait_in(tab, lambda: len(held) > 0, "the tab to come back")
+    passing.append(True)
+    for route in held:
+        route.continue_()
     expect(tab.locator("#line-label")).to_have_text("Live")
     expect(tab.locator("#status")).to_contain_text("nothing lost, nothing twice")
     expect(tab.locator(".seam + .caught")).to_have_text(re.compile(rf"^{re.escape(WORDS[10].strip())}"))
