@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import ValidationError
 
 from .._core.ids import StreamKey
-from .._core.sse import events
+from .._core.sse import BLANK_LINE, events
 from .._run.manager import StreamManager
 from .._run.replay import counting_refusals, read_kind, replay
 from .._stream.stream import Stream
@@ -76,8 +76,8 @@ StartIndex = Annotated[
     ),
 ]
 _INDEX = re.compile(r"-?[0-9]{1,18}")
-_PART = re.compile(rb"(?:\A(?:\xef\xbb\xbf)?|[\r\n])data: ?+(?!\[DONE\]).*(?:\n\r?\n|\r\r)\Z", re.DOTALL)
-"""Every event that a client dispatches has one part, except `[DONE]`."""
+_PART = re.compile(rb"(?:\A(?:\xef\xbb\xbf)?|[\r\n])data: ?+(?!\[DONE\])")
+"""Every event that a client dispatches, because it has its blank line, has one part, except `[DONE]`."""
 
 _EVENTS_PER_TURN = 512
 """How many events are counted before other requests have their turn."""
@@ -165,7 +165,7 @@ async def _find_parts(stream: Stream) -> list[int]:
     starts, offset = [0], 0
     for number, event in enumerate(events(await stream.blocks(0))):
         offset += len(event)
-        if _PART.search(event):
+        if BLANK_LINE.search(event[-4:]) and _PART.search(event):
             starts.append(offset)
         if number % _EVENTS_PER_TURN == 0:
             await asyncio.sleep(0)

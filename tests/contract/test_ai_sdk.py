@@ -260,6 +260,24 @@ async def test_a_start_index_after_a_failure_is_the_error_and_then_nothing() -> 
         assert (await client.get(f"{API}/chat-1/stream?startIndex=3")).status == 204
 
 
+async def test_an_event_that_is_not_whole_is_no_part_however_many_lines_it_has() -> None:
+    """It is looked at once, and not once more for each of its lines: that would take a quarter of an hour."""
+    resumable = Resumable(stream_id=body_field("id"), event_ids=False)
+    app = FastAPI()
+    app.include_router(resumable.ai_sdk_router, prefix=API)
+    rest = b"data: x\n" * 150_000
+
+    async def chat() -> StreamingResponse:
+        return StreamingResponse(iter([b"data: 1\n\n", rest]), media_type="text/event-stream")
+
+    app.post(API)(resumable.stream(chat))
+    async with running(app) as client:
+        await client.post(API, json={"id": "chat-1"})
+        again = await client.get(f"{API}/chat-1/stream?startIndex=-1")
+        assert (await client.get(f"{API}/chat-1/stream?startIndex=1")).status == 204
+    assert again.body == b"data: 1\n\n" + rest
+
+
 @pytest.mark.parametrize("index", ["x", "1.5", "--1", "٣", "9" * 19])
 async def test_a_start_index_that_is_no_number_is_refused(index: str) -> None:
     """400 `invalid_offset`; without a value it is as if absent."""
