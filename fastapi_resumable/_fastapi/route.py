@@ -76,7 +76,7 @@ class RouteAdmission(Admission):
         try:
             await self._stands.wait()
             if self._has_reached_endpoint:
-                await self._go_on(task, scope)
+                await self._go_on(task)
             else:
                 await task
         finally:
@@ -97,7 +97,7 @@ class RouteAdmission(Admission):
             # A task hands these to its event loop, which would end.
             raise RuntimeError(f"The application raised {type(exc).__name__}.") from exc
 
-    async def _go_on(self, task: "asyncio.Task[None]", scope: Scope) -> None:
+    async def _go_on(self, task: "asyncio.Task[None]") -> None:
         if self.generator is not None:
             # Of other endpoints, only a background task can raise by then, which is not the answer's failure.
             self.end_delay = END_DELAY
@@ -174,14 +174,14 @@ class AppAdmission(RouteAdmission):
 
         await super().serve(up_to_admission, scope)
 
-    async def _go_on(self, task: "asyncio.Task[None]", scope: Scope) -> None:
+    async def _go_on(self, task: "asyncio.Task[None]") -> None:
         answer = await self.decide()
         if answer is None:
-            await super()._go_on(task, scope)
+            await super()._go_on(task)
             return
         task.cancel()
         with http_errors():
-            await answer(scope, self._body.receive, self._send)
+            await answer(self.scope, self._body.receive, self._send)
 
 
 async def _run_to_the_end(exchange: Exchange, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
