@@ -1197,7 +1197,8 @@ async def test_a_handle_in_a_dependency_of_the_router_begins_no_stream(rule: str
 @pytest.mark.parametrize("face", ["decorator", "dependency", "route class"])
 async def test_a_generator_that_is_stopped_at_work_in_a_thread_is_closed_before_dependencies(face: str):
     """What it uses is there until it has ended."""
-    app, resumable = make()
+    # Longer than anything here takes on a busy machine: a thread that is abandoned closes nothing.
+    app, resumable = make(stop_grace=60.0)
     working, go_on = threading.Event(), threading.Event()
     trace: list[str] = []
 
@@ -1211,7 +1212,7 @@ async def test_a_generator_that_is_stopped_at_work_in_a_thread_is_closed_before_
         try:
             yield "data: one\n\n"
             working.set()
-            go_on.wait()
+            go_on.wait(60)
             yield "data: two\n\n"
         finally:
             trace.append("generator closed")
