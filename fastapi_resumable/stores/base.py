@@ -212,11 +212,19 @@ class Watchers:
 
         return remove
 
-    def notify(self, owner: str | None, item: ResumableStreamItem) -> None:
-        """Tell each watcher of the stream, or of an id that it is a variant of, once."""
+    def watched(self) -> dict[str | None, list[str]]:
+        """The ids that are watched, by owner."""
+        ids: dict[str | None, list[str]] = {}
+        for owner, stream_id in self._by_key:
+            ids.setdefault(owner, []).append(stream_id)
+        return ids
+
+    def notify(self, owner: str | None, item: ResumableStreamItem) -> bool:
+        """Tell each watcher of the stream, or of an id that it is a variant of, once; return whether there is one."""
         # By watcher, because one that watches an id and a variant of it is to hear of a change once.
         told: dict[object, Notify] = {}
         for watched in (item.conversation_id, *variants(item.conversation_id)):
             told |= self._by_key.get(StreamKey(owner, watched), {})
         for notify in told.values():
             notify(item)
+        return bool(told)

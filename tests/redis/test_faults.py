@@ -4,6 +4,7 @@ In each case a reader gets all bytes once, or is told within the bound; the gene
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.redis.plant import ANSWERED, BACK, BUSY, LEASE, MIB, SEEN_DEAD, STORE
 from tests.support.apps.player import forever, numbered, send, unique, wait
 from tests.support.faults import FaultyLink
 from tests.support.params import representatives
-from tests.support.rawhttp import Reply
+from tests.support.rawhttp import Reply, Response
 from tests.support.site import code_of, drain, outcome, until, whole
 from tests.support.ssemodel import without_ids
 
@@ -105,6 +106,31 @@ async def test_a_killed_worker_is_noticed_without_readers(own_redis: Redises, tm
             late = await line.player(2).replay(name)
             assert code_of(late.body) == "producer_lost"
             assert (await line.player(1).record(name, numbered(3, 60))).status == 200
+
+
+async def test_a_watch_hears_of_a_killed_worker_by_itself(own_redis: Redises, tmp_path: Path) -> None:
+    """Nothing reads or looks up its streams: one that is live, one that is queued, and one that was there before."""
+    early, live, queued = unique("early"), unique("live"), unique("queued")
+    body = json.dumps({"conversation_ids": [early, live, queued]}).encode()
+    with own_redis() as redis:
+        async with plant(redis, tmp_path) as line:
+            await line.begin(early, numbered(5, 60), forever(), readers=())
+            watch = await line.player(1).open_request("POST", "/v1/streams/watch", body=body)
+            await watch.read_until(b"stream.in_progress")
+            await line.begin(live, numbered(5, 60), forever(), readers=())
+            waiting = asyncio.create_task(line.player(0).post(queued, before=[wait("never")]))
+            await line.player(0).waits_at("never")
+            await told_of(watch, (live, "in_progress"), (queued, "queued"))
+            line.site.servers[0].kill()
+            await asyncio.gather(waiting, return_exceptions=True)
+            async with asyncio.timeout(SEEN_DEAD):
+                await told_of(watch, (early, "interrupted"), (live, "interrupted"), (queued, "failed"))
+
+
+async def told_of(watch: Response, *changes: tuple[str, str]) -> None:
+    """Read a watch until each of these streams has been in that state."""
+    while not all(f'"conversation_id":"{name}","status":"{status}"'.encode() in watch.body for name, status in changes):
+        assert await watch.read_some()
 
 
 async def test_the_first_to_ask_for_a_dead_workers_id_gets_it(own_redis: Redises, tmp_path: Path) -> None:

@@ -257,6 +257,8 @@ class RedisBackend(Transitions):
             # Before the calls: a failure is noticed elsewhere, and must not make this run again each second.
             self._touched = monotonic()
             await self.touch()
+        if self.watchers:
+            await self.reap_watched()
 
     async def _look_at(self, followed: Sequence[RemoteStream]) -> None:
         dead = await self.lease.dead(stream.worker for stream in followed)

@@ -115,14 +115,31 @@ class Transitions(SharedBackend):
     async def reap(self, dead_owners: Iterable[tuple[StreamKey, str]]) -> None:
         """End what belongs to workers that are gone."""
         dead_owners = list(dead_owners)
-        replies = await self.link.run(*(self.calls.reap(key, worker) for key, worker in dead_owners))
-        for (key, worker), ended in zip(dead_owners, replies, strict=True):
+        calls = (call for key, worker in dead_owners for call in (self.calls.peek(key), self.calls.reap(key, worker)))
+        replies = await self.link.run(*calls)
+        for (key, worker), before, ended in zip(dead_owners, replies[::2], replies[1::2], strict=True):
             for epoch in ended:
                 fields = key.fields(epoch.decode())
                 logger.warning("worker %s is gone: its stream %r was ended", worker, key.id, extra=fields)
             if ended:
                 await self.free(key, *ended)
+                # What was live is there, as interrupted, and is announced with the rest.
+                queued = read_state(key, before)._replace(current=None)
+                await self._announce_ended(queued, ended, ResumableStatus.FAILED)
                 await self._announce_rest(key)
+
+    async def reap_watched(self) -> None:
+        """End what dead workers have left of the streams that are watched here, so that the watchers hear of it."""
+        dead = await self.lease.dead(self.messages.workers)
+        # Before the looks, which put back those that they find not dead, after all.
+        self.messages.workers -= dead
+        try:
+            for owner, ids in self.watchers.watched().items() if dead else ():
+                for start in range(0, len(ids), 100):
+                    await self.states(owner, ids[start : start + 100])
+        except StoreUnavailable:
+            self.messages.workers |= dead
+            raise
 
     # What others have to know.
 
@@ -153,13 +170,15 @@ class Transitions(SharedBackend):
         is_live = epoch in self.streams.queued or (stream is not None and not stream.closed)
         return worker == self.name and not is_live
 
-    async def _announce_ended(self, before: KeyState, ended: Iterable[bytes]) -> None:
-        """Tell those that watch that these epochs of a stream were cancelled."""
+    async def _announce_ended(
+        self, before: KeyState, ended: Iterable[bytes], status: ResumableStatus = ResumableStatus.CANCELLED
+    ) -> None:
+        """Tell those that watch that these epochs of a stream have ended so."""
         epochs, key, current = {epoch.decode() for epoch in ended}, before.key, before.current
         items = [queued_item(key, each.epoch, each.requested_at) for each in before.queued if each.epoch in epochs]
         if current is not None and current.epoch in epochs:
             items.append(current.item)
-        over = {"status": ResumableStatus.CANCELLED, "is_done": True, "completed_at": int(time.time())}
+        over = {"status": status, "is_done": True, "completed_at": int(time.time())}
         await self.messages.announce(key.owner, *(item.model_copy(update=over) for item in items))
 
     async def _announce_rest(self, key: StreamKey) -> None:
@@ -187,7 +206,11 @@ class Transitions(SharedBackend):
             for stream_id, found in zip(asked, longer, strict=True)
             for name in (stream_id, *(member.decode("utf-8", "surrogatepass") for member in found))
         )
-        return await self._states([StreamKey(owner, stream_id) for stream_id in wanted])
+        states = await self._states([StreamKey(owner, stream_id) for stream_id in wanted])
+        if self.watchers:
+            # A watch begins with such a look; see `reap_watched`.
+            self.messages.workers.update(*(state.workers for state in states))
+        return states
 
     async def _states(self, keys: Sequence[StreamKey]) -> list[KeyState]:
         states = await self._look(keys)

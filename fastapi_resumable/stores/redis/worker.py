@@ -141,6 +141,8 @@ class Messages:
         self._queue = queue
         self._listener = listener
         self._watchers = watchers
+        self.workers: set[str] = set()
+        """Workers whose streams are watched here."""
 
     async def run_now_or_later(self, *calls: Call) -> None:
         """Run calls whose replies do not matter, now or when Redis is back."""
@@ -183,7 +185,10 @@ class Messages:
     async def announce(self, owner: str | None, *items: ResumableStreamItem) -> None:
         """Tell all workers of changes, at once, so that they come in the order of what happened."""
         await self.run_now_or_later(
-            *(post(self._keys.changes, "o", json.dumps(owner), "i", item.model_dump_json()) for item in items)
+            *(
+                post(self._keys.changes, "w", self._worker, "o", json.dumps(owner), "i", item.model_dump_json())
+                for item in items
+            )
         )
 
     async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
@@ -209,4 +214,7 @@ class Messages:
     def _take_change(self, _entry_id: str, fields: Fields) -> None:
         if not self._watchers:
             self._listener.unfollow(self._keys.changes)
-        self._watchers.notify(json.loads(fields[b"o"]), ResumableStreamItem.model_validate_json(fields[b"i"]))
+        item = ResumableStreamItem.model_validate_json(fields[b"i"])
+        # A worker of an earlier version does not name itself.
+        if self._watchers.notify(json.loads(fields[b"o"]), item) and not item.is_done and b"w" in fields:
+            self.workers.add(fields[b"w"].decode())
