@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.fail("The npm packages are missing: run `make js` first.")
     command = ["bash", ROOT / "tools" / "node", "bash", "-c", bundle.removeprefix("$ npx ")]
     environ = {**os.environ, "NODE_PATH": str(modules), "PATH": f"{modules / '.bin'}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run(command, cwd=folder, env=environ, check=True, timeout=60)
+    subprocess.run(command, cwd=folder, env=environ, check=True, timeout=240)
     return folder
 
 

@@ -52,7 +52,7 @@ def bundle(folder: Path, commands: str) -> None:
     [command] = [line.removeprefix("$ npx ") for line in commands.splitlines() if "npx esbuild" in line]
     environ = {**os.environ, "NODE_PATH": str(modules), "PATH": f"{modules / '.bin'}{os.pathsep}{os.environ['PATH']}"}
     node = ["bash", str(ROOT / "tools" / "node"), "bash", "-c", command]
-    subprocess.run(node, cwd=folder, env=environ, check=True, timeout=60)
+    subprocess.run(node, cwd=folder, env=environ, check=True, timeout=240)
 
 
 PAGES = ["javascript-client", "mobile", "react"]

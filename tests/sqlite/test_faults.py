@@ -184,7 +184,7 @@ async def test_shared_memory_need_not_be_mounted(tmp_path: Path) -> None:
     )
     command = ["unshare", "--mount", "sh", "-c", 'umount -l /dev/shm && exec "$@"', "sh"]
     run = await asyncio.to_thread(
-        subprocess.run, [*command, sys.executable, "-c", program], capture_output=True, timeout=60
+        subprocess.run, [*command, sys.executable, "-c", program], capture_output=True, timeout=240
     )
     if b"unshare" in run.stderr or b"umount" in run.stderr:
         pytest.skip("mounts can be undone by root alone")

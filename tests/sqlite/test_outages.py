@@ -171,7 +171,7 @@ def start(store: str, *, mounts: Path | None = None) -> subprocess.CompletedProc
         mount = f'mount --bind "{mounts}" /proc/$$/mountinfo && exec "$@"'
         command = ["unshare", "--mount", "sh", "-c", mount, "sh", *command]
     return subprocess.run(
-        command, env={**os.environ, "FASTAPI_RESUMABLE_STORE": store}, capture_output=True, timeout=60, check=False
+        command, env={**os.environ, "FASTAPI_RESUMABLE_STORE": store}, capture_output=True, timeout=240, check=False
     )
 
 
