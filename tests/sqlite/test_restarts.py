@@ -98,7 +98,11 @@ async def test_what_was_shown_before_a_kill_can_be_replayed_after_it(tmp_path: P
 
 def stands_still(pid: int) -> bool:
     """Whether all threads of a process stand still."""
-    return all(" T " in (thread / "stat").read_text() for thread in Path(f"/proc/{pid}/task").iterdir())
+    try:
+        return all(" T " in (thread / "stat").read_text() for thread in Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        # One of them has just ended.
+        return False
 
 
 async def freeze(pid: int, path: Path) -> None:
