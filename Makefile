@@ -45,7 +45,7 @@ test: ## run every check there is: what CI runs
 	@bash tools/check test-matrix test-outside test-inside test-browser js test-low build typecheck docs lint
 
 test-long: ## what takes too long for every change: all combinations, more examples, benchmarks, other versions
-	$(BIN)/python $(PYTEST) --hypothesis-profile long --timeout 600 -m "long or not (outside or slow)"
+	$(BIN)/python $(PYTEST) --hypothesis-profile long --timeout 1800 --override-ini faulthandler_timeout=3600 -m "long or not (outside or slow)"
 	$(MAKE) --no-print-directory test-low VERSIONS="$(CORE)" LOW_ARGS="--numprocesses auto --dist worksteal"
 	MATRIX_WITHOUT= bash tools/matrix --numprocesses auto --dist worksteal -m "not (outside or slow or long or servers)" $(CORE)
 	$(MAKE) --no-print-directory test-redis
