@@ -1,5 +1,6 @@
 """One command that Redis refuses is not silence: those whom it concerns are told, and everything else goes on."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from time import monotonic
 from typing import Any
@@ -17,6 +18,7 @@ from fastapi_resumable.stores.redis import worker
 from fastapi_resumable.stores.redis.calls import Call, Calls
 from fastapi_resumable.stores.redis.keys import Keys, log_key
 from fastapi_resumable.stores.redis.link import Link
+from fastapi_resumable.stores.shared.local import LocalStream
 from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write
 from tests.support.asgi import bounded
 from tests.support.faults import FaultyLink
@@ -242,6 +244,29 @@ async def test_readers_elsewhere_are_sent_away_while_redis_takes_no_writes(
         await write(stream, b"two")
         await complete(here, stream)
         assert await reader.end() == b"onetwo"
+
+
+async def test_a_write_that_was_refused_half_way_is_made_again(server: RedisServer, open_store: OpenStore) -> None:
+    """The bytes, and then the end, were added without the right to note that: with the right back, all is recorded."""
+    here, there = open_store("degrade"), open_store("degrade")
+    stream = await begin(here, ONE, TEXT)
+    assert isinstance(stream, LocalStream)
+    async with following(await there.find(ONE, 1)) as reader:
+        await write(stream, b"one")
+        await reader.reach(3)
+        server.control.execute_command("ACL SETUSER", "user", "-hset")
+        await write(stream, b"two")
+        await reader.reach(6)
+        server.control.execute_command("ACL SETUSER", "user", "+hset")
+        await until(lambda: not stream.is_detached, "the record")
+        server.control.execute_command("ACL SETUSER", "user", "-hset")
+        await complete(here, stream)
+        server.control.execute_command("ACL SETUSER", "user", "+hset")
+        assert await bounded(reader.end()) == b"onetwo"
+    async with asyncio.timeout(60):
+        while not (await there.lookup(None, [ONE.id]))[0].is_done:
+            pass
+    assert await content(await there.find(ONE, 1)) == b"onetwo"
 
 
 class ForgetfulRedis(Redis):  # type: ignore[type-arg]  # generic in some versions of its stubs only

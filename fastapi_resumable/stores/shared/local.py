@@ -195,6 +195,8 @@ class LocalStream:
             self._finalize(ending.status, ending.completed_at)
             if time() > self.completed_at + self._recording.limits.retention:
                 self.backend.forget(self)
+                # Readers elsewhere still wait for the end.
+                self.backend.ensure_ended(self.key, self.epoch)
 
     def _give_up(self, failure: StoreUnavailable) -> None:
         self._warn("stream %r is ended: %s", failure.message)

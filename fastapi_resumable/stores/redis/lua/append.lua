@@ -41,6 +41,13 @@ local function shed(packed, dropped)
     end
 end
 
+-- Adds an entry, unless an earlier attempt has done so, which was then refused what comes next.
+local function once(add)
+    local added = redis.pcall(unpack(add))
+    if type(added) == 'table' and not added.err:find('equal or smaller') then redis.call(unpack(add)) end
+    return added
+end
+
 local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, ending, retention, block)
     local log = H .. ':' .. epoch
     local f = redis.call('HMGET', H, 'epoch', 'status', 'tail', 'small', 'packed', 'held')
@@ -63,7 +70,7 @@ local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, 
             for _, word in ipairs({'MINID', '=', text(dropped + 1)}) do add[#add + 1] = word end
         end
         for _, word in ipairs({last .. '-0', 'd', data}) do add[#add + 1] = word end
-        if not redis.call(unpack(add)) then return {'missing'} end
+        if not once(add) then return {'missing'} end
         if anew == '1' then redis.call('PEXPIRE', log, ttl) end
         local set = {'HSET', H, 'tail', last, 'mid', mid}
         if earliest ~= '0' then
@@ -81,7 +88,7 @@ local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, 
         redis.call(unpack(set))
     end
     if status then
-        redis.call('XADD', log, last .. '-1', 's', status, 'c', code, 't', completed)
+        once({'XADD', log, last .. '-1', 's', status, 'c', code, 't', completed})
         expire(log, math.max(retention, REMAINS))
         redis.call('HSET', H, 'status', status, 'code', code, 'completed', completed,
             'expires', text(now() + retention))
