@@ -101,12 +101,7 @@ class Exchange:
             # Another worker has stopped it before this one had the store's answer.
             await self.release()
             raise stopped_while_queued(producer.stop_code)
-        self._send = send
-        self._outer = outer_producer(scope)
-        inner = inner_scope(scope, lambda: producer)
-        telemetry = self._manager.telemetry
-        producer.telemetry = telemetry.stream(producer.key.id, producer.reservation.epoch, inner, producer.created)
-        producer.start(lambda: recorder.run(app, inner))
+        self._start(app, scope, send)
         failure: BaseException | None = None
         try:
             await self._answer(scope)
@@ -132,6 +127,13 @@ class Exchange:
                 raise stopped_while_queued(producer.stop_code)
             if self.failure is not None:
                 raise unwrap(self.failure) if recorder.holds_head else self.failure
+
+    def _start(self, app: ASGIApp, scope: Scope, send: Send) -> None:
+        producer, recorder, telemetry = self.producer, self.recorder, self._manager.telemetry
+        self._send, self._outer = send, outer_producer(scope)
+        inner = inner_scope(scope, lambda: producer)
+        producer.telemetry = telemetry.stream(producer.key.id, producer.reservation.epoch, inner, producer.created)
+        producer.start(lambda: recorder.run(app, inner))
 
     async def _wait_until_over(self) -> None:
         """Stay until the application has ended, even if the request is cancelled; then give back what is held."""
