@@ -144,11 +144,16 @@ async def test_nothing_runs_after_the_lifespan_has_ended() -> None:
     await until(lambda: tasks() <= before, "the end of every task")
 
 
+# uvloop does not show its timers and callbacks.
+on_asyncio = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])
+
+
 def pending_timers(loop: Any) -> list[Any]:
     """The loop's timers that have not been cancelled."""
     return [handle for handle in loop._scheduled if not handle.cancelled()]
 
 
+@on_asyncio
 @pytest.mark.parametrize("readers", [0, 1, 3])
 async def test_idle_streams_cost_no_cpu(readers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred silent streams with their readers: no callback in hundreds of loop turns, and no timer that polls."""
@@ -199,6 +204,7 @@ async def test_idle_streams_cost_no_cpu(readers: int, monkeypatch: pytest.Monkey
             await run.wait_closed()
 
 
+@on_asyncio
 async def test_timers_are_one_per_stream_and_one_per_reader_at_most() -> None:
     """One for the keep-alives of a stream, one to tell whether a reader is stuck; none after the end."""
     made = stage("decorator", ping=15.0)
