@@ -15,6 +15,9 @@ const SUSPICIOUS_SILENCE = 20_000;
 /** After a stop, the connection may take so many milliseconds to end. */
 const STOP_PATIENCE = 1000;
 
+/** Refusals that hold for now; each other one below 500 is final. */
+const NOT_NOW = [408, 425, 429];
+
 /** The bytes of a character that is not whole at the end of three bytes. */
 const PART_OF_CHARACTER = /[\xc0-\xff]$|[\xe0-\xff].$|[\xf0-\xff]..$|$/s;
 
@@ -183,8 +186,15 @@ export class Stream<Saved> extends EventTarget {
     return (response.body ?? new Blob().stream()).getReader();
   }
 
-  #ask(method: "GET" | "HEAD") {
-    return ask(method, { ...this.#place, offset: this.#received }, this.#options, this.#connection.signal);
+  async #ask(method: "GET" | "HEAD") {
+    const { epoch } = this;
+    const place = { ...this.#place, offset: this.#received };
+    const response = await ask(method, place, this.#options, this.#connection.signal);
+    // A server of another origin may hide its headers from a page.
+    const answered = response.headers.get("X-Stream-Epoch") ?? (response.type === "cors" && epoch);
+    // The sign-in page of a network is a 200 as well, and would be delivered as a part of the stream.
+    if (epoch && answered !== epoch) throw new Error("Something else than the stream has answered.");
+    return response;
   }
 
   /** Ask how the stream is: a proxy may end a response in good order although it has lost the server. */
@@ -192,7 +202,7 @@ export class Stream<Saved> extends EventTarget {
     if (!this.epoch) return this.#finish("done");
     this.#watch();
     const { headers } = await this.#ask("HEAD").catch(({ status }) => {
-      if (status < 500 && status !== 404) this.#finish("done");
+      if (status === 501 || (status < 500 && ![404, ...NOT_NOW].includes(status))) this.#finish("done");
       throw new Error("The connection broke.");
     });
     const status = headers.get("X-Stream-Status") ?? "completed";
@@ -223,7 +233,7 @@ export class Stream<Saved> extends EventTarget {
     const { status, code, retryAfter } = error;
     // The application's own refusal of a start is final.
     const isRefusal = this.#place.start && status && !retryAfter && (code || /50[01]/.test(`${status}`));
-    if (isRefusal || (status < 500 && ![408, 425, 429].includes(status))) return this.#finish("lost", error);
+    if (isRefusal || (status < 500 && !NOT_NOW.includes(status))) return this.#finish("lost", error);
     this.error = error;
     const pause = this.#timers.pause(retryAfter);
     this.#enter("reconnecting");

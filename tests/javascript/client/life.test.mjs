@@ -453,6 +453,36 @@ test("a server that does not say how the stream ended is asked again", async () 
   fake.stop();
 });
 
+test("a page that answers in the place of the stream is no part of it", async () => {
+  const fake = await startFake((number, response) => {
+    response.setHeader("X-Stream-Status", "completed");
+    const isPage = number === 2 || number === 3;
+    if (isPage) response.removeHeader("X-Stream-Epoch");
+    response.end(isPage ? "data: sign in\n\n" : `data: ${number}\n\n`);
+  });
+  const stream = resume("x", { prefix: fake.prefix, ...quick });
+  assert.deepEqual((await collect(stream)).map(({ data }) => data), ["1", "4"]);
+  assert.deepEqual(fake.requests, ["GET 0", "HEAD 9", "GET 9", "GET 9", "HEAD 18"]);
+  assert.equal(stream.state, "done");
+  fake.stop();
+});
+
+test("a question about the end that is put off is asked again; one that cannot be answered is not", async () => {
+  const follow = async (status) => {
+    const fake = await startFake((number, response) => {
+      response.setHeader("X-Stream-Status", "completed");
+      if (number === 2) response.statusCode = status;
+      response.end(number === 1 ? "data: 1\n\n" : number === 3 ? "data: 2\n\n" : "");
+    });
+    const stream = resume("x", { prefix: fake.prefix, ...quick });
+    const events = await collect(stream);
+    fake.stop();
+    return [events.length, stream.state];
+  };
+  for (const status of [408, 425, 429, 503]) assert.deepEqual(await follow(status), [2, "done"]);
+  for (const status of [401, 405, 501]) assert.deepEqual(await follow(status), [1, "done"]);
+});
+
 test("a reader whom the server lost sight of its store for comes back", async () => {
   const said = { code: "store_unavailable", message: "Redis is away." };
   const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
