@@ -86,6 +86,8 @@ class StreamTelemetry:
     _has_first: bool = False
     _has_left: bool = False
     _has_ended: bool = False
+    _has_failed: bool = False
+    _error: BaseException | None = None
 
     @_harmless
     def open_span(self) -> str | None:
@@ -157,9 +159,9 @@ class StreamTelemetry:
                 if error is not None:
                     span.record_exception(error)
                     span.set_attribute("error.type", type(error).__qualname__)
-        if outcome == "failed":
-            self._fail_request(error)
-        elif outcome in {"cancelled", "replaced"}:
+        self._has_failed, self._error = outcome == "failed", error
+        self.fail_request()
+        if outcome in {"cancelled", "replaced"}:
             self._event("stopped")
         if self._instruments is not None and self._route is not None:
             seconds = perf_counter() - self._started
@@ -169,16 +171,17 @@ class StreamTelemetry:
         if self._span is not None:
             self._span.end()
 
-    def _fail_request(self, error: BaseException | None) -> None:
-        """Have FastAPI count the request as failed: by the type of the error, in place of the status that was sent."""
+    @_harmless
+    def fail_request(self) -> None:
+        """Have FastAPI count the request as failed, if the stream has: by the type of the error, not by its status."""
         request: Any = self._scope.get("fastapi.telemetry")
-        if hasattr(request, "status_code") and isinstance(errors := getattr(request, "_exceptions", None), list):
-            if request.status_code is not None and self._request_span is not None:
+        if self._has_failed and isinstance(errors := getattr(request, "_exceptions", None), list):
+            if request.status_code is not None and self._request_span is not None and self._request_span.is_recording():
                 self._request_span.set_attribute("http.response.status_code", request.status_code)
             # FastAPI counts a request without a status as failed, and takes its last exception for the reason.
             request.status_code = None
-            if error is not None:
-                errors.append(error)
+            if self._error is not None:
+                errors.append(self._error)
 
 
 def _version() -> str:

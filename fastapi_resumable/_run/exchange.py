@@ -23,7 +23,7 @@ from .headers import identify
 from .manager import LAST_MOMENT
 from .producer import Producer
 from .recorder import Recorder, inner_scope, outer_producer
-from .replay import QuietlyBroken, end_of_body, serve
+from .replay import QuietlyBroken, end_of_body, reporting_failure, serve
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -226,9 +226,11 @@ class Exchange:
             stream = self._reader.stream
             headers = identify(self.recorder.headers, stream, self._location)
             disconnected = self._body.disconnected if self._outer is None else self._outer.disconnected
-            self._reading = await serve(self._reader, self._manager, headers, scope, self._send, disconnected)
-            if self._reading in (Reading.LEFT, Reading.CUT) and self.producer.telemetry is not None:
-                self.producer.telemetry.client_left()
+            telemetry = self.producer.telemetry
+            send = self._send if telemetry is None else reporting_failure(self._send, telemetry)
+            self._reading = await serve(self._reader, self._manager, headers, scope, send, disconnected)
+            if self._reading in (Reading.LEFT, Reading.CUT) and telemetry is not None:
+                telemetry.client_left()
 
     async def _close_response(self) -> None:
         """Complete the response: middleware and telemetry take a request without an end for a failure."""

@@ -15,6 +15,7 @@ from .._core.terminal import terminal_event
 from .._stream.reader import Reader, Reading
 from .._stream.stream import Stream, ends_in_order, find_position, is_exhausted, run_search
 from ..exceptions import InvalidOffset, OffsetLost, ResumableError
+from ..telemetry import StreamTelemetry
 from .headers import RawHeaders, guard, identify
 from .manager import StreamManager
 from .recorder import outer_producer
@@ -144,6 +145,21 @@ async def _end(reader: Reader, reading: Reading, manager: StreamManager, scope: 
         await break_off(f"stream {stream.key.id!r} ended as {stream.status}", manager, scope, send)
         return
     await send(end_of_body())
+
+
+def reporting_failure(send: Send, telemetry: StreamTelemetry) -> Send:
+    """Let FastAPI count a request as failed whose stream had failed before its head was sent.
+
+    FastAPI takes the status of that head for how the request came out. A middleware may send it late, so it is
+    corrected with each message.
+    """
+
+    async def sent(message: Message) -> None:
+        telemetry.fail_request()
+        await send(message)
+        telemetry.fail_request()
+
+    return sent
 
 
 def _as_coroutine(send: Send) -> Callable[[Message], Coroutine[Any, Any, None]]:

@@ -79,6 +79,14 @@ async def failed(client, made):
     await exchange.reply()
 
 
+async def failed_before_its_head_was_sent(client, made):
+    exchange = made.post(client, "chat")
+    run = await made.run()
+    run.put("one")
+    run.fail(RuntimeError("boom"))
+    await exchange.reply()
+
+
 async def left_then_failed(client, made):
     exchange, run = await made.begin(client, "chat", "one")
     await leave(exchange, made)
@@ -135,6 +143,7 @@ FATES = {
     attached: Fate(["completed"], requests=2),
     interrupted: Fate(["interrupted"]),
     failed: Fate(["failed"], errors=True),
+    failed_before_its_head_was_sent: Fate(["failed"], errors=True),
     left_then_failed: Fate(["failed"], errors=True, survived=1),
     # The request was answered in order; only the span of the stream has failed.
     accepted_then_failed: Fate(["failed"]),
@@ -160,7 +169,10 @@ def observed(recorded, made, observer):
             *((face, "fastapi", fate) for face in FACES for fate in FATES),
             *((place, "contrib", fate) for place in PLACES for fate in FATES),
         ],
-        lambda case: case[:2] == (PLACES[0], "fastapi") or case[2] in {left, failed, failed_before_the_first_byte},
+        lambda case: (
+            case[:2] == (PLACES[0], "fastapi")
+            or case[2] in {left, failed, failed_before_its_head_was_sent, failed_before_the_first_byte}
+        ),
     ),
 )
 async def test_the_span_of_a_request_tells_the_truth(face, observer, fate):
