@@ -138,6 +138,11 @@ POLL_INTERVAL = 0.25
 """Seconds between two looks at the server, while there is something live."""
 
 
+def _may_handle_signals() -> bool:
+    """Whether this is the main thread: Python lets no other one set handlers."""
+    return threading.current_thread() is threading.main_thread()
+
+
 class _Handler:
     """One link of a chain of signal handlers. A retired link may have to stay in it; then it only passes on."""
 
@@ -185,8 +190,7 @@ class TerminationWatch:
             self.stop()
             self._loop = loop
             self.servers = running_servers()
-            if threading.current_thread() is threading.main_thread():
-                # Off the main thread, Python allows no handlers.
+            if _may_handle_signals():
                 self._chain(loop)
         if self.servers and self._timer is None:
             self._timer = loop.call_later(POLL_INTERVAL, self._look, loop)
@@ -194,6 +198,9 @@ class TerminationWatch:
     def _chain(self, loop: asyncio.AbstractEventLoop) -> None:
         for number in _SIGNALS:
             previous = signal.getsignal(number)
+            # Else a test suite that takes turns between its main thread and others would make the chain ever longer.
+            while isinstance(previous, _Handler) and previous.retired:
+                previous = previous.previous
             # Where there is no handler, no server handles the signal, and it ends the process.
             if previous not in _DEFAULTS:
                 handler = self._handlers[number] = _Handler(previous, loop, self._callback)
@@ -217,6 +224,6 @@ class TerminationWatch:
         for number, handler in self._handlers.items():
             # Another library may have put its handler on top of ours, and calls it. It cannot be taken out then.
             handler.retired, previous = True, handler.previous
-            if signal.getsignal(number) == handler:
+            if signal.getsignal(number) == handler and _may_handle_signals():
                 signal.signal(number, previous)
         self._handlers.clear()

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import uvicorn
@@ -115,6 +116,31 @@ def test_off_the_main_thread_nothing_is_installed(server_heard):
     thread.start()
     thread.join()
 
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_watch_is_taken_along_to_another_thread_and_back(server_heard):
+    """Tests of one application may run on a loop of their own and, by a test client, on one in a thread."""
+    before = signal.getsignal(signal.SIGTERM)
+    ours: list[str] = []
+    watch = TerminationWatch(lambda: ours.append("heard"))
+
+    async def start() -> None:
+        watch.start()
+
+    async def start_and_raise() -> None:
+        watch.start()
+        await raised(signal.SIGTERM)
+
+    with ThreadPoolExecutor() as threads:
+        for _ in range(2):
+            asyncio.run(start_and_raise())
+            threads.submit(asyncio.run, start()).result()
+    asyncio.run(start())
+    watch.stop()
+
+    assert ours == ["heard", "heard"]
+    assert server_heard == [signal.SIGTERM, signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) is before
 
 
