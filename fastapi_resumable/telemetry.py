@@ -180,7 +180,7 @@ class StreamTelemetry:
                 self._request_span.set_attribute("http.response.status_code", request.status_code)
             # FastAPI counts a request without a status as failed, and takes its last exception for the reason.
             request.status_code = None
-            if self._error is not None:
+            if self._error is not None and self._error not in errors:
                 errors.append(self._error)
 
 

@@ -151,11 +151,10 @@ def reporting_failure(send: Send, telemetry: StreamTelemetry) -> Send:
     """Let FastAPI count a request as failed whose stream had failed before its head was sent.
 
     FastAPI takes the status of that head for how the request came out. A middleware may send it late, so it is
-    corrected with each message.
+    corrected after each message.
     """
 
     async def sent(message: Message) -> None:
-        telemetry.fail_request()
         await send(message)
         telemetry.fail_request()
 

@@ -35,6 +35,15 @@ async def raised(number: int) -> None:
         await asyncio.sleep(0)
 
 
+async def start(watch: TerminationWatch) -> None:
+    watch.start()
+
+
+async def start_and_raise(watch: TerminationWatch) -> None:
+    watch.start()
+    await raised(signal.SIGTERM)
+
+
 async def test_both_hear_the_signal(server_heard):
     """The server's handler is called as before, and so are we, on the event loop."""
     ours: list[str] = []
@@ -75,16 +84,9 @@ def test_a_watch_is_taken_along_to_a_new_event_loop(server_heard):
     ours: list[str] = []
     watch = TerminationWatch(lambda: ours.append("heard"))
 
-    async def start() -> None:
-        watch.start()
-
-    async def start_and_raise() -> None:
-        watch.start()
-        await raised(signal.SIGTERM)
-
-    asyncio.run(start())
+    asyncio.run(start(watch))
     os.kill(os.getpid(), signal.SIGTERM)
-    asyncio.run(start_and_raise())
+    asyncio.run(start_and_raise(watch))
     watch.stop()
 
     assert ours == ["heard"]
@@ -95,11 +97,7 @@ def test_nothing_is_installed_where_the_signal_has_no_handler():
     """Without a server the default stays: the process dies."""
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-
-        async def start() -> None:
-            TerminationWatch(lambda: None).start()
-
-        asyncio.run(start())
+        asyncio.run(start(TerminationWatch(lambda: None)))
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -108,11 +106,7 @@ def test_nothing_is_installed_where_the_signal_has_no_handler():
 def test_off_the_main_thread_nothing_is_installed(server_heard):
     """Python allows no handlers there."""
     before = signal.getsignal(signal.SIGTERM)
-
-    async def start() -> None:
-        TerminationWatch(lambda: None).start()
-
-    thread = threading.Thread(target=lambda: asyncio.run(start()))
+    thread = threading.Thread(target=lambda: asyncio.run(start(TerminationWatch(lambda: None))))
     thread.start()
     thread.join()
 
@@ -125,18 +119,11 @@ def test_a_watch_is_taken_along_to_another_thread_and_back(server_heard):
     ours: list[str] = []
     watch = TerminationWatch(lambda: ours.append("heard"))
 
-    async def start() -> None:
-        watch.start()
-
-    async def start_and_raise() -> None:
-        watch.start()
-        await raised(signal.SIGTERM)
-
     with ThreadPoolExecutor() as threads:
         for _ in range(2):
-            asyncio.run(start_and_raise())
-            threads.submit(asyncio.run, start()).result()
-    asyncio.run(start())
+            asyncio.run(start_and_raise(watch))
+            threads.submit(asyncio.run, start(watch)).result()
+    asyncio.run(start(watch))
     watch.stop()
 
     assert ours == ["heard", "heard"]
