@@ -4,11 +4,13 @@ import functools
 import inspect
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from starlette.routing import compile_path
 from uvicorn import Config
 
 from ._core.terminal import TerminalEvent
@@ -24,6 +26,11 @@ StoreUrl = Annotated[str, StringConstraints(pattern=r"^(memory|sqlite:///.+|(red
 
 IdDependency = Callable[..., Any]
 """A FastAPI dependency that returns (or yields) `str | None`."""
+
+# As FastAPI has it for a prefix; and without what clients remove from a URL, or send in another form.
+_PREFIX = re.compile(r"(?!//)(/(?!\.\.?(?:/|\Z))(?:[^/?#%{}\x00-\x1f\x7f]|\{[a-zA-Z_]\w*\})*)*(?<!/)")
+_TAKEN_NAMES = {"_last_event_id", "conv_id", "conversation_id", "digest", "epoch", "query"}
+"""Names that the parameters of the router's own routes have."""
 
 _P = ParamSpec("_P")
 _A_DEPENDENCY = "must be a FastAPI dependency: a function that returns str or None"
@@ -56,22 +63,23 @@ class ResumableSettings(BaseModel):
     )
 
     prefix: str = Field(
-        default="/v1", pattern=r"^(/.*[^/])?$", description="must be empty, or start with '/' and not end with one"
+        default="/v1",
+        description="must be empty, or a path that starts with '/' and does not end with one, like '/v1' or "
+        "'/{tenant}/v1': as it stands decoded in a URL, without ?, #, % and dot segments; parameters have a name each, "
+        f"other than {', '.join(sorted(_TAKEN_NAMES))}",
     )
     on_conflict: Literal["replace", "attach", "reject"] = Field(
         default="replace", description="must be 'replace', 'attach' or 'reject'"
     )
     event_ids: bool | Literal["first"] = Field(default=True, description="must be true, false or 'first'")
     ping: float = Field(default=15.0, ge=0, description="must be a number of seconds, or 0 for no keep-alives")
-    max_stream_bytes: int = Field(
-        default=4 * MIB, gt=0, description="must be a positive number of bytes, like 4 * 1024 * 1024"
-    )
+    max_stream_bytes: int = Field(default=4 * MIB, gt=0, description="must be a positive number of bytes, like 4194304")
     max_total_bytes: int = Field(
-        default=1024 * MIB, gt=0, description="must be a positive number of bytes, like 1024 ** 3"
+        default=1024 * MIB, gt=0, description="must be a positive number of bytes, like 1073741824"
     )
     max_streams: int = Field(default=10_000, gt=0, description="must be a positive number of streams")
     max_streams_per_owner: int | None = Field(
-        default=None, gt=0, description="must be a positive number of streams, or None for no limit"
+        default=None, gt=0, description="must be a positive number of streams (leave it out for no limit)"
     )
     retention: float = Field(default=300.0, ge=0, description="must be a number of seconds that is not negative")
     head_timeout: float = Field(default=1.0, ge=0, description="must be a number of seconds that is not negative")
@@ -87,16 +95,25 @@ class ResumableSettings(BaseModel):
     auto_id: bool = Field(default=False, description="must be true or false")
     terminal_event: TerminalEvent = Field(
         default="sse",
-        description="must be 'sse', 'openai', 'ai-sdk', 'ag-ui', 'anthropic', or a function of status, code and "
-        "message to bytes or None",
+        description="must be 'sse', 'openai', 'ai-sdk', 'ag-ui' or 'anthropic' (in code also a function of status, "
+        "code and message to bytes or None)",
     )
     trace_stream_ids: bool = Field(default=True, description="must be true or false")
     store: StoreUrl = Field(
         default="memory",
         repr=False,  # it may hold a password
         description="must be 'memory', a file like 'sqlite:///streams.db', or the URL of a Redis, like "
-        "'redis://localhost:6379/0'",
+        "'redis://localhost:6379/0' (in code also a store, like MemoryStore())",
     )
+
+    @field_validator("prefix")
+    @classmethod
+    def _check_prefix(cls, prefix: str) -> str:
+        # Starlette refuses a parameter that comes twice, and a kind of parameter that it does not know.
+        _, path, parameters = compile_path(prefix)
+        if not _PREFIX.fullmatch(path) or not _TAKEN_NAMES.isdisjoint(parameters):
+            raise ValueError("no request can have such a path")
+        return prefix
 
     @model_validator(mode="before")
     @classmethod
@@ -128,13 +145,17 @@ class ResumableSettings(BaseModel):
     @classmethod
     def _sentence(cls, error: Any, given: dict[str, Any]) -> str:
         name = str(error["loc"][0])
-        source = name if name in given else f"{name} (FASTAPI_RESUMABLE_{name.upper()} in the environment)"
+        source, rule = name, cls.model_fields[name].description or ""
+        if name not in given:
+            source = f"{name} ({PREFIX}{name.upper()} in the environment)"
+            # What an operator cannot write.
+            rule = rule.partition(" (in code")[0]
         value = given.get(name, error["input"])
         if name == "store" and isinstance(value, str) and not {"@", "?"}.isdisjoint(value):
             # Errors end up in logs, and this may be a URL with a password.
             scheme, separator, _ = value.partition("://")
             value = f"{scheme}://..." if separator else "..."
-        return f"{source} {cls.model_fields[name].description}, not {value!r}."
+        return f"{source} {rule}, not {value!r}."
 
 
 class ResumableOptions(ResumableSettings):
@@ -143,8 +164,7 @@ class ResumableOptions(ResumableSettings):
     store: Store | StoreUrl | None = Field(  # type: ignore[assignment]  # wider: the object, too
         default=None,
         repr=False,  # it may hold a password
-        description="must be a store, like MemoryStore(), 'memory', a file like 'sqlite:///streams.db', or the URL of "
-        "a Redis, like 'redis://localhost:6379/0'",
+        description=ResumableSettings.model_fields["store"].description,
     )
     stream_id: IdDependency | None = Field(default=None, description=_A_DEPENDENCY)
     owner: IdDependency | None = Field(default=None, description=_A_DEPENDENCY)

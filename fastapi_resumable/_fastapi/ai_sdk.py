@@ -32,12 +32,12 @@ from ..exceptions import (
 from ..models import ResumableChatStop, ResumableChatStopped, ResumableStatus
 from .admission import Service
 from .openapi import OTHER_RESPONSES, error_responses
-from .request import read_body
+from .request import read_json
 from .responses import AnswerRoute, answer_later
 from .router import key_of, no_owner
 
-MAX_STOP_BYTES = 16 * 1024 * 1024
-"""Room for the message so far, which the AI SDK's guide sends along."""
+MAX_STOP_MARKS = 50_000
+"""How many values and escapes the JSON of a stop may have: room for the message so far, which the guide sends along."""
 
 _STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -173,7 +173,7 @@ async def _find_parts(stream: Stream) -> list[int]:
 
 
 async def _read_epoch(request: Request) -> str | None:
-    body = await read_body(request, MAX_STOP_BYTES, "Leave the message out: it is not read.")
+    body = await read_json(request, b"[{,\\", MAX_STOP_MARKS, "Leave the message out: it is not read.")
     try:
         return ResumableChatStop.model_validate_json(body, strict=True).activeStreamId or None if body else None
     except ValidationError as exc:

@@ -1,5 +1,6 @@
 """What a request says: what a dependency finds in it, how it would like to be answered, and its body."""
 
+import asyncio
 import json
 from collections.abc import MutableMapping
 from contextlib import suppress
@@ -21,6 +22,8 @@ from ..settings import IdDependency
 _FOUND = "fastapi_resumable.found"
 WHITESPACE = b" \t"
 """What may stand around the value of a header (RFC 9110 §5.5); httptools leaves it at the end."""
+MAX_JSON_BYTES = 2 * 1024 * 1024
+"""How large the bodies are that our own routes take."""
 _SAFE = "/:@!$&'()*+,;=~%"
 
 
@@ -134,17 +137,24 @@ def prefers_async(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     return any(preference.partition(b";")[0].strip().lower() == b"respond-async" for preference in preferences)
 
 
-async def read_body(request: Request, limit: int, advice: str) -> bytes:
-    """Read the body.
+async def read_json(request: Request, marks: bytes, max_marks: int, advice: str) -> bytes:
+    """Read a body that is JSON, and can be parsed without holding up the event loop.
 
     Raises:
-        InvalidRequest: It is larger than `limit`; the message ends with `advice`.
+        InvalidRequest: It has more than `MAX_JSON_BYTES`, or more of the `marks`, each of which takes time to parse,
+            than `max_marks`; the message ends with `advice`.
     """
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > limit:
-            raise InvalidRequest(f"The body is larger than {limit} bytes. {advice}")
+        if len(body) > MAX_JSON_BYTES:
+            raise InvalidRequest(f"The body is larger than {MAX_JSON_BYTES} bytes. {advice}")
+    for mark in marks:
+        max_marks -= body.count(mark)
+        # To count in a large body takes some milliseconds.
+        await asyncio.sleep(0)
+    if max_marks < 0:
+        raise InvalidRequest(f"The body has too many values. {advice}")
     return bytes(body)
 
 

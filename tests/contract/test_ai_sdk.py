@@ -372,6 +372,21 @@ async def test_a_stop_with_a_huge_body_is_refused() -> None:
         assert (reply.status, reply.code) == (400, "invalid_request")
 
 
+@pytest.mark.parametrize("value", [b"[],", b'{"a":{}},', b"1,", b'"\\n",'])
+async def test_a_stop_whose_body_takes_long_to_parse_is_refused(value: bytes) -> None:
+    """No single request holds up the event loop; one with a large file in its message is read."""
+    chat = Chat()
+    async with running(chat.app) as client:
+        first, run = await chat.ask(client, "chat-1", "Hello")
+        body = b'{"activeStreamId":"other","assistantMessage":[%b1]}' % (value * (2**20 // len(value)))
+        reply = await client.post(f"{API}/chat-1/stop", body=body)
+        assert (reply.status, reply.code) == (400, "invalid_request")
+        body = b'{"activeStreamId":"other","assistantMessage":"data:image/png;base64,%b"}' % (b"A" * 2**20)
+        assert (await client.post(f"{API}/chat-1/stop", body=body)).status == 200
+        run.finish()
+        assert b"abort" not in await first.rest()
+
+
 @pytest.mark.parametrize(("method", "verb"), [("GET", "stream"), ("POST", "stop")])
 async def test_a_bad_id_is_refused(method: str, verb: str) -> None:
     """By the rules of the main router."""
