@@ -146,7 +146,7 @@ prepare-matrix: .venv-uv/.installed
 	+@PYTHON=$(PYTHON) bash tools/matrix --prepare
 
 system-tools:
-	@bash tools/system-tools chromium redis-server nginx:nginx-light prometheus
+	@bash tools/system-tools chromium-headless-shell redis-server nginx:nginx-light prometheus
 
 $(JS)/node_modules/.installed: $(JS)/package-lock.json tools/node
 	@echo 'Preparing $(JS)/node_modules ...'

@@ -1,20 +1,19 @@
 """The page about clients says what was tested."""
 
 import json
-import os
 import re
 import subprocess
 
 import pytest
 from packaging.version import Version
 
+from tests.browser.conftest import CHROMIUM
 from tests.clients.lines import PAGE
 from tests.docs.player import blocks
 from tests.support.server import ROOT
 
 ROW = re.compile(r"^\| `([^`]+)`(?: \((npm|PyPI)\)(?:, [^|]+)?)? \| (?:Chromium )?([\d.]+) \|", re.MULTILINE)
 VERSIONS = {(where, name): version for name, where, version in ROW.findall(PAGE.read_text())}
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 
 
 def test_the_page_has_all_clients() -> None:
