@@ -22,10 +22,10 @@ from .._run.manager import StreamManager
 from .._run.replay import break_off, counting_refusals, end_of_body, read_kind, replay, replay_after
 from .._run.watch import encode
 from .._stream.reader import Reading
-from ..exceptions import InvalidRequest, StreamReplaced
+from ..exceptions import InvalidRequest, InvalidStreamId, StreamReplaced
 from ..models import ResumableLookup, ResumableStreamItem
 from . import openapi
-from .admission import Service
+from .admission import Service, http_error
 from .openapi import Epoch, LastEventId, PathId, QueryId, ReplayQuery, ReplayQueryWithId
 from .request import check_found, first_headers, last_event_id, read_json
 from .responses import AnswerRoute, answer_later
@@ -37,8 +37,6 @@ MAX_LOOKUP_MARKS = 20_000
 
 _BY_QUERY = "/stream"
 _BY_PATH = "/stream/{conversation_id:path}"
-_BY_ANY_PATH = "/stream/{conversation_id}"
-"""A path parameter of Starlette's takes no line feed, a plain one does: so that such an id is refused by us."""
 
 _ITEMS = TypeAdapter(list[ResumableStreamItem])
 
@@ -124,8 +122,6 @@ def build_router(service: Service, lifespan: Callable[[Any], Any]) -> APIRouter:
 
     @router.get(_BY_PATH, name="replay_by_path", **openapi.REPLAY)
     @router.head(_BY_PATH, **openapi.DESCRIBE)
-    @router.get(_BY_ANY_PATH, name="replay_by_path", include_in_schema=False, response_class=Response)
-    @router.head(_BY_ANY_PATH, include_in_schema=False, response_class=Response)
     async def replay_by_path(
         request: Request,
         owner: OwnerId,
@@ -136,9 +132,16 @@ def build_router(service: Service, lifespan: Callable[[Any], Any]) -> APIRouter:
         return answer_later(request, await replay_stream(service, request, owner, conversation_id, query))
 
     _add_stop_routes(router, service, OwnerId)
+    # A path parameter of Starlette's takes no line feed, a plain one does: so that such an id is refused by us.
+    path = f"{router.prefix}/stream/{{conversation_id}}"
+    router.add_route(path, _refuse_id, methods=["GET", "DELETE"], include_in_schema=False)
     _add_lookup_routes(router, service.manager, OwnerId)
     _add_assets(router)
     return router
+
+
+async def _refuse_id(_request: Request) -> Response:
+    raise http_error(InvalidStreamId("The stream id has a line feed; use printable characters."))
 
 
 def _add_stop_routes(router: APIRouter, service: Service, OwnerId: Any) -> None:  # noqa: N803  # a type
@@ -147,7 +150,6 @@ def _add_stop_routes(router: APIRouter, service: Service, OwnerId: Any) -> None:
         return await stop_stream(service, owner, conv_id, epoch)
 
     @router.delete(_BY_PATH, **openapi.STOP)
-    @router.delete(_BY_ANY_PATH, include_in_schema=False, response_class=Response, status_code=204)
     async def stop_by_path(owner: OwnerId, conversation_id: PathId, epoch: Epoch = None) -> Response:
         return await stop_stream(service, owner, conversation_id, epoch)
 
