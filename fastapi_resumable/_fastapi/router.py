@@ -17,9 +17,10 @@ from starlette.types import Receive, Scope, Send
 
 from .._core.ids import StreamKey, parse_offset, parse_sequence_number, require_stream_id
 from .._core.sse import PING
+from .._run.breaking import break_off, end_of_body
 from .._run.headers import describe
 from .._run.manager import StreamManager
-from .._run.replay import break_off, counting_refusals, end_of_body, read_kind, replay, replay_after
+from .._run.replay import counting_refusals, read_kind, replay, replay_after
 from .._run.watch import encode
 from .._stream.reader import Reading
 from ..exceptions import InvalidRequest, InvalidStreamId, StreamReplaced

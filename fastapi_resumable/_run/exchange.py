@@ -18,12 +18,13 @@ from .._stream.stream import Stream
 from ..exceptions import ResumableError, ShuttingDown, StreamCancelled, StreamReplaced
 from ..stores.base import Reservation
 from .body import RequestBody
+from .breaking import QuietlyBroken, end_of_body
 from .errors import unwrap
 from .headers import identify
 from .manager import LAST_MOMENT
 from .producer import Producer
 from .recorder import Recorder, inner_scope, outer_producer
-from .replay import QuietlyBroken, end_of_body, reporting_failure, serve
+from .replay import reporting_failure, serve
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -251,11 +252,9 @@ class Exchange:
             logger.debug(what, exc_info=True, extra=self.producer.fields)
 
     async def _accept(self) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._manager.settings.pending_timeout):
                 await self.recorder.settled.wait()
-        except TimeoutError:
-            pass
         stream = self.producer.stream
         # The application has answered without a stream, and that answer is passed on.
         if stream is None and self.recorder.settled.is_set():

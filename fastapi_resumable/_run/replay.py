@@ -16,79 +16,15 @@ from .._stream.reader import Reader, Reading
 from .._stream.stream import Stream, ends_in_order, find_position, is_exhausted, run_search
 from ..exceptions import InvalidOffset, OffsetLost, ResumableError
 from ..telemetry import StreamTelemetry
+from .breaking import break_off, end_of_body
 from .headers import RawHeaders, guard, identify
 from .manager import StreamManager
-from .recorder import outer_producer
-from .servers import takes_cancellation, takes_return, transport_of
 
 Departure = Callable[[], Coroutine[Any, Any, None]]
 """Waits until a client has gone."""
 
 WATCH_DELAY = 0.01
 """Seconds after which a client is watched for its leaving; most answers are over by then, and need no task for that."""
-
-
-class StreamBroken(Exception):
-    """Raised to make the server close the connection uncleanly, so that the client can tell that more was to come."""
-
-
-class QuietlyBroken(asyncio.CancelledError):
-    """The same where the server takes a cancellation for it, and reports no error."""
-
-
-class BrokenBody(dict[str, Any]):
-    """A part of a body that breaks off the response where a middleware looks into it.
-
-    `BaseHTTPMiddleware` ends every body in order, whatever the application raises. It looks in the server's own task.
-    """
-
-    def __init__(self, why: str) -> None:
-        super().__init__(type="http.response.body", body=b"", more_body=True)
-        self._why = why
-
-    def get(self, _key: str, _default: Any = None) -> Any:
-        """Break off.
-
-        Raises:
-            StreamBroken: The server has to close the connection.
-            QuietlyBroken: The same.
-        """
-        raise _broken(self._why)
-
-
-def _broken(why: str) -> BaseException:
-    return QuietlyBroken(why) if takes_cancellation() else StreamBroken(why)
-
-
-def end_of_body() -> Message:
-    """The message that ends a response in order; a new one each time, because middleware changes what it passes on."""
-    return {"type": "http.response.body", "body": b"", "more_body": False}
-
-
-async def break_off(why: str, manager: StreamManager, scope: Scope, send: Send, *, at_once: bool = False) -> None:
-    """Close a response's connection uncleanly; `at_once` if its client takes nothing.
-
-    Raises:
-        StreamBroken: The server has to do it.
-        QuietlyBroken: The same.
-    """
-    if (producer := outer_producer(scope)) is not None:
-        # Its clients are the ones to be broken off.
-        await producer.fail("The answer ended before it was complete.")
-        return
-    transport = transport_of(scope, manager.termination.servers)
-    if transport is None:
-        if takes_return():
-            return
-        if not at_once and not takes_cancellation():
-            await send(BrokenBody(why))
-        raise _broken(why)
-    if at_once:
-        transport.abort()
-    else:
-        transport.close()
-    # It does not reach the client any more, but middleware and telemetry learn that this is no failure.
-    await send(end_of_body())
 
 
 async def serve(

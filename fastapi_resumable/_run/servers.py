@@ -9,8 +9,9 @@ None of it is documented by the server; each has a test that fails when it chang
   (`tests/servers/test_quiet.py`).
 - A request of hypercorn's that ends as cancelled is broken off without an error in its log, and so is one of granian's
   that returns without the end of its body (the same test). Behind a `BaseHTTPMiddleware`, which ends every body, both
-  get an exception: hypercorn takes it for a cancellation, granian logs it. If their client has stalled, that
-  middleware waits in the server's `send`, where nothing of ours reaches it: a client that goes on later gets an end.
+  get an exception in their own task: hypercorn takes it for a cancellation, granian logs it. If their client has
+  stalled, that middleware waits in the server's `send`, where nothing of ours reaches it: a client that goes on later
+  gets an end.
 - The main coroutine of a hypercorn is found among the tasks, too, with the `WorkerContext` that knows of its exit. Its
   workers get no signal, and from Python 3.12 on they wait for open connections without a limit
   (`tests/servers/test_shutdown.py`).
@@ -24,11 +25,13 @@ is none, nothing is installed. And a uvicorn or hypercorn that exits without a s
 import asyncio
 import math
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
+from starlette.middleware import base
 from starlette.types import Scope
 from uvicorn import Server, server
 
@@ -87,6 +90,21 @@ def exit_timeout(found: Server | Hypercorn) -> float | None:
     return found.config.timeout_graceful_shutdown
 
 
+def is_in_middleware() -> bool:
+    """Whether this code runs in the task that a `BaseHTTPMiddleware` runs an application in."""
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001  # the way to walk the stack that takes no time
+    while frame is not None:
+        if frame.f_code.co_name == "coro" and frame.f_code.co_filename == base.__file__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def takes_close() -> bool:
+    """Whether the current task is one of uvicorn's, which closes a connection at once."""
+    return getattr(getattr(_coroutine(), "cr_code", None), "co_name", None) == "run_asgi"
+
+
 def takes_cancellation() -> bool:
     """Whether the current task is one of hypercorn's: it closes the connection of a request that is cancelled."""
     code = getattr(_coroutine(), "cr_code", None)
@@ -121,9 +139,8 @@ def transport_of(scope: Scope, servers: Sequence[Server | Hypercorn]) -> asyncio
 def _cycles(servers: Sequence[Server | Hypercorn]) -> list[Any]:
     """The exchanges of uvicorn among which that of the current request is."""
     uvicorns = [found for found in servers if isinstance(found, Server)]
-    coroutine = _coroutine()
-    if uvicorns and getattr(getattr(coroutine, "cr_code", None), "co_name", None) == "run_asgi":
-        return [coroutine.cr_frame.f_locals["self"]]
+    if uvicorns and takes_close():
+        return [_coroutine().cr_frame.f_locals["self"]]
     # In a task of a middleware's.
     connections = [connection for found in uvicorns for connection in found.server_state.connections]
     if len(connections) > MAX_CONNECTIONS:

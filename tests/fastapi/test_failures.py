@@ -162,3 +162,41 @@ async def test_a_send_that_raises_what_is_no_exception_makes_no_stream_fail(face
     assert item["status"] == "completed"
     assert data_of(reply.body) == ["one", "two", "three"]
     assert len(sent) == number + 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["route", "decorator"])
+async def test_bytes_that_failed_never_end_like_whole_ones_behind_middleware(kind: str, count: int) -> None:
+    """Each `BaseHTTPMiddleware` ends what it passes on; and has the last parts on their way for a while."""
+    resumable = Resumable()
+    app = FastAPI()
+    app.include_router(resumable.router)
+
+    async def numbers():
+        for number in range(3):
+            yield b"%d\n" % number
+        raise ValueError
+
+    async def chat():
+        return StreamingResponse(numbers(), media_type="application/x-ndjson")
+
+    if kind == "decorator":
+        app.post("/chat")(resumable.stream(chat))
+    else:
+        app.router.route_class = resumable.route_class
+        app.post("/chat")(chat)
+    for _ in range(count):
+
+        @app.middleware("http")
+        async def pass_on(request, call_next):
+            return await call_next(request)
+
+    async with running(app) as client:
+        exchanges = [client.start("POST", "/chat", headers=ID)]
+        assert await exchanges[0].rest() == b"0\n1\n2\n"
+        for offset, rest in ((0, b"0\n1\n2\n"), (4, b"2\n"), (6, b"")):
+            exchanges.append(client.start("GET", f"/v1/stream/chat-1?from={offset}"))
+            assert await exchanges[-1].rest() == rest
+        for exchange in exchanges:
+            assert type(exchange.error).__name__ == "StreamBroken"
+            assert not exchange.clean

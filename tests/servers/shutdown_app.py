@@ -158,7 +158,21 @@ async def chat_behind(request: Request, media_type: str = "text/event-stream") -
 
 app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/behind"])
 
-if "RESUMABLE_TEST_BASE" in os.environ:
+
+@app.post("/failing")
+@resumable.stream
+async def failing() -> StreamingResponse:
+    """Two parts, and no more."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"one"
+        yield b"two"
+        raise ValueError("there is no third part")
+
+    return StreamingResponse(parts(), media_type="application/octet-stream")
+
+
+for _ in range(int(os.environ.get("RESUMABLE_TEST_BASES", "0"))):
 
     @app.middleware("http")
     async def pass_on(request: Request, call_next: Any) -> Any:

@@ -317,7 +317,7 @@ async def test_the_log_of_the_server_shows_no_traceback(how: dict[str, object], 
 @pytest.mark.parametrize("path", ["/chat", "/routed"])
 async def test_behind_a_base_http_middleware_readers_get_the_end_in_time(path: str, tmp_path: Path) -> None:
     """It cancels in its own way, and drops what is sent then: so the stream ends just before uvicorn's timeout."""
-    how: dict[str, object] = {"args": ["--timeout-graceful-shutdown", "3"], "env": {"RESUMABLE_TEST_BASE": "1"}}
+    how: dict[str, object] = {"args": ["--timeout-graceful-shutdown", "3"], "env": {"RESUMABLE_TEST_BASES": "1"}}
     async with running(tmp_path, how, shutdown_grace=600.0) as site:
         stream = await site.post(path, "chat-1")
         await stream.read_until(b"begun")
