@@ -42,7 +42,7 @@ demo-redis: .venv-demo/.installed ## start three workers of it, on Redis and beh
 
 test: ## run every check there is: what CI runs
 	@$(MAKE) --no-print-directory --jobs 4 prepare
-	@bash tools/check test-matrix test-outside test-inside test-browser js test-low build typecheck docs lint
+	@bash tools/check typecheck test-matrix test-outside test-inside test-browser js test-low build docs lint
 
 test-long: ## what takes too long for every change: all combinations, more examples, benchmarks, other versions
 	$(BIN)/python $(PYTEST) --hypothesis-profile long --timeout 1800 --override-ini faulthandler_timeout=3600 -m "long or not (outside or slow)"
