@@ -19,7 +19,7 @@ from .._core.ids import StreamKey
 from .._core.sse import BLANK_LINE, events
 from .._run.manager import StreamManager
 from .._run.replay import counting_refusals, read_kind, replay
-from .._stream.stream import Stream
+from .._stream.stream import Stream, blocks
 from ..exceptions import (
     InvalidOffset,
     InvalidRequest,
@@ -163,7 +163,7 @@ async def _find_parts(stream: Stream) -> list[int]:
     if stream.earliest > 0:
         raise OffsetLost(stream.earliest)
     starts, offset = [0], 0
-    for number, event in enumerate(events(await stream.blocks(0))):
+    for number, event in enumerate(events(await blocks(stream, 0))):
         offset += len(event)
         if BLANK_LINE.search(event[-4:]) and _PART.search(event):
             starts.append(offset)

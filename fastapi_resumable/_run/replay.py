@@ -13,7 +13,7 @@ from .._core.search import SequenceFilter, search_sequence
 from .._core.sse import PING
 from .._core.terminal import terminal_event
 from .._stream.reader import Reader, Reading
-from .._stream.stream import Stream, ends_in_order, find_position, is_exhausted, run_search
+from .._stream.stream import Stream, blocks, ends_in_order, find_position, is_exhausted, run_search
 from ..exceptions import InvalidOffset, OffsetLost, ResumableError
 from ..telemetry import StreamTelemetry
 from .breaking import break_off, end_of_body
@@ -209,7 +209,7 @@ async def replay_after(manager: StreamManager, stream: Stream, number: int, loca
         raise InvalidOffset("`starting_after` counts events, and this is not an event stream. Resume with from=.")
     # Asked first: what comes while the log is being searched has to be looked at, too.
     is_live, start = not stream.is_final, stream.earliest
-    place = await run_search(search_sequence(list(await stream.blocks(start)), number))
+    place = await run_search(search_sequence(await blocks(stream, start), number))
     # The head was dropped, and nothing shows that the events right after `number` were not in it.
     if start > 0 and place.offset is None and place.following != number + 1:
         raise OffsetLost(start)

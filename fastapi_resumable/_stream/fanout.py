@@ -6,7 +6,6 @@ level-triggered (a reader looks again by itself after each delivery), so no wake
 
 import asyncio
 import math
-from collections.abc import Iterator
 from time import monotonic
 
 from .._core.log import BLOCK_SIZE, ByteLog
@@ -86,26 +85,6 @@ class Fanout:
         self.slowest = min((cursor.offset for cursor in self.cursors), default=math.inf)
         return self.slowest
 
-    # What they read.
-
-    def read(self, offset: int) -> bytes:
-        """Return the next bytes that may be read; none at the tail.
-
-        Raises:
-            LookupError: They were dropped.
-        """
-        # Not the log's own tail: what is not visible yet may still be taken back.
-        left = self.tail - offset
-        return self._log.read(offset)[:left] if left > 0 else b""
-
-    def chunks(self, offset: int) -> Iterator[bytes]:
-        """All bytes from `offset` on that may be read now."""
-        tail = self.tail
-        while offset < tail:
-            chunk = self._log.read(offset)[: tail - offset]
-            offset += len(chunk)
-            yield chunk
-
     # What they are woken for.
 
     def announce(self, data: bytes, tail: int, now: float) -> None:
@@ -158,9 +137,10 @@ class Fanout:
                 cursor.on_append(data, tail)
 
     def notify(self) -> None:
-        """Have every reader look: the log has ended, or cannot be read any further."""
+        """Have every reader look, and a producer that waits: the log has ended, or cannot be read any further."""
         for cursor in tuple(self.cursors):
             cursor.on_change()
+        self.make_room()
 
     # The room that they leave.
 
@@ -192,3 +172,7 @@ class Fanout:
         """Have a producer that waits look again."""
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
+
+
+NO_READERS = Fanout(ByteLog())
+"""For streams that have no readers, which most that are kept have not: nothing is ever attached to it."""

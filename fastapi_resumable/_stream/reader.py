@@ -121,7 +121,7 @@ class Reader(Cursor):
         if self.offset + size != tail:
             # There is more than that, for this reader.
             try:
-                data = self.stream.read(self)
+                data = self.stream.read(self.offset)
             except OffsetLost:
                 # The bytes have to be fetched, and only the task can wait for that.
                 data = b""
@@ -212,9 +212,9 @@ class Reader(Cursor):
         sends = 0
         while not self._left:
             try:
-                data = stream.read(self)
+                data = stream.read(self.offset)
             except OffsetLost:
-                data = await stream.fetch_evicted(self)
+                data = await stream.fetch(self.offset)
             if data:
                 is_last = stream.is_final and self.offset + len(data) == stream.tail
                 # That is one write to the socket in place of two.

@@ -2,11 +2,12 @@
 
 import logging
 
-from .._core.log import Budget, ByteLog
+from .._core.log import BLOCK_SIZE, Budget, ByteLog
 from .._core.sse import EventFramer, find_boundary
 from .._core.terminal import write_terminal_event
+from ..exceptions import OffsetLost
 from ..models import ResumableStatus
-from .fanout import Fanout
+from .fanout import NO_READERS
 from .stream import Head, Limits
 
 logger = logging.getLogger("fastapi_resumable")
@@ -18,7 +19,7 @@ EVENT_PIECE = 16 * 1024
 
 
 class Recording:
-    """The log of one epoch, from its first byte to its terminal event.
+    """The log of one epoch, from its first byte to its terminal event, and those that read it here.
 
     What it holds is counted in the budget until that is given back: by `release`, or when the recording is freed.
     """
@@ -31,6 +32,7 @@ class Recording:
         "budget",
         "closed",
         "epoch",
+        "fanout",
         "framer",
         "head",
         "limits",
@@ -49,6 +51,8 @@ class Recording:
         self.bound = limits.max_stream_bytes
         """How many of the newest bytes are kept for readers that come later."""
         self.log = ByteLog(limits.block_size, budget=budget)
+        self.fanout = NO_READERS
+        """The readers in this process."""
         self.framer = new_framer(epoch, limits, self.bound, budget) if head.is_event_stream else None
         self.piece = EVENT_PIECE if head.is_event_stream else PIECE
         """The most that may be recorded at once."""
@@ -84,37 +88,40 @@ class Recording:
         """Whether the log ends within an event that was too large to hold back."""
         return self.framer is not None and self.framer.oversize
 
+    @property
+    def takes_ping(self) -> bool:
+        """Whether a keep-alive can be recorded: not in other media than events, in mid-event, or without room."""
+        return self.framer is not None and not self.framer.oversize and not self.fanout.is_waiting
+
     def frame(self, chunk: bytes) -> bytes:
         """Take what the application sent; return what is to be recorded: of an event stream, the whole events."""
         return chunk if self.framer is None else self.framer.feed(chunk, self.log.tail)
 
-    def keep(self, data: bytes, fanout: Fanout | None) -> None:
+    def keep(self, data: bytes) -> None:
         """Add bytes to the log, as they are."""
         self.log.append(data)
-        self.settle(fanout)
+        self.settle()
 
-    def settle(self, fanout: Fanout | None) -> None:
+    def settle(self) -> None:
         """Drop what is beyond the bound, and see to it that everything together is not too much."""
-        self.trim(fanout)
+        self.trim()
         if self.budget.is_exceeded:
             self.budget.on_excess()
 
-    def trim(self, fanout: Fanout | None) -> None:
+    def trim(self) -> None:
         """Drop what is beyond the bound, except what an attached reader still needs."""
         log = self.log
         # Whole blocks are dropped, so there is nothing to do until there is one too many.
         if log.tail > self.bound and log.size > self.bound + log.block_size:
-            self._trim_to(fanout, self.bound)
+            self._trim_to(self.bound)
 
-    def _trim_to(self, fanout: Fanout | None, size: int, *, exactly: bool = False) -> None:
-        log = self.log
+    def _trim_to(self, size: int, *, exactly: bool = False) -> None:
+        log, fanout = self.log, self.fanout
+        slowest = fanout.slowest if log.tail - fanout.slowest <= size else fanout.find_slowest()
         # Three bytes more, to see the blank line that the first event which is kept comes after.
-        keep_from: float = log.tail - size - 3
-        if fanout is not None:
-            keep_from = min(keep_from, fanout.slowest if log.tail - fanout.slowest <= size else fanout.find_slowest())
-        log.trim(int(keep_from), exactly=exactly)
+        log.trim(int(min(log.tail - size - 3, slowest)), exactly=exactly)
 
-    def shrink(self, fanout: Fanout | None, size: int) -> bytes:
+    def shrink(self, size: int) -> bytes:
         """Hold no more than `size`, except what an attached reader still needs; return bytes that came into the log."""
         size = max(0, size - self._overhead)
         flushed = b""
@@ -124,24 +131,39 @@ class Recording:
                 flushed = self.framer.flush(self.log.tail)
                 self.log.append(flushed)
             size = max(0, size - self.framer.held_back)
-        self._trim_to(fanout, size, exactly=True)
+        self._trim_to(size, exactly=True)
         return flushed
 
-    def end(self, status: ResumableStatus, code: str, message: str) -> bytes:
-        """Take no more; return the last bytes to keep: what is left over if it `completed`, or the terminal event."""
+    def end(self, status: ResumableStatus, code: str, message: str) -> None:
+        """Take no more, and end the log: with what is left over if it `completed`, or with the terminal event."""
         self.closed = True
-        framer = self.framer
-        if framer is None:
-            return b""
-        if status is ResumableStatus.COMPLETED:
-            rest = framer.finish(self.log.tail)
-            self.framer = None
-            return rest
-        self._drop_framer()
-        event = end_event(self.epoch, self.limits, self.log.tail, framer.oversize, status, code, message)
-        # How it ended is kept on top of what the bound allows, however small that is.
-        self.bound += len(event)
-        return event
+        log, framer = self.log, self.framer
+        if framer is not None:
+            if status is ResumableStatus.COMPLETED:
+                log.append(framer.finish(log.tail))
+                self.framer = None
+            else:
+                self._drop_framer()
+                event = end_event(self.epoch, self.limits, log.tail, framer.oversize, status, code, message)
+                # How it ended is kept on top of what the bound allows, however small that is.
+                self.bound += len(event)
+                log.append(event)
+        self.trim()
+        log.close()
+
+    def read(self, offset: int) -> bytes:
+        """Return the next bytes that may be read; none at the tail.
+
+        Raises:
+            OffsetLost: They were dropped.
+        """
+        # Not always up to the log's own tail: what is not visible yet may still be taken back.
+        visible = self.fanout.visible
+        left = (self.log.tail if visible is None else visible) - offset
+        try:
+            return self.log.read(offset, min(left, BLOCK_SIZE)) if left > 0 else b""
+        except LookupError:
+            raise OffsetLost(self.earliest) from None
 
     def reopen(self, offset: int) -> None:
         """Drop what was written from `offset` on, so that the log can end otherwise."""

@@ -4,7 +4,6 @@ A client continues from an offset, from an event id of ours, or from one of the 
 """
 
 import asyncio
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -112,22 +111,20 @@ class Stream(Protocol):
     def advance(self, cursor: Cursor, size: int) -> None:
         """Note that the reader has sent `size` bytes on."""
 
-    def read(self, cursor: Cursor) -> bytes:
-        """Return the next bytes; none at the tail.
+    def read(self, offset: int) -> bytes:
+        """Return the next bytes from `offset` on; none at the tail.
 
         Raises:
-            OffsetLost: This process does not hold them; see `fetch_evicted`.
+            OffsetLost: This process does not hold them; see `fetch`.
         """
 
-    async def fetch_evicted(self, cursor: Cursor) -> bytes:
-        """Return the next bytes of a reader whose place this process no longer holds.
+    async def fetch(self, offset: int) -> bytes:
+        """Return the next bytes from `offset` on, which is before the tail, from wherever they are kept.
 
         Raises:
-            OffsetLost: Nothing else holds it either.
+            OffsetLost: Nothing holds them.
+            StoreUnavailable: What holds them cannot be asked.
         """
-
-    async def blocks(self, offset: int) -> Iterable[bytes]:
-        """Everything from `offset`, which is retained, to the tail."""
 
 
 class WritableStream(Stream, Protocol):
@@ -158,6 +155,15 @@ class WritableStream(Stream, Protocol):
 def ends_in_order(stream: Stream) -> bool:
     """Whether a stream that is over ends like any other body: events say by themselves how their stream ended."""
     return stream.status is ResumableStatus.COMPLETED or stream.head.is_event_stream
+
+
+async def blocks(stream: Stream, offset: int) -> list[bytes]:
+    """Everything from `offset`, which is retained, to where the tail is now: the log may be trimmed meanwhile."""
+    tail, found = stream.tail, []
+    while offset < tail:
+        found.append(await stream.fetch(offset))
+        offset += len(found[-1])
+    return found
 
 
 def stream_item(stream: Any) -> ResumableStreamItem:
@@ -208,8 +214,7 @@ async def _after_event(stream: Stream, event_id: str) -> int:
     start = stream.earliest
     found = None
     if stream.head.is_event_stream:
-        # A list, because the log may be trimmed between two steps of the search.
-        found = await run_search(search_event_id(list(await stream.blocks(start)), event_id))
+        found = await run_search(search_event_id(await blocks(stream, start), event_id))
     if found is None:
         raise UnknownEventId(
             "No event in the log has that id; it was dropped, or never sent. Resume with from=, or start over."
@@ -223,7 +228,7 @@ async def is_exhausted(stream: Stream, offset: int) -> bool:
         return False
     if not stream.head.is_event_stream:
         return offset == stream.tail
-    return not await run_search(search_dispatch(list(await stream.blocks(offset))))
+    return not await run_search(search_dispatch(await blocks(stream, offset)))
 
 
 async def run_search(search: Search[_T]) -> _T:

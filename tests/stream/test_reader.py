@@ -41,8 +41,7 @@ def write(stream: MemoryStream, chunk: bytes) -> None:
 
 def fanout(stream: MemoryStream) -> Fanout:
     """The readers of a stream."""
-    assert stream._fanout is not None
-    return stream._fanout
+    return stream._recording.fanout
 
 
 def fail(stream: MemoryStream, failure: StoreUnavailable) -> None:

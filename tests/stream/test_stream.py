@@ -90,7 +90,7 @@ def test_a_cursor_whose_bytes_are_gone_gets_an_error():
         write(stream, b"0123456789")
 
     with pytest.raises(OffsetLost) as lost:
-        stream.read(cursor)
+        stream.read(cursor.offset)
     assert lost.value.earliest == stream.earliest > 0
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from time import time
 
@@ -11,8 +11,8 @@ from ..._core.sse import PING
 from ..._stream.fanout import Cursor, Fanout
 from ..._stream.recording import Recording
 from ..._stream.stream import Head, stream_item
-from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
-from ...models import ResumableStatus, ResumableStreamItem
+from ...exceptions import ResumableError, StoreUnavailable
+from ...models import ResumableStatus
 from ..base import Reservation
 from .outage import RECHECK
 from .writes import END_MESSAGES, Ending, Outbox, Reply, StreamBackend, Sync, Written
@@ -41,7 +41,7 @@ class LocalStream:
         self._stop_producer: Callable[[str], None] | None = request.on_stop
         self._recording = Recording(self.epoch, head, backend.limits, backend.budget)
         self.log, self.piece = self._recording.log, self._recording.piece
-        self._fanout = Fanout(self.log)
+        self._fanout = self._recording.fanout = Fanout(self.log)
         self._fanout.visible = 0
         self.outbox = Outbox(self._recording)
         """What the backend is to do next."""
@@ -49,7 +49,7 @@ class LocalStream:
         # Up to this offset, there is room without a check, which would cost more than the rest of a short write.
         self._check_at = 0
         # What others ask of the stream is done by its parts.
-        self.detach, self.advance = self._fanout.detach, self._fanout.advance
+        self.detach, self.advance, self.read = self._fanout.detach, self._fanout.advance, self._recording.read
         self.note_room = self._fanout.make_room
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when all workers can see the end."""
@@ -91,7 +91,7 @@ class LocalStream:
             return False
         self._keep(chunk if framer is None else framer.feed(chunk, tail))
         if is_due and not self.closed:
-            self._recording.settle(self._fanout)
+            self._recording.settle()
             # What the backend has, and the slowest readers, only move forward.
             slowest = min(self._fanout.find_slowest(), self._slowest_elsewhere, self.log.tail)
             self._check_at = min(
@@ -111,8 +111,7 @@ class LocalStream:
 
     def ping(self) -> None:
         """Record a keep-alive, except in other media than events, in mid-event, or while readers leave no room."""
-        recording = self._recording
-        if recording.framer is not None and not recording.is_mid_event and not self._fanout.is_waiting:
+        if self._recording.takes_ping:
             self._keep(PING)
 
     def end(self, status: ResumableStatus, code: str, message: str, now: float) -> None:
@@ -128,9 +127,7 @@ class LocalStream:
 
     def _close(self, status: ResumableStatus, code: str, message: str) -> None:
         self._check_at = 0
-        self._keep(self._recording.end(status, code, message))
-        self._recording.settle(self._fanout)
-        self.log.close()
+        self._recording.end(status, code, message)
 
     def stop_producer(self, code: str) -> None:
         """Tell the producer that the stream was ended by something else; once."""
@@ -174,7 +171,6 @@ class LocalStream:
         self._fanout.visible = self.log.tail
         self.status, self.completed_at, self.is_final = status, now, True
         self._fanout.notify()
-        self._fanout.make_room()
         self.settled.set_result(None)
 
     # Without the backend.
@@ -236,7 +232,7 @@ class LocalStream:
                 while not self.is_final:
                     page = await self.backend.page(self, self.log.tail)
                     if page.data:
-                        self._recording.keep(page.data, self._fanout)
+                        self._recording.keep(page.data)
                     if page.ending is not None:
                         code = page.ending.code
                         self._finalize(page.ending.status, page.ending.completed_at)
@@ -262,31 +258,13 @@ class LocalStream:
         """The first offset that can be resumed from: of an event stream, the start of an event."""
         return self._recording.earliest
 
-    @property
-    def item(self) -> ResumableStreamItem:
-        """The stream as a lookup shows it."""
-        return stream_item(self)
+    item = property(stream_item)
 
     def attach(self, cursor: Cursor) -> None:
         """Keep what `cursor` has yet to read, and wake it for what comes."""
         self._fanout.attach(cursor)
         self._check_at = 0
 
-    def read(self, cursor: Cursor) -> bytes:
-        """Return the next bytes that are visible; none at the tail.
-
-        Raises:
-            OffsetLost: The bytes there were dropped.
-        """
-        try:
-            return self._fanout.read(cursor.offset)
-        except LookupError:
-            raise OffsetLost(self.earliest) from None
-
-    async def fetch_evicted(self, _cursor: Cursor) -> bytes:
-        """Raise `OffsetLost`: what was dropped here was dropped by the backend as well."""
-        raise OffsetLost(self.earliest)
-
-    async def blocks(self, offset: int) -> Iterable[bytes]:
-        """Everything from `offset`, which is retained, to what readers may read."""
-        return self._fanout.chunks(offset)
+    async def fetch(self, offset: int) -> bytes:
+        """Return what `read` does: what was dropped here was dropped by the backend as well."""
+        return self.read(offset)

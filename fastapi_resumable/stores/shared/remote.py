@@ -1,13 +1,12 @@
 """A stream as a worker sees it that only reads it: what is new comes by itself, what is old is fetched on demand."""
 
 import math
-from collections.abc import Iterable
 
 from ..._core.log import BLOCK_SIZE, ByteLog
 from ..._stream.fanout import Cursor, Fanout
 from ..._stream.stream import stream_item
 from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
-from ...models import ResumableStatus, ResumableStreamItem
+from ...models import ResumableStatus
 from .writes import RemoteState, StreamBackend
 
 WINDOW = 256 * 1024
@@ -54,10 +53,7 @@ class RemoteStream:
         """How far the stream can be read."""
         return max(self._tail, self.log.tail)
 
-    @property
-    def item(self) -> ResumableStreamItem:
-        """The stream as a lookup shows it."""
-        return stream_item(self)
+    item = property(stream_item)
 
     # What is new.
 
@@ -113,41 +109,30 @@ class RemoteStream:
 
     # What is old.
 
-    def read(self, cursor: Cursor) -> bytes:
-        """Return the next bytes; none at the tail.
+    def read(self, offset: int) -> bytes:
+        """Return the next bytes from `offset` on; none at the tail.
 
         Raises:
-            OffsetLost: They are not held here; see `fetch_evicted`.
+            OffsetLost: They are not held here; see `fetch`.
         """
-        if cursor.offset >= self.log.tail:
+        if offset >= self.log.tail:
             return b""
         try:
-            return self.log.read(cursor.offset)
+            return self.log.read(offset)
         except LookupError:
             raise OffsetLost(self.earliest) from None
 
-    async def fetch_evicted(self, cursor: Cursor) -> bytes:
-        """Return bytes that only the backend holds.
+    async def fetch(self, offset: int) -> bytes:
+        """Return bytes that the backend holds.
 
         Raises:
-            OffsetLost: It does not, either.
+            OffsetLost: It does not.
             StoreUnavailable: It cannot be asked.
         """
-        data = (await self._backend.page(self, cursor.offset)).data
+        data = (await self._backend.page(self, offset)).data
         if not data:
             raise OffsetLost(self.earliest)
         return data
-
-    async def blocks(self, offset: int) -> Iterable[bytes]:
-        """Everything from `offset` to the tail, fetched."""
-        tail, blocks = self.tail, []
-        while offset < tail:
-            data = (await self._backend.page(self, offset)).data
-            if not data:
-                raise OffsetLost(self.earliest)
-            blocks.append(data)
-            offset += len(data)
-        return blocks
 
     # What the producer has to know.
 
