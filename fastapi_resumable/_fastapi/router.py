@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from .._core.ids import StreamKey, parse_offset, parse_sequence_number, require_stream_id
 from .._core.sse import PING
+from .._run.body import client_gone
 from .._run.breaking import break_off, end_of_body
 from .._run.headers import describe
 from .._run.manager import StreamManager
@@ -195,10 +196,6 @@ class WatchResponse(Response):
             StreamBroken: The client took nothing for too long.
         """
 
-        async def disconnected() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-
         async def start() -> None:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
@@ -207,7 +204,7 @@ class WatchResponse(Response):
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
         watch = self._manager.watch(self._owner, self._ids)
-        departure = asyncio.ensure_future(disconnected())
+        departure = asyncio.ensure_future(client_gone(receive))
         departure.add_done_callback(lambda _: watch.leave())
         try:
             if await watch.run(start, deliver) is Reading.STALLED:

@@ -79,7 +79,9 @@ class RequestBody:
                 await self._taken.wait()
             else:
                 async with self._lock:
-                    if not self._gone and (self.is_complete or not self._messages):
+                    if self.is_complete:
+                        await client_gone(self._pull, is_complete=True)
+                    elif not self._gone and not self._messages:
                         message = await self._pull()
                         if message["type"] != "http.disconnect" or self._owed:
                             self._messages.append(message)
@@ -99,6 +101,16 @@ class RequestBody:
             self._owed = message.get("more_body", False)
             self.is_complete = not self._owed
         return message
+
+
+async def client_gone(receive: Receive, *, is_complete: bool = False) -> None:
+    """Wait until the client has gone; pass over what is left of the request's body."""
+    while (message := await receive())["type"] != "http.disconnect":
+        if is_complete:
+            # A middleware that has read the body often puts a `receive` in its place that gives it again and again,
+            # and never waits. That tells nothing of the client, whose leaving shows when something is sent to it.
+            await asyncio.get_running_loop().create_future()
+        is_complete = not message.get("more_body", False)
 
 
 def _may_have_body(scope: Scope) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -16,6 +17,7 @@ from .._stream.reader import Reader, Reading
 from .._stream.stream import Stream, blocks, ends_in_order, find_position, is_exhausted, run_search
 from ..exceptions import InvalidOffset, OffsetLost, ResumableError
 from ..telemetry import StreamTelemetry
+from .body import client_gone
 from .breaking import break_off, end_of_body
 from .headers import RawHeaders, guard, identify
 from .manager import StreamManager
@@ -148,16 +150,11 @@ class ReplayResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the log."""
-
-        async def disconnected() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-
         self._manager.telemetry.read(self._kind, traceparent=self._stream.head.traceparent)
         reader = self._manager.reader(self._stream, self._offset)
         if self._starting_after is not None:
             send = _without_past_events(send, SequenceFilter(self._starting_after))
-        await serve(reader, self._manager, list(self.raw_headers), scope, send, disconnected)
+        await serve(reader, self._manager, list(self.raw_headers), scope, send, partial(client_gone, receive))
 
 
 def _without_past_events(send: Send, wanted: SequenceFilter) -> Send:

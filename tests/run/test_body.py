@@ -2,7 +2,12 @@
 
 import asyncio
 
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+
+from fastapi_resumable import Resumable
 from fastapi_resumable._run.body import DISCONNECT, RequestBody
+from tests.support.asgi import Client
 
 
 def piece(body: bytes, *, more: bool) -> dict:
@@ -120,3 +125,51 @@ async def test_the_application_and_the_watch_share_a_wait():
     async with asyncio.timeout(5):
         await watch
         assert await late is None
+
+
+async def test_a_receive_that_gives_the_body_again_and_again_holds_up_nothing():
+    """As middleware puts it in the place of the server's, whose body it has read: it never waits, and says no more."""
+    resumable = Resumable()
+    app = FastAPI()
+    app.include_router(resumable.router)
+    finish = asyncio.Event()
+    asked = []
+
+    async def words():
+        yield "data: one\n\n"
+        await finish.wait()
+        yield "data: two\n\n"
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat():
+        return StreamingResponse(words(), media_type="text/event-stream")
+
+    async def with_body_read(scope, receive, send):
+        body = await receive()
+
+        async def again():
+            # The task that asks would ask on without giving way to the test, which is ended by this instead.
+            asked.append(scope["path"])
+            assert len(asked) < 1000
+            return body
+
+        await app(scope, again, send)
+
+    client = Client(with_body_read, spec_version="2.4")
+    first = client.start("POST", "/chat", headers={"x-conversation-id": "a"})
+    try:
+        await first.read_until(b"one")
+        replay = client.start("GET", "/v1/stream/a")
+        await replay.read_until(b"one")
+        watch = client.start("POST", "/v1/streams/watch", json={"conversation_ids": ["a"]})
+        await watch.read_until(b"in_progress")
+        finish.set()
+        assert b"two" in (await first.reply()).body
+        assert b"two" in (await replay.reply()).body
+        await watch.read_until(b"completed")
+        # The watch would notice at its next keep-alive that its client has gone.
+        watch.cancel()
+    finally:
+        finish.set()
+        await client.close()
