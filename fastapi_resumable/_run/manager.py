@@ -5,7 +5,8 @@ Invariant: no task is without an owner, and `shutdown` leaves none behind but th
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from .._stream.reader import LAST_DELIVERY, Reader, Reading
 from .._stream.stream import Stream
@@ -23,7 +24,7 @@ logger = logging.getLogger("fastapi_resumable")
 LAST_MOMENT = 0.5
 """Seconds that a reader has to take the end of its stream when the server has cancelled its request."""
 
-Interrupt = Callable[[], Awaitable[None]]
+Interrupt = Callable[[], Coroutine[Any, Any, None]]
 
 
 class StreamManager:
@@ -130,9 +131,10 @@ class StreamManager:
         # that is about to cancel requests would keep their readers from the terminal event.
         grace = min(self.settings.shutdown_grace, self.termination.server_timeout)
         await self._quiet(grace, lambda: self._grace_is_over or not (self._producers or self._readers))
-        # A copy, because each that ends removes itself.
-        for interrupt in list(self._producers):
-            await interrupt()
+        # All at the same time, because a shared store writes the ends of many streams together. In tasks, so that one
+        # that fails keeps nothing else from its end.
+        if self._producers:
+            await asyncio.wait({self.tasks.spawn(interrupt(), "resumable interrupt") for interrupt in self._producers})
         for watch in list(self._watches):
             watch.leave()
         # What is left then are readers of streams that live elsewhere, and clients that do not take the end.

@@ -172,6 +172,47 @@ async def test_a_shutdown_interrupts_what_is_live_and_lets_stuck_readers_go(capl
     assert not manager.closing
 
 
+class StoreOfManyEnds(MemoryStore):
+    """One that ends streams together, as a shared store does: none before it has two; and the first one fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ending: list[str] = []
+        self.has_two = asyncio.Event()
+
+    async def finish(self, stream, status, code, message):
+        """Wait for the other one."""
+        self.ending.append(stream.key.id)
+        is_first = len(self.ending) == 1
+        if len(self.ending) == 2:
+            self.has_two.set()
+        await self.has_two.wait()
+        if is_first:
+            raise RuntimeError("of the store's own")
+        await super().finish(stream, status, code, message)
+
+
+async def test_a_shutdown_interrupts_all_streams_at_the_same_time(caplog):
+    """It takes as long as one does, and one that fails does not keep the others from their end."""
+    store = StoreOfManyEnds()
+    settings = ResumableSettings.load({"ping": 0, "stop_grace": 0, "shutdown_grace": 0})
+    manager = StreamManager(store, settings)
+    producers = {}
+    for name in ("a", "b"):
+        producer = producers[name] = await reserve(manager, StreamKey(None, name), None)
+        assert isinstance(producer, Producer)
+        await producer.begin(HEAD, lambda stream: None)
+
+    await bounded(manager.shutdown())
+
+    first, second = store.ending
+    assert producers[second].stream.status is ResumableStatus.INTERRUPTED
+    assert producers[first].stream.status is ResumableStatus.IN_PROGRESS
+    assert "of the store's own" in caplog.text
+    for producer in producers.values():
+        await producer.release()
+
+
 async def test_a_timeout_of_the_deliverers_own_is_not_taken_for_a_stall():
     """Only our own deadline means that the client took nothing."""
     manager = make_manager()
