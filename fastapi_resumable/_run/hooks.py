@@ -151,7 +151,12 @@ class Hooks:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle, result, error)
 
-        threading.Thread(target=target, name=f"resumable on_finish {finished.id}", daemon=True).start()
+        try:
+            threading.Thread(target=target, name=f"resumable on_finish {finished.id}", daemon=True).start()
+        except RuntimeError:
+            # The process may have no more threads. Its place is for the next hook then.
+            self._threads.release()
+            raise
         result, error = await outcome
         if error is not None:
             raise error

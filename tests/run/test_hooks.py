@@ -86,6 +86,23 @@ async def test_a_hook_that_hangs_is_given_up(monkeypatch, caplog) -> None:
     assert caplog.text.count("TimeoutError") >= 2
 
 
+async def test_a_hook_that_gets_no_thread_takes_no_place(monkeypatch, caplog) -> None:
+    """A process that had no more threads for a while runs its hooks again afterwards."""
+    seen = []
+    hooks = make(seen.append)
+
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(MAX_THREADS):
+            await bounded(hooks.run(Finished()))
+    assert caplog.text.count("can't start new thread") >= MAX_THREADS
+    await bounded(hooks.run(Finished()))
+    assert len(seen) == 1
+
+
 async def test_only_so_many_streams_wait_for_hooks_that_hang(monkeypatch, caplog) -> None:
     """What they hold is bounded."""
     monkeypatch.setattr(hooks_module, "MAX_PENDING", 3)
