@@ -45,7 +45,6 @@ class Exchange:
     _ending: asyncio.Task[None] | None = None
     _outer: Producer | None = None
     """The producer of another `Resumable` that records this request as well. It is the client then."""
-    _is_released = False
 
     def __init__(
         self,
@@ -157,10 +156,7 @@ class Exchange:
         return nullcontext() if self.cancelled is None else anyio.CancelScope(shield=True)
 
     async def release(self) -> None:
-        """Give back what the exchange holds, once, whether it has run or not."""
-        if self._is_released:
-            return
-        self._is_released = True
+        """Give back what the exchange holds, whether it has run or not; a second time, there is nothing left."""
         if self._reader is not None:
             self._manager.dismiss(self._reader)
         if self._accepting is not None:

@@ -262,6 +262,8 @@ class Producer:
         self._scope.cancel()
         await asyncio.wait({task}, timeout=grace)
         if not task.done():
+            # First, as a handler of the application's may raise.
+            self._settle()
             logger.warning(
                 "the producer of stream %r ignores cancellation and was abandoned after %g s; "
                 "let CancelledError through, or check stream.stopped",
@@ -269,7 +271,6 @@ class Producer:
                 self.manager.settings.stop_grace,
                 extra=self.fields,
             )
-            self._settle()
 
     async def disconnected(self) -> None:
         """Wait until the stream is stopped: what the application sees as `http.disconnect`."""

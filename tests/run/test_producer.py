@@ -83,6 +83,38 @@ async def test_what_is_raised_while_stopping_is_logged_as_such(caplog):
     assert "raised while it was being stopped" in caplog.text
 
 
+async def test_a_request_does_not_wait_for_a_producer_whose_abandoning_cannot_be_logged():
+    """A handler of the application's that sends log records elsewhere may raise."""
+    manager = make_manager(stop_grace=0)
+    producer = await started(manager)
+    running, may_end = asyncio.Event(), asyncio.Event()
+
+    async def application() -> None:
+        running.set()
+        while not may_end.is_set():
+            try:
+                await may_end.wait()
+            except asyncio.CancelledError:
+                continue
+
+    def refuse(record: logging.LogRecord) -> bool:
+        if "was abandoned" in record.getMessage():
+            raise OSError("no connection")
+        return True
+
+    logger = logging.getLogger("fastapi_resumable")
+    logger.addFilter(refuse)
+    try:
+        producer.start(application)
+        await bounded(running.wait())
+        producer.stop("cancelled")
+        await bounded(producer.done())
+    finally:
+        logger.removeFilter(refuse)
+        may_end.set()
+    await producer.release()
+
+
 async def test_beginning_twice_is_beginning_once():
     """The head's timer and the first byte may come together."""
     manager = make_manager()
