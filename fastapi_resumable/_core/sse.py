@@ -223,9 +223,10 @@ class EventFramer:
             event = event.lstrip(b"\r\n")
             if not event:
                 return bom
-            if event.startswith(BOM) and not (offset or bom):
-                # It is no byte order mark, because line ends came before it: one has to stay.
-                event = b"\n" + event
+            if event.startswith(BOM) and not bom:
+                # It is no byte order mark, because something came before it. A comment has to, where a client that
+                # resumes here would take it for one.
+                event = b":\n" + event
         blank = _last_line_end(event)
         lines = event[: len(event) - len(blank)]
         has_data = has_data or DATA.search(event, at_start=at_start) is not None

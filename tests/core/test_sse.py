@@ -1,4 +1,4 @@
-"""core/framing.py against a decoder written from the specification, on any chunking and any line endings."""
+"""Event framing against a decoder written from the specification, on any chunking and any line endings."""
 
 import re
 import sys
@@ -110,6 +110,18 @@ def test_ids_change_nothing_that_a_client_dispatches(case):
     data, chunks = case
 
     assert [event[:2] for event in decode(frame(chunks))] == [event[:2] for event in decode(data)]
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+@pytest.mark.parametrize("lines", [b"data: x", b"event: e\ndata: x", b"", BOM + b"data: x"])
+def test_a_bom_in_mid_stream_means_the_same_to_a_client_that_resumes_right_before_it(lines, end):
+    """At the start of what that client gets, it would be dropped, and the line behind it be a field."""
+    out = frame([b"data: a" + end, BOM + lines + end, b"data: b" + end])
+    starts = [match.end() for match in re.finditer(rb"\n\n|\r\n\r\n|\r\r", out)]
+
+    assert decode(out)[0][:2] == ("message", "a")
+    for start in starts:
+        assert decode(out[start:]) == decode(out)[len(decode(out[:start])) :]
 
 
 @given(chunked())
