@@ -187,6 +187,23 @@ async def test_a_log_that_is_gone_is_written_anew(workers: Workers) -> None:
     assert await content(await other.find(KEY, 1)) == b"one two three"
 
 
+async def test_a_stream_whose_state_is_gone_is_put_back(workers: Workers) -> None:
+    """Redis has evicted the hash alone: the producer goes on, and readers elsewhere miss nothing."""
+    one, other = workers.open(), workers.open()
+    stream = await begin(one, KEY, TEXT)
+    await write(stream, b"one ")
+    await shown(stream)
+    async with following(await other.find(KEY, 1)) as follower:
+        await follower.reach(4)
+        workers.server.control.delete(workers.keys.stream(KEY))
+        await write(stream, b"two ")
+        await write(stream, b"three")
+        await shown(stream)
+        await complete(one, stream)
+        assert await follower.end() == b"one two three"
+    assert await content(await other.find(KEY, 1)) == b"one two three"
+
+
 async def test_streams_that_are_written_together_end_each_in_its_own_way(workers: Workers) -> None:
     """One that was replaced elsewhere is refused, and those that share its call are not."""
     one, other = workers.open(), workers.open()

@@ -92,6 +92,12 @@ local function slowest_of(readers)
     return slowest and text(slowest)
 end
 
+-- Whether a log has its end: if not, and the hash is gone, then Redis has lost that alone (by eviction, say).
+local function has_end(log)
+    local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+    return last ~= nil and last[1]:match('%-1$') ~= nil
+end
+
 -- The keys that hold the bytes of an epoch: its log, and what was packed.
 local function expire(log, milliseconds)
     redis.call('PEXPIRE', log, milliseconds)

@@ -3,7 +3,11 @@
 local epoch, worker, head, sse, started, idem, ttl, offset = unpack(ARGV)
 local h = load()
 if h.epoch and (h.epoch ~= epoch or h.status ~= 'in_progress') then return {'ended'} end
-if not h.epoch and (h['x:' .. epoch] or redis.call('EXISTS', KEYS[2]) == 1) then return {'ended'} end
+if not h.epoch then
+    if h['x:' .. epoch] or has_end(KEYS[2]) then return {'ended'} end
+    -- What is written again need not be cut into the same pieces.
+    redis.call('UNLINK', KEYS[2])
+end
 redis.call('UNLINK', KEYS[2] .. ':packed')
 redis.call('HDEL', H, 'q:' .. epoch, 'mid', 'small')
 redis.call('HSET', H, 'epoch', epoch, 'status', 'in_progress', 'worker', worker, 'tail', offset, 'earliest', offset,
