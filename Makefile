@@ -10,11 +10,11 @@ JS := tests/javascript
 WITHOUT_OUTSIDE := $(addprefix --ignore tests/,browser clients docs servers)
 OUTSIDE = $(addprefix tests/,clients docs servers) $(shell grep -rlE --include='*.py' '\bmark\.slow\b' tests)
 CORE := $(addprefix tests/,core stream stores run fastapi contract client)
-# What touches asyncio, threads and processes: on every Python and event loop; but not what names look like in stores,
-# nor what workers tell of each other: no loop has a part in that.
-MATRIX_LESS := not every_form and not the_head_is and not killed_worker and not dead_workers and not frozen_for
+# What touches asyncio, threads and processes: on every Python and event loop; but not what names look like in stores:
+# no loop has a part in that.
+MATRIX_LESS := not every_form and not the_head_is
 MATRIX := $(addprefix tests/,stream run stores/test_memory_conformance.py stores/test_sqlite_conformance.py \
-	stores/test_redis_conformance.py contract/test_life_drain.py contract/test_life_shutdown.py redis/test_faults.py)
+	stores/test_redis_conformance.py contract/test_life_drain.py contract/test_life_shutdown.py)
 # What touches FastAPI, Starlette, uvicorn, pydantic, redis-py and httpx: on other versions of them.
 VERSIONS := $(addprefix tests/,$(addprefix fastapi/test_,assets.py differential.py failures.py internals.py \
 	starting_after.py transparent.py watch.py) $(addprefix contract/test_,faces_matrix.py faces_request.py http_openapi.py \
