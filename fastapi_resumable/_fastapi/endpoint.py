@@ -151,6 +151,10 @@ class ResumableStream:
         admission = self._admission
         if not isinstance(admission, EndpointAdmission) or admission.exchange is None:
             return response
+        if not isinstance(response, Response):
+            # FastAPI has yet to render it; it passes through with the warning that the decorator gives.
+            admission.records_result = True
+            return response
         return cast("ResponseT", record(response, admission.exchange))
 
 

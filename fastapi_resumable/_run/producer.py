@@ -127,16 +127,17 @@ class Producer:
             elif is_torn_down or (error is None and self.manager.closing):
                 # The event loop is being closed; or the response is one that ends by itself when the server exits.
                 await self.end(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
-            elif error is None:
-                await self.fail("The answer ended before it was complete.")
             else:
                 self.error = error
+                why = "" if error else ": the application returned before it had ended its response"
                 try:
                     if self.stream is not None:
-                        logger.error("stream %r failed", self.key.id, exc_info=error, extra=self.fields)
+                        logger.error("stream %r failed%s", self.key.id, why, exc_info=error, extra=self.fields)
                 finally:
                     # Even if a handler of the application's raises, one that sends log records elsewhere, say.
-                    await self.fail("The answer could not be completed.")
+                    await self.fail(
+                        "The answer could not be completed." if error else "The answer ended before it was complete."
+                    )
         finally:
             if self.stop_code is not None and error is not None:
                 # An application that was stopped may be kept alive by its traceback, and its generators with it.

@@ -76,9 +76,15 @@ async def start_twice(scope, receive, send):
     await send({"type": "http.response.body", "body": b"data: two\n\n", "more_body": False})
 
 
-@pytest.mark.parametrize("broken", [leave_a_scope_open, start_twice])
-async def test_an_application_that_breaks_the_rules_fails_its_stream(broken) -> None:
-    """The client reads the terminal event, and nothing of what came after the fault."""
+async def never_end(scope, receive, send):
+    """Breaks the rules: it returns, and has said that more is to come."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    await send({"type": "http.response.body", "body": b"data: one\n\n", "more_body": True})
+
+
+@pytest.mark.parametrize("broken", [leave_a_scope_open, start_twice, never_end])
+async def test_an_application_that_breaks_the_rules_fails_its_stream(broken, caplog: pytest.LogCaptureFixture) -> None:
+    """The client reads the terminal event, and nothing of what came after the fault; the log says what happened."""
     made = stage("middleware")
     made.app.mount("/broken", broken)
     async with running(_behind(made, "/broken/chat")) as client:
@@ -91,6 +97,7 @@ async def test_an_application_that_breaks_the_rules_fails_its_stream(broken) -> 
     assert end.json()["code"] == "producer_failed"
     assert b"two" not in body
     assert item["status"] == "failed"
+    assert [record.levelname for record in caplog.records if "chat-1' failed" in record.getMessage()] == ["ERROR"]
 
 
 async def never_start(scope, receive, send):
