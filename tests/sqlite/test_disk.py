@@ -14,6 +14,9 @@ from fastapi_resumable import SqliteStore
 from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import StoreUnavailable
 from fastapi_resumable.models import ResumableStatus
+from fastapi_resumable.stores.sqlite.files import WorkerLock
+from fastapi_resumable.stores.sqlite.threads import File
+from fastapi_resumable.stores.sqlite.transactions import WriterThread
 from tests.conformance.tools import KEY, Request, begin, complete, content, following, write, written
 
 
@@ -117,6 +120,30 @@ def test_a_disk_that_hangs_holds_up_nothing_but_what_is_to_be_written(
         await store.aclose()
 
     asyncio.run(main())
+
+
+async def test_what_was_given_up_is_not_written_afterwards(tmp_path: Path) -> None:
+    """The thread has it in hand, and waits for the file: its stream may have ended otherwise by then."""
+    file = File(tmp_path / "streams.db", "full", timeout=0.5)
+    thread = WriterThread(file, lambda: None, "worker", Limits(), WorkerLock(file.path, "worker"))
+    is_busy, gates, done = threading.Event(), [threading.Event() for _ in range(2)], []
+
+    def wait(gate: threading.Event) -> None:
+        is_busy.set()
+        gate.wait()
+
+    before = asyncio.create_task(thread.run_all([lambda _: wait(gates[0])]))
+    await asyncio.to_thread(is_busy.wait)
+    # Both come while it is busy, so it takes them together.
+    given_up = [thread.run_all([job]) for job in (lambda _: wait(gates[1]), lambda _: done.append("written"))]
+    waiting = asyncio.gather(*given_up, return_exceptions=True)
+    await asyncio.sleep(0)
+    gates[0].set()
+    assert [type(result) for result in await waiting] == [StoreUnavailable] * 2
+    gates[1].set()
+    thread.close()
+    await asyncio.gather(before, thread.wait_closed(), return_exceptions=True)
+    assert done == []
 
 
 def test_a_process_ends_although_its_disk_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

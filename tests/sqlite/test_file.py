@@ -16,6 +16,7 @@ from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import StreamNotFound, StreamPending, TooManyStreams
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.sqlite import files
+from fastapi_resumable.stores.sqlite.reader import Found, ReaderThread
 from fastapi_resumable.stores.sqlite.rows import read_states
 from fastapi_resumable.stores.sqlite.transactions import Transactions
 from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write, written
@@ -350,15 +351,15 @@ def test_a_clean_up_holds_nothing_up_for_long(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("failure", [AttributeError, RuntimeError, OSError, sqlite3.OperationalError, MemoryError])
 @pytest.mark.parametrize(
     "place",
-    ["transactions.Transactions.write", "transactions.Transactions._apply", "reader.ReaderThread._find",
-     "reader.ReaderThread.work", "transactions.WriterThread.work", "threads.FileThread.open",
-     "backend.WriteQueue._hand_out"],
+    ["sqlite.transactions.Transactions.write", "sqlite.transactions.Transactions._apply",
+     "sqlite.reader.ReaderThread._find", "sqlite.reader.ReaderThread.work", "sqlite.transactions.WriterThread.work",
+     "sqlite.threads.FileThread.open", "sqlite.threads.FileThread._take", "shared.queue.WriteQueue._hand_out"],
 )  # fmt: skip
 def test_no_thread_and_no_task_ends_with_what_it_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, failure: type[Exception]
 ) -> None:
     """It counts as an outage, and passes: nothing is lost."""
-    module, _, name = f"fastapi_resumable.stores.sqlite.{place}".rpartition(".")
+    module, _, name = f"fastapi_resumable.stores.{place}".rpartition(".")
     path = f"{module}.{name}"
     holder = resolve_name(module)
     original = getattr(holder, name)
@@ -386,6 +387,37 @@ def test_no_thread_and_no_task_ends_with_what_it_raises(
         [item] = await there.lookup("ann", ["chat"])
         assert item.status is ResumableStatus.COMPLETED
         await written(there, b"data: 3\n\n")
+        for store in (here, there):
+            await store.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_look_that_failed_once_is_no_outage_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Although nothing happens in the file afterwards: or the next failure, much later, would end all readings."""
+    find = ReaderThread._find
+    left = [1]
+
+    def fails_once(reader: ReaderThread, connection: sqlite3.Connection) -> Found:
+        if left:
+            left.pop()
+            raise sqlite3.OperationalError("disk I/O error")
+        return find(reader, connection)
+
+    async def main() -> None:
+        here, there = in_store(tmp_path / "streams.db", 2)
+        stream, unread = await begin(here), await begin(here, StreamKey("ann", "unread"))
+        async with following(await there.find(stream.key, 0)) as far:
+            await write(stream, b"data: 1\n\n")
+            await far.events(1)
+            monkeypatch.setattr(ReaderThread, "_find", fails_once)
+            # The file is another one then, in nothing that matters there.
+            await write(unread, b"data: 2\n\n")
+            await until(lambda: "can be read again" in caplog.text, "the end of the outage")
+        for each in (stream, unread):
+            await complete(here, each)
         for store in (here, there):
             await store.aclose()
 

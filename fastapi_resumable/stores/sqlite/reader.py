@@ -15,7 +15,7 @@ from ..shared.outage import UNAVAILABLE
 from .files import WorkerLock
 from .log import Piece, read_pieces
 from .rows import read_workers, text_of
-from .threads import File, FileThread, Job, answer
+from .threads import File, FileThread, Task, answer
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -117,9 +117,9 @@ class ReaderThread(FileThread):
         """Nothing is known of a new connection's version."""
         self._version = None
 
-    def work(self, connection: sqlite3.Connection, jobs: Sequence[Job]) -> Sequence[Any]:
+    def work(self, connection: sqlite3.Connection, tasks: Sequence[Task]) -> Sequence[Any]:
         """Read what is asked for."""
-        results = [answer(job, connection) for job in jobs]
+        results = [answer(task, connection) for task in tasks]
         # No byte is shown that a power cut could take back.
         self.sync()
         return results
@@ -185,7 +185,8 @@ class ReaderThread(FileThread):
             self._hand_over(Found(dead=self._worker_lock.find_dead(workers)))
 
     def _hand_over(self, found: Found) -> None:
-        if any(found) or self.waiting:
+        # Also that the file can be read again: a failure much later is no part of the same outage.
+        if any(found) or self.waiting or self.outage.is_noted:
             self._is_handed_over = True
             self.call(self._pass_on, found)
 

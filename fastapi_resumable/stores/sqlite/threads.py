@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count, islice
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeVar
 
 from ...exceptions import ResumableError, StoreUnavailable
-from ..shared.outage import UNAVAILABLE, Outage
+from ..shared.outage import FIRST_PAUSE, UNAVAILABLE, Outage
 from .files import UnusableFileError, connect, is_of_the_whole_file
 
 logger = logging.getLogger("fastapi_resumable")
@@ -31,8 +31,10 @@ CLOSING = 2.0
 
 Job = Callable[[Any], Any]
 """What a thread does: with the connection, or with the `Transactions` of the writer."""
-Call = tuple[Sequence[Job], asyncio.Future[list[Any]]]
-"""Some jobs, and the future of their results."""
+Caller = asyncio.Future[list[Any]]
+"""What waits for the results of some jobs."""
+Call = tuple[Sequence[Job], Caller]
+Task = tuple[Job, Caller]
 
 
 class File(NamedTuple):
@@ -110,7 +112,7 @@ class FileThread(ABC):
         raise StoreUnavailable("The store is closed.")
 
     async def _try(self, jobs: Sequence[Job]) -> list[Any]:
-        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        future: Caller = self._loop.create_future()
         self._put((jobs, future))
         await asyncio.wait({future}, timeout=self.outage.attempt)
         if future.done():
@@ -150,16 +152,26 @@ class FileThread(ABC):
     def _run(self) -> None:
         is_open = True
         while is_open:
-            calls = self._take()
-            # Looked at before the calls are answered, and after they were taken: what was handed over before the end is
-            # still done.
-            is_open = not (self._is_closed and self._calls.empty())
-            if calls:
-                results = iter(self._perform([job for jobs, _ in calls for job in jobs]))
-                self.call(_deliver, [(future, list(islice(results, len(jobs)))) for jobs, future in calls])
+            try:
+                is_open = self._answer_calls()
+            except Exception as exc:  # noqa: BLE001  # it counts as an outage, and calls that got no answer are repeated
+                is_open = not self._is_closed
+                self.call(self.note_failure, exc)
+                sleep(FIRST_PAUSE)
         self._close()
         self.on_end()
         self.call(self._ended.set_result, None)
+
+    def _answer_calls(self) -> bool:
+        """Do what was handed over, once there is something; return whether more may come."""
+        calls = self._take()
+        # Looked at before the calls are answered, and after they were taken: what was handed over before the end is
+        # still done.
+        is_open = not (self._is_closed and self._calls.empty())
+        if calls:
+            results = iter(self._perform([(job, future) for jobs, future in calls for job in jobs]))
+            self.call(_deliver, [(future, list(islice(results, len(jobs)))) for jobs, future in calls])
+        return is_open
 
     def _take(self) -> list[Call]:
         """Wait for calls, and take all that there are, except those whose callers wait no longer."""
@@ -170,15 +182,15 @@ class FileThread(ABC):
                 taken.append(self._calls.get_nowait())
         return [call for call in taken if call is not None and not call[1].done()]
 
-    def _perform(self, jobs: Sequence[Job]) -> Sequence[Any]:
+    def _perform(self, tasks: Sequence[Task]) -> Sequence[Any]:
         """Do some jobs together, and should that fail, each on its own; the result of each, or its exception."""
         try:
-            return self.work(self.open(), jobs)
+            return self.work(self.open(), tasks)
         except Exception as exc:  # noqa: BLE001  # it goes to the callers
             self.reconnect_after(exc)
-            if len(jobs) == 1 or is_of_the_whole_file(exc):
-                return [exc] * len(jobs)
-        return [result for job in jobs for result in self._perform([job])]
+            if len(tasks) == 1 or is_of_the_whole_file(exc):
+                return [exc] * len(tasks)
+        return [result for task in tasks for result in self._perform([task])]
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
         """Have the event loop call a function."""
@@ -189,7 +201,7 @@ class FileThread(ABC):
             self._is_closed = True
 
     @abstractmethod
-    def work(self, connection: sqlite3.Connection, jobs: Sequence[Job]) -> Sequence[Any]:
+    def work(self, connection: sqlite3.Connection, tasks: Sequence[Task]) -> Sequence[Any]:
         """Do some jobs; return the result of each."""
 
     @abstractmethod
@@ -255,8 +267,12 @@ class FileThread(ABC):
             connection.close()
 
 
-def answer(job: Job, given: object) -> Any:
-    """The result of a job, or what it raises as its answer."""
+def answer(task: Task, given: object) -> Any:
+    """The result of a job, or what it raises as its answer; it is not done if its caller has given it up."""
+    job, caller = task
+    # While the file was waited for: a stream may have ended otherwise by now.
+    if caller.done():
+        return None
     try:
         return job(given)
     except ResumableError as exc:
@@ -264,7 +280,7 @@ def answer(job: Job, given: object) -> Any:
         return exc
 
 
-def _deliver(answers: Sequence[tuple[asyncio.Future[list[Any]], list[Any]]]) -> None:
+def _deliver(answers: Sequence[tuple[Caller, list[Any]]]) -> None:
     for future, results in answers:
         # Its caller may have been cancelled, or wait no longer.
         if not future.done():

@@ -24,7 +24,7 @@ from ..shared.writes import END_MESSAGES, Ended, Gap, Missing, Reply, Restore, W
 from .files import WorkerLock
 from .log import Append, Logs, append_plainly
 from .rows import COLUMNS, Row, Rows, bindable, read_workers, text_of
-from .threads import File, FileThread, Job, answer
+from .threads import File, FileThread, Task, answer
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -258,20 +258,21 @@ class WriterThread(FileThread):
         """Give the lock back: nothing more is written."""
         self._lock.close()
 
-    def work(self, connection: sqlite3.Connection, jobs: Sequence[Job]) -> Sequence[Any]:
+    def work(self, connection: sqlite3.Connection, tasks: Sequence[Task]) -> Sequence[Any]:
         """Do all jobs in one transaction."""
         transactions = self._transactions
         assert transactions is not None
-        appends = [job for job in jobs if isinstance(job, Append) and job.is_plain]
-        is_plain = len(appends) == len(jobs) and not transactions.logs.grow(sum(len(job.write.data) for job in appends))
+        appends = [job for job, _ in tasks if isinstance(job, Append) and job.is_plain]
+        size = sum(len(append.write.data) for append in appends)
+        is_plain = len(appends) == len(tasks) and not transactions.logs.grow(size)
         if is_plain and append_plainly(connection, appends):
-            results: list[Any] = [Written()] * len(jobs)
+            results: list[Any] = [Written()] * len(tasks)
         else:
             # Not `BEGIN`: a transaction that reads first fails to write (SQLITE_BUSY_SNAPSHOT) once another worker has
             # written in between.
             connection.execute("BEGIN IMMEDIATE")
             try:
-                results = [answer(job, transactions) for job in jobs]
+                results = [answer(task, transactions) for task in tasks]
                 connection.execute("COMMIT")
             except BaseException:
                 # Some errors, like a full disk, have rolled it back already.
