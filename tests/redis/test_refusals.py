@@ -269,6 +269,27 @@ async def test_a_write_that_was_refused_half_way_is_made_again(server: RedisServ
     assert await content(await there.find(ONE, 1)) == b"onetwo"
 
 
+async def test_a_stream_that_redis_refuses_to_end_is_ended_when_it_may_be(
+    server: RedisServer, open_store: OpenStore
+) -> None:
+    """Its worker has given it up, and has no right to say so: with the right back, it is over for those elsewhere."""
+    here, there = open_store("fail"), open_store("fail")
+    request = Request(ONE)
+    stream = await request.begin(here, TEXT)
+    async with following(await there.find(ONE, 1)) as reader:
+        await write(stream, b"one")
+        await reader.reach(3)
+        server.control.execute_command("ACL SETUSER", "user", "-xadd")
+        await write(stream, b"two")
+        assert await bounded(request.told()) == "interrupted"
+        # The attempt to end it, which is refused.
+        assert here._backend is not None
+        await bounded(here._backend.queue.flush())
+        server.control.execute_command("ACL SETUSER", "user", "+xadd")
+        assert await bounded(reader.end()) == b"one"
+    assert [item.status for item in await there.lookup(None, [ONE.id])] == [ResumableStatus.INTERRUPTED]
+
+
 class ForgetfulRedis(Redis):  # type: ignore[type-arg]  # generic in some versions of its stubs only
     """A client whose server forgets each script some times, right after it was loaded."""
 

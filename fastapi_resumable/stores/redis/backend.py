@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import secrets
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -17,7 +18,7 @@ from ...exceptions import OffsetLost, StoreUnavailable, StreamCancelled, StreamR
 from ...models import ResumableStatus
 from ..base import Notify, Reservation
 from ..shared.local import LocalStream
-from ..shared.queue import WriteQueue
+from ..shared.queue import MOST_LATER
 from ..shared.remote import RemoteStream
 from ..shared.writes import END_MESSAGES, Begin, Page, Restore
 from .calls import LIVE, Call, Calls, Script, post, read_page, read_written
@@ -31,6 +32,8 @@ logger = logging.getLogger("fastapi_resumable")
 
 LOOK = 1.0
 """Seconds between looks at what others have to do with the streams here."""
+AGAIN = 64
+"""How many ends that Redis has refused are tried again at each look."""
 
 
 class RedisBackend(Transitions):
@@ -45,7 +48,6 @@ class RedisBackend(Transitions):
         self.calls = Calls(keys, self.name, limits, lease)
         self.link = Link(client, self.calls, timeout, on_up=self._on_return)
         self.outage = self.link.outage
-        self.queue = WriteQueue(self._next_call, self._take_reply, self._write)
         self.lease = Lease(self.name, self.link, keys, lease, self._on_return, self._on_lapse, self.on_outage)
         wake = partial(self.queue.run_later, post(keys.inbox(self.name), "m", "wake"))
         self.listener = Listener(self.link, self.tasks, wake=wake, on_outage=self.on_outage)
@@ -53,6 +55,8 @@ class RedisBackend(Transitions):
         self._seconds = lease
         self._client = client if owns else None
         self._reported = self._touched = monotonic()
+        self._refused: deque[Call] = deque(maxlen=MOST_LATER)
+        """Ends that Redis has refused, as while an operator has taken a right away."""
 
     # Starting and ending.
 
@@ -93,18 +97,6 @@ class RedisBackend(Transitions):
         (slowest,) = await self.link.run(self.calls.wait(stream))
         return math.inf if slowest is None else int(slowest)
 
-    def ensure_ended(self, key: StreamKey, epoch: str) -> None:
-        """Make sure that an epoch stays neither queued nor live, as soon as Redis can be reached."""
-        self.queue.run_later(self.calls.release(key, epoch), *self.calls.free(key, epoch))
-
-    def note_end(self, stream: LocalStream) -> None:
-        """Count a stream no longer, in one go with its end: a client that has seen that may begin another."""
-        self.queue.run_later(*self.calls.free(stream.key, stream.epoch))
-
-    async def announce(self, stream: LocalStream) -> None:
-        """Tell those that watch."""
-        await self.messages.announce(stream.key.owner, stream.item)
-
     def follow(self, stream: RemoteStream) -> None:
         """Read what is added to a stream."""
         super().follow(stream)
@@ -136,7 +128,8 @@ class RedisBackend(Transitions):
 
     # What the write queue asks for.
 
-    def _next_call(self, stream: LocalStream | RemoteStream) -> Call | None:
+    def next_job(self, stream: LocalStream | RemoteStream) -> Call | None:
+        """The call to make for a stream now."""
         if isinstance(stream, RemoteStream):
             return self.calls.report(stream, stream.slowest)
         match stream.outbox.next_write():
@@ -149,13 +142,20 @@ class RedisBackend(Transitions):
             case write:
                 return self.calls.append(stream, write)
 
-    async def _write(self, calls: Sequence[Call]) -> list[Any]:
+    async def write(self, calls: Sequence[Call]) -> list[Any]:
+        """Make some calls; return the reply to each."""
         if any(call.command is Script.RESTORE for call in calls):
             # Redis may have lost the lease, too: others would take this worker for dead, and end what it puts back.
             await self.lease.renew()
-        return await self.link.run_batch(calls)
+        replies = await self.link.run_batch(calls)
+        for call, reply in zip(calls, replies, strict=True):
+            # Nothing else here knows of the stream any more, so for others it would stay live.
+            if call.command is Script.RELEASE and isinstance(reply, StoreUnavailable):
+                self._refused.append(call)
+        return replies
 
-    def _take_reply(self, stream: LocalStream | RemoteStream, reply: Any) -> None:
+    def take_reply(self, stream: LocalStream | RemoteStream, reply: Any) -> None:
+        """Note what came of it."""
         if isinstance(stream, LocalStream):
             if reply[0] == b"begun":
                 # It has begun late, after an outage, and what it has replaced meanwhile has to hear of that.
@@ -243,6 +243,8 @@ class RedisBackend(Transitions):
     async def _look_out(self) -> None:
         while True:
             await asyncio.sleep(LOOK)
+            # A few at a time, as they may be refused again.
+            self.queue.run_later(*(self._refused.popleft() for _ in range(min(AGAIN, len(self._refused)))))
             with suppress(StoreUnavailable):
                 await self._look_around()
 

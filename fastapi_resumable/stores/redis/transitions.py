@@ -102,6 +102,10 @@ class Transitions(SharedBackend):
         await self.messages.announce(key.owner, reservation.ended(ResumableStatus.FAILED, time.time()))
         await self._announce_rest(key)
 
+    def ensure_ended(self, key: StreamKey, epoch: str) -> None:
+        """Make sure that an epoch stays neither queued nor live, as soon as Redis can be reached."""
+        self.queue.run_later(self.calls.release(key, epoch), *self.calls.free(key, epoch))
+
     async def stop(self, key: StreamKey, epoch: str | None) -> None:
         """Stop what is queued or live, forget what has ended."""
         before, told = await self.link.run(self.calls.peek(key), self.calls.stop(key, epoch))
@@ -142,6 +146,14 @@ class Transitions(SharedBackend):
             raise
 
     # What others have to know.
+
+    def note_end(self, stream: LocalStream) -> None:
+        """Count a stream no longer, in one go with its end: a client that has seen that may begin another."""
+        self.queue.run_later(*self.calls.free(stream.key, stream.epoch))
+
+    async def announce(self, stream: LocalStream) -> None:
+        """Tell those that watch."""
+        await self.messages.announce(stream.key.owner, stream.item)
 
     async def notify_ended(self, key: StreamKey, told: Sequence[bytes], code: str) -> None:
         """Tell workers what a script has ended of theirs: in `told`, each worker is followed by an epoch."""

@@ -57,8 +57,6 @@ class WorkerStreams:
 class SharedBackend(StreamBackend, ABC):
     """The backend of a store on one event loop. What the store asks of it may raise `StoreUnavailable`."""
 
-    queue: WriteQueue[Any]
-    """What streams have to write."""
     outage: Outage
     """Since when the backend cannot be written."""
 
@@ -69,6 +67,8 @@ class SharedBackend(StreamBackend, ABC):
         self.budget = Budget(limits.max_total_bytes)
         self.degrade = degrade
         self.tasks = Tasks()
+        self.queue: WriteQueue[Any] = WriteQueue(self.next_job, self.take_reply, self.write)
+        self.mark = self.queue.mark
         self.streams = WorkerStreams()
         self.watchers = Watchers(self.budget)
         self._starting: asyncio.Task[StoreUnavailable | None] | None = None
@@ -200,10 +200,6 @@ class SharedBackend(StreamBackend, ABC):
 
     # What streams ask for.
 
-    def mark(self, stream: LocalStream | RemoteStream) -> None:
-        """Write soon what the stream has to write."""
-        self.queue.mark(stream)
-
     def forget(self, stream: LocalStream) -> None:
         """Write no more of a stream. Its bytes stay, and stay counted, for the readers here."""
         self.streams.local.pop(stream.epoch, None)
@@ -230,6 +226,20 @@ class SharedBackend(StreamBackend, ABC):
         for stream in self.streams.local.values():
             stream.outbox.renew = True
             self.mark(stream)
+
+    # What the write queue asks for.
+
+    @abstractmethod
+    def next_job(self, stream: LocalStream | RemoteStream) -> Any:
+        """What is to be done for a stream now; `None` if nothing is."""
+
+    @abstractmethod
+    def take_reply(self, stream: LocalStream | RemoteStream, reply: Any) -> None:
+        """Note what came of it."""
+
+    @abstractmethod
+    async def write(self, jobs: Sequence[Any]) -> list[Any]:
+        """Do some jobs; return the reply to each."""
 
     # What the worker hears of others.
 

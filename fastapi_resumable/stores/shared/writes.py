@@ -5,7 +5,7 @@ are left as they are.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
@@ -231,9 +231,8 @@ class StreamBackend(Protocol):
     """What the logs of this worker are counted in."""
     degrade: bool
     """Whether local streams go on without the backend while that is gone."""
-
-    def mark(self, stream: Any) -> None:
-        """Write soon what the stream has to write."""
+    mark: Callable[[Any], None]
+    """Write soon what a stream has to write."""
 
     async def page(self, stream: Any, offset: int) -> Page:
         """Bytes of the log from `offset` on; none at its end.

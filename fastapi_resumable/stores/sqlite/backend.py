@@ -15,7 +15,6 @@ from ...exceptions import StoreUnavailable
 from ..base import Notify, Reservation
 from ..shared.backend import Answer, SharedBackend
 from ..shared.local import LocalStream
-from ..shared.queue import WriteQueue
 from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Ended, Gap, KeyState, Page, Restore
 from .files import WorkerLock
@@ -41,7 +40,6 @@ class SqliteBackend(SharedBackend):
         self._writer = WriterThread(file, self._on_return, self._name, limits, self._lock)
         self._reader = ReaderThread(file, self._on_return, self._lock, self, self._on_found)
         self.outage = self._writer.outage
-        self.queue = WriteQueue(self._next_job, self._take_reply, self._writer.run_all)
         self._reaping: asyncio.Task[None] | None = None
         self._reported: set[str] = set()
         """The epochs of which the file knows where the readers here are."""
@@ -191,7 +189,8 @@ class SqliteBackend(SharedBackend):
 
     # What the write queue asks for.
 
-    def _next_job(self, stream: LocalStream | RemoteStream) -> Job | None:
+    def next_job(self, stream: LocalStream | RemoteStream) -> Job | None:
+        """The job to do for a stream now."""
         if isinstance(stream, RemoteStream):
             return self._next_report(stream, stream.slowest)
         match stream.outbox.next_write():
@@ -219,13 +218,18 @@ class SqliteBackend(SharedBackend):
             self._reported.add(epoch)
         return lambda transactions: transactions.logs.report(epoch, slowest)
 
-    def _take_reply(self, stream: LocalStream | RemoteStream, reply: Any) -> None:
+    def take_reply(self, stream: LocalStream | RemoteStream, reply: Any) -> None:
+        """Note what came of it."""
         # The reply to a report is for the producer's worker, which finds it in the file.
         if isinstance(stream, LocalStream):
             if isinstance(reply, Outcome):
                 self._apply(reply)
                 reply = Gap(0) if reply.verdict is Verdict.BEGUN else Ended()
             stream.take_reply(reply)
+
+    async def write(self, jobs: Sequence[Job]) -> list[Any]:
+        """Do some jobs; return the reply to each."""
+        return await self._writer.run_all(jobs)
 
     # What the reader's thread finds.
 
