@@ -210,6 +210,13 @@ async def test_a_client_that_decodes_its_answers_works_too(redis_server: RedisSe
         assert "decode_responses" in str(error)  # noqa: PT017  # either is fine
 
 
+@pytest.mark.parametrize("option", [{"single_connection_client": True}, {"max_connections": 1}])
+def test_a_client_with_one_connection_is_refused(option: dict[str, Any]) -> None:
+    """A blocking read takes it, so every other call would have to wait until it counts as lost."""
+    with pytest.raises(ValueError, match="single_connection_client"):
+        RedisStore(Redis(**option))
+
+
 async def test_a_client_of_the_applications_own_stays_open(redis_server: RedisServer) -> None:
     """Who made it closes it."""
     client = Redis.from_url(redis_server.url)

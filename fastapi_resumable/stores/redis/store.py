@@ -97,3 +97,8 @@ def _check(client: object) -> None:
     pool = client if isinstance(client, RedisCluster) else client.connection_pool
     if pool.connection_kwargs.get("decode_responses"):
         raise ValueError("The Redis client decodes responses, but streams are bytes: leave decode_responses out.")
+    if isinstance(client, Redis) and (client.single_connection_client or client.connection_pool.max_connections == 1):
+        raise ValueError(
+            "The Redis client has one connection, which the store's blocking read takes: leave out"
+            " single_connection_client and max_connections=1."
+        )
