@@ -12,7 +12,14 @@ from .._core.log import BLOCK_SIZE, ByteLog
 from .._core.log import Budget as Budget  # noqa: PLC0414  # what a stream is made with
 from .._core.search import Search, search_dispatch, search_event_id
 from .._core.terminal import TerminalEvent
-from ..exceptions import OffsetLost, OffsetOutOfRange, ResumableError, StreamReplaced, UnknownEventId
+from ..exceptions import (
+    OffsetLost,
+    OffsetOutOfRange,
+    ResumableError,
+    StreamCancelled,
+    StreamReplaced,
+    UnknownEventId,
+)
 from ..models import ResumableStatus, ResumableStreamItem
 from .fanout import Cursor
 
@@ -187,6 +194,7 @@ async def find_position(stream: Stream, offset: int | None, last_event_id: str |
     Raises:
         OffsetLost: The bytes there were dropped.
         OffsetOutOfRange: The offset is past the tail.
+        StreamCancelled: The stream was stopped or replaced after it was found.
         StreamReplaced: The event id is of another epoch.
         UnknownEventId: No event in the log has that id.
     """
@@ -206,6 +214,9 @@ async def find_position(stream: Stream, offset: int | None, last_event_id: str |
     if position > stream.tail:
         raise OffsetOutOfRange(stream.tail)
     if position < (earliest := stream.earliest):
+        if stream.status is ResumableStatus.CANCELLED:
+            # Its log is dropped as soon as it has no reader, so nothing of it can be read from `earliest` either.
+            raise StreamCancelled(message="The stream was stopped, or a newer request replaced it.")
         raise OffsetLost(earliest)
     return position
 

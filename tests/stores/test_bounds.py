@@ -15,7 +15,7 @@ from fastapi_resumable import MemoryStore, ResumableStatus, StreamCancelled, Too
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.fanout import Cursor
 from fastapi_resumable._stream.memory import MemoryStream
-from fastapi_resumable._stream.stream import Head, Limits
+from fastapi_resumable._stream.stream import Head, Limits, find_position
 from fastapi_resumable.exceptions import InvalidRequest, OffsetLost
 from fastapi_resumable.stores.base import Reservation
 
@@ -96,6 +96,22 @@ async def test_a_request_that_waited_for_a_stopped_stream_gets_an_error() -> Non
     await store.stop(first.key, None)
     with pytest.raises(StreamCancelled):
         await waiting
+
+
+@pytest.mark.parametrize("how", ["stopped", "replaced"])
+async def test_a_request_that_found_a_stream_which_is_stopped_then_gets_an_error(how: str) -> None:
+    """Before it could attach to it: the log is gone by then, and `offset_lost` would have it read on from elsewhere."""
+    store = store_of()
+    await begin(store, "chat")
+    found = await store.find(StreamKey("ann", "chat"), 0)
+    assert isinstance(found, MemoryStream)
+    fill(found, 100)
+    if how == "stopped":
+        await store.stop(found.key, None)
+    else:
+        await begin(store, "chat")
+    with pytest.raises(StreamCancelled):
+        await find_position(found, None, None)
 
 
 async def test_an_unfinished_event_is_counted() -> None:
