@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from importlib import resources
 from typing import Annotated, Any
@@ -13,17 +13,13 @@ from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from starlette.routing import Match
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from .._core.ids import StreamKey, parse_offset, parse_sequence_number, require_stream_id
-from .._core.sse import PING
-from .._run.body import client_gone
-from .._run.breaking import break_off, end_of_body
 from .._run.headers import describe
 from .._run.manager import StreamManager
 from .._run.replay import counting_refusals, read_kind, replay, replay_after
-from .._run.watch import encode
-from .._stream.reader import Reading
+from .._run.watch import WatchResponse
 from ..exceptions import InvalidRequest, InvalidStreamId, StreamReplaced
 from ..models import ResumableLookup, ResumableStreamItem
 from . import openapi
@@ -172,53 +168,6 @@ def _add_lookup_routes(router: APIRouter, manager: StreamManager, OwnerId: Any) 
     async def watch(request: Request, owner: OwnerId) -> Response:
         wanted = await _read_lookup(request)
         return answer_later(request, WatchResponse(manager, check_found("owner", owner), wanted.conversation_ids))
-
-
-class WatchResponse(Response):
-    """The states of some of the owner's streams and their changes, until the client leaves or the server exits."""
-
-    def __init__(self, manager: StreamManager, owner: str | None, ids: Sequence[str]) -> None:
-        self._manager = manager
-        self._owner = owner
-        self._ids = ids
-        super().__init__()
-        self.raw_headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-store, no-transform"),
-            (b"x-accel-buffering", b"no"),
-        ]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Watch.
-
-        Raises:
-            ResumableError: The store has no answer, or the server is about to exit.
-            StreamBroken: The client took nothing for too long.
-        """
-
-        async def start() -> None:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-
-        async def deliver(items: Sequence[ResumableStreamItem]) -> None:
-            body = b"".join(map(encode, items)) or PING
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-
-        watch = self._manager.watch(self._owner, self._ids)
-        departure = asyncio.ensure_future(client_gone(receive))
-        departure.add_done_callback(lambda _: watch.leave())
-        try:
-            if await watch.run(start, deliver) is Reading.STALLED:
-                why = "the client of a watch took nothing for too long"
-                await break_off(why, self._manager, scope, send, at_once=True)
-            else:
-                await send(end_of_body())
-        except OSError:
-            # What a server of ASGI 2.4 raises from `send` once the client has gone.
-            return
-        finally:
-            self._manager.unwatch(watch)
-            departure.cancel()
-            await asyncio.wait({departure})
 
 
 async def _read_lookup(request: Request) -> ResumableLookup:

@@ -5,8 +5,8 @@ Invariant: no task is without an owner, and `shutdown` leaves none behind but th
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from .._stream.reader import LAST_DELIVERY, Reader, Reading
 from .._stream.stream import Stream
@@ -17,7 +17,6 @@ from ..stores.base import Store
 from ..telemetry import Telemetry
 from .hooks import Hooks
 from .servers import TerminationWatch
-from .watch import Watch
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -25,6 +24,16 @@ LAST_MOMENT = 0.5
 """Seconds that a reader has to take the end of its stream when the server has cancelled its request."""
 
 Interrupt = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Watch(Protocol):
+    """A response that watches streams."""
+
+    def leave(self) -> None:
+        """End it, once all changes have been delivered."""
+
+    def evict(self) -> None:
+        """End it as stalled, even in the middle of a delivery."""
 
 
 class StreamManager:
@@ -93,20 +102,18 @@ class StreamManager:
             left("stalled" if reading is Reading.STALLED else lost)
         self._note_departure()
 
-    def watch(self, owner: str | None, ids: Sequence[str]) -> Watch:
-        """Make a watch over some of the owner's streams; `unwatch` afterwards.
+    def add_watch(self, watch: Watch) -> None:
+        """Note a watch; `remove_watch` afterwards.
 
         Raises:
             ShuttingDown: The server is about to exit.
         """
         if self.closing:
             raise ShuttingDown
-        watch = Watch(self.store, owner, ids, ping=self.settings.ping, stall_timeout=self.settings.stall_timeout)
         self._watches.add(watch)
         self.termination.start()
-        return watch
 
-    def unwatch(self, watch: Watch) -> None:
+    def remove_watch(self, watch: Watch) -> None:
         """Forget a watch."""
         self._watches.discard(watch)
         self._note_departure()

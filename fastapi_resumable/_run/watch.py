@@ -1,14 +1,19 @@
-"""Following the states of streams, at the pace of the client.
+"""The answer to a request that watches streams: their states, at the pace of the client.
 
 Of each stream only the latest undelivered state is kept, so a slow client gets fewer changes, and no queue grows.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
-from .._stream.reader import Reading
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from .._core.sse import PING
 from ..models import ResumableStreamItem
-from ..stores.base import Store
+from .body import client_gone
+from .breaking import break_off, end_of_body
+from .manager import StreamManager
 
 AT_ONCE = 500
 """How many changes are delivered before other tasks run."""
@@ -16,21 +21,56 @@ MAX_BEHIND = 10_000
 """How many streams may have undelivered changes; a client that is further behind is disconnected, and may ask again."""
 
 
-class Watch:
-    """One client's watch over the owner's streams with some ids."""
+class WatchResponse(Response):
+    """The states of some of the owner's streams and their changes, until the client leaves or the server exits."""
 
-    def __init__(
-        self, store: Store, owner: str | None, ids: Sequence[str], *, ping: float, stall_timeout: float
-    ) -> None:
-        self._store = store
+    def __init__(self, manager: StreamManager, owner: str | None, ids: Sequence[str]) -> None:
+        super().__init__()
+        self.raw_headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-store, no-transform"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        self._manager = manager
         self._owner = owner
         self._ids = ids
-        self._ping = ping or None
-        self._stall_timeout = stall_timeout
         self._news: dict[str, ResumableStreamItem] = {}
         self._changed = asyncio.Event()
-        self._over = False
-        self._deadline: asyncio.Timeout | None = None
+        self._is_over = False
+        self._deadline = asyncio.timeout(None)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Watch.
+
+        Raises:
+            ResumableError: The store has no answer, or the server is about to exit.
+            StreamBroken: The client took nothing for too long.
+        """
+        self._manager.add_watch(self)
+        departure = asyncio.ensure_future(client_gone(receive))
+        departure.add_done_callback(lambda _: self.leave())
+        try:
+            async with self._deadline:
+                await self._follow(send)
+        # What a server of ASGI 2.4 raises from `send` once the client has gone. A `TimeoutError` is one as well.
+        except OSError:
+            if self._deadline.expired():
+                why = "the client of a watch took nothing for too long"
+                await break_off(why, self._manager, scope, send, at_once=True)
+        finally:
+            self._manager.remove_watch(self)
+            departure.cancel()
+            await asyncio.wait({departure})
+
+    def leave(self) -> None:
+        """End the watch, once all changes have been delivered."""
+        self._is_over = True
+        self._changed.set()
+
+    def evict(self) -> None:
+        """End the watch as stalled, even in the middle of a delivery."""
+        if not self._deadline.expired():
+            self._deadline.reschedule(asyncio.get_running_loop().time())
 
     def _note(self, item: ResumableStreamItem) -> None:
         # At a new place in the order, so that the latest change is delivered last.
@@ -41,65 +81,37 @@ class Watch:
         if len(self._news) > MAX_BEHIND:
             self.evict()
 
-    def leave(self) -> None:
-        """End the watch, once all changes have been delivered."""
-        self._over = True
-        self._changed.set()
-
-    def evict(self) -> None:
-        """End the watch as stalled, even in the middle of a delivery."""
-        if self._deadline is not None and not self._deadline.expired():
-            self._deadline.reschedule(asyncio.get_running_loop().time())
-
-    async def run(
-        self, start: Callable[[], Awaitable[None]], deliver: Callable[[Sequence[ResumableStreamItem]], Awaitable[None]]
-    ) -> Reading:
-        """Call `start`, then hand the current state on to `deliver`, and then changes, until `leave` is called.
-
-        An empty delivery is a keep-alive.
-
-        Raises:
-            ResumableError: The store has no answer. Nothing has been started then.
-        """
+    async def _follow(self, send: Send) -> None:
+        """Deliver the current state, and then changes."""
+        store, ping = self._manager.store, self._manager.settings.ping or None
         # First this and then the look, so that no change is missed in between.
-        end = await self._store.watch(self._owner, self._ids, self._note)
+        unsubscribe = await store.watch(self._owner, self._ids, self._note)
         try:
-            current = {item.conversation_id: item for item in await self._store.lookup(self._owner, self._ids)}
+            current = {item.conversation_id: item for item in await store.lookup(self._owner, self._ids)}
             # What was reported in the meantime is newer.
             self._news = current | self._news
-            async with asyncio.timeout(None) as self._deadline:
-                await self._follow(start, deliver)
-        except TimeoutError:
-            if self._deadline is None or not self._deadline.expired():
-                raise
-            return Reading.STALLED
+            await self._deliver(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            while self._news or not self._is_over:
+                news, self._news = list(self._news.values()), {}
+                self._changed.clear()
+                for first in range(0, len(news) or 1, AT_ONCE):
+                    body = b"".join(map(encode, news[first : first + AT_ONCE])) or PING
+                    await self._deliver(send, {"type": "http.response.body", "body": body, "more_body": True})
+                    # A socket that takes everything at once never suspends this task.
+                    await asyncio.sleep(0)
+                try:
+                    async with asyncio.timeout(ping):
+                        if not self._news and not self._is_over:
+                            await self._changed.wait()
+                except TimeoutError:
+                    pass
+            await self._deliver(send, end_of_body())
         finally:
-            self._deadline = None
-            end()
-        return Reading.FINISHED
+            unsubscribe()
 
-    async def _follow(
-        self, start: Callable[[], Awaitable[None]], deliver: Callable[[Sequence[ResumableStreamItem]], Awaitable[None]]
-    ) -> None:
-        await self._in_time(start())
-        while self._news or not self._over:
-            news, self._news = list(self._news.values()), {}
-            self._changed.clear()
-            for first in range(0, len(news) or 1, AT_ONCE):
-                await self._in_time(deliver(news[first : first + AT_ONCE]))
-                # A socket that takes everything at once never suspends this task.
-                await asyncio.sleep(0)
-            try:
-                async with asyncio.timeout(self._ping):
-                    if not self._news and not self._over:
-                        await self._changed.wait()
-            except TimeoutError:
-                pass
-
-    async def _in_time(self, delivery: Awaitable[None]) -> None:
-        assert self._deadline is not None
-        self._deadline.reschedule(asyncio.get_running_loop().time() + self._stall_timeout)
-        await delivery
+    async def _deliver(self, send: Send, message: Message) -> None:
+        self._deadline.reschedule(asyncio.get_running_loop().time() + self._manager.settings.stall_timeout)
+        await send(message)
         self._deadline.reschedule(None)
 
 
