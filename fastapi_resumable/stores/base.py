@@ -173,6 +173,11 @@ class Store(Protocol):
         """Give back what the store holds."""
 
 
+def watch_size(ids: Sequence[str]) -> int:
+    """What a watch over some ids is counted for."""
+    return sum(WATCH_OVERHEAD + sys.getsizeof(stream_id) for stream_id in set(ids))
+
+
 class Watchers:
     """The callbacks that get the changes of streams, by owner and id. Streams without any take no memory here."""
 
@@ -191,7 +196,7 @@ class Watchers:
             TooManyStreams: There is no room for so many ids.
         """
         keys = {StreamKey(owner, stream_id) for stream_id in ids}
-        size = sum(WATCH_OVERHEAD + sys.getsizeof(key.id) for key in keys)
+        size = watch_size(ids)
         if self._budget.used + size > self._budget.limit:
             raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")
         self._budget.used += size

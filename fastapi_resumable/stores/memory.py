@@ -19,7 +19,7 @@ from .._stream.memory import MemoryStream
 from .._stream.stream import Head, Limits, Stream, WritableStream
 from ..exceptions import StreamCancelled, StreamExists, StreamNotFound, StreamPending, StreamReplaced
 from ..models import ResumableStatus, ResumableStreamItem
-from .base import Notify, Reservation, Watchers
+from .base import Notify, Reservation, Watchers, watch_size
 from .capacity import Capacity, EndedStreams, VariantIndex, stream_size
 from .several import warn_of_workers
 from .shared.writes import END_MESSAGES
@@ -258,6 +258,8 @@ class MemoryStore:
 
     async def watch(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
         """Call `notify` at each change."""
+        # What may expire early must not be the reason to refuse it.
+        self._ended.make_room(self._budget, watch_size(ids))
         return self._watchers.add(owner, ids, notify)
 
     # What is given back.

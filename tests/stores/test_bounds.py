@@ -280,6 +280,20 @@ async def test_ids_that_are_watched_are_counted() -> None:
     assert store.held_bytes == 0
 
 
+async def test_what_has_ended_makes_room_for_a_watch() -> None:
+    """A store that is full of answers which may expire early refuses nothing."""
+    store = store_of(max_total_bytes=MIB)
+    for number in range(8):
+        stream = await begin(store, str(number))
+        fill(stream, MIB // 4)
+        await end(store, stream)
+    assert store.held_bytes > 0.7 * MIB
+    unwatch = await store.watch("ann", [f"{number}" for number in range(1000)], lambda _: None)
+    assert store.held_bytes <= MIB
+    unwatch()
+    await store.aclose()
+
+
 async def test_a_lookup_of_ids_that_are_variants_of_each_other_lets_others_run() -> None:
     """However often it finds the same streams."""
     store = store_of()
