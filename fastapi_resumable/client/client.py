@@ -118,8 +118,7 @@ class _Client(Generic[StreamT]):
         def send(request: httpx.Request, trusted: bool) -> Any:
             return self._send(request, auth if trusted else {"auth": None}, trusted, follow_redirects)
 
-        start = str(request.url)
-        machine = Resumption(self._backoff, start, first_offset(start, request.headers), on_state)
+        machine = Resumption(self._backoff, str(request.url), first_offset(request), on_state)
         return Engine(send, request, machine, self._sleep, is_async=self._is_async, decoded=True)
 
     async def _send(self, request: Any, auth: Mapping[str, Any], trusted: bool, follow_redirects: bool) -> Any:

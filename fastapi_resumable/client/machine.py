@@ -68,9 +68,10 @@ class Resumption:
         """Whether it is this client that stops the stream."""
         self.replay_url: str | None = None
         self.epoch: str | None = None
+        self.knows_offset = offset is not None
+        """Whether an answer that is cut can be gone on with at an offset."""
         self.offset = offset or 0
         """The position right after the last byte."""
-        self._resumable = offset is not None
         self._home = origin(url)
         self._trusted = True
         self._on_state = on_state
@@ -213,7 +214,7 @@ class Resumption:
         self._is_event_stream = "text/event-stream" in head.headers.get("content-type", "")
         self.epoch = head.headers.get("x-stream-epoch")
         # An answer that begins at an unknown offset could only be resumed at a wrong place.
-        self.replay_url = replay_url(head) if self._resumable else None
+        self.replay_url = replay_url(head) if self.knows_offset else None
         # Both: a server that we were redirected to has no say in what is asked of the first one in our name.
         self._trusted = self.replay_url is None or {origin(head.url), origin(self.replay_url)} == {self._home}
 

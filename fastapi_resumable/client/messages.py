@@ -35,6 +35,10 @@ _OF_THE_START = {"host", "idempotency-key", "last-event-id", "prefer"}
 _OPEN = {"accept", "accept-encoding", "accept-language", "connection", "user-agent", "x-conversation-id"}
 _OPEN |= _OF_THE_BODY | _OF_THE_START
 
+# Parameters that name the event to begin after, or the part to begin with; the last two only of a replay.
+_EVENTS = {"lastEventId", "last_event_id"}
+_PARTS = {"starting_after", "startIndex"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
@@ -115,11 +119,13 @@ def replay_url(head: Head) -> str | None:
     return str(url) if url.scheme in ("http", "https") and url.host and (url.port or 0) < 65536 else None
 
 
-def first_offset(url: str, headers: Mapping[str, str]) -> int | None:
+def first_offset(request: httpx.Request) -> int | None:
     """Where the answer to a request begins, which may be a replay; `None` if the request does not say."""
-    if "last-event-id" in headers:
+    query = parse_qs(urlsplit(str(request.url)).query)
+    names = _EVENTS | _PARTS if request.method == "GET" else _EVENTS
+    if "last-event-id" in request.headers or not names.isdisjoint(query):
         return None
-    return whole_number(parse_qs(urlsplit(url).query).get("from", ["0"])[-1])
+    return whole_number(query.get("from", ["0"])[-1])
 
 
 def whole_number(text: str | None) -> int | None:

@@ -115,11 +115,10 @@ class ResumableTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         """Make the request; if the answer is a stream that can be resumed, put our body in the place of its own."""
         # A transport has no auth of its own to leave out: the credentials are in the headers, which `replay_headers`
         # filters.
-        offset = first_offset(str(request.url), request.headers)
-        machine = Resumption(self._backoff, str(request.url), offset)
+        machine = Resumption(self._backoff, str(request.url), first_offset(request))
         engine = Engine(lambda request, _trusted: send(request), request, machine, self._sleep, is_async=is_async)
         # Only a request with a name and a key may be sent twice. Any other is sent once, and only its body is resumed.
-        if self._name(request):
+        if machine.knows_offset and self._name(request):
             await engine.load()
             try:
                 is_stream = await engine.open(lambda head: self._accepts(request, engine, head))
@@ -135,9 +134,6 @@ class ResumableTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     def _name(self, request: httpx.Request) -> bool:
         """Whether a request names its stream, so that it may be repeated; it is given a name if it should have one."""
-        # The answer to it begins at an event whose offset is not known, so a cut could not be mended by an offset.
-        if "last-event-id" in request.headers:
-            return False
         if "x-conversation-id" not in request.headers:
             stream_id = self._stream_id(request) if self._stream_id is not None else None
             if stream_id is None:
@@ -154,7 +150,7 @@ class ResumableTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         if (
             not head.is_success
             or request.method == "HEAD"
-            or "last-event-id" in request.headers
+            or not engine.machine.knows_offset
             # The body of a 202 is a lookup item, which its caller wants as it is.
             or "preference-applied" in head.headers
             or replay_url(head) is None

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -121,6 +122,29 @@ def test_a_replay_from_the_middle_survives_cuts_too(server: Server, backoff: Bac
             url = httpx.URL(f"http://127.0.0.1:{line.port}").join(whole.headers["content-location"])
             assert http.get(url, params={"from": 777}).content == whole.content[777:]
         assert line.cuts > 5
+
+
+@pytest.mark.parametrize("place", ["starting_after", "lastEventId", "last_event_id", "startIndex"])
+def test_a_replay_from_an_event_is_never_gone_on_with_at_a_wrong_place(place: str) -> None:
+    """It is not known at which offset its answer begins, so that a cut is an error, as without the transport."""
+    asked: list[httpx.URL] = []
+
+    class Cut(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"data: 3\n\n"
+            raise httpx.ReadError("the connection broke")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url)
+        if len(asked) > 1:
+            return httpx.Response(404)
+        headers = {"Content-Location": "/v1/stream/one", "X-Stream-Epoch": "mfrggzdfmztwq2lk"}
+        return httpx.Response(200, headers={**headers, "Content-Type": "text/event-stream"}, stream=Cut())
+
+    transport = ResumableTransport(httpx.MockTransport(answer), backoff=Backoff(initial=0, retries=1))
+    with httpx.Client(transport=transport) as http, pytest.raises(httpx.ReadError, match="the connection broke"):
+        http.get("http://server/v1/stream/one", params={place: "2"})
+    assert len(asked) == 1
 
 
 def test_what_asks_for_no_stream_passes_untouched(server: Server, backoff: Backoff) -> None:
