@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -19,7 +20,7 @@ from fastapi_resumable.stores.redis.calls import Call, Calls
 from fastapi_resumable.stores.redis.keys import Keys, log_key
 from fastapi_resumable.stores.redis.link import Link
 from fastapi_resumable.stores.shared.local import LocalStream
-from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write
+from tests.conformance.tools import TEXT, Request, begin, complete, content, following, terminal, write
 from tests.support.asgi import bounded
 from tests.support.faults import FaultyLink
 from tests.support.redis_server import RedisServer, free_port
@@ -288,6 +289,40 @@ async def test_a_stream_that_redis_refuses_to_end_is_ended_when_it_may_be(
         server.control.execute_command("ACL SETUSER", "user", "+xadd")
         assert await bounded(reader.end()) == b"one"
     assert [item.status for item in await there.lookup(None, [ONE.id])] == [ResumableStatus.INTERRUPTED]
+
+
+async def test_a_stop_while_redis_is_away_is_the_only_end_under_fail(
+    server: RedisServer, open_store: OpenStore
+) -> None:
+    """A reader that is slow to see it sees no error after it, and it is what is recorded once Redis is back."""
+    here, there = open_store("fail"), open_store("fail")
+    request = Request(ONE)
+    stream = await request.begin(here)
+    assert isinstance(stream, LocalStream)
+    outbox = stream.outbox
+    async with following(stream) as reader:
+        reader.pace = asyncio.Event()
+        await write(stream, b"data: one\n\n")
+        await until(lambda: stream.tail == stream.log.tail, "the record")
+        server.freeze()
+        await here.stop(ONE, None)
+        assert await bounded(request.told()) == "cancelled"
+        await until(lambda: outbox.renew and outbox.sent is not None and outbox.sent.ending is not None, "the outage")
+        server.thaw()
+        reader.pace.set()
+        seen = await bounded(reader.end())
+    assert terminal(seen)[0] == "cancelled"
+    assert seen.count(b"event: ") == 1
+    assert await bounded(recorded_end(there)) is ResumableStatus.CANCELLED
+
+
+async def recorded_end(store: RedisStore) -> ResumableStatus:
+    """How a stream has ended, once it has."""
+    while True:
+        with suppress(StoreUnavailable):
+            for item in await store.lookup(None, [ONE.id]):
+                if item.is_done:
+                    return item.status
 
 
 class ForgetfulRedis(Redis):  # type: ignore[type-arg]  # generic in some versions of its stubs only

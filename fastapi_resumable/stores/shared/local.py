@@ -180,7 +180,8 @@ class LocalStream:
         if self.outbox.sync is Sync.LEFT:
             return
         self.outbox.renew = True
-        if not self.backend.degrade:
+        # What was stopped meanwhile is over for its readers, and has only to be recorded so.
+        if not self.backend.degrade and not self.is_final:
             self._give_up(failure)
             return
         if not self.is_detached:
