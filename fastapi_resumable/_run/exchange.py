@@ -116,10 +116,14 @@ class Exchange:
             raise
         except BaseException as exc:  # noqa: BLE001  # raised again below, once nothing hangs on the request any more
             failure = exc
+        if self._reader is not None:
+            # A request that is cancelled just as its stream begins has a reader that never runs: the producer must not
+            # wait for it.
+            self._manager.dismiss(self._reader)
+            self._reader = None
         await self._wait_until_over()
         # Nothing leads back here, so that what hangs on the request is freed with it, and not at some collection.
         recorder.release()
-        self._reader = None
         if failure is not None:
             raise failure
         if not self.has_begun:
@@ -157,8 +161,6 @@ class Exchange:
 
     async def release(self) -> None:
         """Give back what the exchange holds, whether it has run or not; a second time, there is nothing left."""
-        if self._reader is not None:
-            self._manager.dismiss(self._reader)
         if self._accepting is not None:
             self._accepting.cancel()
         await self.producer.release()

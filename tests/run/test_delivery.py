@@ -10,7 +10,10 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fastapi_resumable import Resumable
+from fastapi_resumable import MemoryStore, Resumable
+from fastapi_resumable._stream.memory import MemoryStream
+from fastapi_resumable._stream.stream import Head
+from fastapi_resumable.stores.base import Reservation
 from tests.support.asgi import Client, Exchange, data_of, running
 
 request_id: ContextVar[str] = ContextVar("request_id", default="none")
@@ -112,3 +115,34 @@ async def test_a_send_that_waits_delays_its_own_reader_only() -> None:
         await client.close()
     assert data_of(whole) == [str(number) for number in range(20)]
     assert taken(first) == taken(second) == whole
+
+
+async def test_a_request_that_is_cancelled_as_its_stream_begins_holds_nothing_back() -> None:
+    """Its reader was attached for it, and never runs: the producer does not wait for it once the log is full."""
+
+    class CancellingStore(MemoryStore):
+        async def begin(self, reservation: Reservation, head: Head) -> MemoryStream:
+            """Cancel the request that waits for this, as a middleware with a timeout does."""
+            first.cancel()
+            return await super().begin(reservation, head)
+
+    store = CancellingStore()
+    resumable = Resumable(store=store, max_stream_bytes=1000, shutdown_grace=3600)
+    app = FastAPI()
+    app.include_router(resumable.router)
+
+    async def body() -> AsyncIterator[str]:
+        for _ in range(30):
+            yield "x" * 100
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat() -> StreamingResponse:
+        return StreamingResponse(body(), media_type="text/plain")
+
+    client = Client(app)
+    first = client.start("POST", "/chat", headers={ID: "a"})
+    await first.served()
+    item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["a"]})).json()[0]
+    assert (item["status"], item["total_bytes"]) == ("completed", 3000)
+    await client.close()
