@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
 from fastapi import APIRouter, Request
@@ -140,7 +140,7 @@ class Resumable:
             HTTPException: The request is refused.
             Exception: What `app` raised before it began to answer.
         """
-        await serve(self._service, app, scope, receive, send, headers)
+        await serve(self._service, app, scope, receive, send, headers, {})
 
     # For routes of the application's own.
 
@@ -218,8 +218,8 @@ class ResumableMiddleware:
             raise ValueError(f"paths must be a list of paths that start with '/', like ['/v1/chat'], not {paths!r}.")
         self._app = app
         self._resumable = resumable
-        # Starlette's own compiler, so that paths mean here what they mean in a route.
-        self._paths = [compile_path(path)[0] for path in paths]
+        # Starlette's own compiler, so that paths and their parameters mean here what they mean in a route.
+        self._paths = [compile_path(path) for path in paths]
         if resumable.settings.owner is None:
             resumable._service.warn_once(  # noqa: SLF001  # of this module
                 "ResumableMiddleware answers a resume before the application can check the user: without `owner`, "
@@ -229,7 +229,8 @@ class ResumableMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application in the background, if the request is for one of the paths and names a stream."""
-        if scope["type"] != "http" or not self._matches(scope):
+        path_params = self._match(scope) if scope["type"] == "http" else None
+        if path_params is None:
             await self._app(scope, receive, _without_doubles(send) if scope["type"] == "http" else send)
             return
         if "app" not in scope and isinstance(self._app, Starlette):
@@ -242,17 +243,22 @@ class ResumableMiddleware:
         }
         # The application's own handlers are inside it, where they cannot see what is raised here.
         handlers = {key: handler for key, handler in handlers.items() if key not in (500, Exception)}
-        await ExceptionMiddleware(self._serve, handlers=handlers)(scope, receive, send)
+        await ExceptionMiddleware(partial(self._serve, path_params), handlers=handlers)(scope, receive, send)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, path_params: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
         # The log holds the application's own bytes; a compression inside it would be recorded.
         headers = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
-        await self._resumable.serve(self._app, scope, receive, send, headers=headers)
+        service = self._resumable._service  # noqa: SLF001  # of this module
+        await serve(service, self._app, scope, receive, send, headers, path_params)
 
-    def _matches(self, scope: Scope) -> bool:
+    def _match(self, scope: Scope) -> dict[str, Any] | None:
+        """The path parameters of a request for one of the paths; `None` if it is for none."""
         # By ASGI, `path` includes the root path.
         path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        return any(pattern.fullmatch(path) for pattern in self._paths)
+        for pattern, _, convertors in self._paths:
+            if (found := pattern.fullmatch(path)) is not None:
+                return {name: convertors[name].convert(value) for name, value in found.groupdict().items()}
+        return None
 
 
 def _without_doubles(send: Send) -> Send:

@@ -228,26 +228,36 @@ def route_class(service: Service) -> type[APIRoute]:
     return ResumableRoute
 
 
-async def serve(service: Service, app: ASGIApp, scope: Scope, receive: Receive, send: Send, headers: Any) -> None:
+async def serve(
+    service: Service,
+    app: ASGIApp,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    headers: list[tuple[bytes, bytes]] | None,
+    path_params: dict[str, Any],
+) -> None:
     """Run any ASGI application recorded, if the request names a stream. See `Resumable.serve`."""
     if scope["type"] != "http" or service.scope_key in scope:
         await app(scope, receive, send)
         return
     body = RequestBody(receive, scope)
-    identity = await service.identify(Request(scope, body.peek), body.peek)
+    # The application does not see these: its routes may have other names for them.
+    request = {**scope, "path_params": {**scope.get("path_params", {}), **path_params}} if path_params else scope
+    identity = await service.identify(Request(request, body.peek), body.peek)
     if identity is None:
         await app(scope, body.receive, send)
         return
     inner = {**scope, "headers": scope["headers"] if headers is None else headers}
     if not body.is_complete and (await body.peek()).get("more_body", True):
-        upload = inner[service.scope_key] = AppAdmission(service, scope, identity, body, send)
+        upload = inner[service.scope_key] = AppAdmission(service, request, identity, body, send)
         await upload.serve(app, inner_scope(inner, lambda: upload.producer))
         return
-    admission = inner[service.scope_key] = Admission(service, scope, identity, body, send)
+    admission = inner[service.scope_key] = Admission(service, request, identity, body, send)
     answer = await admission.decide()
     if answer is not None:
         with http_errors():
-            await answer(scope, body.receive, send)
+            await answer(request, body.receive, send)
     elif admission.exchange is None:
         await app(scope, body.receive, send)
     else:

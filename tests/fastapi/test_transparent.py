@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from pydantic import AfterValidator
@@ -556,3 +556,26 @@ async def test_the_middleware_finds_the_replay_route_wherever_it_stands(around: 
         first = await client.post("/mounted/chat", headers={ID: "a"})
         assert first.headers.get("content-location") == "/v1/stream/a"
         assert (await client.get("/v1/stream/a")).body == first.body
+
+
+def test_the_middleware_has_the_parameters_of_its_paths_for_dependencies_and_urls() -> None:
+    """The application does not see them, as it may have other names for the same parts."""
+
+    def of_run(tenant: Annotated[str, Path()], run_id: Annotated[int, Path()]) -> str:
+        return f"{tenant}:{run_id}"
+
+    resumable = Resumable(stream_id=of_run)
+    app = FastAPI()
+    app.include_router(resumable.router, prefix="/{tenant}")
+    app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/other", "/{tenant}/runs/{run_id:int}"])
+
+    @app.get("/{customer}/runs/{number}")
+    async def run(request: Request, customer: str, number: int) -> StreamingResponse:
+        return StreamingResponse(words(f"{customer} {number} of {len(request.path_params)}"))
+
+    with TestClient(app) as client:
+        first = client.get("/ann%20b/runs/7")
+        assert "data: ann b 7 of 2" in first.text
+        assert first.headers["x-conversation-id"] == "ann b:7"
+        assert first.headers["content-location"] == "/ann%20b/v1/stream/ann%20b:7"
+        assert client.get(first.headers["content-location"]).text == first.text
