@@ -9,7 +9,6 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from .._core.ids import StreamKey, parse_event_id
 from .._core.log import BLOCK_SIZE, ByteLog
-from .._core.log import Budget as Budget  # noqa: PLC0414  # what a stream is made with
 from .._core.search import Search, search_dispatch, search_event_id
 from .._core.terminal import TerminalEvent
 from ..exceptions import (

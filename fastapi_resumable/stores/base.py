@@ -7,7 +7,8 @@ from typing import Protocol, runtime_checkable
 
 from .._core.ids import StreamKey, parse_idempotency_key, variants
 from .._core.lifecycle import OnConflict
-from .._stream.stream import Budget, Head, Limits, Stream, WritableStream
+from .._core.log import Budget
+from .._stream.stream import Head, Limits, Stream, WritableStream
 from ..exceptions import StreamCancelled, StreamPending, StreamReplaced, TooManyStreams
 from ..models import ResumableStatus, ResumableStreamItem
 

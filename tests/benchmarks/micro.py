@@ -157,8 +157,9 @@ async def _fan_out(way: str = "send") -> Run:
 
 def _new_stream(stamped: bool) -> Any:
     from fastapi_resumable._core.ids import StreamKey
+    from fastapi_resumable._core.log import Budget
     from fastapi_resumable._stream.memory import MemoryStream
-    from fastapi_resumable._stream.stream import Budget, Head, Limits
+    from fastapi_resumable._stream.stream import Head, Limits
 
     head = Head(200, ((b"content-type", b"text/event-stream"),))
     return MemoryStream(

@@ -5,11 +5,12 @@ import asyncio
 import pytest
 
 from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._core.log import Budget
 from fastapi_resumable._run.breaking import StreamBroken
 from fastapi_resumable._run.manager import StreamManager
 from fastapi_resumable._run.replay import ReplayResponse, serve
 from fastapi_resumable._stream.memory import MemoryStream
-from fastapi_resumable._stream.stream import Budget, Head, Limits, WritableStream
+from fastapi_resumable._stream.stream import Head, Limits, WritableStream
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.settings import ResumableSettings
 from fastapi_resumable.stores.base import Reservation

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import pytest
 
 from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._core.log import Budget
 from fastapi_resumable._stream.fanout import Cursor
 from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.recording import PIECE
-from fastapi_resumable._stream.stream import Budget, Head, Limits
+from fastapi_resumable._stream.stream import Head, Limits
 from fastapi_resumable.models import ResumableStatus
 
 TEXT = Head(200, ((b"content-type", b"text/plain"),))

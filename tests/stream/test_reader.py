@@ -10,10 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._core.log import Budget
 from fastapi_resumable._stream.fanout import Fanout
 from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.reader import Message, Reader, Reading
-from fastapi_resumable._stream.stream import Budget, Head, Limits
+from fastapi_resumable._stream.stream import Head, Limits
 from fastapi_resumable._stream.tasks import SharedTimers
 from fastapi_resumable.exceptions import StoreUnavailable
 from fastapi_resumable.models import ResumableStatus

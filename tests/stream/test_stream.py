@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from fastapi_resumable import OffsetLost, ResumableStatus, StreamReplaced, UnknownEventId
 from fastapi_resumable._core.ids import EventId, StreamKey
+from fastapi_resumable._core.log import Budget
 from fastapi_resumable._stream.fanout import Cursor
 from fastapi_resumable._stream.memory import MemoryStream
-from fastapi_resumable._stream.stream import Budget, Head, Limits, find_position
+from fastapi_resumable._stream.stream import Head, Limits, find_position
 
 EPOCH = "abcdefghijklmnop"
 

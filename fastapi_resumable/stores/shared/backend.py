@@ -9,7 +9,8 @@ from weakref import WeakValueDictionary
 
 from ..._core.ids import StreamKey
 from ..._core.lifecycle import OnConflict, Verdict
-from ..._stream.stream import Budget, Limits, Stream
+from ..._core.log import Budget
+from ..._stream.stream import Limits, Stream
 from ..._stream.tasks import Tasks
 from ...exceptions import StoreUnavailable, TooManyStreams
 from ..base import Notify, Reservation, Watchers

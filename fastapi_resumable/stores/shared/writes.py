@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 from ..._core.ids import StreamKey
 from ..._core.lifecycle import Queued
-from ..._core.log import BLOCK_SIZE
+from ..._core.log import BLOCK_SIZE, Budget
 from ..._stream.recording import Recording
-from ..._stream.stream import Budget, Head, Limits, stream_item
+from ..._stream.stream import Head, Limits, stream_item
 from ...models import ResumableStatus, ResumableStreamItem
 from ..base import queued_item
 
