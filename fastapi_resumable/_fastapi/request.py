@@ -22,7 +22,7 @@ from ..settings import IdDependency
 _FOUND = "fastapi_resumable.found"
 WHITESPACE = b" \t"
 """What may stand around the value of a header (RFC 9110 §5.5); httptools leaves it at the end."""
-MAX_JSON_BYTES = 2 * 1024 * 1024
+MAX_JSON_BYTES = 4 * 1024 * 1024
 """How large the bodies are that our own routes take."""
 _SAFE = "/:@!$&'()*+,;=~%"
 
