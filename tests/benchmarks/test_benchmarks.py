@@ -17,7 +17,7 @@ from tests.support.server import ROOT
 def run(*arguments: str) -> str:
     """What a module of the benchmarks prints."""
     result = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=170, check=False
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
