@@ -5,6 +5,7 @@ or `cut` at once. Each of them may raise a `ClientError`, if there is nothing to
 next request goes on exactly after the last byte that was fed.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Literal
@@ -23,6 +24,9 @@ _BAD_ENDS: Mapping[str, type[StreamIncomplete]] = {
     ResumableStatus.FAILED: StreamFailed,
     ResumableStatus.INTERRUPTED: StreamFailed,
 }
+MAX_TOLD = 1024
+_TOLD = re.compile(rb'event: error\r?\ndata: ?\{"code": ?"store_unavailable"[^\r\n]*\r?\n\r?\n\Z')
+"""The event by which a server that has lost its store ends one response; in the log, it would have an id."""
 MAX_RETRY = 10**9
 """Milliseconds; so that what a stream asks for is a number of seconds, before it is clipped."""
 WITHHELD = (
@@ -85,6 +89,10 @@ class Resumption:
         """Why the next request asks how the stream is, instead of for its bytes."""
         self._may_probe = True
         self._failure: StreamIncomplete | None = None
+        self._tail = b""
+        """The last bytes of an event stream."""
+        self._told = 0
+        """How many of them are not in the log, as it seems."""
 
     @property
     def is_over(self) -> bool:
@@ -114,7 +122,7 @@ class Resumption:
         """Take the head of an answer, and the `body` if it is no success; return whether a body is to be read."""
         probe, self._probe = self._probe, None
         if probe is None:
-            self._heard = False
+            self._heard, self._tail = False, b""
         if not head.is_success:
             self._refused(head, body, probe)
             return False
@@ -137,9 +145,13 @@ class Resumption:
         """Take a part of the body."""
         self._heard = self._heard or bool(chunk)
         self.offset += len(chunk)
+        if self._is_event_stream:
+            self._tail = (self._tail + chunk[-MAX_TOLD:])[-MAX_TOLD:]
 
     def end(self) -> None:
         """Take the end of the body. It need not be the stream's: proxies end a response in order when they lose it."""
+        told = _TOLD.search(self._tail)
+        self._told = len(told[0]) if told else 0
         # Where the server cannot be asked, the end of the response is the best that there is.
         if self.stopping or self.replay_url is None or not self._may_probe:
             self._enter(StreamState.STOPPED if self.stopping else StreamState.DONE)
@@ -219,6 +231,9 @@ class Resumption:
         self._trusted = self.replay_url is None or {origin(head.url), origin(self.replay_url)} == {self._home}
 
     def _fail(self, error: Exception, asked: float) -> None:
+        # The stream goes on, so that it cannot have ended with what the server said last.
+        self.offset -= self._told
+        self._told = 0
         # A connection that has brought a byte was progress, so the count of attempts in a row begins again.
         self._failures = 1 if self._heard else self._failures + 1
         # Connected, and not a byte: the stream may be silent; or it broke off, and has no event to say so.

@@ -218,9 +218,10 @@ class Decoder:
         self._may_have_bom = offset == 0
         self._last_id = ""
 
-    def feed(self, data: bytes, *, final: bool = False) -> Iterator[Item]:
-        """Take bytes; return the items that are whole by now. The `final` ones make the rest whole."""
+    def feed(self, data: bytes, *, final: bool = False, up_to: int | None = None) -> Iterator[Item]:
+        """Take bytes `up_to` a position; return the items that are whole by now. `final` ones make the rest whole."""
         pending = self._pending
+        self.offset = self.offset if up_to is None else up_to - len(data) - len(pending)
         # The end that is looked for has at most four bytes, and some of them may have come before.
         position = max(0, len(pending) - 3)
         pending += data

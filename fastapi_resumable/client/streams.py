@@ -172,7 +172,7 @@ class BaseStream(ResumableStream):
     async def _decode(self, data: bytes, *, final: bool) -> None:
         """Take what has come; look for the event by which a stream says that it did not complete."""
         decoder, before = self._decoder, self._decoder.offset
-        for item in decoder.feed(data, final=final):
+        for item in decoder.feed(data, final=final, up_to=self._machine.offset):
             failure = terminal(item.value) if self._form == "events" else None
             if failure is None:
                 self._items.append(item)

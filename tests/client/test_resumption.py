@@ -604,6 +604,32 @@ def test_a_server_that_has_lost_sight_of_the_stream_is_asked_again(ids: bool) ->
     assert (stream.state, stream.offset) == (StreamState.DONE, len(log))
 
 
+@pytest.mark.parametrize("form", ["iter_bytes", "iter_lines"])
+@pytest.mark.parametrize("asked", [200, 503])
+def test_what_a_server_says_to_one_client_leaves_no_gap_in_the_bytes(form: str, asked: int) -> None:
+    """It is delivered, being on the wire, and what comes after it is what comes next in the log."""
+    log = recorded(b"data: 1\n\ndata: 2\n\ndata: %b\n\n" % (b"3" * 500))
+    half = log.index(b"data: 2")
+    lost = terminal_event("sse", "failed", "store_unavailable", "m")
+    assert lost
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = {**OURS, "content-type": "text/event-stream"}
+        if request.method == "POST":
+            return httpx.Response(200, headers=headers, content=log[:half] + lost)
+        offset = int(request.url.params["from"])
+        told = {"x-stream-total-bytes": str(len(log)), "x-stream-status": "completed"}
+        status = asked if request.method == "HEAD" and offset < len(log) else 200
+        return httpx.Response(status, headers={**headers, **told}, content=log[offset:])
+
+    http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+    with ResumableClient(http, backoff=ENDLESS, sleep=lambda _: None).stream("POST", "/") as stream:
+        got = list(getattr(stream, form)())
+    wanted = log[:half] + lost + log[half:]
+    assert got == wanted.decode().splitlines() if form == "iter_lines" else b"".join(got) == wanted
+    assert (stream.state, stream.offset) == (StreamState.DONE, len(log))
+
+
 def test_the_client_that_stops_a_stream_does_not_raise_that_it_was_stopped() -> None:
     """By event, or because it is gone: the iteration ends."""
     machine = resumption()
