@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -15,6 +16,7 @@ from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import StoreUnavailable
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.redis import worker
+from fastapi_resumable.stores.redis.backend import RedisBackend
 from fastapi_resumable.stores.redis.calls import Call, Calls
 from fastapi_resumable.stores.redis.keys import Keys, log_key
 from fastapi_resumable.stores.redis.link import Link
@@ -316,6 +318,26 @@ async def test_a_stop_while_redis_is_away_is_the_only_end_under_fail(
     # Others may take this worker for dead until it has renewed its lease, so they look afterwards.
     await until(lambda: outbox.sync is Sync.LEFT, "the record")
     assert [item.status for item in await there.lookup(None, [ONE.id])] == [ResumableStatus.CANCELLED]
+
+
+async def test_one_stream_that_cannot_be_looked_for_keeps_no_other_from_it(
+    server: RedisServer, open_store: OpenStore, keys: Keys
+) -> None:
+    """Its state is something else when Redis is back, and its log is intact; another stream is gone altogether."""
+    here, there = open_store(), open_store()
+    async with AsyncExitStack() as stack:
+        found = []
+        for key in (ONE, OTHER):
+            stream = await begin(here, key, TEXT)
+            await write(stream, b"one")
+            found.append(await there.find(key, 1))
+            reader = await stack.enter_async_context(following(found[-1]))
+            await reader.reach(3)
+        server.control.delete(*server.list_keys(f"{keys.stream(OTHER)}*"), keys.stream(ONE))
+        server.control.set(keys.stream(ONE), "no state", ex=600)
+        assert isinstance(there._backend, RedisBackend)
+        there._backend._on_return()
+        await until(lambda: all(stream.failure is not None for stream in found), "the end of both readings")
 
 
 class ForgetfulRedis(Redis):  # type: ignore[type-arg]  # generic in some versions of its stubs only

@@ -250,8 +250,7 @@ class RedisBackend(Transitions):
 
     async def _look_around(self) -> None:
         """See whether the producers of what is read here are alive, and keep from expiring what must not."""
-        if followed := list(self.streams.followed.values()):
-            await self._look_at(followed)
+        await self._look_at(list(self.streams.followed.values()))
         if monotonic() - self._reported > self._seconds:
             self._reported = monotonic()
             self.report_again()
@@ -265,26 +264,29 @@ class RedisBackend(Transitions):
     async def _look_at(self, followed: Sequence[RemoteStream]) -> None:
         dead = await self.lease.dead(stream.worker for stream in followed)
         orphaned = [stream for stream in followed if stream.worker in dead]
-        if orphaned:
-            try:
-                await self.reap((stream.key, stream.worker) for stream in orphaned)
-            except StoreUnavailable as exc:
-                for stream in orphaned:
-                    # Nothing more would come: the reader is to end, and can come back.
-                    stream.fail(exc)
-                raise
+        try:
+            await self.reap((stream.key, stream.worker) for stream in orphaned)
+        except StoreUnavailable as exc:
+            for stream in orphaned:
+                # Nothing more would come: the reader is to end, and can come back.
+                stream.fail(exc)
+            raise
         for stream in followed:
             if stream.missing_since is not None or stream.worker in dead:
                 await self._look_for(stream)
 
     async def _look_for(self, stream: RemoteStream) -> None:
         """Whether Redis still has a stream, after an outage that it may not have survived."""
-        state = await self.state(stream.key)
-        current = state.current if state.current is not None and state.current.epoch == stream.epoch else None
+        ending = None
         try:
-            ending = (await self.page(stream, stream.log.tail)).ending
-        except OffsetLost:
-            ending = None
+            state = await self.state(stream.key)
+            with suppress(OffsetLost):
+                ending = (await self.page(stream, stream.log.tail)).ending
+        except StoreUnavailable as exc:
+            # Again and again, one stream would keep the looks from all that comes after it.
+            stream.fail(exc)
+            raise
+        current = state.current if state.current is not None and state.current.epoch == stream.epoch else None
         if ending is not None or current is not None:
             stream.missing_since = None
             if current is not None and current.is_final and current.tail < stream.log.tail:
