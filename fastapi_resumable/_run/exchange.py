@@ -123,7 +123,9 @@ class Exchange:
             self._reader = None
         await self._wait_until_over()
         # Nothing leads back here, so that what hangs on the request is freed with it, and not at some collection.
+        # (`producer.telemetry` has the scope, which leads to the producer.)
         recorder.release()
+        producer.telemetry = None
         if failure is not None:
             raise failure
         if not self.has_begun:
