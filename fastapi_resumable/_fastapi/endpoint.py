@@ -89,7 +89,7 @@ async def _decorated(request: Request, service: Service) -> Admission | None:
 
 
 async def _admit(request: Request, service: Service) -> "EndpointAdmission | None":
-    identity = await service.identify(request, body_again(request))
+    identity = await service.identify(*body_again(request))
     return None if identity is None else EndpointAdmission(service, request, identity)
 
 

@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from itertools import islice
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from fastapi import Depends, Request, Response
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
@@ -18,12 +18,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope
 
 from ..exceptions import InvalidRequest
 from ..settings import IdDependency
+from .internals import has_read_body
 
 _FOUND = "fastapi_resumable.found"
 WHITESPACE = b" \t"
 """What may stand around the value of a header (RFC 9110 §5.5); httptools leaves it at the end."""
 MAX_JSON_BYTES = 4 * 1024 * 1024
 """How large the bodies are that our own routes take."""
+_FORMS = ("application/x-www-form-urlencoded", "multipart/")
 _SAFE = "/:@!$&'()*+,;=~%"
 
 
@@ -158,18 +160,29 @@ async def read_json(request: Request, marks: bytes, max_marks: int, advice: str)
     return bytes(body)
 
 
-def body_again(request: Request) -> Receive:
-    """A `receive` that gives the request's body once more, to a dependency that looks for the stream id in it."""
+def body_again(request: Request) -> tuple[Request, Receive]:
+    """What a dependency gets that looks for the stream id in the body: a request, and a `receive` that gives the body.
+
+    A form keeps no copy of its bytes. If one was read, the dependency gets its fields, without the files.
+    """
+    is_form = has_read_body(request) and request.headers.get("content-type", "").lower().startswith(_FORMS)
 
     async def receive() -> Message:
-        try:
-            body = await request.body()
-        except RuntimeError:
-            # It was read as a form, which keeps no copy.
-            body = b""
+        body = b""
+        # What was read piece by piece is not kept at all.
+        with suppress(RuntimeError):
+            if is_form:
+                fields = (await request.form()).multi_items()
+                body = urlencode([field for field in fields if isinstance(field[1], str)]).encode("ascii")
+            else:
+                body = await request.body()
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return receive
+    if not is_form:
+        return request, receive
+    others = [header for header in request.scope["headers"] if header[0] != b"content-type"]
+    headers = [*others, (b"content-type", _FORMS[0].encode("ascii"))]
+    return Request({**request.scope, "headers": headers}), receive
 
 
 # The way back.

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, Body, Depends, FastAPI, Form, HTTPException, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Form, HTTPException, Request, UploadFile
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.testclient import TestClient
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
 from starlette.requests import ClientDisconnect
@@ -110,6 +111,37 @@ async def test_a_number_in_the_body_is_an_id_too():
         assert (await client.post("/chat", json={"id": 7})).headers["x-conversation-id"] == "7"
         for nameless in ({"id": True}, {"id": [1]}, {}):
             assert "x-conversation-id" not in (await client.post("/chat", json=nameless)).headers
+
+
+@pytest.mark.parametrize("kind", ["urlencoded", "multipart"])
+@pytest.mark.parametrize("face", ["decorator", "dependency"])
+def test_an_id_comes_from_a_form_that_the_endpoint_reads_too(face: str, kind: str) -> None:
+    """FastAPI has read the form by then; its files are still the endpoint's."""
+
+    def of_form(chat: Annotated[str, Form()]) -> str:
+        return chat
+
+    app = FastAPI()
+    resumable = Resumable(stream_id=of_form)
+    app.include_router(resumable.router)
+
+    async def answer(text: Annotated[str, Form()], file: UploadFile | None = None) -> StreamingResponse:
+        return StreamingResponse(iter([f"{text} {'' if file is None else await file.read()}"]))
+
+    async def handed(
+        text: Annotated[str, Form()],
+        stream: Annotated[ResumableStream, Depends(resumable)],
+        file: UploadFile | None = None,
+    ) -> StreamingResponse:
+        return stream(await answer(text, file))
+
+    app.post("/chat")(resumable.stream(answer) if face == "decorator" else handed)
+    with TestClient(app) as client:
+        files = {"file": b"of a file"} if kind == "multipart" else None
+        first = client.post("/chat", data={"chat": "a=1&b", "text": "words"}, files=files)
+        assert first.status_code == 200
+        assert first.text.startswith("words" if files is None else "words b'of a file'")
+        assert client.get("/v1/stream", params={"conv_id": "a=1&b"}).text == first.text
 
 
 async def test_a_form_has_no_json_field():
