@@ -14,6 +14,7 @@ import pydantic
 import pytest
 from fastapi._compat import v2
 from fastapi.dependencies import models
+from pydantic.fields import FieldInfo
 
 from .support.server import LOOP
 
@@ -71,7 +72,8 @@ router is included: half of the time of a test, for a dozen kinds of field."""
 
 def type_adapter(kind: Any, *, config: Any = None) -> Any:
     """Make the adapter of a field, or take that of an equal one; but not of a type that a test has made."""
-    metadata = repr(kind.__metadata__)
+    # Not as FastAPI's own fields show themselves, some of which name their default alone.
+    metadata = repr([FieldInfo.__repr__(part) if isinstance(part, FieldInfo) else part for part in kind.__metadata__])
     shared = kind.__origin__ in (str, str | None) or getattr(kind.__origin__, "__module__", "").startswith(
         "fastapi_resumable."
     )
