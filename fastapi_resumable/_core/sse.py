@@ -224,8 +224,7 @@ class EventFramer:
             if not event:
                 return bom
             if event.startswith(BOM) and not bom:
-                # It is no byte order mark, because something came before it. A comment has to, where a client that
-                # resumes here would take it for one.
+                # It is no byte order mark here, and a comment keeps it from being one where a client resumes here.
                 event = b":\n" + event
         blank = _last_line_end(event)
         lines = event[: len(event) - len(blank)]

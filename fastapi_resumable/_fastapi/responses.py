@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .._run.body import RequestBody
-from .._run.exchange import Exchange, close_generator, stopped_while_queued
+from .._run.exchange import Exchange, close_generator
+from ..stores.base import stop_error
 from . import internals
 from .admission import Admission, Identity, Service, http_error, http_errors
 
@@ -194,7 +195,7 @@ class EndpointAdmission(Admission):
                 producer.cancel_request = scope.cancel
                 result = await call()
             if scope.cancelled_caught:
-                raise http_error(stopped_while_queued(producer.stop_code or "cancelled"))
+                raise http_error(stop_error(producer.stop_code))
         except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
             return _failed(exchange, exc)
         return await self._finish(exchange, result)

@@ -15,8 +15,7 @@ from starlette.types import ASGIApp, Message, Scope, Send
 
 from .._stream.reader import Reader, Reading
 from .._stream.stream import Stream
-from ..exceptions import ResumableError, ShuttingDown, StreamCancelled, StreamReplaced
-from ..stores.base import Reservation
+from ..stores.base import Reservation, stop_error
 from .body import RequestBody
 from .breaking import QuietlyBroken, end_of_body
 from .errors import unwrap
@@ -100,7 +99,7 @@ class Exchange:
         if producer.stop_code is not None:
             # Another worker has stopped it before this one had the store's answer.
             await self.release()
-            raise stopped_while_queued(producer.stop_code)
+            raise stop_error(producer.stop_code)
         self._start(app, scope, send)
         failure: BaseException | None = None
         try:
@@ -116,23 +115,23 @@ class Exchange:
             raise
         except BaseException as exc:  # noqa: BLE001  # raised again below, once nothing hangs on the request any more
             failure = exc
-        if self._reader is not None:
-            # A request that is cancelled just as its stream begins has a reader that never runs: the producer must not
-            # wait for it.
-            self._manager.dismiss(self._reader)
-            self._reader = None
         await self._wait_until_over()
         # Nothing leads back here, so that what hangs on the request is freed with it, and not at some collection.
         # (`producer.telemetry` has the scope, which leads to the producer.)
         recorder.release()
         producer.telemetry = None
+        if failure is None:
+            failure = self._refusal()
         if failure is not None:
             raise failure
-        if not self.has_begun:
-            if producer.stop_code is not None and not recorder.passing:
-                raise stopped_while_queued(producer.stop_code)
-            if self.failure is not None:
-                raise unwrap(self.failure) if recorder.holds_head else self.failure
+
+    def _refusal(self) -> BaseException | None:
+        """What the caller of a stream that never began gets instead of it."""
+        if self.has_begun:
+            return None
+        if self.producer.stop_code is not None and not self.recorder.passing:
+            return stop_error(self.producer.stop_code)
+        return self.failure and (unwrap(self.failure) if self.recorder.holds_head else self.failure)
 
     def _start(self, app: ASGIApp, scope: Scope, send: Send) -> None:
         producer, recorder, telemetry = self.producer, self.recorder, self._manager.telemetry
@@ -143,6 +142,11 @@ class Exchange:
 
     async def _wait_until_over(self) -> None:
         """Stay until the application has ended, even if the request is cancelled; then give back what is held."""
+        if self._reader is not None:
+            # A request that is cancelled just as its stream begins has a reader that never runs: the producer must not
+            # wait for it.
+            self._manager.dismiss(self._reader)
+            self._reader = None
         self._stop_with_outer()
         # A loop, because a request can be cancelled more than once while it waits.
         while not self.producer.is_over:
@@ -280,13 +284,6 @@ async def close_generator(generator: object) -> None:
     elif (close := getattr(generator, "close", None)) is not None and not getattr(generator, "gi_running", False):
         with anyio.CancelScope(shield=True):
             await run_in_threadpool(close)
-
-
-def stopped_while_queued(code: str) -> ResumableError:
-    """The error for a request whose stream was stopped before it began."""
-    if code == "replaced":
-        return StreamReplaced()
-    return ShuttingDown() if code == "interrupted" else StreamCancelled()
 
 
 def accepted(stream: Stream | Reservation, location: str | None) -> Response:

@@ -9,7 +9,14 @@ from .._core.ids import StreamKey, parse_idempotency_key, variants
 from .._core.lifecycle import OnConflict
 from .._core.log import Budget
 from .._stream.stream import Head, Limits, Stream, WritableStream
-from ..exceptions import StreamCancelled, StreamPending, StreamReplaced, TooManyStreams
+from ..exceptions import (
+    ResumableError,
+    ShuttingDown,
+    StreamCancelled,
+    StreamPending,
+    StreamReplaced,
+    TooManyStreams,
+)
 from ..models import ResumableStatus, ResumableStreamItem
 
 Notify = Callable[[ResumableStreamItem], None]
@@ -31,6 +38,13 @@ def queued_item(key: StreamKey, epoch: str, requested_at: float) -> ResumableStr
         started_at=int(requested_at),
         completed_at=0,
     )
+
+
+def stop_error(code: str | None) -> ResumableError:
+    """What a request gets whose stream, or the one that it is to follow, was stopped: before it began, or since."""
+    if code == "interrupted":
+        return ShuttingDown()
+    return StreamReplaced() if code == "replaced" else StreamCancelled()
 
 
 class Reservation:
@@ -85,7 +99,7 @@ class Reservation:
         if not self._settled.done():
             raise StreamPending
         if self.stop_code is not None:
-            raise StreamReplaced if self.stop_code == "replaced" else StreamCancelled
+            raise stop_error(self.stop_code)
         return self._settled.result()
 
     def stop(self, code: str) -> None:

@@ -19,7 +19,7 @@ from .._stream.memory import MemoryStream
 from .._stream.stream import Head, Limits, Stream, WritableStream
 from ..exceptions import StreamCancelled, StreamExists, StreamNotFound, StreamPending, StreamReplaced
 from ..models import ResumableStatus, ResumableStreamItem
-from .base import Notify, Reservation, Watchers, watch_size
+from .base import Notify, Reservation, Watchers, stop_error, watch_size
 from .capacity import Capacity, EndedStreams, VariantIndex, stream_size
 from .several import warn_of_workers
 from .shared.writes import END_MESSAGES
@@ -100,7 +100,7 @@ class MemoryStore:
             if stream is not None:
                 assert isinstance(stream, MemoryStream)
                 if stream.gone in ("cancelled", "replaced"):
-                    raise StreamReplaced if stream.gone == "replaced" else StreamCancelled
+                    raise stop_error(stream.gone)
                 if stream.gone is None:
                     return stream
         # The stream that this one replaces gives up its place to it.
@@ -117,7 +117,7 @@ class MemoryStore:
         """Make the reservation the current epoch."""
         key, epoch = reservation.key, reservation.epoch
         if epoch not in self._requests:
-            raise StreamReplaced if reservation.stop_code == "replaced" else StreamCancelled
+            raise stop_error(reservation.stop_code)
         outcome = lifecycle.begin(self._slot(key), epoch, now := self._wall_clock())
         del self._requests[epoch]
         self._budget.used -= reservation.size

@@ -13,14 +13,12 @@ from ..._core.lifecycle import OnConflict, Verdict
 from ..._stream.stream import Head, Limits, Stream, WritableStream
 from ...exceptions import (
     StoreUnavailable,
-    StreamCancelled,
     StreamExists,
     StreamNotFound,
     StreamPending,
-    StreamReplaced,
 )
 from ...models import ResumableStatus, ResumableStreamItem
-from ..base import Notify, Reservation
+from ..base import Notify, Reservation, stop_error
 from .backend import SharedBackend
 from .local import LocalStream
 from .outage import RECHECK
@@ -238,4 +236,4 @@ def _is_settled(epoch: str, state: KeyState) -> bool:
 def _check_code(code: str | None) -> None:
     """Raise the error of a request that was stopped, or of what it waits for, be it before that began or after."""
     if code is not None:
-        raise StreamReplaced if code == "replaced" else StreamCancelled
+        raise stop_error(code)
