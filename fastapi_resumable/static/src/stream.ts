@@ -1,7 +1,7 @@
 /** One stream, over however many connections. */
 
 import type { FollowOptions, StreamState, StreamEvent } from "../resumable.js";
-import { EventDecoder, readTerminal } from "./events.js";
+import { EventDecoder, lostStore, readTerminal } from "./events.js";
 import { keep, type Place } from "./place.js";
 import { ask, ResumableError, send } from "./request.js";
 import { clipDelay, Timers } from "./time.js";
@@ -14,6 +14,9 @@ const SUSPICIOUS_SILENCE = 20_000;
 
 /** After a stop, the connection may take so many milliseconds to end. */
 const STOP_PATIENCE = 1000;
+
+/** So many of the last bytes of a response are kept. */
+const MAX_TAIL = 1024;
 
 /** Refusals that hold for now; each other one below 500 is final. */
 const NOT_NOW = [408, 425, 429];
@@ -39,6 +42,8 @@ export class Stream<Saved> extends EventTarget {
   #body: ReadableStreamDefaultReader<Bytes> | undefined;
   /** Whether nothing has come on this connection yet. */
   #isFresh = true;
+  /** What has come last on it, a character for each byte. */
+  #tail = "";
   /** Removes the listeners of the page's events. */
   #pageListeners = new AbortController();
 
@@ -155,8 +160,10 @@ export class Stream<Saved> extends EventTarget {
           this.#received += value.length;
           this.#timers.failures = 0;
           this.#isFresh = false;
+          this.#tail = (this.#tail + String.fromCharCode(...value.slice(-MAX_TAIL))).slice(-MAX_TAIL);
           return value;
         }
+        this.#received -= lostStore(this.#tail);
         await this.#conclude();
       } catch (error) {
         await this.#recover(error as ResumableError);
@@ -169,6 +176,7 @@ export class Stream<Saved> extends EventTarget {
     const { start } = place;
     this.#connection = new AbortController();
     this.#isFresh = true;
+    this.#tail = "";
     this.#watch();
     const { signal } = this.#connection;
     const response = await (start ? send(start, { ...this.#options, signal } as RequestInit) : this.#ask("GET"));
@@ -222,6 +230,7 @@ export class Stream<Saved> extends EventTarget {
     else if (code === "store_unavailable") {
       // It is not in the log, so it has not moved the place.
       this.#received = this.offset;
+      this.#tail = "";
       this.#body?.cancel();
     } else this.#finish("lost", new ResumableError(message, { code }));
     return true;

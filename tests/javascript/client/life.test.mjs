@@ -497,6 +497,26 @@ test("a reader whom the server lost sight of its store for comes back", async ()
   fake.stop();
 });
 
+async function* characters(stream) {
+  for await (const chunk of stream.bytes()) yield Buffer.from(chunk).toString("latin1");
+}
+
+test("so do readers of bytes and text, who get it as it came", async () => {
+  const said = { code: "store_unavailable", message: "Redis is away." };
+  const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
+  for (const read of [(stream) => stream.text(), characters]) {
+    const fake = await startFake((number, response, { method }) => {
+      response.setHeader("X-Stream-Status", number < 3 ? "in_progress" : "completed");
+      if (method === "HEAD") response.end();
+      else response.end(number === 1 ? `data: 1\n\n${lost}` : "data: 2\n\n");
+    });
+    const parts = await collect(read(resume("x", { prefix: fake.prefix, ...quick })));
+    assert.equal(parts.join(""), `data: 1\n\n${lost}data: 2\n\n`);
+    assert.deepEqual(fake.requests, ["GET 0", "HEAD 9", "GET 9", "HEAD 18"]);
+    fake.stop();
+  }
+});
+
 test("an event without a name is the application's, whatever it says: the server is asked how it ended", async () => {
   const openai = await startServer({ terminal_event: "openai" });
   const run = (steps) => resumable(`${openai.url}/script`, { ...script(steps), ...quick });
