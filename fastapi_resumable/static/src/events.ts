@@ -63,9 +63,5 @@ export function readTerminal({ type, data }: StreamEvent): { code: string; messa
   } catch {}
 }
 
-const LOST_STORE = /event: error\r?\ndata: ?\{"code": ?"store_unavailable"[^\r\n]*\r?\n\r?\n$/;
-
-/** The size of the event by which a server says at the end of a response that it has lost its store; not in the log. */
-export function lostStore(tail: string) {
-  return LOST_STORE.exec(tail)?.[0].length ?? 0;
-}
+/** The event by which a server says, at the end of a response, that it has lost its store. It is not in the log. */
+export const LOST_STORE = /event: error\ndata: {"code":"store_unavailable".*\n\n$/;

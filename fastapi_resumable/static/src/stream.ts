@@ -1,7 +1,7 @@
 /** One stream, over however many connections. */
 
 import type { FollowOptions, StreamState, StreamEvent } from "../resumable.js";
-import { EventDecoder, lostStore, readTerminal } from "./events.js";
+import { EventDecoder, LOST_STORE, readTerminal } from "./events.js";
 import { keep, type Place } from "./place.js";
 import { ask, ResumableError, send } from "./request.js";
 import { clipDelay, Timers } from "./time.js";
@@ -42,7 +42,7 @@ export class Stream<Saved> extends EventTarget {
   #body: ReadableStreamDefaultReader<Bytes> | undefined;
   /** Whether nothing has come on this connection yet. */
   #isFresh = true;
-  /** What has come last on it, a character for each byte. */
+  /** What has come last, a character for each byte. */
   #tail = "";
   /** Removes the listeners of the page's events. */
   #pageListeners = new AbortController();
@@ -113,11 +113,9 @@ export class Stream<Saved> extends EventTarget {
 
   async *text() {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: !!this.offset });
-    let tail = "";
     for await (const chunk of this.bytes()) {
-      tail = (tail + String.fromCharCode(...chunk.slice(-3))).slice(-3);
       // So will a character that is not whole yet.
-      this.#place.offset = this.offset - (PART_OF_CHARACTER.exec(tail) as unknown as [string])[0].length;
+      this.#place.offset = this.offset - (PART_OF_CHARACTER.exec(this.#tail) as unknown as [string])[0].length;
       const text = decoder.decode(chunk, { stream: true });
       if (text) yield text;
     }
@@ -163,7 +161,7 @@ export class Stream<Saved> extends EventTarget {
           this.#tail = (this.#tail + String.fromCharCode(...value.slice(-MAX_TAIL))).slice(-MAX_TAIL);
           return value;
         }
-        this.#received -= lostStore(this.#tail);
+        this.#tail = this.#tail.replace(LOST_STORE, (event) => ((this.#received -= event.length), ""));
         await this.#conclude();
       } catch (error) {
         await this.#recover(error as ResumableError);
@@ -176,7 +174,6 @@ export class Stream<Saved> extends EventTarget {
     const { start } = place;
     this.#connection = new AbortController();
     this.#isFresh = true;
-    this.#tail = "";
     this.#watch();
     const { signal } = this.#connection;
     const response = await (start ? send(start, { ...this.#options, signal } as RequestInit) : this.#ask("GET"));
@@ -201,7 +198,7 @@ export class Stream<Saved> extends EventTarget {
     // A server of another origin may hide its headers from a page.
     const answered = response.headers.get("X-Stream-Epoch") ?? (response.type === "cors" && epoch);
     // The sign-in page of a network is a 200 as well, and would be delivered as a part of the stream.
-    if (epoch && answered !== epoch) throw new Error("Something else than the stream has answered.");
+    if (epoch && answered !== epoch) throw new Error("Something else has answered.");
     return response;
   }
 
@@ -227,12 +224,7 @@ export class Stream<Saved> extends EventTarget {
     if (!terminal) return false;
     const { code, message } = terminal;
     if (code === "cancelled") this.#finish("stopped");
-    else if (code === "store_unavailable") {
-      // It is not in the log, so it has not moved the place.
-      this.#received = this.offset;
-      this.#tail = "";
-      this.#body?.cancel();
-    } else this.#finish("lost", new ResumableError(message, { code }));
+    else if (code !== "store_unavailable") this.#finish("lost", new ResumableError(message, { code }));
     return true;
   }
 
