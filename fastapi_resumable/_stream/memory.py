@@ -8,7 +8,7 @@ from .._core.lifecycle import Current
 from .._core.log import Budget
 from .._core.sse import PING
 from ..exceptions import ResumableError
-from ..models import ResumableStatus
+from ..models import ResumableStatus, ResumableStreamItem
 from .fanout import NO_READERS, Cursor, Fanout
 from .recording import Recording
 from .stream import Head, Limits, stream_item
@@ -177,7 +177,10 @@ class MemoryStream:
         """The first offset that can be resumed from: of an event stream, the start of an event."""
         return self._recording.earliest
 
-    item = property(stream_item)
+    @property
+    def item(self) -> ResumableStreamItem:
+        """The stream as a lookup shows it."""
+        return stream_item(self)
 
     def attach(self, cursor: Cursor) -> None:
         """Keep what `cursor` has yet to read, and wake it for what comes."""

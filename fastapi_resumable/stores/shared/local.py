@@ -12,7 +12,7 @@ from ..._stream.fanout import Cursor, Fanout
 from ..._stream.recording import Recording
 from ..._stream.stream import Head, stream_item
 from ...exceptions import ResumableError, StoreUnavailable
-from ...models import ResumableStatus
+from ...models import ResumableStatus, ResumableStreamItem
 from ..base import Reservation
 from .outage import RECHECK
 from .writes import END_MESSAGES, Ending, Outbox, Reply, StreamBackend, Sync, Written
@@ -259,7 +259,10 @@ class LocalStream:
         """The first offset that can be resumed from: of an event stream, the start of an event."""
         return self._recording.earliest
 
-    item = property(stream_item)
+    @property
+    def item(self) -> ResumableStreamItem:
+        """The stream as a lookup shows it."""
+        return stream_item(self)
 
     def attach(self, cursor: Cursor) -> None:
         """Keep what `cursor` has yet to read, and wake it for what comes."""

@@ -6,7 +6,7 @@ from ..._core.log import BLOCK_SIZE, ByteLog
 from ..._stream.fanout import Cursor, Fanout
 from ..._stream.stream import stream_item
 from ...exceptions import OffsetLost, ResumableError, StoreUnavailable
-from ...models import ResumableStatus
+from ...models import ResumableStatus, ResumableStreamItem
 from .writes import RemoteState, StreamBackend
 
 WINDOW = 256 * 1024
@@ -53,7 +53,10 @@ class RemoteStream:
         """How far the stream can be read."""
         return max(self._tail, self.log.tail)
 
-    item = property(stream_item)
+    @property
+    def item(self) -> ResumableStreamItem:
+        """The stream as a lookup shows it."""
+        return stream_item(self)
 
     # What is new.
 
