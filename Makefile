@@ -137,7 +137,8 @@ clean: ## remove all that the other targets made
 	rm -rf .venv .venv-* .node $(JS)/node_modules build dist site htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-prepare: bytecode .venv-low/.installed $(JS)/node_modules/.installed system-tools prepare-matrix
+# What several targets need; the rest is prepared by the one that needs it, while others run.
+prepare: bytecode $(JS)/node_modules/.installed system-tools
 
 bytecode: $(VENV)/.installed # of all that tests import, once: not by each of the processes that run them
 	@$(BIN)/python -m pytest --collect-only --quiet >/dev/null 2>&1 || true # the tests themselves will say why

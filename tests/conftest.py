@@ -20,7 +20,7 @@ from .support.server import LOOP
 
 hypothesis.settings.register_profile(
     "usual",
-    max_examples=50,
+    max_examples=30,
     derandomize=True,  # the same examples each time: a new one is found by `make test-long`
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],

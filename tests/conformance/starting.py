@@ -149,7 +149,7 @@ class Starting(Conformance):
 
         found = await store.find(KEY, 0)
         assert found.epoch == new.epoch != stream.epoch
-        assert b"new" in await content(found) and b"old" not in await content(found)
+        assert b"data: new" in await content(found) and b"data: old" not in await content(found)
         assert old.codes == []
 
     @RULES

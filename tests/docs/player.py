@@ -1,7 +1,8 @@
 """Plays the code blocks of a Markdown page, in the order in which a reader meets them.
 
 - A `python` block runs in the page's namespace. One with `title="main.py"` becomes that module, in a file in a folder
-  of the page, and can be imported by the blocks after it. `<!-- needs fastapi 0.135 -->` above it says what it is for.
+  of the page. It runs where a block after it imports it or a server serves it, or else at the end of the page.
+  `<!-- needs fastapi 0.135 -->` above it says what it is for.
 - In a `console` block, a line that starts with `$ ` is a command, and what follows is what it prints. `uvicorn` starts
   a real server on a free port, which takes the place of `localhost:8000` from there on, and `redis-server` one that
   takes the place of `localhost:6379`. `docker`, `pip`, `make`, `npm` and `npx` are not run.
@@ -12,13 +13,14 @@ here are two.
 """
 
 import difflib
+import importlib
 import itertools
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -86,6 +88,9 @@ class Player:
         self._namespace: dict[str, object] = {"__name__": "page"}
         self._modules: dict[str, ModuleType | None] = {}
         """What `sys.modules` held under the names of the page's modules."""
+        self._unused: set[str] = set()
+        """The page's modules that nothing has run yet: their packages may take seconds to import."""
+        sys.path.insert(0, str(folder))
         self._server: Server | None = None
         self._redis: RedisServer | None = None
         self._epochs: dict[str, str] = {}
@@ -105,11 +110,16 @@ class Player:
         self._stop_server()
         if self._redis is not None:
             self._redis.__exit__(None, None, None)
+        sys.path.remove(str(self._folder))
         for name, module in self._modules.items():
-            if module is None:
-                del sys.modules[name]
-            else:
+            sys.modules.pop(name, None)
+            if module is not None:
                 sys.modules[name] = module
+
+    def run_unused(self, names: Iterable[str] | None = None) -> None:
+        """Run the modules, all by default, that no block or command of the page has run."""
+        for name in self._unused & set(self._unused if names is None else names):
+            importlib.import_module(name)
 
     def _run_python(self, block: Block) -> None:
         # Line numbers as in the page, so that a traceback points there.
@@ -118,14 +128,17 @@ class Player:
         if not block.title:
             exec(code, self._namespace)
             return
+        name = Path(block.title).stem
+        self.run_unused([name])
         (self._folder / block.title).write_text(text)
-        module = ModuleType(Path(block.title).stem)
-        self._modules.setdefault(module.__name__, sys.modules.get(module.__name__))
-        sys.modules[module.__name__] = module
-        exec(code, module.__dict__)
+        self._modules.setdefault(name, sys.modules.get(name))
+        sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        self._unused.add(name)
 
     def _run_command(self, command: str, expected: str) -> None:
         command = self._at_home(command)
+        self._unused -= set(re.findall(r"\w+", command))
         words = shlex.split(command, comments=True)
         variables = dict(word.split("=", 1) for word in itertools.takewhile(_VARIABLE.match, words))
         program, *arguments = words[len(variables) :]
@@ -208,5 +221,6 @@ def play(page: Path, folder: Path) -> None:
     try:
         for block in blocks(page):
             player.play(block)
+        player.run_unused()
     finally:
         player.close()

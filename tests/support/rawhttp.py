@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from tests.support.asgi import without_epochs
+
 HOST = "127.0.0.1"
 TIMEOUT = 60.0
 """Seconds that anything may take: a bound, not an expectation."""
@@ -87,7 +89,7 @@ class Response(Reply):
     async def read_until(self, marker: bytes) -> bytes:
         """The body up to and with `marker`; an error if it ends before."""
         async with asyncio.timeout(TIMEOUT):
-            while (found := self._pending.find(marker)) < 0:
+            while (found := without_epochs(self._pending).find(marker)) < 0:
                 if self._ended:
                     raise AssertionError(f"the body ended without {marker!r}: {bytes(self._pending)!r}")
                 await self._fill()
