@@ -40,10 +40,10 @@ demo-redis: .venv-demo/.installed ## start three workers of it, on Redis and beh
 	@bash tools/system-tools redis-server nginx:nginx-light
 	@exec .venv-demo/bin/python -m example_app.workers
 
-# First the targets that are one process, so that at the end several processes share the cores.
+# First what often waits; last what keeps two processes busy, so that no core is idle at the end.
 test: ## run every check there is: what CI runs
 	@$(MAKE) --no-print-directory --jobs 4 prepare
-	@bash tools/check typecheck test-matrix test-browser test-inside js test-low test-outside build docs lint
+	@bash tools/check typecheck test-matrix test-outside test-browser js test-low build docs lint test-inside
 
 test-long: ## what takes too long for every change: all combinations, more examples, benchmarks, other versions
 	$(BIN)/python $(PYTEST) --hypothesis-profile long --timeout 1800 --override-ini faulthandler_timeout=3600 -m "long or not (outside or slow)"
@@ -68,7 +68,7 @@ docs: $(VENV)/.installed ## build the documentation into site/
 build: $(VENV)/.installed ## build the wheel and use it in a clean environment
 	rm -rf dist .venv-wheel
 	$(BIN)/python -m build --no-isolation --outdir dist >/dev/null
-	$(BIN)/python -m venv .venv-wheel
+	$(UV) venv --quiet --python $(BIN)/python .venv-wheel
 	sed -n 's/^\([a-z0-9._-]*==[^ ]*\).*/\1/p' requirements/demo.txt > .venv-wheel/constraints.txt
 	$(UV) pip install --quiet --python .venv-wheel/bin/python --constraint .venv-wheel/constraints.txt dist/*.whl
 	cd .venv-wheel && bin/python -I ../tools/smoke.py
