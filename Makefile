@@ -40,10 +40,10 @@ demo-redis: .venv-demo/.installed ## start three workers of it, on Redis and beh
 	@bash tools/system-tools redis-server nginx:nginx-light
 	@exec .venv-demo/bin/python -m example_app.workers
 
-# First what often waits; last what keeps two processes busy, so that no core is idle at the end.
+# The longest first, so that no core is idle at the end.
 test: ## run every check there is: what CI runs
 	@$(MAKE) --no-print-directory --jobs 4 prepare
-	@bash tools/check typecheck test-matrix test-outside test-browser js test-low build docs lint test-inside
+	@bash tools/check typecheck test-matrix test-inside test-outside test-browser test-low js build docs lint
 
 test-long: ## what takes too long for every change: all combinations, more examples, benchmarks, other versions
 	$(BIN)/python $(PYTEST) --hypothesis-profile long --timeout 1800 --override-ini faulthandler_timeout=3600 -m "long or not (outside or slow)"

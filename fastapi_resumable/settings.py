@@ -28,7 +28,7 @@ IdDependency = Callable[..., Any]
 """A FastAPI dependency that returns (or yields) `str | None`."""
 
 # As FastAPI has it for a prefix; and without what clients remove from a URL, or send in another form.
-_PREFIX = re.compile(r"(?!//)(/(?!\.\.?(?:/|\Z))(?:[^/?#%{}\x00-\x1f\x7f]|\{[a-zA-Z_]\w*\})*)*(?<!/)")
+_PREFIX = re.compile(r"(?!//)(/(?!\.\.?(?:/|\Z))(?:[^/?#%{}\\\x00-\x1f\x7f]|\{[a-zA-Z_][a-zA-Z0-9_]*\})*)*(?<!/)")
 _TAKEN_NAMES = {"_last_event_id", "conv_id", "conversation_id", "digest", "epoch", "query"}
 """Names that the parameters of the router's own routes have."""
 

@@ -26,6 +26,10 @@ WHITESPACE = b" \t"
 MAX_JSON_BYTES = 4 * 1024 * 1024
 """How large the bodies are that our own routes take."""
 _FORMS = ("application/x-www-form-urlencoded", "multipart/")
+MAX_FIELDS = 1000
+"""How many fields Starlette reads of a form by default."""
+MAX_FIELDS_SIZE = 65_536
+"""How many characters of a form a dependency gets that looks for the stream id in it."""
 _SAFE = "/:@!$&'()*+,;=~%"
 
 
@@ -160,10 +164,20 @@ async def read_json(request: Request, marks: bytes, max_marks: int, advice: str)
     return bytes(body)
 
 
+def short_fields(fields: list[tuple[str, Any]]) -> list[tuple[str, str]]:
+    """The fields of a form that are no files and have room in what takes no time to write and to read again."""
+    found, room = [], MAX_FIELDS_SIZE
+    for name, value in fields[:MAX_FIELDS]:
+        if isinstance(value, str) and (size := len(name) + len(value)) <= room:
+            found.append((name, value))
+            room -= size
+    return found
+
+
 def body_again(request: Request) -> tuple[Request, Receive]:
     """What a dependency gets that looks for the stream id in the body: a request, and a `receive` that gives the body.
 
-    A form keeps no copy of its bytes. If one was read, the dependency gets its fields, without the files.
+    A form keeps no copy of its bytes. If one was read, the dependency gets its fields, but no files and long texts.
     """
     is_form = has_read_body(request) and request.headers.get("content-type", "").lower().startswith(_FORMS)
 
@@ -172,8 +186,8 @@ def body_again(request: Request) -> tuple[Request, Receive]:
         # What was read piece by piece is not kept at all.
         with suppress(RuntimeError):
             if is_form:
-                fields = (await request.form()).multi_items()
-                body = urlencode([field for field in fields if isinstance(field[1], str)]).encode("ascii")
+                fields = short_fields((await request.form()).multi_items())
+                body = urlencode(fields, errors="replace").encode("ascii")
             else:
                 body = await request.body()
         return {"type": "http.request", "body": body, "more_body": False}

@@ -108,7 +108,7 @@ async def client_gone(receive: Receive, *, is_complete: bool = False) -> None:
     while (message := await receive())["type"] != "http.disconnect":
         if is_complete:
             # A middleware that has read the body often puts a `receive` in its place that gives it again and again,
-            # and never waits. That tells nothing of the client, whose leaving shows when something is sent to it.
+            # and never waits. That tells nothing of the client.
             await asyncio.get_running_loop().create_future()
         is_complete = not message.get("more_body", False)
 

@@ -104,8 +104,9 @@ async def _leave_open(why: str, send: Send, *, at_once: bool) -> None:
         raise _broken(why)
 
     if takes_return():
-        # A head alone is not sent before the first part.
-        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        if not at_once:
+            # A head alone is not sent before the first part.
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
         return
     if not at_once and not takes_cancellation():
         await send(_mark(takes_return))

@@ -141,7 +141,8 @@ class StreamManager:
         # All at the same time, because a shared store writes the ends of many streams together. In tasks, so that one
         # that fails keeps nothing else from its end.
         if self._producers:
-            await asyncio.wait({self.tasks.spawn(interrupt(), "resumable interrupt") for interrupt in self._producers})
+            interrupts = list(self._producers)
+            await asyncio.wait({self.tasks.spawn(interrupt(), "resumable interrupt") for interrupt in interrupts})
         for watch in list(self._watches):
             watch.leave()
         # What is left then are readers of streams that live elsewhere, and clients that do not take the end.

@@ -10,7 +10,7 @@ import anyio
 from starlette.types import ASGIApp, Message, Scope
 
 from .._stream.stream import YIELD_EVERY, YIELD_SIZE, Head, WritableStream
-from ..exceptions import StreamCancelled, StreamReplaced
+from ..exceptions import ShuttingDown, StreamCancelled, StreamReplaced
 from ..models import ResumableStatus
 from .body import DISCONNECT, RequestBody
 from .errors import StreamStopped
@@ -218,7 +218,7 @@ class Recorder:
         head = Head(self._start["status"], replayable(self.headers), traceparent)
         try:
             await self._producer.begin(head, self._on_begin or _ignore)
-        except (StreamCancelled, StreamReplaced) as exc:
+        except (ShuttingDown, StreamCancelled, StreamReplaced) as exc:
             raise StreamStopped("the stream was stopped before it began") from exc
         self.settled.set()
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from .._core.sse import PING
+from ..exceptions import ShuttingDown
 from ..models import ResumableStreamItem
 from .body import client_gone
 from .breaking import break_off, end_of_body
@@ -36,6 +37,7 @@ class WatchResponse(Response):
         self._ids = ids
         self._news: dict[str, ResumableStreamItem] = {}
         self._changed = asyncio.Event()
+        self._is_begun = False
         self._is_over = False
         self._deadline = asyncio.timeout(None)
 
@@ -55,6 +57,8 @@ class WatchResponse(Response):
         # What a server of ASGI 2.4 raises from `send` once the client has gone. A `TimeoutError` is one as well.
         except OSError:
             if self._deadline.expired():
+                if not self._is_begun:
+                    raise ShuttingDown from None
                 why = "the client of a watch took nothing for too long"
                 await break_off(why, self._manager, scope, send, at_once=True)
         finally:
@@ -90,6 +94,7 @@ class WatchResponse(Response):
             current = {item.conversation_id: item for item in await store.lookup(self._owner, self._ids)}
             # What was reported in the meantime is newer.
             self._news = current | self._news
+            self._is_begun = True
             await self._deliver(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             while self._news or not self._is_over:
                 news, self._news = list(self._news.values()), {}

@@ -150,8 +150,7 @@ class Resumption:
 
     def end(self) -> None:
         """Take the end of the body. It need not be the stream's: proxies end a response in order when they lose it."""
-        told = _TOLD.search(self._tail)
-        self._told = len(told[0]) if told else 0
+        self._note_told()
         # Where the server cannot be asked, the end of the response is the best that there is.
         if self.stopping or self.replay_url is None or not self._may_probe:
             self._enter(StreamState.STOPPED if self.stopping else StreamState.DONE)
@@ -167,6 +166,7 @@ class Resumption:
                 "The connection broke, and the answer cannot be resumed: it names no Content-Location and "
                 "X-Stream-Epoch. Is the endpoint resumable, and the router included?"
             ) from error
+        self._note_told()
         self._fail(error, self._retry)
 
     def give_up(self, error: Exception) -> ConnectionLost:
@@ -229,6 +229,10 @@ class Resumption:
         self.replay_url = replay_url(head) if self.knows_offset else None
         # Both: a server that we were redirected to has no say in what is asked of the first one in our name.
         self._trusted = self.replay_url is None or {origin(head.url), origin(self.replay_url)} == {self._home}
+
+    def _note_told(self) -> None:
+        told = _TOLD.search(self._tail)
+        self._told, self._tail = len(told[0]) if told else 0, b""
 
     def _fail(self, error: Exception, asked: float) -> None:
         # The stream goes on, so that it cannot have ended with what the server said last.

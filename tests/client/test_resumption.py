@@ -605,21 +605,25 @@ def test_a_server_that_has_lost_sight_of_the_stream_is_asked_again(ids: bool) ->
 
 
 @pytest.mark.parametrize("form", ["iter_bytes", "iter_lines"])
-@pytest.mark.parametrize("asked", [200, 503])
-def test_what_a_server_says_to_one_client_leaves_no_gap_in_the_bytes(form: str, asked: int) -> None:
+@pytest.mark.parametrize("asked", [200, 503, None])
+def test_what_a_server_says_to_one_client_leaves_no_gap_in_the_bytes(form: str, asked: int | None) -> None:
     """It is delivered, being on the wire, and what comes after it is what comes next in the log."""
     log = recorded(b"data: 1\n\ndata: 2\n\ndata: %b\n\n" % (b"3" * 500))
     half = log.index(b"data: 2")
     lost = terminal_event("sse", "failed", "store_unavailable", "m")
     assert lost
 
+    def cut_off() -> Iterator[bytes]:
+        yield log[:half] + lost
+        raise httpx.ReadError("The connection broke before the end.")
+
     def answer(request: httpx.Request) -> httpx.Response:
         headers = {**OURS, "content-type": "text/event-stream"}
         if request.method == "POST":
-            return httpx.Response(200, headers=headers, content=log[:half] + lost)
+            return httpx.Response(200, headers=headers, content=log[:half] + lost if asked else cut_off())
         offset = int(request.url.params["from"])
         told = {"x-stream-total-bytes": str(len(log)), "x-stream-status": "completed"}
-        status = asked if request.method == "HEAD" and offset < len(log) else 200
+        status = asked if asked and request.method == "HEAD" and offset < len(log) else 200
         return httpx.Response(status, headers={**headers, **told}, content=log[offset:])
 
     http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))

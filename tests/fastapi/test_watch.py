@@ -14,7 +14,7 @@ from fastapi_resumable._run import watch as watching
 from fastapi_resumable._run.manager import StreamManager
 from fastapi_resumable.models import ResumableStreamItem
 from tests.support.apps.player import Player, fail, send, unique, wait
-from tests.support.asgi import Client, Exchange, bounded, parse_events, running, settle
+from tests.support.asgi import Client, Exchange, bounded, parse_events, running, settle, until
 from tests.support.life_apps import make, stage
 from tests.support.rawhttp import Response
 from tests.support.server import Server, serve
@@ -365,6 +365,29 @@ async def test_a_client_that_does_not_take_the_end_is_disconnected_at_a_shutdown
         await bounded(made.resumable.shutdown(), "the shutdown")
         await exchange.served()
         assert not exchange.clean
+
+
+class SilentStore(MemoryStore):
+    """Answers no lookup, as one that is away."""
+
+    asked = 0
+
+    async def lookup(self, _owner: str | None, _ids: Sequence[str]) -> list[ResumableStreamItem]:
+        self.asked += 1
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+
+async def test_a_watch_whose_store_does_not_answer_is_refused_at_a_shutdown() -> None:
+    """It has sent nothing by then, so there is nothing to break off."""
+    store = SilentStore()
+    made = stage("decorator", ping=60, stop_grace=0.05, store=store)
+    assert made.resumable is not None
+    async with running(made.app) as client:
+        exchange = begin_watch(client, "chat")
+        await until(lambda: store.asked == 1, "the lookup")
+        await bounded(made.resumable.shutdown(), "the shutdown")
+        refused = await exchange.reply()
+        assert (refused.status, refused.code) == (503, "shutting_down")
 
 
 class SlowStore(MemoryStore):

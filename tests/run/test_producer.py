@@ -8,13 +8,17 @@ import pytest
 from fastapi_resumable import MemoryStore, ResumableStatus
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._run.body import RequestBody
+from fastapi_resumable._run.errors import StreamStopped
 from fastapi_resumable._run.manager import StreamManager
 from fastapi_resumable._run.producer import Producer, reserve
 from fastapi_resumable._run.recorder import Recorder
+from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.reader import Reading
 from fastapi_resumable._stream.recording import EVENT_PIECE
 from fastapi_resumable._stream.stream import Head
+from fastapi_resumable.exceptions import ShuttingDown
 from fastapi_resumable.settings import ResumableSettings
+from fastapi_resumable.stores.base import Reservation
 from tests.support.asgi import bounded
 
 HEAD = Head(200, ((b"content-type", b"text/plain"),))
@@ -327,3 +331,21 @@ async def test_a_large_chunk_lets_others_run():
     assert turns >= len(chunk) / EVENT_PIECE
     await producer.end(ResumableStatus.COMPLETED)
     await producer.release()
+
+
+class Lapsed(MemoryStore):
+    """A store whose worker was taken for dead while a stream was about to begin."""
+
+    async def begin(self, reservation: Reservation, head: Head) -> MemoryStream:
+        raise ShuttingDown
+
+
+async def test_a_stream_that_is_interrupted_as_it_begins_is_stopped() -> None:
+    """The application sees what it would see if its client had left, and no error of ours."""
+    manager = StreamManager(Lapsed(), ResumableSettings.load({"ping": 0}))
+    producer = await started(manager)
+    recorder = Recorder(producer, RequestBody(never), on_begin=lambda stream: None, pass_on=never, end_delay=0)
+    await recorder.send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", EVENTS)]})
+    with pytest.raises(StreamStopped):
+        await recorder.send({"type": "http.response.body", "body": b"data: one\n\n", "more_body": True})
+    await manager.shutdown()

@@ -6,7 +6,7 @@ import pytest
 
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._core.log import Budget
-from fastapi_resumable._run.breaking import StreamBroken
+from fastapi_resumable._run.breaking import StreamBroken, break_off
 from fastapi_resumable._run.manager import StreamManager
 from fastapi_resumable._run.replay import ReplayResponse, serve
 from fastapi_resumable._stream.memory import MemoryStream
@@ -173,3 +173,18 @@ async def test_a_client_that_has_left_gets_no_error():
     await ReplayResponse(manager, stream, 0, None)({}, never, gone)
 
     assert not manager._readers
+
+
+async def test_a_stalled_client_of_granian_is_not_waited_for() -> None:
+    """Its response is left without an end, and nothing is sent to it any more."""
+    # As granian runs an application on asyncio's loop, which is told by the file of the task's coroutine.
+    source = "async def run(awaitable):\n    await awaitable\n"
+    namespace: dict = {}
+    exec(compile(source, "site-packages/granian/_futures.py", "exec"), namespace)
+    manager, _ = overtaken(b"text/plain")
+
+    async def send(_message: object) -> None:
+        raise AssertionError
+
+    scope = {"type": "http", "headers": [], "state": {}}
+    await asyncio.create_task(namespace["run"](break_off("it stalled", manager, scope, send, at_once=True)))

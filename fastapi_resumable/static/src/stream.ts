@@ -16,7 +16,7 @@ const SUSPICIOUS_SILENCE = 20_000;
 const STOP_PATIENCE = 1000;
 
 /** So many of the last bytes of a response are kept. */
-const MAX_TAIL = 1024;
+const MAX_TAIL = 999;
 
 /** Refusals that hold for now; each other one below 500 is final. */
 const NOT_NOW = [408, 425, 429];
@@ -161,7 +161,6 @@ export class Stream<Saved> extends EventTarget {
           this.#tail = (this.#tail + String.fromCharCode(...value.slice(-MAX_TAIL))).slice(-MAX_TAIL);
           return value;
         }
-        this.#tail = this.#tail.replace(LOST_STORE, (event) => ((this.#received -= event.length), ""));
         await this.#conclude();
       } catch (error) {
         await this.#recover(error as ResumableError);
@@ -192,13 +191,14 @@ export class Stream<Saved> extends EventTarget {
   }
 
   async #ask(method: "GET" | "HEAD") {
+    this.#tail = this.#tail.replace(LOST_STORE, (event) => ((this.#received -= event.length), ""));
     const { epoch } = this;
     const place = { ...this.#place, offset: this.#received };
     const response = await ask(method, place, this.#options, this.#connection.signal);
     // A server of another origin may hide its headers from a page.
     const answered = response.headers.get("X-Stream-Epoch") ?? (response.type === "cors" && epoch);
     // The sign-in page of a network is a 200 as well, and would be delivered as a part of the stream.
-    if (epoch && answered !== epoch) throw new Error("Something else has answered.");
+    if (epoch && answered !== epoch) throw new Error("Not the stream.");
     return response;
   }
 
@@ -224,7 +224,8 @@ export class Stream<Saved> extends EventTarget {
     if (!terminal) return false;
     const { code, message } = terminal;
     if (code === "cancelled") this.#finish("stopped");
-    else if (code !== "store_unavailable") this.#finish("lost", new ResumableError(message, { code }));
+    // Unless it has an id, it is not in the log.
+    else if (code !== "store_unavailable" || event.id) this.#finish("lost", new ResumableError(message, { code }));
     return true;
   }
 

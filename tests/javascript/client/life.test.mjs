@@ -505,6 +505,15 @@ test("so do readers of bytes and text, who get it as it came", async () => {
   const said = { code: "store_unavailable", message: "Redis is away." };
   const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
   for (const read of [(stream) => stream.text(), characters]) {
+    const breaking = await startFake((number, response) => {
+      response.setHeader("X-Stream-Status", "completed");
+      if (number > 1) response.end("data: 2\n\n");
+      else response.write(`data: 1\n\n${lost}`, () => response.destroy());
+    });
+    const pieces = await collect(read(resume("x", { prefix: breaking.prefix, ...quick })));
+    assert.equal(pieces.join(""), `data: 1\n\n${lost}data: 2\n\n`);
+    assert.deepEqual(breaking.requests.slice(0, 2), ["GET 0", "GET 9"]);
+    breaking.stop();
     const fake = await startFake((number, response, { method }) => {
       response.setHeader("X-Stream-Status", number < 3 ? "in_progress" : "completed");
       if (method === "HEAD") response.end();
@@ -515,6 +524,17 @@ test("so do readers of bytes and text, who get it as it came", async () => {
     assert.deepEqual(fake.requests, ["GET 0", "HEAD 9", "GET 9", "HEAD 18"]);
     fake.stop();
   }
+});
+
+test("what a server has recorded of its store is the end", async () => {
+  const said = { code: "store_unavailable", message: "Redis is away." };
+  const end = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\nid: ${"a".repeat(16)}-200\n\n`;
+  const fake = await startFake((_number, response) => response.end(`data: 1\n\n${end}`));
+  const { events, error } = await fail(resume("x", { prefix: fake.prefix, ...quick }));
+  assert.deepEqual(events, ["1"]);
+  assert.equal(error.code, "store_unavailable");
+  assert.deepEqual(fake.requests, ["GET 0"]);
+  fake.stop();
 });
 
 test("an event without a name is the application's, whatever it says: the server is asked how it ended", async () => {
