@@ -26,7 +26,7 @@ REDIS := $(addprefix tests/,stores/test_redis_conformance.py redis/test_faults.p
 .DELETE_ON_ERROR:
 # Some machines are told to keep no bytecode: then every process of a test would compile anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install demo demo-redis test test-long lint format typecheck docs build js js-build cov test-inside test-outside test-browser test-low test-matrix test-redis test-next bench bench-docs lock bytecode clean prepare prepare-matrix system-tools
+.PHONY: help install demo demo-redis test test-long lint format typecheck docs build js js-build cov test-inside test-outside test-browser test-low test-matrix test-asyncio test-uvloop test-redis test-next bench bench-docs lock bytecode clean prepare prepare-matrix system-tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,7 +43,7 @@ demo-redis: .venv-demo/.installed ## start three workers of it, on Redis and beh
 # The longest first, so that no core is idle at the end.
 test: ## run every check there is: what CI runs
 	@$(MAKE) --no-print-directory --jobs 4 prepare
-	@bash tools/check typecheck test-matrix test-inside test-outside test-browser test-low js build docs lint
+	@bash tools/check typecheck test-uvloop test-inside test-outside test-asyncio test-browser test-low js build docs lint
 
 test-long: ## what takes too long for every change: all combinations, more examples, benchmarks, other versions
 	$(BIN)/python $(PYTEST) --hypothesis-profile long --timeout 1800 --override-ini faulthandler_timeout=3600 -m "long or not (outside or slow)"
@@ -98,8 +98,10 @@ test-outside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## p
 test-browser: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## what a browser does, one after the other in a single one
 	$(BIN)/python -m pytest -p no:xdist -m "not long" tests/browser
 
-test-matrix: $(VENV)/.installed prepare-matrix system-tools ## the core of the suite on every Python and event loop that there is
-	MATRIX_WITHOUT=$(MATRIX_WITHOUT) bash tools/matrix -p no:xdist -m "not (slow or long)" -k "$(MATRIX_LESS)" $(MATRIX)
+test-matrix: test-asyncio test-uvloop ## the core of the suite on every Python and event loop that there is
+
+test-asyncio test-uvloop: test-%: $(VENV)/.installed prepare-matrix system-tools
+	MATRIX_WITHOUT=$(MATRIX_WITHOUT) MATRIX_LOOPS=$* bash tools/matrix -p no:xdist -m "not (slow or long)" -k "$(MATRIX_LESS)" $(MATRIX)
 
 MATRIX_WITHOUT ?= $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)-asyncio
 
