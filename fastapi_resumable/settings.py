@@ -28,7 +28,7 @@ IdDependency = Callable[..., Any]
 """A FastAPI dependency that returns (or yields) `str | None`."""
 
 # As FastAPI has it for a prefix; and without what clients remove from a URL, or send in another form.
-_PREFIX = re.compile(r"(?!//)(/(?!\.\.?(?:/|\Z))(?:[^/?#%{}\\\x00-\x1f\x7f]|\{[a-zA-Z_][a-zA-Z0-9_]*\})*)*(?<!/)")
+_VALID_PREFIX = re.compile(r"(?!//)(/(?!\.\.?(?:/|\Z))(?:[^/?#%{}\\\x00-\x1f\x7f]|\{[a-zA-Z_][a-zA-Z0-9_]*\})*)*(?<!/)")
 _TAKEN_NAMES = {"_last_event_id", "conv_id", "conversation_id", "digest", "epoch", "query"}
 """Names that the parameters of the router's own routes have."""
 
@@ -111,7 +111,7 @@ class ResumableSettings(BaseModel):
     def _check_prefix(cls, prefix: str) -> str:
         # Starlette refuses a parameter that comes twice, and a kind of parameter that it does not know.
         _, path, parameters = compile_path(prefix)
-        if not _PREFIX.fullmatch(path) or not _TAKEN_NAMES.isdisjoint(parameters):
+        if not _VALID_PREFIX.fullmatch(path) or not _TAKEN_NAMES.isdisjoint(parameters):
             raise ValueError("no request can have such a path")
         return prefix
 

@@ -179,6 +179,7 @@ class Producer:
         Raises:
             StreamCancelled: It was stopped while it waited.
             StreamReplaced: A newer request has begun in the meantime.
+            ShuttingDown: Its worker was taken for dead meanwhile.
         """
         async with self._beginning:
             if self.stream is None:

@@ -65,7 +65,7 @@ class Reservation:
     def __init__(
         self, key: StreamKey, epoch: str, *, idempotency_key: str | None, on_stop: Callable[[str], None]
     ) -> None:
-        """`on_stop` is called with `cancelled` or `replaced`, now or later in the stream's life, from the event loop.
+        """`on_stop` is called with `cancelled`, `replaced` or `interrupted`, at any time, from the event loop.
 
         Raises:
             InvalidRequest: The idempotency key is too long.
@@ -90,6 +90,7 @@ class Reservation:
         Raises:
             StreamCancelled: It was stopped before it began.
             StreamReplaced: A newer request has begun before it.
+            ShuttingDown: It was interrupted before it began.
             StreamPending: It takes longer than `timeout` seconds.
         """
         if self._settled is None:
@@ -149,6 +150,7 @@ class Store(Protocol):
         Raises:
             StreamCancelled: It was stopped while it waited.
             StreamReplaced: A newer request has begun in the meantime.
+            ShuttingDown: Its worker was taken for dead meanwhile.
         """
 
     async def release(self, reservation: Reservation) -> None:

@@ -1,4 +1,4 @@
-"""api/: what seldom happens, told through requests."""
+"""What seldom happens, through requests."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""asgi/body.py: one receive channel, three who read it, in every order."""
+"""One receive channel with three readers, in every order."""
 
 import asyncio
 

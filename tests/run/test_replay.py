@@ -1,4 +1,4 @@
-"""asgi/replay.py: how a reading that lost its place ends."""
+"""How a reading that lost its place ends, and a response that is broken off."""
 
 import asyncio
 
