@@ -15,7 +15,7 @@ from ..shared.outage import UNAVAILABLE
 from .files import WorkerLock
 from .log import Piece, read_pieces
 from .rows import read_workers, text_of
-from .threads import File, FileThread, Task, answer
+from .threads import File, FileThread, PendingJob, answer
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -117,9 +117,9 @@ class ReaderThread(FileThread):
         """Nothing is known of a new connection's version."""
         self._version = None
 
-    def work(self, connection: sqlite3.Connection, tasks: Sequence[Task]) -> Sequence[Any]:
+    def work(self, connection: sqlite3.Connection, pending: Sequence[PendingJob]) -> Sequence[Any]:
         """Read what is asked for."""
-        results = [answer(task, connection) for task in tasks]
+        results = [answer(each, connection) for each in pending]
         # No byte is shown that a power cut could take back.
         self.sync()
         return results

@@ -34,7 +34,8 @@ Job = Callable[[Any], Any]
 Caller = asyncio.Future[list[Any]]
 """What waits for the results of some jobs."""
 Call = tuple[Sequence[Job], Caller]
-Task = tuple[Job, Caller]
+PendingJob = tuple[Job, Caller]
+"""A job, and what waits for its result."""
 
 
 class File(NamedTuple):
@@ -182,15 +183,15 @@ class FileThread(ABC):
                 taken.append(self._calls.get_nowait())
         return [call for call in taken if call is not None and not call[1].done()]
 
-    def _perform(self, tasks: Sequence[Task]) -> Sequence[Any]:
+    def _perform(self, pending: Sequence[PendingJob]) -> Sequence[Any]:
         """Do some jobs together, and should that fail, each on its own; the result of each, or its exception."""
         try:
-            return self.work(self.open(), tasks)
+            return self.work(self.open(), pending)
         except Exception as exc:  # noqa: BLE001  # it goes to the callers
             self.reconnect_after(exc)
-            if len(tasks) == 1 or is_of_the_whole_file(exc):
-                return [exc] * len(tasks)
-        return [result for task in tasks for result in self._perform([task])]
+            if len(pending) == 1 or is_of_the_whole_file(exc):
+                return [exc] * len(pending)
+        return [result for each in pending for result in self._perform([each])]
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
         """Have the event loop call a function."""
@@ -201,7 +202,7 @@ class FileThread(ABC):
             self._is_closed = True
 
     @abstractmethod
-    def work(self, connection: sqlite3.Connection, tasks: Sequence[Task]) -> Sequence[Any]:
+    def work(self, connection: sqlite3.Connection, pending: Sequence[PendingJob]) -> Sequence[Any]:
         """Do some jobs; return the result of each."""
 
     @abstractmethod
@@ -267,9 +268,9 @@ class FileThread(ABC):
             connection.close()
 
 
-def answer(task: Task, given: object) -> Any:
+def answer(pending: PendingJob, given: object) -> Any:
     """The result of a job, or what it raises as its answer; it is not done if its caller has given it up."""
-    job, caller = task
+    job, caller = pending
     # While the file was waited for: a stream may have ended otherwise by now.
     if caller.done():
         return None

@@ -24,7 +24,7 @@ from ..shared.writes import END_MESSAGES, Ended, Gap, Missing, Reply, Restore, W
 from .files import WorkerLock
 from .log import Append, Logs, append_plainly
 from .rows import COLUMNS, Row, Rows, bindable, read_workers, text_of
-from .threads import File, FileThread, Task, answer
+from .threads import File, FileThread, PendingJob, answer
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -258,21 +258,21 @@ class WriterThread(FileThread):
         """Give the lock back: nothing more is written."""
         self._lock.close()
 
-    def work(self, connection: sqlite3.Connection, tasks: Sequence[Task]) -> Sequence[Any]:
+    def work(self, connection: sqlite3.Connection, pending: Sequence[PendingJob]) -> Sequence[Any]:
         """Do all jobs in one transaction."""
         transactions = self._transactions
         assert transactions is not None
-        appends = [job for job, _ in tasks if isinstance(job, Append) and job.is_plain]
+        appends = [job for job, _ in pending if isinstance(job, Append) and job.is_plain]
         size = sum(len(append.write.data) for append in appends)
-        is_plain = len(appends) == len(tasks) and not transactions.logs.grow(size)
+        is_plain = len(appends) == len(pending) and not transactions.logs.grow(size)
         if is_plain and append_plainly(connection, appends):
-            results: list[Any] = [Written()] * len(tasks)
+            results: list[Any] = [Written()] * len(pending)
         else:
             # Not `BEGIN`: a transaction that reads first fails to write (SQLITE_BUSY_SNAPSHOT) once another worker has
             # written in between.
             connection.execute("BEGIN IMMEDIATE")
             try:
-                results = [answer(task, transactions) for task in tasks]
+                results = [answer(each, transactions) for each in pending]
                 connection.execute("COMMIT")
             except BaseException:
                 # Some errors, like a full disk, have rolled it back already.
