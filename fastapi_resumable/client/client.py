@@ -90,13 +90,16 @@ class _Client(Generic[StreamT]):
             on_state: Called with each new state.
             **arguments: Those of `httpx.Client.stream`: `headers`, `auth`, `timeout` ...
         """
-        url = self._route(stream_id, epoch, {"from": offset})
-        return self._stream(self._engine("GET", url, arguments, on_state), self._backoff)
+        engine = self._replay("GET", {"conv_id": stream_id, "epoch": epoch or "", "from": offset}, arguments, on_state)
+        return self._stream(engine, self._backoff)
 
-    def _route(self, stream_id: str, epoch: str | None, query: Mapping[str, Any]) -> str:
-        # In the query, because a path changes an id with `..`, `//` or an encoded slash on its way through proxies.
-        names = {"conv_id": stream_id, **query, **({"epoch": epoch} if epoch else {})}
-        return f"{self._prefix}/stream?{httpx.QueryParams(names)}"
+    def _replay(
+        self, method: str, query: Mapping[str, Any], arguments: Mapping[str, Any], on_state: OnState | None = None
+    ) -> Engine:
+        # The id is in the query, because a path changes an id with `..`, `//` or an encoded slash on its way through
+        # proxies. Not as a part of the URL, where httpx would put the client's or the caller's `params` in its place.
+        params = httpx.QueryParams(arguments.get("params")).merge(query)
+        return self._engine(method, f"{self._prefix}/stream", {**arguments, "params": params.multi_items()}, on_state)
 
     def _engine(
         self, method: str, url: httpx.URL | str, arguments: Mapping[str, Any], on_state: OnState | None = None
@@ -138,7 +141,7 @@ class _Client(Generic[StreamT]):
                 request.headers, auth = open_headers(request.headers), {"auth": None}
 
     async def _stop(self, stream_id: str, epoch: str | None, arguments: Mapping[str, Any]) -> None:
-        await self._engine("DELETE", self._route(stream_id, epoch, {}), arguments).fetch()
+        await self._replay("DELETE", {"conv_id": stream_id, "epoch": epoch or ""}, arguments).fetch()
 
     async def _lookup(self, ids: Iterable[str], arguments: Mapping[str, Any]) -> list[ResumableStreamItem]:
         # Without repetitions, and in order: the limit of the server counts each id.

@@ -83,8 +83,8 @@ class Resumption:
         self._retry = self._delay = 0.0
         self._failures = 0
         self._begun = self._is_event_stream = False
-        self._heard = False
-        """Whether this connection has brought a byte."""
+        self._before = self.offset
+        """Where this connection began, so that it is known whether it brought anything."""
         self._probe: Literal["silence", "end"] | None = None
         """Why the next request asks how the stream is, instead of for its bytes."""
         self._may_probe = True
@@ -92,7 +92,7 @@ class Resumption:
         self._tail = b""
         """The last bytes of an event stream."""
         self._told = 0
-        """How many of them are not in the log, as it seems."""
+        """How many bytes came after `offset` that are not in the log, as it seems."""
 
     @property
     def is_over(self) -> bool:
@@ -122,12 +122,14 @@ class Resumption:
         """Take the head of an answer, and the `body` if it is no success; return whether a body is to be read."""
         probe, self._probe = self._probe, None
         if probe is None:
-            self._heard, self._tail = False, b""
+            self._before, self._tail, self._told = self.offset, b"", 0
         if not head.is_success:
             self._refused(head, body, probe)
             return False
-        if self._begun and head.headers.get("x-stream-epoch") != self.epoch:
-            # The sign-in page of a network is a 200 as well, and would be delivered as a part of the stream.
+        encoded = probe is None and head.headers.get("content-encoding")
+        if self._begun and (encoded or head.headers.get("x-stream-epoch") != self.epoch):
+            # The sign-in page of a network is a 200 as well, and would be delivered as a part of the stream; and so
+            # would be what a proxy has compressed.
             self.cut(ConnectionError(f"{origin(head.url)} answered with something else than the stream"))
             return False
         if probe is not None:
@@ -143,19 +145,20 @@ class Resumption:
 
     def feed(self, chunk: bytes) -> None:
         """Take a part of the body."""
-        self._heard = self._heard or bool(chunk)
         self.offset += len(chunk)
         if self._is_event_stream:
             self._tail = (self._tail + chunk[-MAX_TOLD:])[-MAX_TOLD:]
 
     def end(self) -> None:
         """Take the end of the body. It need not be the stream's: proxies end a response in order when they lose it."""
-        self._note_told()
+        self._leave_out_told()
         # Where the server cannot be asked, the end of the response is the best that there is.
-        if self.stopping or self.replay_url is None or not self._may_probe:
-            self._enter(StreamState.STOPPED if self.stopping else StreamState.DONE)
-        else:
+        if self.replay_url is not None and self._may_probe:
             self._probe = "end"
+        elif self._told:
+            self._fail(ConnectionError("the server has lost its store"), self._retry)
+        else:
+            self._enter(StreamState.STOPPED if self.stopping else StreamState.DONE)
 
     def cut(self, error: Exception) -> None:
         """Take the loss of the connection, or the failure to make one."""
@@ -166,7 +169,7 @@ class Resumption:
                 "The connection broke, and the answer cannot be resumed: it names no Content-Location and "
                 "X-Stream-Epoch. Is the endpoint resumable, and the router included?"
             ) from error
-        self._note_told()
+        self._leave_out_told()
         self._fail(error, self._retry)
 
     def give_up(self, error: Exception) -> ConnectionLost:
@@ -193,12 +196,6 @@ class Resumption:
         """The stream asks its clients to wait so long before they come back (`retry:`)."""
         # Clipped here, because a number of thousands of digits does not fit into a float.
         self._retry = min(max(milliseconds, 0), MAX_RETRY) / 1000
-
-    def go_back(self, offset: int, error: Exception) -> None:
-        """What came after `offset` was not of the stream: the server cannot reach it now, and may later."""
-        self.offset = offset
-        self._heard = False
-        self._fail(error, self._retry)
 
     def conclude(self, failure: StreamIncomplete) -> StreamIncomplete | None:
         """The stream has ended, and did not complete; return what to raise: nothing if this client has stopped it."""
@@ -230,20 +227,18 @@ class Resumption:
         # Both: a server that we were redirected to has no say in what is asked of the first one in our name.
         self._trusted = self.replay_url is None or {origin(head.url), origin(self.replay_url)} == {self._home}
 
-    def _note_told(self) -> None:
-        told = _TOLD.search(self._tail)
-        self._told, self._tail = len(told[0]) if told else 0, b""
+    def _leave_out_told(self) -> None:
+        if told := _TOLD.search(self._tail):
+            self._tail, self._told = b"", len(told[0])
+            self.offset -= self._told
 
     def _fail(self, error: Exception, asked: float) -> None:
-        # The stream goes on, so that it cannot have ended with what the server said last.
-        self.offset -= self._told
-        self._told = 0
         # A connection that has brought a byte was progress, so the count of attempts in a row begins again.
-        self._failures = 1 if self._heard else self._failures + 1
+        is_progress, self._before = self.offset > self._before, self.offset
+        self._failures = 1 if is_progress else self._failures + 1
         # Connected, and not a byte: the stream may be silent; or it broke off, and has no event to say so.
-        if self._may_probe and self.state is StreamState.OPEN and not self._heard:
+        if self._may_probe and self.state is StreamState.OPEN and not is_progress:
             self._probe = "silence"
-        self._heard = False
         if self._backoff.exhausted(self._failures):
             self._enter(StreamState.LOST)
             raise ConnectionLost(f"Gave up after {self._failures} attempts in a row: {error}") from error
@@ -259,9 +254,9 @@ class Resumption:
         # A stopped stream is forgotten at once, so a reconnection after the stop finds no stream, or a newer one.
         if self.stopping and status in (404, 409):
             self._enter(StreamState.STOPPED)
-        elif probe == "end" and (knows_no_head or not (is_passing or status == 404)):
+        elif probe == "end" and not self._told and (knows_no_head or not (is_passing or status == 404)):
             # Nothing is known but that the response has ended in order.
-            self._enter(StreamState.DONE)
+            self._enter(StreamState.STOPPED if self.stopping else StreamState.DONE)
         elif not knows_no_head:
             # So that the error names the cause: a 401 without credentials looks like a wrong key.
             withheld = not self._trusted or origin(head.url) != self._home
@@ -275,13 +270,17 @@ class Resumption:
         """Tell the end of the stream from a stream that is silent, and from one that goes on elsewhere."""
         status = headers.get("x-stream-status", "")
         total = whole_number(headers.get("x-stream-total-bytes"))
-        is_all = total == self.offset or (has_ended and total is None)
+        # Without event ids, only this shows that what the server said last is the recorded end.
+        is_told = bool(self._told) and status in _BAD_ENDS and total == self.offset + self._told
+        if is_told:
+            self.offset += self._told
+        is_all = total == self.offset or (has_ended and total is None and not self._told)
         if is_all and (status == ResumableStatus.COMPLETED or (has_ended and not status)):
             self._enter(StreamState.DONE)
         elif is_all and status in _BAD_ENDS:
             failure = self.conclude(_BAD_ENDS[status](status, "The stream did not complete."))
             # An event stream has said so in its last event.
-            self._failure = None if has_ended and self._is_event_stream else failure
+            self._failure = None if is_told or (has_ended and self._is_event_stream) else failure
         else:
             if is_all:
                 # Nothing is missing, so nothing has failed.

@@ -122,10 +122,11 @@ def replay_url(head: Head) -> str | None:
 def first_offset(request: httpx.Request) -> int | None:
     """Where the answer to a request begins, which may be a replay; `None` if the request does not say."""
     query = parse_qs(urlsplit(str(request.url)).query)
-    names = _EVENTS | _PARTS if request.method == "GET" else _EVENTS
-    if "last-event-id" in request.headers or not names.isdisjoint(query):
+    is_get = request.method == "GET"
+    if "last-event-id" in request.headers or not (_EVENTS | _PARTS if is_get else _EVENTS).isdisjoint(query):
         return None
-    return whole_number(query.get("from", ["0"])[-1])
+    # A POST may have a `from` of the application's own; it is no replay.
+    return whole_number(query.get("from", ["0"])[-1]) if is_get else 0
 
 
 def whole_number(text: str | None) -> int | None:

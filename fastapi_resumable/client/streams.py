@@ -44,7 +44,7 @@ class ResumableStream:
     @property
     def offset(self) -> int:
         """The position right after what has been delivered: with `id` and `epoch`, all that `resume` needs."""
-        return self._offset
+        return min(self._offset, self._machine.offset)
 
     @property
     def status_code(self) -> int:
@@ -106,6 +106,8 @@ class BaseStream(ResumableStream):
         self._ended = False
         self._raises = True
         self._failure: StreamIncomplete | None = None
+        self._told: tuple[Item, StreamIncomplete] | None = None
+        """What the server said last, if it is not in the log, as it seems."""
 
     def events(self, terminal_events: TerminalEvents = "raise") -> Items[ServerSentEvent]:
         """Iterate over server-sent events, each once, in order.
@@ -164,6 +166,8 @@ class BaseStream(ResumableStream):
             # At the end of a stream that is not complete, its last line may be half of one; it is not handed out.
             if data or self.state is StreamState.DONE:
                 await self._decode(data, final=not data)
+            elif self.state is StreamState.FAILED and self._told is not None:
+                self._conclude(*self._told)
         # The offset moves with each item that is handed out, and not with what has come: `resume` goes on after it.
         item = self._items.popleft()
         self._offset = item.offset
@@ -171,27 +175,27 @@ class BaseStream(ResumableStream):
 
     async def _decode(self, data: bytes, *, final: bool) -> None:
         """Take what has come; look for the event by which a stream says that it did not complete."""
-        decoder, before = self._decoder, self._decoder.offset
+        decoder, self._told = self._decoder, None
         for item in decoder.feed(data, final=final, up_to=self._machine.offset):
             failure = terminal(item.value) if self._form == "events" else None
             if failure is None:
                 self._items.append(item)
-                before = item.offset
-                continue
-            await self._engine.close()
-            # What is in the log has an id of its epoch and its end.
-            if failure.code == "store_unavailable" and item.value.id != f"{self.epoch}-{item.offset}":
-                # It is not in the log: this server cannot reach the stream now, which may be well.
-                self._decoder = Decoder("events", before)
-                self._machine.go_back(before, failure)
+            # What is in the log has an id of its epoch and its end. Without one, this server may only have lost its
+            # store; the machine asks how the stream is when the response ends.
+            elif failure.code == "store_unavailable" and item.value.id != f"{self.epoch}-{item.offset}":
+                self._told = item, failure
             else:
-                self._failure = self._machine.conclude(failure)
-                if not self._raises:
-                    self._failure = None
-                    self._items.append(item)
-            return
+                await self._engine.close()
+                self._conclude(item, failure)
+                return
         if decoder.retry is not None:
             self._machine.wait_at_least(decoder.retry)
+
+    def _conclude(self, item: Item, failure: StreamIncomplete) -> None:
+        self._failure = self._machine.conclude(failure)
+        if not self._raises:
+            self._failure = None
+            self._items.append(item)
 
     async def _open(self) -> None:
         await self._engine.load()

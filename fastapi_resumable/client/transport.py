@@ -171,7 +171,7 @@ class _Body(ResumableStream):
 
     def __init__(self, engine: Engine, backoff: Backoff, on_close: OnClose) -> None:
         # This back-off is that of the stop alone. A caller is waiting for `close`, so it does not try for long.
-        super().__init__(engine, replace(backoff, retries=2), engine.head)
+        super().__init__(engine, replace(backoff, retries=2, server_maximum=1.0), engine.head)
         self._on_close = on_close
         self._tail = b""
         self._done = False

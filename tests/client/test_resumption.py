@@ -294,11 +294,11 @@ def test_an_error_of_the_server_is_final_at_the_start_alone() -> None:
 
 
 def test_an_answer_that_is_not_the_stream_counts_as_none() -> None:
-    """A page of the hotel's, say, or another epoch."""
+    """A page of the hotel's, say, another epoch, or what a proxy has compressed."""
     machine = machine_after_head()
     machine.feed(b"x")
     lose(machine)
-    for headers in ({}, {**OURS, "x-stream-epoch": "a" * 16}):
+    for headers in ({}, {**OURS, "x-stream-epoch": "a" * 16}, {**OURS, "content-encoding": "gzip"}):
         assert not machine.head(Head(200, headers, URL))
         ask = machine.ask()
         assert ask and ask.url == f"{URL}?epoch={EPOCH}&from=1"
@@ -604,14 +604,18 @@ def test_a_server_that_has_lost_sight_of_the_stream_is_asked_again(ids: bool) ->
     assert (stream.state, stream.offset) == (StreamState.DONE, len(log))
 
 
-@pytest.mark.parametrize("form", ["iter_bytes", "iter_lines"])
-@pytest.mark.parametrize("asked", [200, 503, None])
-def test_what_a_server_says_to_one_client_leaves_no_gap_in_the_bytes(form: str, asked: int | None) -> None:
-    """It is delivered, being on the wire, and what comes after it is what comes next in the log."""
+FORMS = ["events", "iter_bytes", "iter_lines"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("asked", [200, 503, None, httpx.ConnectError("no")])
+def test_what_a_server_says_to_one_client_leaves_no_gap(form: str, asked: int | Exception | None) -> None:
+    """It is delivered as bytes, being on the wire, and what comes after it is what comes next in the log."""
     log = recorded(b"data: 1\n\ndata: 2\n\ndata: %b\n\n" % (b"3" * 500))
     half = log.index(b"data: 2")
     lost = terminal_event("sse", "failed", "store_unavailable", "m")
     assert lost
+    heads = iter([asked])
 
     def cut_off() -> Iterator[bytes]:
         yield log[:half] + lost
@@ -622,16 +626,55 @@ def test_what_a_server_says_to_one_client_leaves_no_gap_in_the_bytes(form: str, 
         if request.method == "POST":
             return httpx.Response(200, headers=headers, content=log[:half] + lost if asked else cut_off())
         offset = int(request.url.params["from"])
+        # The server refuses a place that is past the tail.
+        assert offset in (half, len(log))
         told = {"x-stream-total-bytes": str(len(log)), "x-stream-status": "completed"}
-        status = asked if asked and request.method == "HEAD" and offset < len(log) else 200
+        status = (next(heads, 200) or 200) if request.method == "HEAD" else 200
+        if isinstance(status, Exception):
+            raise status
         return httpx.Response(status, headers={**headers, **told}, content=log[offset:])
 
     http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
     with ResumableClient(http, backoff=ENDLESS, sleep=lambda _: None).stream("POST", "/") as stream:
         got = list(getattr(stream, form)())
     wanted = log[:half] + lost + log[half:]
-    assert got == wanted.decode().splitlines() if form == "iter_lines" else b"".join(got) == wanted
+    if form == "events":
+        assert [event.data for event in got] == ["1", "2", "3" * 500]
+    else:
+        assert got == wanted.decode().splitlines() if form == "iter_lines" else b"".join(got) == wanted
     assert (stream.state, stream.offset) == (StreamState.DONE, len(log))
+
+
+@pytest.mark.parametrize("form", [*FORMS, "yield"])
+@pytest.mark.parametrize("cuts", [0, 2])
+def test_an_end_that_is_recorded_without_an_id_is_the_end(form: str, cuts: int) -> None:
+    """With `event_ids=False`, the end of a stream whose store was lost looks as if only one server had lost it."""
+    lost = terminal_event("sse", "failed", "store_unavailable", "m")
+    assert lost
+    log = recorded(b"data: 1\n\n" + lost, ids=False)
+    asked: list[str] = []
+
+    def body(offset: int) -> Iterator[bytes]:
+        yield log[offset:]
+        if asked.count("GET") + 1 <= cuts:
+            raise httpx.ReadError("The connection broke before the end.")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.method)
+        told = {"x-stream-total-bytes": str(len(log)), "x-stream-status": "failed"}
+        content = b"" if request.method == "HEAD" else body(int(request.url.params.get("from", 0)))
+        return httpx.Response(200, headers={**OURS, "content-type": "text/event-stream", **told}, content=content)
+
+    http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+    delivered: list[Any] = []
+    with ResumableClient(http, backoff=ENDLESS).stream("POST", "/") as stream:
+        items = stream.events("yield") if form == "yield" else getattr(stream, form)()
+        with pytest.raises(StreamFailed, match="store_unavailable: m") if form == "events" else nullcontext():
+            delivered.extend(items)
+    assert stream.state is StreamState.FAILED
+    assert len(asked) < 6
+    if form in ("events", "yield"):
+        assert [event.event for event in delivered] == ["message", "error"][: 1 + (form == "yield")]
 
 
 def test_the_client_that_stops_a_stream_does_not_raise_that_it_was_stopped() -> None:
@@ -715,6 +758,31 @@ def test_a_lookup_or_a_stop_is_repeated_until_it_is_answered() -> None:
         look_up(404)
     with pytest.raises(ConnectionLost, match="Gave up after 1"):
         look_up(503, backoff=Backoff(retries=0))
+
+
+def test_parameters_of_the_clients_own_are_sent_beside_those_of_a_route() -> None:
+    """httpx puts its parameters in the place of those that a URL has."""
+    asked: list[dict[str, str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(dict(request.url.params))
+        return httpx.Response(200, headers=OURS)
+
+    http = httpx.Client(base_url="http://server", params={"key": "k"}, transport=httpx.MockTransport(answer))
+    client = ResumableClient(http)
+    with client.resume("a/b", offset=7, params={"more": "1"}) as stream:
+        assert stream.offset == 7
+    client.stop("a/b", epoch=EPOCH)
+    both = {"key": "k", "conv_id": "a/b"}
+    assert asked == [{**both, "epoch": "", "from": "7", "more": "1"}, {**both, "epoch": EPOCH}]
+
+
+def test_a_request_that_begins_a_stream_may_have_a_from_of_its_own() -> None:
+    """Its answer begins at 0."""
+    with answering(b"data: 1\n\n").stream("POST", "/export", params={"from": "2"}) as stream:
+        assert stream.offset == 0
+    with answering(b"data: 1\n\n").stream("POST", "/export", params={"from": "Rome"}) as stream:
+        assert stream.replay_url == URL
 
 
 def test_a_synchronous_client_never_waits() -> None:
