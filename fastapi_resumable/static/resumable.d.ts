@@ -92,8 +92,8 @@ export interface StreamEvent {
  * - `open`: connected; the stream comes in.
  * - `reconnecting`: the connection was lost; `error` says how. It will be open again, or over.
  * - `done`: it has ended, and all of it came.
- * - `stopped`: it was stopped, or replaced by a newer request.
- * - `lost`: it failed, or the rest of it cannot be reached; `error` says why.
+ * - `stopped`: it was stopped.
+ * - `lost`: it failed, was replaced by a newer request, or cannot be reached any more; `error` says why.
  * - `detached`: it is not followed any more; it goes on at the server.
  */
 export type StreamState = "connecting" | "open" | "reconnecting" | "done" | "stopped" | "lost" | "detached";
@@ -179,7 +179,7 @@ export function resumable<Saved = unknown>(url: string | URL, options?: StartOpt
 export function resume<Saved = unknown>(id: string, options?: ResumeOptions): ResumableStream<Saved>;
 
 /**
- * Go on, after a reload, with the stream that was kept under `key`; `null` if there is none, or it was over. Give it
+ * Go on, after a reload, with the stream that was kept under `key`; `null` if there is none, or it is over. Give it
  * the same options as before: credentials are not kept.
  */
 export function restore<Saved = unknown>(key: string, options?: FollowOptions): Promise<ResumableStream<Saved> | null>;

@@ -31,8 +31,13 @@ export interface Place {
 const PREFIX = "resumable:";
 const storeOf = ({ store }: FollowOptions) => store ?? sessionStorage;
 
+/** The place that is kept under a key. A store that is forbidden holds none. */
 export async function recall(key: string, options: FollowOptions): Promise<Place | null> {
-  return JSON.parse((await storeOf(options).getItem(PREFIX + key)) as string);
+  try {
+    return JSON.parse((await storeOf(options).getItem(PREFIX + key)) as string);
+  } catch {
+    return null;
+  }
 }
 
 /** Keep a place under the stream's key, or nothing (`null`). A store may be full or forbidden: then nothing is kept. */

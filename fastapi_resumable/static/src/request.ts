@@ -74,11 +74,13 @@ export async function send(url: string, { fetch = globalThis.fetch, ...init }: R
   const { status } = response;
   const { detail } = Object(await response.json().catch(() => 0));
   const { message = `${status} ${JSON.stringify(detail) ?? ""}`, code = "" } = Object(detail);
-  const retryAfter = readRetryAfter(response.headers.get("Retry-After") ?? "");
+  const retryAfter = readRetryAfter(response.headers);
   throw new ResumableError(message, { status, code, retryAfter, detail });
 }
 
-/** Milliseconds, from a number of seconds or a date. */
-function readRetryAfter(text: string) {
-  return clipDelay(/^\d+$/.test(text) ? +text * 1000 : Date.parse(text) - Date.now());
+/** Milliseconds, from a number of seconds or a date. A date counts from the answer's own, as clocks may be wrong. */
+function readRetryAfter(headers: Headers) {
+  const text = headers.get("Retry-After") ?? "";
+  const now = Date.parse(headers.get("Date") ?? "") || Date.now();
+  return clipDelay(/^\d+$/.test(text) ? +text * 1000 : Date.parse(text) - now);
 }

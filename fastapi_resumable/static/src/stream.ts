@@ -44,6 +44,8 @@ export class Stream<Saved> extends EventTarget {
   #isFresh = true;
   /** What has come last, a character for each byte. */
   #tail = "";
+  /** The last event, if it says that the server has lost its store. */
+  #lostStore: ResumableError | undefined;
   /** Removes the listeners of the page's events. */
   #pageListeners = new AbortController();
 
@@ -158,6 +160,7 @@ export class Stream<Saved> extends EventTarget {
           this.#received += value.length;
           this.#timers.failures = 0;
           this.#isFresh = false;
+          this.#lostStore = undefined;
           this.#tail = (this.#tail + String.fromCharCode(...value.slice(-MAX_TAIL))).slice(-MAX_TAIL);
           return value;
         }
@@ -206,14 +209,18 @@ export class Stream<Saved> extends EventTarget {
   async #conclude() {
     if (!this.epoch) return this.#finish("done");
     this.#watch();
+    const received = this.#received;
     const { headers } = await this.#ask("HEAD").catch(({ status }) => {
       if (status === 501 || (status < 500 && ![404, ...NOT_NOW].includes(status))) this.#finish("done");
       throw new Error("The connection broke.");
     });
     const status = headers.get("X-Stream-Status") ?? "completed";
-    const isAll = this.response?.status === 204 || this.#received >= +(headers.get("X-Stream-Total-Bytes") ?? 0);
+    const total = +(headers.get("X-Stream-Total-Bytes") ?? 0);
+    const isAll = this.response?.status === 204 || this.#received >= total;
     if (status === "cancelled") this.#finish("stopped");
-    else if (/^fa|^int/.test(status)) throw new ResumableError(`The stream has ${status}.`, { code: status });
+    // Without event ids, only its length shows that what the server said last is the recorded end.
+    else if (/^fa|^int/.test(status) && (isAll || received === total))
+      throw this.#lostStore ?? new ResumableError(`The stream has ${status}.`, { code: status });
     else if (status === "completed" && isAll) this.#finish("done");
     else throw new Error("The connection broke.");
   }
@@ -224,8 +231,12 @@ export class Stream<Saved> extends EventTarget {
     if (!terminal) return false;
     const { code, message } = terminal;
     if (code === "cancelled") this.#finish("stopped");
-    // Unless it has an id, it is not in the log.
-    else if (code !== "store_unavailable" || event.id) this.#finish("lost", new ResumableError(message, { code }));
+    else {
+      const error = new ResumableError(message, { code });
+      // Unless it has an id, it is not in the log, as it seems.
+      if (code === "store_unavailable" && !event.id) this.#lostStore = error;
+      else this.#finish("lost", error);
+    }
     return true;
   }
 

@@ -537,6 +537,35 @@ test("what a server has recorded of its store is the end", async () => {
   fake.stop();
 });
 
+test("it is the end without an id too, if the stream has failed there", async () => {
+  const said = { code: "store_unavailable", message: "Redis is away." };
+  const log = `data: 1\n\nevent: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
+  const fake = await startFake((_number, response, { method }) => {
+    response.setHeader("X-Stream-Status", "failed");
+    response.setHeader("X-Stream-Total-Bytes", `${log.length}`);
+    response.end(method === "HEAD" ? "" : log);
+  });
+  const { events, error } = await fail(resume("x", { prefix: fake.prefix, ...quick }));
+  assert.deepEqual(events, ["1"]);
+  assert.equal(error.code, "store_unavailable");
+  assert.deepEqual(fake.requests, ["GET 0", "HEAD 9"]);
+  fake.stop();
+});
+
+test("a response that a proxy has ended before the failure is gone on with", async () => {
+  const log = "data: 1\n\ndata: 2\n\n";
+  const fake = await startFake((_number, response, { method, url }) => {
+    response.setHeader("X-Stream-Status", "failed");
+    response.setHeader("X-Stream-Total-Bytes", `${log.length}`);
+    const from = +new URL(url, "http://x").searchParams.get("from");
+    response.end(method === "HEAD" ? "" : log.slice(from, from + 9));
+  });
+  const { events, error } = await fail(resume("x", { prefix: fake.prefix, ...quick }));
+  assert.deepEqual(events, ["1", "2"]);
+  assert.equal(error.code, "failed");
+  fake.stop();
+});
+
 test("an event without a name is the application's, whatever it says: the server is asked how it ended", async () => {
   const openai = await startServer({ terminal_event: "openai" });
   const run = (steps) => resumable(`${openai.url}/script`, { ...script(steps), ...quick });

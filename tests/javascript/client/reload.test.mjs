@@ -163,7 +163,11 @@ test("a store may be asynchronous, and may fail", async () => {
     async removeItem() {
       throw new Error("full");
     },
+    getItem() {
+      throw new Error("forbidden");
+    },
   };
+  assert.equal(await restore("chat", { store: full, prefix }), null);
   assert.equal((await collect(start([send("data: 1\n\n")], {}, { key: "chat", store: full }))).length, 1);
 });
 
