@@ -22,6 +22,7 @@ from starlette.responses import StreamingResponse
 
 from fastapi_resumable import RedisStore, Resumable
 from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._stream.reader import Reading
 from fastapi_resumable._stream.stream import Limits, is_exhausted
 from fastapi_resumable.exceptions import ResumableError, StoreUnavailable, StreamCancelled
 from fastapi_resumable.models import ResumableStatus, ResumableStreamItem
@@ -760,6 +761,23 @@ async def test_what_redis_brings_back_from_an_older_state_ends(plant: Plant) -> 
 
 
 # What goes missing, and what is left.
+
+
+@pytest.mark.parametrize("how", ["given up", "replaced"])
+async def test_a_reader_elsewhere_of_a_stream_that_nothing_writes_any_more_ends(plant: Plant, how: str) -> None:
+    """Redis has lost its state, and its worker is not going to put that back: the log stays without an end."""
+    one, two = plant.open(on_store_failure="fail"), plant.open(lease=1.0)
+    stream = await begin(one, head=TEXT)
+    await write(stream, b"one")
+    await until(lambda: stream.tail == 3, "the bytes")
+    async with following(await two.find(KEY, 0.0)) as follower, asyncio.timeout(LIMIT):
+        await follower.reach(3)
+        plant.server.control.delete(plant.keys.stream(KEY))
+        if how == "given up":
+            stream.on_outage(StoreUnavailable("gone"))
+        else:
+            await begin(one)
+        assert await follower.outcome() is Reading.LOST
 
 
 async def test_a_log_that_redis_has_dropped_expires_all_the_same(plant: Plant) -> None:

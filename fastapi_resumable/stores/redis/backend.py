@@ -14,7 +14,7 @@ from typing import Any
 
 from ..._core.ids import StreamKey
 from ..._stream.stream import Limits
-from ...exceptions import OffsetLost, StoreUnavailable, StreamCancelled, StreamReplaced
+from ...exceptions import StoreUnavailable, StreamCancelled, StreamReplaced
 from ...models import ResumableStatus
 from ..base import Notify, Reservation
 from ..shared.local import LocalStream
@@ -156,21 +156,37 @@ class RedisBackend(Transitions):
 
     def take_reply(self, stream: LocalStream | RemoteStream, reply: Any) -> None:
         """Note what came of it."""
-        if isinstance(stream, LocalStream):
-            if reply[0] == b"begun":
-                # It has begun late, after an outage, and what it has replaced meanwhile has to hear of that.
-                told = self.notify_ended(stream.key, reply[1:], "replaced")
-                self.tasks.spawn(told, "resumable replaced")
-            stream.take_reply(read_written(reply))
-        elif reply[:1] == [b"gone"]:
-            # Its log was dropped in the moment between finding it and saying so.
-            is_stopped = reply[1] == b"cancelled"
-            stream.fail(StreamCancelled(message=END_MESSAGES["cancelled"]) if is_stopped else StreamReplaced())
-        elif reply[:1] == [b"dropped"]:
-            stream.take(int(reply[1]), b"")
-        elif reply:
-            # The producer waits for readers.
-            self.messages.send(reply[0].decode(), "room", reply[1].decode())
+        if isinstance(stream, RemoteStream):
+            self._take_report(stream, *reply)
+            return
+        if reply[0] == b"begun":
+            # It has begun late, after an outage, and what it has replaced meanwhile has to hear of that.
+            self.tasks.spawn(self.notify_ended(stream.key, reply[1:], "replaced"), "resumable replaced")
+        stream.take_reply(read_written(reply))
+
+    def _take_report(self, stream: RemoteStream, word: bytes, about: bytes | int = 0) -> None:
+        """Note what Redis says of a stream to those that read it here."""
+        missing, stream.missing_since = stream.missing_since, None
+        match word:
+            case b"live":
+                if missing is not None:
+                    self._check(stream)
+                if about:
+                    self.messages.send(stream.worker, "room", stream.epoch)
+            case b"dropped":
+                stream.take(int(about), b"")
+            case b"over":
+                if int(about) < stream.log.tail:
+                    stream.fail(StoreUnavailable("The store has lost a part of the stream, and its producer is gone."))
+            case b"gone":
+                # Its log was dropped in the moment between finding it and saying so.
+                is_stopped = about == b"cancelled"
+                stream.fail(StreamCancelled(message=END_MESSAGES["cancelled"]) if is_stopped else StreamReplaced())
+            case b"lost":
+                # Its producer may put it back, and has the time of a lease for that.
+                stream.missing_since = missing or monotonic()
+                if monotonic() - stream.missing_since > self._seconds:
+                    stream.fail(StoreUnavailable("The store has lost the stream, and its producer is gone."))
 
     # Streams that something else has ended.
 
@@ -273,28 +289,5 @@ class RedisBackend(Transitions):
             raise
         for stream in followed:
             if stream.missing_since is not None or stream.worker in dead:
-                await self._look_for(stream)
-
-    async def _look_for(self, stream: RemoteStream) -> None:
-        """Whether Redis still has a stream, after an outage that it may not have survived."""
-        ending = None
-        try:
-            state = await self.state(stream.key)
-            with suppress(OffsetLost):
-                ending = (await self.page(stream, stream.log.tail)).ending
-        except StoreUnavailable as exc:
-            # Again and again, one stream would keep the looks from all that comes after it.
-            stream.fail(exc)
-            raise
-        current = state.current if state.current is not None and state.current.epoch == stream.epoch else None
-        if ending is not None or current is not None:
-            stream.missing_since = None
-            if current is not None and current.is_final and current.tail < stream.log.tail:
-                stream.fail(StoreUnavailable("The store has lost a part of the stream, and its producer is gone."))
-            elif ending is None:
-                self._check(stream)
-        # Its producer may put it back, and has the time of a lease for that.
-        elif stream.missing_since is None:
-            stream.missing_since = monotonic()
-        elif monotonic() - stream.missing_since > self._seconds:
-            stream.fail(StoreUnavailable("The store has lost the stream, and its producer is gone."))
+                stream.missing_since = stream.missing_since or monotonic()
+                stream.report()

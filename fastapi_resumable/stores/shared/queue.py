@@ -71,8 +71,9 @@ class WriteQueue(Generic[Job]):
 
     def run_later(self, *jobs: Job) -> None:
         """Do jobs whose replies do not matter, soon. In a long outage the oldest are dropped."""
-        self._later.extend(jobs)
-        self._wake.set()
+        if jobs:
+            self._later.extend(jobs)
+            self._wake.set()
 
     def close(self) -> None:
         """Write no more, and keep nothing."""

@@ -28,7 +28,7 @@ class RemoteStream:
         self.failure: ResumableError | None = None
         self.is_final = False
         self.missing_since: float | None = None
-        """Since when the backend has not known of it."""
+        """Since when the backend has not known of it, or may not have."""
         self.log = ByteLog(BLOCK_SIZE, state.tail, backend.budget)
         self._fanout = Fanout(self.log)
         # How often the producer's worker gets a report of the readers here: for each step of so many bytes.
@@ -144,8 +144,10 @@ class RemoteStream:
         """Where the slowest reader here is; `None` if there is none."""
         return min((cursor.offset for cursor in self._fanout.cursors), default=None)
 
-    def on_outage(self, _failure: StoreUnavailable) -> None:
-        """The report is made as soon as that can be done."""
+    def on_outage(self, failure: StoreUnavailable) -> None:
+        """End the readings if the report was to find out what has become of the stream; else it is made later."""
+        if self.missing_since is not None:
+            self.fail(failure)
 
     def advance(self, cursor: Cursor, size: int) -> None:
         """Note that the reader has sent `size` bytes on."""

@@ -53,7 +53,7 @@ local function append(epoch, first, last, data, earliest, mid, ttl, anew, look, 
     local f = redis.call('HMGET', H, 'epoch', 'status', 'tail', 'small', 'packed', 'held')
     local status, code, completed = ending:match('^(%S+) (%S*) (%S+)$')
     if f[1] ~= epoch then
-        local is_lost = not f[1] and not has_end(log) and redis.call('HEXISTS', H, 'x:' .. epoch) == 0
+        local is_lost = not f[1] and not end_of(log) and redis.call('HEXISTS', H, 'x:' .. epoch) == 0
         return {is_lost and 'missing' or 'ended'}
     end
     if f[2] ~= 'in_progress' then

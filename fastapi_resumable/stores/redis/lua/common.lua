@@ -92,10 +92,11 @@ local function slowest_of(readers)
     return slowest and text(slowest)
 end
 
--- Whether a log has its end: if not, and the hash is gone, then Redis has lost that alone (by eviction, say).
-local function has_end(log)
+-- The offset at which a log ends, if it has its end: if not, and the hash is gone, then Redis has lost that alone (by
+-- eviction, say).
+local function end_of(log)
     local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
-    return last ~= nil and last[1]:match('%-1$') ~= nil
+    return last and last[1]:match('^(%d+)%-1$')
 end
 
 -- The keys that hold the bytes of an epoch: its log, and what was packed.
