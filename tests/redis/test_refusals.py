@@ -22,7 +22,17 @@ from fastapi_resumable.stores.redis.keys import Keys, log_key
 from fastapi_resumable.stores.redis.link import Link
 from fastapi_resumable.stores.shared.local import LocalStream
 from fastapi_resumable.stores.shared.writes import Sync
-from tests.conformance.tools import TEXT, Request, begin, complete, content, following, terminal, write
+from tests.conformance.tools import (
+    TEXT,
+    Request,
+    begin,
+    complete,
+    content,
+    following,
+    known_to_have_readers,
+    terminal,
+    write,
+)
 from tests.support.asgi import bounded
 from tests.support.faults import FaultyLink
 from tests.support.redis_server import RedisServer, free_port
@@ -318,6 +328,24 @@ async def test_a_stop_while_redis_is_away_is_the_only_end_under_fail(
     # Others may take this worker for dead until it has renewed its lease, so they look afterwards.
     await until(lambda: outbox.sync is Sync.LEFT, "the record")
     assert [item.status for item in await there.lookup(None, [ONE.id])] == [ResumableStatus.CANCELLED]
+
+
+async def test_a_reader_elsewhere_holds_no_producer_while_redis_is_away(
+    server: RedisServer, open_store: OpenStore
+) -> None:
+    """It cannot read on, and has been sent away: the stream goes on for the reader on its own worker."""
+    here, there = open_store("degrade"), open_store("degrade")
+    here.configure(Limits(max_stream_bytes=4096))
+    stream = await begin(here, ONE, TEXT)
+    async with following(await there.find(ONE, 1)) as far, following(stream) as near:
+        far.pace = asyncio.Event()
+        await known_to_have_readers(stream)
+        producer = asyncio.create_task(write(stream, *[b"x" * 1024] * 12))
+        await bounded(near.reach(4096))
+        server.freeze()
+        await bounded(producer)
+        assert len(await bounded(near.reach(12288))) == 12288
+        server.thaw()
 
 
 async def test_one_stream_that_cannot_be_looked_for_keeps_no_other_from_it(

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from time import time
 
 from ..._core.sse import PING
@@ -78,8 +77,12 @@ class LocalStream:
             if not self._is_held_elsewhere(size):
                 await self._fanout.wait_for_room()
                 continue
-            with suppress(StoreUnavailable):
-                self._slowest_elsewhere, self._check_at = await self.backend.slowest_reader(self), 0
+            self._check_at = 0
+            try:
+                self._slowest_elsewhere = await self.backend.slowest_reader(self)
+            except StoreUnavailable:
+                # It has been gone for too long: what comes now is for the readers here.
+                self._slowest_elsewhere = math.inf
             if not self.closed and not self.has_room(size):
                 await self._fanout.wait_for_room(RECHECK)
 
