@@ -11,7 +11,7 @@ from ..exceptions import ClientError
 from ..models import ResumableStreamItem
 from .engine import Engine, Sleep, run, settle
 from .machine import Resumption, StreamState
-from .messages import Backoff, first_offset, open_headers, origin
+from .messages import Backoff, first_offset, next_headers, origin
 from .streams import AsyncClientStream, BaseStream, ClientStream
 
 OnState = Callable[[StreamState], object]
@@ -138,7 +138,7 @@ class _Client(Generic[StreamT]):
             request = response.next_request
             trusted = trusted and origin(str(request.url)) == home
             if not trusted:
-                request.headers, auth = open_headers(request.headers), {"auth": None}
+                request.headers, auth = next_headers(request.headers, trusted=False), {"auth": None}
 
     async def _stop(self, stream_id: str, epoch: str | None, arguments: Mapping[str, Any]) -> None:
         await self._replay("DELETE", {"conv_id": stream_id, "epoch": epoch or ""}, arguments).fetch()

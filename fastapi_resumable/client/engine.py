@@ -15,7 +15,7 @@ import anyio
 import httpx
 
 from .machine import Resumption
-from .messages import Ask, Backoff, Head, replay_headers
+from .messages import Ask, Backoff, Head, next_headers
 
 ResultT = TypeVar("ResultT")
 Sleep = Callable[[float], Awaitable[None] | None]
@@ -50,7 +50,7 @@ class Engine:
         self.module = module = flavour(start)
         # A connection is lost, or there is none.
         self._lost = (module.TimeoutException, module.NetworkError, module.ProxyError, module.RemoteProtocolError)
-        # Another attempt would not mend these. The last two are the socket's, for a port or a host that is none.
+        # Another attempt would mend none of the others. The last two are the socket's, for an impossible port or host.
         self._errors = (module.HTTPError, module.InvalidURL, OverflowError, UnicodeError)
         self.timeout: dict[str, Any] = dict(start.extensions.get("timeout", {}))
         # A transport looks at it as it reads, so what is set when the stream has begun counts, too.
@@ -123,7 +123,7 @@ class Engine:
             await settle(self._stream.aclose() if self._is_async else self._stream.close())
 
     def _request(self, ask: Ask) -> httpx.Request:
-        headers = replay_headers(self._headers, trusted=ask.trusted)
+        headers = next_headers(self._headers, trusted=ask.trusted, replay=True)
         return type(self._start)(ask.method or "", ask.url, headers=headers, extensions=self._start.extensions)
 
     async def _ask(self, ask: Ask) -> Head:
@@ -166,12 +166,8 @@ class Engine:
                 if self.machine.head(head, bytes(body)):
                     return bytes(body)
                 await self.close()
-            except self._lost as exc:
-                await self.close()
-                self.machine.cut(exc)
             except self._errors as exc:
-                await self.close()
-                raise self.machine.give_up(exc) from exc
+                await self._fail(exc)
             # A cancellation, or an error of the machine. The connection would stay checked out of the client's pool.
             except BaseException:
                 await self.close()
@@ -181,13 +177,9 @@ class Engine:
     async def _read_on(self) -> bytes:
         try:
             chunk = await self._next_chunk()
-        except self._lost as exc:
-            await self.close()
-            self.machine.cut(exc)
-            return b""
         except self._errors as exc:
-            await self.close()
-            raise self.machine.give_up(exc) from exc
+            await self._fail(exc)
+            return b""
         # A cancellation, a timeout of anyio, or Ctrl-C: it passes through, and only our state is put in order.
         except BaseException:
             # Interrupted in mid-read, so this connection is of no more use; the next read goes on with another one.
@@ -200,6 +192,12 @@ class Engine:
             return b""
         self.machine.feed(chunk)
         return chunk
+
+    async def _fail(self, error: Exception) -> None:
+        await self.close()
+        if not isinstance(error, self._lost):
+            raise self.machine.give_up(error) from error
+        self.machine.cut(error)
 
 
 def flavour(request: httpx.Request) -> ModuleType:

@@ -151,20 +151,12 @@ def retry_after(headers: Mapping[str, str]) -> float:
     return max(0.0, wait.total_seconds())
 
 
-def replay_headers(headers: httpx.Headers, *, trusted: bool) -> httpx.Headers:
-    """The headers of the request that began a stream, for one that goes on with it."""
-    return _without(headers, lambda name: name in _OF_THE_BODY | _OF_THE_START or not (trusted or name in _OPEN))
-
-
-def open_headers(headers: httpx.Headers) -> httpx.Headers:
-    """The headers of a request that another origin than the one it was made for may get."""
-    return _without(headers, lambda name: name not in _OPEN)
-
-
-def _without(headers: httpx.Headers, leave_out: Callable[[str], bool]) -> httpx.Headers:
+def next_headers(headers: httpx.Headers, *, trusted: bool, replay: bool = False) -> httpx.Headers:
+    """The headers for the request that follows: a redirect, or a `replay`. If it is not `trusted`, without secrets."""
     result = headers.copy()
-    for name in filter(leave_out, headers):
-        del result[name]
+    for name in headers:
+        if (replay and name in _OF_THE_BODY | _OF_THE_START) or not (trusted or name in _OPEN):
+            del result[name]
     return result
 
 

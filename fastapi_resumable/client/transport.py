@@ -113,7 +113,7 @@ class ResumableTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     async def _handle(self, request: httpx.Request, send: Callable[..., Any], *, is_async: bool) -> httpx.Response:
         """Make the request; if the answer is a stream that can be resumed, put our body in the place of its own."""
-        # A transport has no auth of its own to leave out: the credentials are in the headers, which `replay_headers`
+        # A transport has no auth of its own to leave out: the credentials are in the headers, which `next_headers`
         # filters.
         machine = Resumption(self._backoff, str(request.url), first_offset(request))
         engine = Engine(lambda request, _trusted: send(request), request, machine, self._sleep, is_async=is_async)
