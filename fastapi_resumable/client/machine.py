@@ -271,8 +271,8 @@ class Resumption:
         status = headers.get("x-stream-status", "")
         total = whole_number(headers.get("x-stream-total-bytes"))
         # Without event ids, only this shows that what the server said last is the recorded end.
-        is_told = bool(self._told) and status in _BAD_ENDS and total == self.offset + self._told
-        if is_told:
+        is_recorded = bool(self._told) and status in _BAD_ENDS and total == self.offset + self._told
+        if is_recorded:
             self.offset += self._told
         is_all = total == self.offset or (has_ended and total is None and not self._told)
         if is_all and (status == ResumableStatus.COMPLETED or (has_ended and not status)):
@@ -280,7 +280,7 @@ class Resumption:
         elif is_all and status in _BAD_ENDS:
             failure = self.conclude(_BAD_ENDS[status](status, "The stream did not complete."))
             # An event stream has said so in its last event.
-            self._failure = None if is_told or (has_ended and self._is_event_stream) else failure
+            self._failure = None if is_recorded or (has_ended and self._is_event_stream) else failure
         else:
             if is_all:
                 # Nothing is missing, so nothing has failed.
