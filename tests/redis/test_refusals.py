@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from fastapi_resumable import RedisStore
 from fastapi_resumable._core.ids import StreamKey
@@ -19,7 +20,7 @@ from fastapi_resumable.stores.redis import worker
 from fastapi_resumable.stores.redis.backend import RedisBackend
 from fastapi_resumable.stores.redis.calls import Call, Calls
 from fastapi_resumable.stores.redis.keys import Keys, log_key
-from fastapi_resumable.stores.redis.link import Link
+from fastapi_resumable.stores.redis.link import Link, is_passing
 from fastapi_resumable.stores.shared.local import LocalStream
 from fastapi_resumable.stores.shared.writes import Sync
 from tests.conformance.tools import (
@@ -366,6 +367,19 @@ async def test_one_stream_that_cannot_be_looked_for_keeps_no_other_from_it(
         assert isinstance(there._backend, RedisBackend)
         there._backend._on_return()
         await until(lambda: all(stream.failure is not None for stream in found), "the end of both readings")
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "Script attempted to access a non local key in a cluster node script: 7fc72754, on @user_script:201.",
+        "Script attempted to access a slot not served script: 7fc72754, on @user_script:201.",
+        "Script attempted to execute a write command while the cluster is down and readonly script: 7fc72754",
+    ],
+)
+def test_what_a_cluster_refuses_while_it_moves_a_slot_is_asked_again(refusal: str) -> None:
+    """Once the rest of a stream's keys are at the new node, the call goes there."""
+    assert is_passing(ResponseError(refusal))
 
 
 class ForgetfulRedis(Redis):  # type: ignore[type-arg]  # generic in some versions of its stubs only
