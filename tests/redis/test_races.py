@@ -60,6 +60,8 @@ class Meddled(Redis):
 
     before: dict[str, Hook]
     after: dict[str, Hook]
+    sizes: list[int]
+    """How many commands each pipeline has had."""
 
     def meddle(self, script: Script, *, before: Hook = nothing, after: Hook = nothing) -> None:
         """Run these around the next call of `script`, once."""
@@ -101,6 +103,7 @@ class MeddledPipeline(Pipeline):
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         commands = [_words(command) for command in self.command_stack]
+        self.client.sizes.append(len(commands))
         for words in commands:
             await self.client.run(self.client.before, words)
         replies = await super().execute(raise_on_error)
@@ -132,7 +135,7 @@ class Plant:
     def meddled(self) -> Meddled:
         """A client that can be meddled with."""
         client = cast(Meddled, Meddled.from_url(self.server.url))
-        client.before, client.after = {}, {}
+        client.before, client.after, client.sizes = {}, {}, []
         self.clients.append(client)
         return client
 
@@ -632,6 +635,17 @@ async def test_much_that_is_to_be_written_goes_in_pieces(plant: Plant, monkeypat
         assert stream.offer(b"x" * 600, 0.0)
     await until(lambda: all(stream.tail == 600 for stream in streams), "all bytes")
     assert {after - before for before, after in pairwise(dict.fromkeys(sizes))} == {2}
+
+
+async def test_a_lookup_of_many_ids_leaves_others_their_turn(plant: Plant) -> None:
+    """Nothing else runs while the replies to a pipeline are read that have come."""
+    client = plant.meddled()
+    store = plant.open(client)
+    await begin(store)
+    found = await store.lookup(KEY.owner, [*(f"none-{number}" for number in range(500)), KEY.id])
+    assert [item.conversation_id for item in found] == [KEY.id]
+    assert sum(client.sizes) > 1000
+    assert max(client.sizes) < 100
 
 
 async def test_a_crowd_of_requests_does_not_hold_up_the_lease_and_the_streams(plant: Plant) -> None:

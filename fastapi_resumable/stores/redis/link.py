@@ -7,9 +7,9 @@ import asyncio
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import (
@@ -33,6 +33,7 @@ from .calls import Call, Calls, Script, lacks_event
 logger = logging.getLogger("fastapi_resumable")
 
 Client = Redis | RedisCluster
+T = TypeVar("T")
 
 PARALLEL = 32
 """How many requests may use Redis at a time, so how many connections they can take."""
@@ -44,7 +45,8 @@ SILENCE = 10.0
 """Seconds for which a refusal that was logged is not logged again."""
 
 TOGETHER = 64
-"""How many streams are written by one call."""
+"""How many streams are written by one call, and how many calls are made in one go for a request: it may ask for a
+thousand streams, and nothing else runs while redis-py reads replies that are there already."""
 
 _EXPECTED = (RedisError, OSError, TimeoutError)
 _OUT_OF_MEMORY = "command not allowed when used memory"
@@ -77,7 +79,7 @@ class Link:
         self._slots = asyncio.Semaphore(PARALLEL)
 
     async def run(self, *calls: Call) -> list[Any]:
-        """Run `calls` in one go, when it is their turn, and return their replies.
+        """Run `calls`, a part of them in one go, when it is their turn, and return their replies.
 
         Raises:
             StoreUnavailable: Redis has not taken them for `timeout` seconds, or refuses for good.
@@ -91,7 +93,7 @@ class Link:
         except TimeoutError:
             raise StoreUnavailable("The store of streams is busy. Try again in a moment.") from None
         try:
-            return await self.run_now(*calls)
+            return [reply for part in in_parts(calls) for reply in await self.run_now(*part)]
         finally:
             self._slots.release()
 
@@ -141,7 +143,7 @@ class Link:
         together = 1 if self.is_cluster else TOGETHER
         appends = [call for call in calls if call.command is Script.APPEND]
         others = [call for call in calls if call.command is not Script.APPEND]
-        groups = [appends[start : start + together] for start in range(0, len(appends), together)]
+        groups = list(in_parts(appends, together))
         replies = await self.try_each(*map(_join, groups), *others)
         appended: list[Any] = []
         for group, reply in zip(groups, replies, strict=False):
@@ -238,6 +240,11 @@ class Link:
             return await self.client.execute_command(call.command, *call.keys, *call.args)
         except Exception as exc:  # noqa: BLE001  # the calls beside this one go on
             return exc
+
+
+def in_parts(items: Sequence[T], size: int = TOGETHER) -> Iterator[Sequence[T]]:
+    """Cut a sequence into parts that are dealt with one after the other."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _join(calls: Sequence[Call]) -> Call:

@@ -13,7 +13,7 @@ from ..shared.backend import Answer, SharedBackend
 from ..shared.local import LocalStream
 from ..shared.writes import KeyState
 from .calls import Calls, read_state
-from .link import Link
+from .link import Link, in_parts
 from .worker import Lease, Messages
 
 logger = logging.getLogger("fastapi_resumable")
@@ -168,10 +168,7 @@ class Transitions(SharedBackend):
     async def touch(self) -> None:
         """Keep what is live here from expiring, and see to it that it is found and counted."""
         mine: list[LocalStream | Reservation] = [*self.streams.local.values(), *self.streams.queued.values()]
-        calls = [call for each in mine for call in self.calls.touch(each.key, each.epoch)]
-        # In parts, so that one pipeline keeps neither Redis nor this connection for long.
-        for start in range(0, len(calls), 500):
-            await self.link.run(*calls[start : start + 500])
+        await self.link.run(*(call for each in mine for call in self.calls.touch(each.key, each.epoch)))
         # What has ended meanwhile may have been given back before it was counted here once more.
         over = (each for each in mine if self._is_over(each.epoch, self.name))
         self.queue.run_later(*(call for each in over for call in self.calls.free(each.key, each.epoch)))
@@ -242,5 +239,7 @@ class Transitions(SharedBackend):
         return await self._look(keys)
 
     async def _look(self, keys: Sequence[StreamKey]) -> list[KeyState]:
-        replies = await self.link.run(*map(self.calls.peek, keys))
-        return [read_state(key, reply) for key, reply in zip(keys, replies, strict=True)]
+        states: list[KeyState] = []
+        for part in in_parts(keys):
+            states += map(read_state, part, await self.link.run(*map(self.calls.peek, part)))
+        return states
