@@ -9,7 +9,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
-# About what a socket takes in one write (asyncio's high-water mark is 64 KiB), so that a replay needs no larger pieces.
+# About what a socket takes in one write (asyncio's high-water mark is 64 KiB). A block has what it took to get there.
 BLOCK_SIZE = 64 * 1024
 
 
@@ -64,25 +64,20 @@ class ByteLog:
         self.tail += size
         self._budget.used += size
         if len(self._open) >= self.block_size:
-            self._pack()
+            # Never cut: an event stream's log grows by whole events, so that each block ends where an event does, and
+            # with it what a reader has been sent.
+            self._blocks += (bytes(self._open),)
+            self._starts += (self._open_start,)
+            self._open = bytearray()
+            self._open_start = self.tail
 
     def close(self) -> None:
         """Give back the spare room: nothing is likely to follow."""
         # A `bytearray` that has grown holds up to an eighth more than its bytes.
         self._open = bytes(self._open)
 
-    def _pack(self) -> None:
-        """Make blocks of what is open, none of them larger than `BLOCK_SIZE`."""
-        starts = range(0, len(self._open), BLOCK_SIZE)
-        # A slice of a `bytearray` would be copied twice: once as a `bytearray`, once as `bytes`.
-        with memoryview(self._open) as view:
-            self._blocks += tuple(bytes(view[start : start + BLOCK_SIZE]) for start in starts)
-        self._starts += tuple(self._open_start + start for start in starts)
-        self._open = bytearray()
-        self._open_start = self.tail
-
-    def read(self, offset: int, size: int = BLOCK_SIZE) -> bytes:
-        """Return bytes from `offset` on: at most `size`, at least one unless `offset` is the tail.
+    def read(self, offset: int, size: int | None = None) -> bytes:
+        """Return bytes from `offset` to the end of its block: at most `size`, at least one unless it is the tail.
 
         Raises:
             LookupError: `offset` is below the floor.
@@ -100,10 +95,12 @@ class ByteLog:
                 raise LookupError("offset below the floor")
             block, start = self._blocks[index], offset - self._starts[index]
         # A whole block is handed out as it is: this is what makes replays to many readers cheap.
-        if start == 0 and len(block) <= size and isinstance(block, bytes):
+        end = len(block) if size is None else start + size
+        if start == 0 and len(block) <= end and isinstance(block, bytes):
             return block
+        # A slice of a `bytearray` would be copied twice: once as a `bytearray`, once as `bytes`.
         with memoryview(block) as view:
-            return bytes(view[start : start + size])
+            return bytes(view[start:end])
 
     def trim(self, offset: int, *, exactly: bool = False) -> int:
         """Drop the bytes before `offset`, whole blocks of them unless `exactly` those are to go; return how many."""
@@ -144,6 +141,6 @@ class ByteLog:
     def chunks(self, offset: int) -> Iterator[bytes]:
         """All bytes from `offset` (not below the floor) to the tail, block by block."""
         while offset < self.tail:
-            block = self.read(offset, self.block_size)
+            block = self.read(offset)
             offset += len(block)
             yield block

@@ -2,7 +2,7 @@
 
 import logging
 
-from .._core.log import BLOCK_SIZE, Budget, ByteLog
+from .._core.log import Budget, ByteLog
 from .._core.sse import EventFramer, find_boundary
 from .._core.terminal import write_terminal_event
 from ..exceptions import OffsetLost
@@ -161,7 +161,7 @@ class Recording:
         visible = self.fanout.visible
         left = (self.log.tail if visible is None else visible) - offset
         try:
-            return self.log.read(offset, min(left, BLOCK_SIZE)) if left > 0 else b""
+            return self.log.read(offset, left) if left > 0 else b""
         except LookupError:
             raise OffsetLost(self.earliest) from None
 
