@@ -14,8 +14,8 @@ from .._core.search import SequenceFilter, search_sequence
 from .._core.sse import PING
 from .._core.terminal import terminal_event
 from .._stream.reader import Reader, Reading
-from .._stream.stream import Stream, blocks, ends_in_order, find_position, is_exhausted, run_search
-from ..exceptions import InvalidOffset, OffsetLost, ResumableError
+from .._stream.stream import Stream, blocks, ends_in_order, find_position, is_exhausted, loss_at, run_search
+from ..exceptions import InvalidOffset, OffsetLost, ResumableError, StreamCancelled
 from ..telemetry import StreamTelemetry
 from .body import client_gone
 from .breaking import break_off, end_of_body
@@ -74,7 +74,8 @@ async def _end(reader: Reader, reading: Reading, manager: StreamManager, scope: 
     stream, failure = reader.stream, reader.failure
     if stream.head.is_event_stream and failure is not None:
         # In the default form, whatever `terminal_event` says: this end is the reader's own, and is not recorded.
-        event = terminal_event("sse", "failed", failure.code, failure.message)
+        status = "cancelled" if isinstance(failure, StreamCancelled) else "failed"
+        event = terminal_event("sse", status, failure.code, failure.message)
         await send({"type": "http.response.body", "body": event, "more_body": True})
     elif failure is not None:
         await break_off(f"a client of stream {stream.key.id!r} lost its place", manager, scope, send)
@@ -152,6 +153,8 @@ class ReplayResponse(Response):
         """Serve the log."""
         self._manager.telemetry.read(self._kind, traceparent=self._stream.head.traceparent)
         reader = self._manager.reader(self._stream, self._offset)
+        # The stream may have been stopped since its place was found, and its log dropped.
+        reader.failure = loss_at(self._stream, self._offset)
         if self._starting_after is not None:
             send = _without_past_events(send, SequenceFilter(self._starting_after))
         await serve(reader, self._manager, list(self.raw_headers), scope, send, partial(client_gone, receive))

@@ -196,6 +196,8 @@ class Reader(Cursor):
 
     async def _read_on(self, end: End | None) -> Reading:
         try:
+            if self.failure is not None:
+                raise self.failure
             await self._follow()
             # With the end of the body, a server takes the client for gone.
             reading = Reading.LEFT if self._left and not self.has_sent_end else Reading.FINISHED

@@ -212,12 +212,19 @@ async def find_position(stream: Stream, offset: int | None, last_event_id: str |
     # Before the look at what is kept: an offset past the end was never valid, so it must not read as lost.
     if position > stream.tail:
         raise OffsetOutOfRange(stream.tail)
-    if position < (earliest := stream.earliest):
-        if stream.status is ResumableStatus.CANCELLED:
-            # Its log is dropped as soon as it has no reader, so nothing of it can be read from `earliest` either.
-            raise StreamCancelled(message="The stream was stopped, or a newer request replaced it.")
-        raise OffsetLost(earliest)
+    if (loss := loss_at(stream, position)) is not None:
+        raise loss
     return position
+
+
+def loss_at(stream: Stream, position: int) -> ResumableError | None:
+    """Why the stream cannot be read from `position` on, if it cannot."""
+    if position >= (earliest := stream.earliest):
+        return None
+    if stream.status is ResumableStatus.CANCELLED:
+        # Its log is dropped as soon as it has no reader, so nothing of it can be read from `earliest` either.
+        return StreamCancelled(message="The stream was stopped, or a newer request replaced it.")
+    return OffsetLost(earliest)
 
 
 async def _after_event(stream: Stream, event_id: str) -> int:

@@ -8,7 +8,7 @@ from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._core.log import Budget
 from fastapi_resumable._run.breaking import StreamBroken, break_off
 from fastapi_resumable._run.manager import StreamManager
-from fastapi_resumable._run.replay import ReplayResponse, serve
+from fastapi_resumable._run.replay import ReplayResponse, replay, serve
 from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.stream import Head, Limits, WritableStream
 from fastapi_resumable.models import ResumableStatus
@@ -17,14 +17,14 @@ from fastapi_resumable.stores.base import Reservation
 from fastapi_resumable.stores.memory import MemoryStore
 
 
-def overtaken(media_type: bytes) -> tuple[StreamManager, MemoryStream]:
-    """A stream whose head is gone."""
+def overtaken(media_type: bytes, bound: int = 64) -> tuple[StreamManager, MemoryStream]:
+    """A stream whose head is gone, if that is more than `bound`."""
     manager = StreamManager(MemoryStore(), ResumableSettings.load({"ping": 0}))
     stream = MemoryStream(
         StreamKey(None, "s"),
         "abcdefghijklmnop",
         Head(200, ((b"content-type", media_type),)),
-        limits=Limits(max_stream_bytes=64),
+        limits=Limits(max_stream_bytes=bound),
         budget=Budget(),
         started_at=1.0,
         on_stop=lambda code: None,
@@ -61,20 +61,59 @@ async def test_an_event_stream_says_that_the_place_is_lost():
     assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
 
 
+async def test_a_reading_that_loses_its_place_has_had_whole_events():
+    """Else what says so would be a part of half an event."""
+    manager, stream = overtaken(b"text/event-stream", 1024 * 1024)
+    while stream.tail < 200_000:
+        stream.offer(b"data: 0123456789\n\n", 0.0)
+    body = b""
+
+    async def send(message: dict) -> None:
+        nonlocal body
+        if "body" in message:
+            body += message["body"]
+            # A newer request replaces the stream, and the store is full.
+            stream.discard("replaced")
+            stream.shrink(0)
+
+    await serve(manager.reader(stream, 0), manager, [], {"headers": []}, send, never)
+    events, _, end = body.partition(b"event: error")
+
+    assert events.endswith(b"\n\n")
+    assert b"offset_lost" in end
+
+
+async def test_a_stream_that_is_stopped_after_its_place_was_found_shows_that_it_was():
+    """Its log is dropped before the first byte: that is no loss of the reader's place."""
+    manager, client = make_manager(), Client()
+    stream = await begun(manager)
+    response = await replay(manager, stream, 3, None, None)
+    await manager.store.stop(stream.key, None)
+    await response({}, never, client.send)
+
+    assert b"event: cancelled" in client.body
+
+
 async def test_other_media_types_break_off():
     """There is no other way to tell."""
     with pytest.raises(StreamBroken, match="lost its place"):
         await served(b"application/x-ndjson")
 
 
-async def finished(
-    manager: StreamManager, status: ResumableStatus, media_type: bytes = b"text/event-stream"
-) -> WritableStream:
-    """A stream that has ended, of one block."""
+async def begun(manager: StreamManager, media_type: bytes = b"text/event-stream") -> WritableStream:
+    """A stream with an event in it."""
     reservation = Reservation(StreamKey(None, "s"), "a" * 16, idempotency_key=None, on_stop=lambda code: None)
     await manager.store.reserve(reservation, "replace")
     stream = await manager.store.begin(reservation, Head(200, ((b"content-type", media_type),)))
     stream.offer(b"data: 1\n\n", 0.0)
+    return stream
+
+
+async def finished(
+    manager: StreamManager, status: ResumableStatus, media_type: bytes = b"text/event-stream"
+) -> WritableStream:
+    """A stream that has ended, of one block."""
+    stream = await begun(manager, media_type)
     await manager.store.finish(stream, status, "producer_failed", "No.")
     return stream
 
