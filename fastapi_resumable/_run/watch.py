@@ -15,6 +15,7 @@ from ..models import ResumableStreamItem
 from .body import client_gone
 from .breaking import break_off, end_of_body
 from .manager import StreamManager
+from .servers import transport_of
 
 AT_ONCE = 500
 """How many changes are delivered before other tasks run."""
@@ -49,6 +50,7 @@ class WatchResponse(Response):
             StreamBroken: The client took nothing for too long.
         """
         self._manager.add_watch(self)
+        self._transport = transport_of(scope, self._manager.termination.servers)
         departure = asyncio.ensure_future(client_gone(receive))
         departure.add_done_callback(lambda _: self.leave())
         try:
@@ -109,7 +111,9 @@ class WatchResponse(Response):
                         if not self._news and not self._is_over:
                             await self._changed.wait()
                 except TimeoutError:
-                    pass
+                    # Nothing else tells of a client's leaving behind a middleware that gives the body again and again.
+                    if self._transport is not None and self._transport.is_closing():
+                        self.leave()
             await self._deliver(send, end_of_body())
         finally:
             unsubscribe()

@@ -4,17 +4,20 @@ import asyncio
 import os
 import signal
 import threading
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 
 import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_resumable import MemoryStore, Resumable
 from fastapi_resumable._run.servers import TerminationWatch
 from tests.support.asgi import bounded, until
-from tests.support.rawhttp import connect
+from tests.support.rawhttp import Connection, connect
 
 
 @pytest.fixture
@@ -145,6 +148,48 @@ class SlowStore(MemoryStore):
         return await super().reserve(*args, **options)
 
 
+@asynccontextmanager
+async def serving(app: ASGIApp) -> AsyncIterator[uvicorn.Server]:
+    """A server on this event loop."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    task = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        await bounded(task)
+
+
+async def connection_to(server: uvicorn.Server) -> Connection:
+    return await connect(server.servers[0].sockets[0].getsockname()[1])
+
+
+async def test_a_watch_learns_of_its_client_s_leaving_behind_a_middleware_that_repeats_the_body():
+    """Nothing can be received there that tells of it, so the connection is looked at."""
+    resumable = Resumable(ping=0.05)
+    app = FastAPI()
+    app.include_router(resumable.router)
+
+    async def repeating(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            body = await receive()
+
+            async def again() -> Message:
+                return body
+
+            await app(scope, again, send)
+        else:
+            await app(scope, receive, send)
+
+    async with serving(repeating) as server:
+        async with await connection_to(server) as connection:
+            await connection.request("POST", "/v1/streams/watch", body=b'{"conversation_ids": ["a"]}')
+            await (await connection.response()).read_until(b": ping\n")
+            assert resumable.manager._watches
+        await until(lambda: not resumable.manager._watches, "the end of the watch")
+
+
 async def test_a_server_that_exits_by_itself_is_noticed_however_long_the_store_takes_to_begin():
     """The last look at the server may have found nothing live, while the store was asked for the first stream."""
     store = SlowStore()
@@ -161,10 +206,7 @@ async def test_a_server_that_exits_by_itself_is_noticed_however_long_the_store_t
 
         return StreamingResponse(words(), media_type="text/event-stream")
 
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    serving = asyncio.create_task(server.serve())
-    await until(lambda: server.started)
-    async with await connect(server.servers[0].sockets[0].getsockname()[1]) as connection:
+    async with serving(app) as server, await connection_to(server) as connection:
         await connection.request("POST", "/chat", [("x-conversation-id", "a"), ("content-length", "0")])
         await bounded(store.asked.wait())
         await until(lambda: resumable.manager.termination._timer is None)
@@ -173,5 +215,4 @@ async def test_a_server_that_exits_by_itself_is_noticed_however_long_the_store_t
         await response.read_until(b"one")
         server.should_exit = True
         body = await bounded(response.read_all())
-        await bounded(serving)
     assert b"interrupted" in body
