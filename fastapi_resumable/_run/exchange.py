@@ -36,6 +36,8 @@ class Exchange:
 
     cancelled: asyncio.CancelledError | None = None
     """A cancellation of the request while it ran, for the caller to raise when nothing hangs on it any more."""
+    has_begun = False
+    """Whether there is a stream; what comes after that is in its log."""
     answered = False
     """Whether a client that did not want to wait has its 202."""
     _reader: Reader | None = None
@@ -83,11 +85,6 @@ class Exchange:
         failure.__cause__ = error
         return failure
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether there is a stream; what comes after that is in its log."""
-        return self.producer.stream is not None
-
     async def run(self, app: ASGIApp, scope: Scope, send: Send) -> None:
         """Answer the request with what `app` sends; return when both the client and `app` are done.
 
@@ -117,9 +114,10 @@ class Exchange:
             failure = exc
         await self._wait_until_over()
         # Nothing leads back here, so that what hangs on the request is freed with it, and not at some collection.
-        # (`producer.telemetry` has the scope, which leads to the producer.)
+        # (`producer.telemetry` has the scope, which leads to the producer.) The traceback of a failure does lead back,
+        # and whatever keeps that must not keep the log.
         recorder.release()
-        producer.telemetry = None
+        producer.telemetry = producer.stream = None
         if failure is None:
             failure = self._refusal()
         if failure is not None:
@@ -208,6 +206,7 @@ class Exchange:
 
     def _read_from_start(self, stream: Stream) -> None:
         """Attach the reader at the very beginning, so that nothing is dropped before the client has had it."""
+        self.has_begun = True
         # A client that was answered 202, or a request that is cancelled, will not read: a reader would only hold the
         # producer back.
         if self._accepting is None and self.cancelled is None:

@@ -106,6 +106,7 @@ class Producer:
         except BaseException as exc:  # noqa: BLE001  # whatever it is, it ends the stream
             # anyio refuses to leave the scope after a `GeneratorExit` of a generator in a thread: that is no reason.
             error = error or exc
+        error = self.error or error
         if error is not None or self.stop_code is not None or self.stream is None or not self.stream.closed:
             await self._conclude(error)
         # In a callback as well, but that comes a turn of the event loop later.
@@ -195,11 +196,12 @@ class Producer:
 
     async def end(self, status: ResumableStatus, code: str = "", message: str = "") -> None:
         """End the stream, if it has begun and not ended yet."""
-        if self.stream is not None and not self.stream.closed:
+        stream = self.stream
+        if stream is not None and not stream.closed:
             # Before the store shows the end: then clients go, and the request's span is closed.
             self._measure_end(status)
-            await self.manager.store.finish(self.stream, status, code, message)
-            self._on_end()
+            await self.manager.store.finish(stream, status, code, message)
+            self._on_end(stream)
 
     async def fail(self, message: str) -> None:
         """End the stream because its application has not completed it."""
@@ -209,13 +211,13 @@ class Producer:
         if self.telemetry is not None:
             self.telemetry.ended(outcome, self.error, 0 if self.stream is None else self.stream.tail)
 
-    def _on_end(self) -> None:
+    def _on_end(self, stream: WritableStream | None) -> None:
         """Run the hooks, once, for a stream that its producer or the store has ended."""
         self.manager.timers.cancel(self._on_idle)
-        if self.stream is not None and not self._is_finished:
+        if stream is not None and not self._is_finished:
             self._is_finished = True
             if self.manager.hooks:
-                self._hooks = self.manager.hooks.run(FinishedStream(self.stream))
+                self._hooks = self.manager.hooks.run(FinishedStream(stream))
 
     def _on_idle(self) -> None:
         """Record a keep-alive if the application has been silent for long enough, and look again later."""
@@ -232,7 +234,7 @@ class Producer:
     def stop(self, code: str) -> None:
         """Make the application see what it would see if its client had left; safe to call at any time, once counts."""
         self._measure_end(code)
-        self._on_end()
+        self._on_end(self.stream)
         if self.stop_code is not None or self.is_over:
             return
         self.stop_code = code
@@ -248,6 +250,11 @@ class Producer:
         """End the stream because the server cannot wait for it any longer."""
         await self.end(ResumableStatus.INTERRUPTED, "interrupted", "The server was shut down.")
         self.stop("interrupted")
+
+    def abort(self, error: BaseException) -> None:
+        """Have the request fail with `error`: its stream cannot be begun, or ended."""
+        self.error = error
+        self._scope.cancel()
 
     async def _wind_up(self, task: asyncio.Task[None], listens: bool) -> None:
         # An application that waits in `send` goes on to its own next `await` first: a generator that is cancelled there

@@ -95,7 +95,7 @@ class Recorder:
 
     def release(self) -> None:
         """Drop what leads to the request; messages of an application that outlives its request are ignored."""
-        self._on_begin = self._pass_on = None
+        self._on_begin = self._pass_on = self._stream = None
 
     async def receive(self) -> Message:
         """The request's body; then, once the stream is stopped, a disconnect."""
@@ -145,7 +145,7 @@ class Recorder:
             if self._pass_on is not None:
                 await self._pass_on(message)
             return
-        if producer.stop_code is not None:
+        if producer.stop_code is not None or self._on_begin is None:
             await self._refuse()
             return
         if message["type"] == "http.response.start":
@@ -247,7 +247,11 @@ class Recorder:
         async def act() -> None:
             # A stop that comes in between is no error; the application learns of it when it sends the next part.
             with suppress(StreamStopped):
-                await action()
+                try:
+                    await action()
+                except Exception as exc:  # noqa: BLE001  # raised in the request
+                    # Its client must not wait until the application, which may be silent for long, comes upon the same.
+                    self._producer.abort(exc)
 
         if self._producer.stop_code is not None:
             return None

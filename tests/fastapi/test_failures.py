@@ -2,24 +2,36 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from fastapi import BackgroundTasks, FastAPI
 from fastapi.responses import StreamingResponse
 from starlette.types import Message
 
-from fastapi_resumable import MemoryStore, Resumable, ResumableMiddleware
-from tests.support.asgi import bounded, data_of, running, settle
+from fastapi_resumable import MemoryStore, Resumable, ResumableMiddleware, SqliteStore
+from fastapi_resumable.exceptions import StoreUnavailable
+from tests.support.asgi import bounded, data_of, running, settle, until
 
 ID = {"X-Conversation-Id": "chat-1"}
+
+
+def app_with(face: str, resumable: Resumable, chat: Callable[..., Any]) -> FastAPI:
+    """An application whose `/chat` is recorded by one of the faces."""
+    app = FastAPI()
+    app.include_router(resumable.router)
+    if face == "route class":
+        app.router.route_class = resumable.route_class
+    elif face == "middleware":
+        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    app.post("/chat")(resumable.stream(chat) if face == "decorator" else chat)
+    return app
 
 
 @pytest.mark.parametrize("face", ["decorator", "route class"])
 async def test_a_background_task_that_fails_does_not_make_a_complete_answer_fail(face: str) -> None:
     """As without the library, where the client has its whole answer by then."""
-    resumable = Resumable()
-    app = FastAPI()
-    app.include_router(resumable.router)
 
     async def words():
         yield "data: one\n\n"
@@ -28,12 +40,7 @@ async def test_a_background_task_that_fails_does_not_make_a_complete_answer_fail
         tasks.add_task(int, "no number")
         return StreamingResponse(words(), media_type="text/event-stream")
 
-    if face == "decorator":
-        app.post("/chat")(resumable.stream(chat))
-    else:
-        app.router.route_class = resumable.route_class
-        app.post("/chat")(chat)
-    async with running(app) as client:
+    async with running(app_with(face, Resumable(), chat)) as client:
         reply = await client.post("/chat", headers=ID)
         item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()[0]
 
@@ -55,15 +62,13 @@ class Unloggable(logging.Handler):
 
 async def test_a_log_handler_that_raises_keeps_no_stream_from_ending() -> None:
     """The failure is logged before the stream ends; its readers get their terminal event."""
-    resumable = Resumable()
-    app = FastAPI()
-    app.include_router(resumable.router)
 
     async def broken():
         yield "data: one\n\n"
         raise ValueError("of the application's own")
 
-    app.post("/chat")(resumable.stream(lambda: StreamingResponse(broken(), media_type="text/event-stream")))
+    response = lambda: StreamingResponse(broken(), media_type="text/event-stream")  # noqa: E731
+    app = app_with("decorator", Resumable(), response)
     handler = Unloggable()
     logging.getLogger("fastapi_resumable").addHandler(handler)
     try:
@@ -91,9 +96,7 @@ async def test_an_application_that_fails_while_a_store_begins_its_stream_leaves_
         yield ""
 
     resumable = Resumable(store=Slow(), head_timeout=0)
-    app = FastAPI()
-    app.include_router(resumable.router)
-    app.post("/chat")(resumable.stream(lambda: StreamingResponse(broken(), media_type="text/event-stream")))
+    app = app_with("decorator", resumable, lambda: StreamingResponse(broken(), media_type="text/event-stream"))
     async with running(app) as client:
         exchange = client.start("POST", "/chat", headers=ID)
         await bounded(beginning.wait(), "the beginning")
@@ -107,6 +110,50 @@ async def test_an_application_that_fails_while_a_store_begins_its_stream_leaves_
     assert not resumable.manager._producers
 
 
+@pytest.mark.parametrize("face", ["decorator", "route class", "middleware"])
+async def test_the_exception_of_a_failed_stream_keeps_none_of_its_bytes(face, tmp_path, caplog) -> None:
+    """A handler of log records may keep it, and with it the frames of the request."""
+
+    async def broken():
+        yield f"data: {'x' * 10_000}\n\n"
+        raise ValueError("of the application's own")
+
+    store = SqliteStore(tmp_path / "streams.db")
+    app = app_with(face, Resumable(store=store), lambda: StreamingResponse(broken(), media_type="text/event-stream"))
+    async with running(app) as client:
+        reply = await client.post("/chat", headers=ID)
+        await until(lambda: store.held_bytes == 0, "the bytes to be given back")
+
+    assert b'"code":"producer_failed"' in reply.body
+    assert any(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.parametrize("face", ["decorator", "route class", "middleware"])
+async def test_an_application_that_is_silent_does_not_keep_its_client_from_the_store_s_error(face: str) -> None:
+    """After `head_timeout` the stream begins beside it, and cannot."""
+
+    class Away(MemoryStore):
+        async def begin(self, reservation, head):
+            raise StoreUnavailable("The store is away.")
+
+    async def silent():
+        try:
+            await asyncio.Future()
+        finally:
+            closed.set()
+        yield ""
+
+    closed = asyncio.Event()
+    resumable = Resumable(store=Away(), head_timeout=0.01)
+    app = app_with(face, resumable, lambda: StreamingResponse(silent(), media_type="text/event-stream"))
+    async with running(app) as client:
+        reply = await bounded(client.post("/chat", headers=ID))
+        await bounded(closed.wait(), "the end of the application")
+
+    assert reply.status == 503
+    assert b"store_unavailable" in reply.body
+
+
 class Odd(BaseException):
     """No `Exception`, and no cancellation either."""
 
@@ -115,9 +162,6 @@ class Odd(BaseException):
 @pytest.mark.parametrize("number", [0, 1, 2])
 async def test_a_send_that_raises_what_is_no_exception_makes_no_stream_fail(face: str, number: int) -> None:
     """Neither the head, nor the first part, nor one that is sent while the producer appends: it is its reader's."""
-    resumable = Resumable()
-    app = FastAPI()
-    app.include_router(resumable.router)
 
     async def words():
         for word in "one", "two", "three":
@@ -127,11 +171,7 @@ async def test_a_send_that_raises_what_is_no_exception_makes_no_stream_fail(face
     async def chat():
         return StreamingResponse(words(), media_type="text/event-stream")
 
-    if face == "route class":
-        app.router.route_class = resumable.route_class
-    elif face == "middleware":
-        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
-    app.post("/chat")(resumable.stream(chat) if face == "decorator" else chat)
+    app = app_with(face, Resumable(), chat)
     sent: list[str] = []
 
     async def send(message: Message) -> None:
@@ -165,12 +205,9 @@ async def test_a_send_that_raises_what_is_no_exception_makes_no_stream_fail(face
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
-@pytest.mark.parametrize("kind", ["route", "decorator"])
-async def test_bytes_that_failed_never_end_like_whole_ones_behind_middleware(kind: str, count: int) -> None:
+@pytest.mark.parametrize("face", ["route class", "decorator"])
+async def test_bytes_that_failed_never_end_like_whole_ones_behind_middleware(face: str, count: int) -> None:
     """Each `BaseHTTPMiddleware` ends what it passes on; and has the last parts on their way for a while."""
-    resumable = Resumable()
-    app = FastAPI()
-    app.include_router(resumable.router)
 
     async def numbers():
         for number in range(3):
@@ -180,11 +217,7 @@ async def test_bytes_that_failed_never_end_like_whole_ones_behind_middleware(kin
     async def chat():
         return StreamingResponse(numbers(), media_type="application/x-ndjson")
 
-    if kind == "decorator":
-        app.post("/chat")(resumable.stream(chat))
-    else:
-        app.router.route_class = resumable.route_class
-        app.post("/chat")(chat)
+    app = app_with(face, Resumable(), chat)
     for _ in range(count):
 
         @app.middleware("http")
