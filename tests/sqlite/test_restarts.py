@@ -12,10 +12,10 @@ import pytest
 
 from fastapi_resumable import SqliteStore
 from fastapi_resumable._stream.stream import Limits, WritableStream
-from tests.conformance.tools import KEY, begin, complete, write
+from tests.conformance.tools import KEY, Request, begin, complete, following, write
 from tests.support.apps.player import forever, numbered, send, sends, unique, wait
 from tests.support.params import representatives
-from tests.support.site import Site, code_of, environment, site_of, until, whole
+from tests.support.site import Site, code_of, drain, environment, site_of, until, whole
 from tests.support.ssemodel import last_ids, without_ids
 
 
@@ -74,6 +74,27 @@ async def test_a_restart_keeps_what_was_recorded(tmp_path: Path, how: signal.Sig
         again = await site.player(0).record(live_id, send(b"data: again\n\n"))
         assert without_ids(again.body) == b"data: again\n\n"
         assert (await site.player(1).replay(live_id)).body == again.body
+
+
+async def test_a_server_that_exits_at_once_has_one_end_for_all_readers(tmp_path: Path) -> None:
+    """Ctrl-C, and once more: uvicorn waits for nothing then, and its event loop cancels everything."""
+    name = unique("id")
+    # A bound for what is written last that no busy machine reaches.
+    about = worker_environment(tmp_path, rooms={"": {"shutdown_grace": 600.0}}, store={"store_timeout": 400.0})
+    async with site_of([about] * 2) as site:
+        live = await site.player(0).post(name, numbered(3, 60), forever(), name=name)
+        reader = await site.player(1).follow(name)
+        for each in (live, reader):
+            await each.read_until(b"00000002")
+        os.kill(site.pid(0), signal.SIGINT)
+        await asyncio.to_thread(site.servers[0].wait_for_output, "CTRL\\+C to force quit")
+        os.kill(site.pid(0), signal.SIGINT)
+        bodies = [await drain(each) for each in (live, reader)]
+        await asyncio.to_thread(site.servers[0].wait)
+        replay = await site.player(1).replay(name)
+        assert code_of(replay.body) == code_of(bodies[1]) == "interrupted"
+        assert replay.body == bodies[1]
+        assert replay.body.startswith(bodies[0])
 
 
 @pytest.mark.parametrize("attempt", representatives(range(3), (0).__eq__))
@@ -148,6 +169,28 @@ async def test_a_stopped_worker_is_not_dead_and_writes_nothing_once_another_has_
         await site.until_noted(f"ended:{kept}")
         await reader.read_all()
         assert code_of(reader.body) == "cancelled"
+
+
+async def test_a_stream_whose_end_was_forgotten_is_not_begun_anew(tmp_path: Path) -> None:
+    """Its worker stood still when it was stopped, and for so long that the file has nothing of it any more."""
+    store = SqliteStore(tmp_path / "streams.db")
+    store.configure(Limits())
+    request = Request()
+    stream = await request.begin(store)
+    async with following(stream) as near:
+        await write(stream, b"data: 1\n\n")
+        await near.events(1)
+        shell = sqlite3.connect(tmp_path / "streams.db")
+        with shell:
+            for table in ("chunks", "streams", "changes"):
+                shell.execute(f"DELETE FROM {table}")
+        await write(stream, b"data: 2\n\n")
+        assert await request.told() == "cancelled"
+        await near.end()
+    assert await store.lookup(KEY.owner, [KEY.id]) == []
+    assert shell.execute("SELECT count(*) FROM streams").fetchone() == (0,)
+    shell.close()
+    await store.aclose()
 
 
 async def test_one_variable_in_the_environment_is_enough(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -45,6 +46,11 @@ class WorkerStreams:
         """Streams of other workers that anything here refers to."""
         self.followed: dict[str, RemoteStream] = {}
         """Those that have readers."""
+
+    @property
+    def has_unsettled(self) -> bool:
+        """Whether other workers have yet to see the end of a stream."""
+        return any(not stream.settled.done() for stream in self.local.values())
 
     def has(self, epoch: str) -> bool:
         """Whether an epoch belongs to this worker, and may be live."""
@@ -125,8 +131,15 @@ class SharedBackend(StreamBackend, ABC):
         try:
             await self.queue.run()
         except asyncio.CancelledError:
-            # A producer that is cancelled with it would wait for its last bytes to be written, and keep the loop alive.
-            self.close()
+            try:
+                # The producers are cancelled with it: all readers are to see how their streams end.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self.outage.attempt):
+                        while not self.queue.is_closed and self.streams.has_unsettled:
+                            await self.queue.write_next()
+            finally:
+                # A producer that ends later would wait for its last bytes to be written, and keep the loop alive.
+                self.close()
             raise
 
     def close(self) -> None:

@@ -55,17 +55,18 @@ class WriteQueue(Generic[Job]):
         self._next_job = next_job
         self._take_reply = take_reply
         self._execute = execute
-        self._is_closed = False
+        self.is_closed = False
         # In the order in which they were marked.
         self._dirty: dict[Marked, None] = {}
         self._later: deque[Job] = deque(maxlen=MOST_LATER)
+        self._next_at = 0.0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
 
     def mark(self, stream: Marked) -> None:
         """Note that there is something to write."""
         # A producer that ignores its cancellation may still write.
-        if not self._is_closed:
+        if not self.is_closed:
             self._dirty[stream] = None
             self._wake.set()
 
@@ -77,7 +78,7 @@ class WriteQueue(Generic[Job]):
 
     def close(self) -> None:
         """Write no more, and keep nothing."""
-        self._is_closed = True
+        self.is_closed = True
         self._dirty.clear()
 
     async def flush(self) -> None:
@@ -88,16 +89,19 @@ class WriteQueue(Generic[Job]):
 
     async def run(self) -> None:
         """Write, for as long as the task lives."""
-        next_at = monotonic()
         while True:
-            if not self._dirty and not self._later:
-                self._idle.set()
-                self._wake.clear()
-                await self._wake.wait()
-            if (left := next_at - monotonic()) > 0:
-                await asyncio.sleep(left)
-            count = await self._write_batch()
-            next_at = monotonic() + min(PAUSE + SHARE * count, LONGEST_PAUSE)
+            await self.write_next()
+
+    async def write_next(self) -> None:
+        """Write the next batch, once there is something in it and the pause after the last one is over."""
+        if not self._dirty and not self._later:
+            self._idle.set()
+            self._wake.clear()
+            await self._wake.wait()
+        if (left := self._next_at - monotonic()) > 0:
+            await asyncio.sleep(left)
+        count = await self._write_batch()
+        self._next_at = monotonic() + min(PAUSE + SHARE * count, LONGEST_PAUSE)
 
     async def _write_batch(self) -> int:
         """Write what fills a batch, and return of how many streams."""

@@ -92,8 +92,13 @@ class Transactions:
 
     def restore(self, key: StreamKey, lost: Current, head: Head, how: Restore) -> Reply:
         """Begin a stream anew that the file has lost, or that has gone on without it."""
-        lost = lost._replace(tail=how.earliest)
-        outcome = self._transition(key, lambda slot, _: lifecycle.restore(slot, lost), head)
+        lost, state = lost._replace(tail=how.earliest), self._load(key)
+        # A file that has known this worker since then has not lost the stream: its end was forgotten, while this process
+        # stood still.
+        known = "SELECT 1 FROM workers WHERE worker = ? AND started_at <= ?"
+        if lost.epoch not in state.by_epoch and self._execute(known, (self._worker, lost.started_at)).fetchone():
+            return Ended()
+        outcome = self._apply(state, lifecycle.restore(state.slot, lost), head)
         if outcome.verdict is not Verdict.OK:
             return Ended()
         self._execute("DELETE FROM chunks WHERE stream = (SELECT stream FROM streams WHERE epoch = ?)", (lost.epoch,))
