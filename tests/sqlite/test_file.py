@@ -81,6 +81,8 @@ def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         "1 0 8:1 / / rw - ext4 /dev/root rw\n"
         f"2 1 0:5 / {here} rw shared:1 - nfs4 server:/export rw\n"
         f"3 2 0:6 / {here}/local rw - xfs /dev/sdb rw\n"
+        f"4 2 0:7 / {here}/\u6570\u636e\u00a0\u0085 rw - cifs //server/share rw\n",
+        encoding="utf-8",
     )
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / "deeper").mkdir()
@@ -88,6 +90,7 @@ def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     assert files.file_system(tmp_path, mounts) == "nfs4"
     assert files.file_system(tmp_path / "locality", mounts) == "nfs4"
     assert files.file_system(tmp_path / "local" / "deeper", mounts) == "xfs"
+    assert files.file_system(tmp_path / "\u6570\u636e\u00a0\u0085", mounts) == "cifs"
     assert files.file_system(Path("/"), mounts) == "ext4"
     assert files.file_system(tmp_path, tmp_path / "missing") == ""
     monkeypatch.setattr(files, "file_system", lambda _: "nfs4")

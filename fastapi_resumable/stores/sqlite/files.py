@@ -5,6 +5,7 @@ By these, the workers of a file know which of them are alive: the kernel release
 
 import math
 import os
+import re
 import sqlite3
 import threading
 import weakref
@@ -84,19 +85,19 @@ def check_place(path: Path) -> None:
 def file_system(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
     """The type of the file system that holds a directory; nothing where that cannot be found out."""
     try:
-        lines = mounts.read_text("utf-8", "surrogateescape").splitlines()
+        lines = mounts.read_bytes().split(b"\n")
     except OSError:
         return ""
-    best, kind = "", ""
-    target = os.path.realpath(directory)
-    for line in lines:
-        before, _, after = line.partition(" - ")
+    best, kind = b"", b""
+    target = os.path.realpath(os.fsencode(directory))
+    for line in filter(None, lines):
+        before, _, after = line.partition(b" - ")
         # The kernel writes spaces and the like as octal escapes (proc(5)).
-        point = before.split()[4].encode("latin-1", "replace").decode("unicode_escape")
+        point = re.sub(rb"\\(\d{3})", lambda match: bytes([int(match[1], 8)]), before.split(b" ")[4])
         # The deepest mount wins, and of two on the same point the one that was mounted last.
-        if (target == point or target.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
-            best, kind = point, after.split()[0]
-    return kind
+        if (target == point or target.startswith(point.rstrip(b"/") + b"/")) and len(point) >= len(best):
+            best, kind = point, after.split(b" ")[0]
+    return kind.decode("ascii", "replace")
 
 
 def connect(path: Path, busy: float) -> sqlite3.Connection:
@@ -115,7 +116,7 @@ def connect(path: Path, busy: float) -> sqlite3.Connection:
         # In WAL mode this syncs at checkpoints alone, which keeps the file sound. `FileThread.sync` makes the rest
         # durable.
         connection.execute("PRAGMA synchronous = NORMAL")
-        if not (has_tables := check_version(connection, path)):
+        if not (has_tables := check_tables(connection, path)):
             # Before there is a table: afterwards it would need a `VACUUM` of the whole file. And not again, because it
             # takes the lock, and a file that somebody has locked can still be read.
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -132,30 +133,23 @@ def connect(path: Path, busy: float) -> sqlite3.Connection:
 
 
 def _make_tables(connection: sqlite3.Connection, path: Path) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    # Another worker may have been faster.
-    if not _has_tables(connection, path):
-        for statement in resources.files(__package__).joinpath("schema.sql").read_text("utf-8").split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {VERSION}")
-    connection.execute("COMMIT")
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        # Another worker may have been faster.
+        if not check_tables(connection, path):
+            for statement in resources.files(__package__).joinpath("schema.sql").read_text("utf-8").split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def check_version(connection: sqlite3.Connection, path: Path) -> bool:
+def check_tables(connection: sqlite3.Connection, path: Path) -> bool:
     """Refuse a file of something else, or of another version; return whether it has its tables already."""
-    # At one moment: another worker may be making the tables.
-    connection.execute("BEGIN")
-    try:
-        return _has_tables(connection, path)
-    finally:
-        connection.execute("ROLLBACK")
-
-
-def _has_tables(connection: sqlite3.Connection, path: Path) -> bool:
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    # By one statement, so at one moment: another worker may be making the tables.
+    application, version, tables = connection.execute(
+        "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master) "
+        "FROM pragma_application_id, pragma_user_version"
+    ).fetchone()
     if application == APPLICATION_ID and version != VERSION:
         raise UnusableFileError(
             f"{path} was made by another version of fastapi-resumable (its tables have version {version}, this one "
@@ -172,7 +166,7 @@ def check_file(path: Path) -> None:
         # What may pass, like a lock, is for the first request to meet.
         with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=0.1, isolation_level=None)) as connection:
             try:
-                check_version(connection, path)
+                check_tables(connection, path)
             except UnusableFileError as exc:
                 raise ValueError(f"SqliteStore: {exc}") from None
 

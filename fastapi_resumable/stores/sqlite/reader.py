@@ -147,7 +147,9 @@ class ReaderThread(FileThread):
         if self._is_handed_over:
             # A busy event loop is not given the same once more.
             return
-        is_due, self._is_due = self._is_due, False
+        # Never taken back without a look: the event loop may ask for one at any moment.
+        if is_due := self._is_due:
+            self._is_due = False
         try:
             connection = self.open()
             # Costs microseconds, and changes only if another connection has changed the file.
@@ -193,11 +195,9 @@ class ReaderThread(FileThread):
     def _find(self, connection: sqlite3.Connection) -> Found:
         offsets = {epoch: stream.log.tail for epoch, stream in list(self._streams.followed.items())}
         # One snapshot for both: a change must not be seen without the bytes that came before it.
-        connection.execute("BEGIN")
-        try:
+        with connection:
+            connection.execute("BEGIN")
             return Found(_read_news(connection, offsets), *self._find_changes(connection))
-        finally:
-            connection.execute("ROLLBACK")
 
     def _find_changes(self, connection: sqlite3.Connection) -> tuple[list[Changed], bool]:
         # From SQLite's own counter, as the table may be empty: changes are deleted after a minute.
@@ -212,7 +212,8 @@ class ReaderThread(FileThread):
         ).fetchall()
         has_gap = (rows[0][0] if rows else last + 1) != self._change + 1
         self._change = rows[-1][0] if rows else last
-        self._is_due = self._is_due or self._change < last
+        if self._change < last:
+            self._is_due = True
         return [self._change_of(*row) for _, *row in rows], has_gap
 
     def _change_of(self, owner: str | bytes | None, epoch: str, code: str, text: str) -> Changed:

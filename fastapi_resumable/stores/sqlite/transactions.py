@@ -93,8 +93,8 @@ class Transactions:
     def restore(self, key: StreamKey, lost: Current, head: Head, how: Restore) -> Reply:
         """Begin a stream anew that the file has lost, or that has gone on without it."""
         lost, state = lost._replace(tail=how.earliest), self._load(key)
-        # A file that has known this worker since then has not lost the stream: its end was forgotten, while this process
-        # stood still.
+        # A file that has known this worker for longer has not lost the stream: while this process stood still, it was
+        # ended, and that was forgotten.
         known = "SELECT 1 FROM workers WHERE worker = ? AND started_at <= ?"
         if lost.epoch not in state.by_epoch and self._execute(known, (self._worker, lost.started_at)).fetchone():
             return Ended()
@@ -273,17 +273,12 @@ class WriterThread(FileThread):
         if is_plain and append_plainly(connection, appends):
             results: list[Any] = [Written()] * len(pending)
         else:
-            # Not `BEGIN`: a transaction that reads first fails to write (SQLITE_BUSY_SNAPSHOT) once another worker has
-            # written in between.
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            # Committed, or rolled back should anything fail.
+            with connection:
+                # Not `BEGIN`: a transaction that reads first fails to write (SQLITE_BUSY_SNAPSHOT) once another worker
+                # has written in between.
+                connection.execute("BEGIN IMMEDIATE")
                 results = [answer(each, transactions) for each in pending]
-                connection.execute("COMMIT")
-            except BaseException:
-                # Some errors, like a full disk, have rolled it back already.
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
         # Before any reply: what is acknowledged is shown to readers.
         self.sync()
         return results
