@@ -44,6 +44,8 @@ export class Stream<Saved> extends EventTarget {
   #isFresh = true;
   /** What has come last, a character for each byte. */
   #tail = "";
+  /** Whether the answer can be had again. If not, an earlier one may be recorded under its id. */
+  #isRecorded = true;
   /** The last event, if it says that the server has lost its store. */
   #lostStore: ResumableError | undefined;
   /** Removes the listeners of the page's events. */
@@ -152,7 +154,7 @@ export class Stream<Saved> extends EventTarget {
         this.#watch();
         const { value } = await this.#body.read().catch((error): { value?: Bytes } => {
           // A connection that breaks before its first byte may be the end of a stream that is complete.
-          if (!this.#isFresh) throw error;
+          if (!this.#isFresh || !this.epoch) throw error;
           return {};
         });
         this.#timers.unwatch();
@@ -184,6 +186,8 @@ export class Stream<Saved> extends EventTarget {
       const url = response.headers.get("Content-Location");
       if (url) place.url = new URL(url, response.url || start).href;
       place.start = place.again = undefined;
+      // A server of another origin may hide its headers from a page.
+      this.#isRecorded = !!place.epoch || response.type === "cors";
       this.#savePlace();
       // The stop may have come before the request did.
       if (this.#isStopped) await this.stop();
@@ -198,7 +202,6 @@ export class Stream<Saved> extends EventTarget {
     const { epoch } = this;
     const place = { ...this.#place, offset: this.#received };
     const response = await ask(method, place, this.#options, this.#connection.signal);
-    // A server of another origin may hide its headers from a page.
     const answered = response.headers.get("X-Stream-Epoch") ?? (response.type === "cors" && epoch);
     // The sign-in page of a network is a 200 as well, and would be delivered as a part of the stream.
     if (epoch && answered !== epoch) throw new Error("Not the stream.");
@@ -246,7 +249,7 @@ export class Stream<Saved> extends EventTarget {
     const { status, code, retryAfter } = error;
     // The application's own refusal of a start is final.
     const isRefusal = this.#place.start && status && !retryAfter && (code || /50[01]/.test(`${status}`));
-    if (isRefusal || (status < 500 && !NOT_NOW.includes(status))) return this.#finish("lost", error);
+    if (!this.#isRecorded || isRefusal || (status < 500 && !NOT_NOW.includes(status))) return this.#finish("lost", error);
     this.error = error;
     const pause = this.#timers.pause(retryAfter);
     this.#enter("reconnecting");
@@ -306,7 +309,7 @@ export class Stream<Saved> extends EventTarget {
   }
 
   #savePlace(place: Place | null = this.#place) {
-    // A request that cannot be repeated is of no use to another page.
-    if (this.#place.again !== false) keep(place, this.#options);
+    // A request that cannot be repeated is of no use to another page, nor is an answer that is not recorded.
+    if (this.#place.again !== false) keep(this.#isRecorded ? place : null, this.#options);
   }
 }

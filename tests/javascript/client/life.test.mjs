@@ -5,8 +5,8 @@ import { once } from "node:events";
 import http from "node:http";
 import { after, before, test } from "node:test";
 
-import { ResumableError, resumable, resume, stop } from "../../../fastapi_resumable/static/resumable.js";
-import { becomes, collect, script, send, startLine, startServer, states, until } from "./support.mjs";
+import { ResumableError, restore, resumable, resume, stop } from "../../../fastapi_resumable/static/resumable.js";
+import { becomes, collect, memoryStore, script, send, startLine, startServer, states, until } from "./support.mjs";
 
 let server;
 let prefix;
@@ -296,7 +296,8 @@ test("an endpoint that is not resumable can be read as far as its connection goe
       }
     })(),
   );
-  assert.equal(error.code, "stream_not_found");
+  assert.equal(error, cut.error);
+  assert.equal(cut.state, "lost");
   await line.stop();
   await other.stop();
 });
@@ -564,6 +565,26 @@ test("a response that a proxy has ended before the failure is gone on with", asy
   assert.deepEqual(events, ["1", "2"]);
   assert.equal(error.code, "failed");
   fake.stop();
+});
+
+test("an answer that was not recorded is never gone on with, as its id may be an earlier one's", async () => {
+  for (const sent of ["", "data: new\n\n"]) {
+    const fake = await startFake((_number, response, { method }) => {
+      if (method !== "POST") return response.end("data: 1\n\ndata: 2\n\n");
+      response.removeHeader("X-Stream-Epoch");
+      response.writeHead(200).flushHeaders();
+      response.write(sent || " ", () => response.destroy());
+    });
+    const store = memoryStore();
+    const options = { method: "POST", id: "x", prefix: fake.prefix, key: "k", store, ...quick };
+    const stream = resumable(`${fake.prefix}/chat`, options);
+    await becomes(stream, "open");
+    assert.equal(await restore("k", options), null);
+    await fail(stream);
+    assert.equal(stream.state, "lost");
+    assert.deepEqual(fake.requests, ["POST null"]);
+    fake.stop();
+  }
 });
 
 test("an event without a name is the application's, whatever it says: the server is asked how it ended", async () => {
