@@ -6,9 +6,16 @@ BIN := $(VENV)/bin
 UV := .venv-uv/bin/uv
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 JS := tests/javascript
+# `make test` runs the suite in parts, each in one process, which imports, collects and starts servers once.
+PARTS := contract faults redis stores servers docs
+PART_contract := tests/contract
+PART_faults := tests/redis/test_faults.py
+PART_redis := $(filter-out $(PART_faults),$(wildcard tests/redis/test_*.py))
+PART_stores := tests/stores tests/sqlite tests/workers
+PART_servers := tests/servers tests/clients
+PART_docs := tests/docs
 # Not even collected where they are not wanted, since what those import takes seconds.
 WITHOUT_OUTSIDE := $(addprefix --ignore tests/,browser clients docs servers)
-OUTSIDE = $(addprefix tests/,clients docs servers) $(shell grep -rlE --include='*.py' '\bmark\.slow\b' tests)
 CORE := $(addprefix tests/,core stream stores run fastapi contract client)
 # What touches asyncio, threads and processes: on every Python and event loop; but not what names look like in stores:
 # no loop has a part in that.
@@ -26,7 +33,7 @@ REDIS := $(addprefix tests/,stores/test_redis_conformance.py redis/test_faults.p
 .DELETE_ON_ERROR:
 # Some machines are told to keep no bytecode: then every process of a test would compile anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install demo demo-redis test test-long lint format typecheck docs build js js-build cov test-inside test-outside test-browser test-low test-matrix test-asyncio test-uvloop test-redis test-next bench bench-docs lock bytecode clean prepare prepare-matrix system-tools
+.PHONY: help install demo demo-redis test test-long lint format typecheck docs build js js-build cov part-rest $(PARTS:%=part-%) test-outside test-browser test-low test-matrix test-redis test-next bench bench-docs lock clean prepare prepare-matrix system-tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,10 +47,11 @@ demo-redis: .venv-demo/.installed ## start three workers of it, on Redis and beh
 	@bash tools/system-tools redis-server nginx:nginx-light
 	@exec .venv-demo/bin/python -m example_app.workers
 
-# The longest first, so that no core is idle at the end.
-test: ## run every check there is: what CI runs
-	@$(MAKE) --no-print-directory --jobs 4 prepare
-	@bash tools/check typecheck test-uvloop test-inside test-outside test-asyncio test-browser test-low js build docs lint
+# Each prepares what it alone needs, while others run. The longest first, so that no core is idle at the end; but before
+# them what needs no bytecode, which the first part makes for all.
+test: $(VENV)/.installed ## run every check there is: what CI runs
+	@bash tools/check js typecheck test-matrix part-faults part-redis part-servers part-stores part-docs part-contract part-rest \
+		test-browser test-low build docs lint
 
 test-long: ## what takes too long for every change: all combinations, more examples, benchmarks, other versions
 	$(BIN)/python $(PYTEST) --hypothesis-profile long --timeout 1800 --override-ini faulthandler_timeout=3600 -m "long or not (outside or slow)"
@@ -83,25 +91,25 @@ js: $(VENV)/.installed $(JS)/node_modules/.installed ## JavaScript: types and te
 js-build: $(JS)/node_modules/.installed ## build the JavaScript modules that the router serves
 	bash tools/node node $(JS)/build.mjs
 
-cov: $(VENV)/.installed $(JS)/node_modules/.installed system-tools test-outside test-browser ## the whole suite, most of it with coverage
+cov: $(VENV)/.installed system-tools test-outside test-browser ## the whole suite, most of it with coverage
 	$(BIN)/coverage erase
 	$(BIN)/coverage run $(PYTEST) -m "not (outside or slow or long)" $(WITHOUT_OUTSIDE)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-test-inside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## most of the suite
-	$(BIN)/python $(PYTEST) -m "not (outside or slow or long)" $(WITHOUT_OUTSIDE)
+part-rest $(PARTS:%=part-%): part-%: $(VENV)/.compiled system-tools
+	$(BIN)/python -m pytest -p no:xdist -m "not long" $(or $(PART_$*),$(REST))
 
-test-outside: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## pages, clients, servers, faults
-	$(BIN)/python $(PYTEST) --numprocesses 3 -m "(outside or slow) and not long" $(OUTSIDE) # they often wait
+REST := $(addprefix --ignore ,tests/browser tests/redis $(foreach part,$(filter-out faults redis,$(PARTS)),$(PART_$(part))))
 
-test-browser: $(VENV)/.installed $(JS)/node_modules/.installed system-tools ## what a browser does, one after the other in a single one
+test-outside: $(VENV)/.installed system-tools ## pages, clients, servers, faults
+	$(BIN)/python $(PYTEST) -m "(outside or slow) and not (browser or long)"
+
+test-browser: $(VENV)/.compiled $(JS)/node_modules/.installed system-tools ## what a browser does, one after the other in a single one
 	$(BIN)/python -m pytest -p no:xdist -m "not long" tests/browser
 
-test-matrix: test-asyncio test-uvloop ## the core of the suite on every Python and event loop that there is
-
-test-asyncio test-uvloop: test-%: $(VENV)/.installed prepare-matrix system-tools
-	MATRIX_WITHOUT=$(MATRIX_WITHOUT) MATRIX_LOOPS=$* bash tools/matrix -p no:xdist -m "not (slow or long)" -k "$(MATRIX_LESS)" $(MATRIX)
+test-matrix: $(VENV)/.installed prepare-matrix system-tools ## the core of the suite on every Python and event loop that there is
+	MATRIX_WITHOUT=$(MATRIX_WITHOUT) bash tools/matrix -p no:xdist -m "not (slow or long)" -k "$(MATRIX_LESS)" $(MATRIX)
 
 MATRIX_WITHOUT ?= $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)-asyncio
 
@@ -140,11 +148,11 @@ clean: ## remove all that the other targets made
 	rm -rf .venv .venv-* .node $(JS)/node_modules build dist site htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What several targets need; the rest is prepared by the one that needs it, while others run.
-prepare: bytecode $(JS)/node_modules/.installed system-tools
+prepare: $(VENV)/.compiled $(JS)/node_modules/.installed system-tools
 
-bytecode: $(VENV)/.installed # of all that tests import, once: not by each of the processes that run them
-	@$(BIN)/python -m pytest --collect-only --quiet >/dev/null 2>&1 || true # the tests themselves will say why
+# All that tests import, once: not by each of the processes that run them. The tests themselves will say what is wrong.
+$(VENV)/.compiled: $(VENV)/.installed
+	@flock tools/check sh -c '[ -e $@ ] || $(BIN)/python -m pytest --collect-only --quiet >/dev/null 2>&1; touch $@'
 
 prepare-matrix: .venv-uv/.installed
 	+@PYTHON=$(PYTHON) bash tools/matrix --prepare
@@ -154,8 +162,8 @@ system-tools:
 
 $(JS)/node_modules/.installed: $(JS)/package-lock.json tools/node
 	@echo 'Preparing $(JS)/node_modules ...'
-	@cd $(JS) && bash ../../tools/node npm ci --no-audit --no-fund --loglevel error
-	@touch $@
+	@cd $(JS) && flock package.json sh -c '[ node_modules/.installed -nt package-lock.json ] || \
+		{ bash ../../tools/node npm ci --no-audit --no-fund --loglevel error && touch node_modules/.installed; }'
 
 # uv makes an environment in seconds; pip, which every Python has, only brings uv.
 .venv-uv/.installed: requirements/uv.txt

@@ -16,7 +16,7 @@ from fastapi._compat import v2
 from fastapi.dependencies import models
 from pydantic.fields import FieldInfo
 
-from .support.server import LOOP
+from .support.server import LOOP, LOOPS
 
 hypothesis.settings.register_profile(
     "usual",
@@ -41,10 +41,10 @@ OUTSIDE = {"browser", "clients", "docs", "servers"}
 """The folders of tests that start programs, and add nothing to the coverage of the others."""
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
+@pytest.fixture(params=LOOPS if len(LOOPS) > 1 else None)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """Servers run on asyncio, so the tests do."""
-    return "asyncio", {"use_uvloop": LOOP == "uvloop"}
+    return "asyncio", {"use_uvloop": getattr(request, "param", LOOP) == "uvloop"}
 
 
 @pytest.hookimpl(tryfirst=True)

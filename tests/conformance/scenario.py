@@ -26,6 +26,8 @@ class Conformance:
     """The retention, in seconds, in the tests that wait for its end."""
     deadline: float = 120.0
     """Seconds that one test may take."""
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    """What makes the event loops that the tests run on; by default asyncio's own."""
 
     async def open_store(self) -> Store:
         """Return a new store, not configured yet; all those of one test have the same backing, empty at first."""
@@ -74,7 +76,8 @@ def scenario(
         @functools.wraps(function)
         def test(self: Conformance, **parameters: Any) -> None:
             chosen = limits | ({"retention": self.retention} if limits.get("retention") == 0 else {})
-            asyncio.run(self.play(functools.partial(function, self, **parameters), stores, Limits(**chosen)))
+            with asyncio.Runner(loop_factory=self.loop_factory) as runner:
+                runner.run(self.play(functools.partial(function, self, **parameters), stores, Limits(**chosen)))
 
         # pytest must not take the stores for fixtures.
         signature = inspect.signature(function)

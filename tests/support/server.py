@@ -26,8 +26,9 @@ from tests.support.forking import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
-LOOP = os.environ.get("RESUMABLE_LOOP")
-"""The event loop, `asyncio` or `uvloop`. By default, tests run on asyncio's own and servers on uvloop."""
+LOOPS = os.environ.get("RESUMABLE_LOOP", "").split()
+"""The event loops, `asyncio`, `uvloop` or both. By default, tests run on asyncio's own and servers on uvloop."""
+LOOP = LOOPS[0] if len(LOOPS) == 1 else None
 DEADLINE = 120.0
 """Seconds that a server may take to start or to stop: a bound, not an expectation."""
 
