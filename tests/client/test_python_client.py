@@ -194,7 +194,7 @@ def test_a_client_of_httpx2_does_as_well(server: Server, backoff: Backoff) -> No
 def test_it_works_over_http_2(backoff: Backoff) -> None:
     """Where bodies have frames, and a cut is another error."""
     with (
-        serve("tests.support.apps.scripted:app", server="hypercorn", loop="asyncio") as server,
+        serve("tests.support.apps.scripted:app", server="hypercorn", loop="asyncio", workers=0) as server,
         CuttingProxy(server.port, seed=11, cuts=50, least=200, most=600, heads=True) as line,
         httpx.Client(base_url=f"http://127.0.0.1:{line.port}", http1=False, http2=True, timeout=TIMEOUT) as http,
     ):

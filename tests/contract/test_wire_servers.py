@@ -14,7 +14,7 @@ EVENTS = sends(b"data: one\n\n", "data: tvö\n\n".encode(), b"data: three\n\n")
 SERVERS: dict[str, dict[str, Any]] = {
     "uvicorn-httptools-uvloop": {},
     "uvicorn-h11-asyncio": {"http": "h11", "loop": "asyncio"},
-    "hypercorn": {"server": "hypercorn"},
+    "hypercorn": {"server": "hypercorn", "workers": 0},
     "granian": {"server": "granian"},
 }
 

@@ -238,10 +238,12 @@ def _command(server: str, app: str, *, http: str, loop: str, workers: int, port:
 
 
 def _can_be_forked(command: list[str], env: Mapping[str, str]) -> bool:
-    """One process of uvicorn, whose interpreter has no settings of its own, and is not measured."""
+    """One process of uvicorn or hypercorn, whose interpreter has no settings of its own, and is not measured."""
+    uvicorn = command[2:3] == ["uvicorn"] and not {"--workers", "--reload"} & set(command)
+    hypercorn = command[2:3] == ["hypercorn"] and command[command.index("--workers") + 1] == "0"
     return (
-        command[:3] == [sys.executable, "-m", "uvicorn"]
-        and not {"--workers", "--reload"} & set(command)
+        command[:2] == [sys.executable, "-m"]
+        and (uvicorn or hypercorn)
         and "WEB_CONCURRENCY" not in env
         and not any(name.startswith("PYTHON") for name in env)
         and "COVERAGE_PROCESS_CONFIG" not in os.environ
