@@ -182,7 +182,9 @@ class Player:
     @property
     def _environ(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+        # A plugin that comes with one of the peers, and takes a second to import: see pyproject.toml.
+        pytest = {"PYTEST_ADDOPTS": "-p no:langsmith_plugin"}
+        return {**os.environ, **pytest, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
 
     def _start_server(self, arguments: list[str], variables: dict[str, str]) -> None:
         self._stop_server()

@@ -35,8 +35,9 @@ async function* chunks(client, key, request, pause = 1000) {
   }
 }
 
-test("openai gets all over 200 cuts", { timeout: 200_000 }, async () => {
-  const line = await openLine(server, { most: 50_000, heads: true });
+// Each time it reads from the start: what 200 cuts cost grows with their square.
+test("openai gets all over 50 cuts", { timeout: 200_000 }, async () => {
+  const line = await openLine(server, { cuts: 50, most: 50_000, heads: true });
   const texts = [];
   for await (const chunk of chunks(sdk(line), line.name, REQUEST, 0)) texts.push(chunk.choices[0].delta.content);
   await line.check(texts);
