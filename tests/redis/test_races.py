@@ -794,6 +794,23 @@ async def test_a_reader_elsewhere_of_a_stream_that_nothing_writes_any_more_ends(
         assert await follower.outcome() is Reading.LOST
 
 
+async def test_an_end_that_was_too_late_gives_way_to_the_terminal_event(plant: Plant) -> None:
+    """The stream was stopped as it completed, and how it ended cannot be read any more."""
+    store = plant.open()
+    stream = await begin(store)
+    await write(stream, b"data: one\n\n")
+    await until(lambda: stream.tail, "the bytes")
+    name = plant.keys.stream(KEY)
+    async with following(stream) as follower, asyncio.timeout(LIMIT):
+        control = plant.server.control.pipeline()
+        control.delete(name, f"{name}:{stream.epoch}")
+        control.hset(name, f"x:{stream.epoch}", "cancelled 0")
+        control.expire(name, 600)
+        control.execute()
+        await complete(store, stream)
+        assert terminal(await follower.end())[0] == "cancelled"
+
+
 async def test_a_log_that_redis_has_dropped_expires_all_the_same(plant: Plant) -> None:
     """It begins anew with the next bytes."""
     store = plant.open()

@@ -228,24 +228,24 @@ class LocalStream:
         """Take over how another worker has ended the log (with `code` if that is unknown); return the code."""
         if self.is_final:
             return code
-        self.refuse()
-        status = ResumableStatus.INTERRUPTED if code == "producer_lost" else ResumableStatus.CANCELLED
         if not self.is_detached:
-            self.log.truncate(self.tail)
-            try:
-                while not self.is_final:
-                    page = await self.backend.page(self, self.log.tail)
-                    if page.data:
-                        self._recording.keep(page.data)
-                    if page.ending is not None:
-                        code = page.ending.code
-                        self._finalize(page.ending.status, page.ending.completed_at)
-                    elif not page.data:
-                        break
-            except Exception as exc:  # noqa: BLE001  # whatever it is, the readers here have to see an end
-                self._warn("how stream %r was ended is unknown: %s", str(exc))
+            # What it has written since, its own end too, is not in the log.
+            self._recording.reopen(self.tail)
+        self.refuse()
+        try:
+            while not (self.is_final or self.is_detached):
+                page = await self.backend.page(self, self.log.tail)
+                if page.data:
+                    self._recording.keep(page.data)
+                if page.ending is not None:
+                    code = page.ending.code
+                    self._finalize(page.ending.status, page.ending.completed_at)
+                elif not page.data:
+                    break
+        except Exception as exc:  # noqa: BLE001  # whatever it is, the readers here have to see an end
+            self._warn("how stream %r was ended is unknown: %s", str(exc))
         if not self.is_final:
-            self._recording.closed = False
+            status = ResumableStatus.INTERRUPTED if code == "producer_lost" else ResumableStatus.CANCELLED
             self._close(status, code, END_MESSAGES.get(code, END_MESSAGES["producer_lost"]))
             self._finalize(status, time())
         return code
