@@ -32,6 +32,7 @@ from fastapi_resumable.stores.redis.backend import RedisBackend
 from fastapi_resumable.stores.redis.calls import Script
 from fastapi_resumable.stores.redis.keys import Keys
 from fastapi_resumable.stores.shared import queue
+from fastapi_resumable.stores.shared.local import LocalStream
 from tests.conformance.tools import KEY, TEXT, Request, begin, complete, following, terminal, write
 from tests.support.asgi import LIMIT, bounded, running
 from tests.support.faults import FaultyLink
@@ -603,6 +604,25 @@ async def test_a_stream_that_begins_without_redis_goes_on_when_it_is_back(plant:
         assert request.codes == []
         async with following(await two.find(KEY, 0.0)) as follower:
             assert await follower.end() == b"hello"
+
+
+async def test_a_busy_stream_is_recorded_again_after_an_outage(plant: Plant) -> None:
+    """From then on readers see what Redis has, although it never has all that was written."""
+    client = plant.meddled()
+    stream = await begin(plant.open(client), head=TEXT)
+    assert isinstance(stream, LocalStream)
+
+    async def write_more() -> None:
+        if stream.is_detached:
+            client.meddle(Script.APPEND, before=write_more)
+            await write(stream, b"more")
+
+    await write(stream, b"one")
+    await until(lambda: stream.tail == 3, "the bytes")
+    stream.on_outage(StoreUnavailable("gone"))
+    client.meddle(Script.APPEND, before=write_more)
+    await write(stream, b"two")
+    await until(lambda: not stream.is_detached, "the record")
 
 
 async def test_all_streams_go_on_without_redis_at_the_same_time(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:

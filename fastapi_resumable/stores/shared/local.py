@@ -35,7 +35,9 @@ class LocalStream:
         self.is_final = False
         self.failure: ResumableError | None = None
         self.is_detached = False
-        """Whether readers here are shown what the backend has not got."""
+        """Whether readers here have been shown what the backend has not got."""
+        self._shows_all = False
+        """Whether they are shown what comes now, too: the backend is away."""
         self.backend = backend
         self._stop_producer: Callable[[str], None] | None = request.on_stop
         self._recording = Recording(self.epoch, head, backend.limits, backend.budget)
@@ -108,7 +110,7 @@ class LocalStream:
         if not data:
             return
         self.log.append(data)
-        if self.is_detached:
+        if self._shows_all:
             self._fanout.show(self.log.tail)
         self.backend.mark(self)
 
@@ -155,7 +157,8 @@ class LocalStream:
         # What has come meanwhile is marked already.
         assert outbox.sent is not None
         self._slowest_elsewhere, self._check_at = reply.slowest, 0
-        if self.is_detached and outbox.recorded == self.log.tail:
+        self._shows_all = False
+        if self.is_detached and outbox.recorded >= self._fanout.tail:
             self.is_detached = False
             self._warn("stream %r is recorded again")
         self._fanout.show(outbox.recorded)
@@ -189,8 +192,8 @@ class LocalStream:
             return
         if not self.is_detached:
             self._warn("stream %r goes on unrecorded: %s", failure.message)
-            self.is_detached = True
-            self._fanout.show(self.log.tail)
+        self.is_detached = self._shows_all = True
+        self._fanout.show(self.log.tail)
         if (ending := self.outbox.ending) is not None:
             self._finalize(ending.status, ending.completed_at)
             if time() > self.completed_at + self._recording.limits.retention:
