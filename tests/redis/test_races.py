@@ -794,6 +794,22 @@ async def test_what_redis_brings_back_from_an_older_state_ends(plant: Plant) -> 
             assert terminal(await follower.end()) == ("error", "producer_lost")
 
 
+@pytest.mark.parametrize("asked", ["another worker", "its own"])
+async def test_a_request_that_redis_brings_back_from_an_older_state_leaves_the_queue(plant: Plant, asked: str) -> None:
+    """It was released, and waits again after a failover; its worker lives, and knows nothing of it."""
+    one, two = plant.open(), plant.open()
+    request = await Request().reserve(one)
+    waiting = plant.hash()
+    await one.release(request.reservation)
+    control = plant.server.control.pipeline()
+    control.hset(plant.keys.stream(KEY), mapping=waiting)
+    control.expire(plant.keys.stream(KEY), 600)
+    control.execute()
+    async with asyncio.timeout(LIMIT):
+        while await (two if asked == "another worker" else one).lookup(KEY.owner, [KEY.id]):
+            pass
+
+
 # What goes missing, and what is left.
 
 

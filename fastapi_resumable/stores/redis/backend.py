@@ -100,14 +100,10 @@ class RedisBackend(Transitions):
     def follow(self, stream: RemoteStream) -> None:
         """Read what is added to a stream."""
         super().follow(stream)
-        self._check(stream)
+        self.check(stream.worker, stream.key, stream.epoch)
         # Offsets are entry ids, so the read begins right after what is here.
         take, fields = partial(self._take, stream), stream.key.fields(stream.epoch)
         self.listener.follow(self.calls.log(stream), f"{stream.log.tail}-0", take, stream.fail, fields)
-
-    def _check(self, stream: RemoteStream) -> None:
-        """Have the worker of a stream end it, should it know nothing of it."""
-        self.messages.send(stream.worker, "check", stream.epoch, json.dumps(stream.key))
 
     def _take(self, stream: RemoteStream, entry_id: str, fields: Fields) -> None:
         end = int(entry_id.partition("-")[0])
@@ -170,7 +166,7 @@ class RedisBackend(Transitions):
         match word:
             case b"live":
                 if missing is not None:
-                    self._check(stream)
+                    self.check(stream.worker, stream.key, stream.epoch)
                 if about:
                     self.messages.send(stream.worker, "room", stream.epoch)
             case b"dropped":

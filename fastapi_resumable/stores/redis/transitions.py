@@ -1,5 +1,6 @@
 """The state changes of streams in Redis: which scripts make them, and what follows from each for others."""
 
+import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -147,6 +148,10 @@ class Transitions(SharedBackend):
 
     # What others have to know.
 
+    def check(self, worker: str, key: StreamKey, epoch: str) -> None:
+        """Have a worker end what is said to be its own, should it know nothing of it."""
+        self.messages.send(worker, "check", epoch, json.dumps(key))
+
     def note_end(self, stream: LocalStream) -> None:
         """Count a stream no longer, in one go with its end: a client that has seen that may begin another."""
         self.queue.run_later(*self.calls.free(stream.key, stream.epoch))
@@ -224,18 +229,20 @@ class Transitions(SharedBackend):
     async def _states(self, keys: Sequence[StreamKey]) -> list[KeyState]:
         states = await self._look(keys)
         dead = await self.lease.dead(worker for state in states for worker in state.workers)
-        # Said to be this worker's, but they are not: Redis is back from a state in which they had not ended yet.
+        # Redis may be back from a state in which they had not ended yet.
         lost = [
-            current
+            self.calls.release(state.key, each.epoch)
             for state in states
-            if (current := state.current) is not None
-            and not (current.is_final or self.streams.has(current.epoch))
-            and current.worker == self.name
+            for each in state.live
+            if each.worker == self.name and not self.streams.has(each.epoch)
         ]
+        for state in states:
+            for request in state.queued:
+                self.check(request.worker, state.key, request.epoch)
         if not dead and not lost:
             return states
         await self.reap((state.key, worker) for state in states for worker in state.workers & dead)
-        await self.link.run(*(self.calls.release(current.key, current.epoch) for current in lost))
+        await self.link.run(*lost)
         return await self._look(keys)
 
     async def _look(self, keys: Sequence[StreamKey]) -> list[KeyState]:

@@ -217,10 +217,14 @@ class KeyState(NamedTuple):
         return newest and queued_item(self.key, newest.epoch, newest.requested_at)
 
     @property
+    def live(self) -> list[Queued | RemoteState]:
+        """What waits or runs."""
+        return [*self.queued, *([] if self.current is None or self.current.is_final else [self.current])]
+
+    @property
     def workers(self) -> set[str]:
         """The workers that have to be alive for this to be true."""
-        waiting = {request.worker for request in self.queued}
-        return waiting if self.current is None or self.current.is_final else waiting | {self.current.worker}
+        return {each.worker for each in self.live}
 
 
 class StreamBackend(Protocol):
