@@ -569,17 +569,20 @@ test("a response that a proxy has ended before the failure is gone on with", asy
 
 test("an answer that was not recorded is never gone on with, as its id may be an earlier one's", async () => {
   for (const sent of ["", "data: new\n\n"]) {
+    let answer;
     const fake = await startFake((_number, response, { method }) => {
       if (method !== "POST") return response.end("data: 1\n\ndata: 2\n\n");
-      response.removeHeader("X-Stream-Epoch");
-      response.writeHead(200).flushHeaders();
-      response.write(sent || " ", () => response.destroy());
+      answer = response;
+      answer.removeHeader("X-Stream-Epoch");
+      answer.flushHeaders();
+      if (sent) answer.write(sent);
     });
     const store = memoryStore();
     const options = { method: "POST", id: "x", prefix: fake.prefix, key: "k", store, ...quick };
     const stream = resumable(`${fake.prefix}/chat`, options);
     await becomes(stream, "open");
     assert.equal(await restore("k", options), null);
+    answer.destroy();
     await fail(stream);
     assert.equal(stream.state, "lost");
     assert.deepEqual(fake.requests, ["POST null"]);
