@@ -11,18 +11,7 @@ import re
 from collections.abc import Generator, Iterable
 from typing import NamedTuple, TypeVar
 
-from .sse import (
-    BLANK_LINE,
-    BOM,
-    DATA,
-    ID,
-    EventFramer,
-    Line,
-    boundary_in,
-    events,
-    find_boundary,
-    split_events,
-)
+from .sse import BLANK_LINE, BOM, DATA, ID, EventFramer, Line, boundary_in, events, split_events
 
 T = TypeVar("T")
 Search = Generator[None, None, T]
@@ -145,13 +134,12 @@ def search_sequence(blocks: Iterable[bytes], number: int) -> Search[Place]:
     start = 0
     rest: list[bytes] = []
     for block in blocks:
-        # A block begins anywhere; its first whole event comes after its first blank line.
-        cut = find_boundary([block]) or 0
-        first = (yield from _place_in([block[cut:]], -math.inf)).following if _NAME in block else None
+        # The block may begin within an event, which has no number then, and is passed over.
+        first = (yield from _place_in([block], -math.inf)).following if _NAME in block else None
         # Numbers increase, so the place is not before this block.
         if first is not None and first <= number:
-            start += sum(map(len, rest)) + cut
-            rest = [block[cut:]]
+            start += sum(map(len, rest))
+            rest = [block]
         else:
             rest.append(block)
             if first is not None:

@@ -79,11 +79,9 @@ class Recorder:
             await app(scope, self.receive, self.send)
             if self._has_sent_all:
                 # The application has returned, so there is nothing to wait for.
-                timers.cancel(self._end_late)
                 await self._end()
         finally:
-            if self._has_sent_all:
-                timers.cancel(self._end_late)
+            timers.cancel(self._end_late)
             if not self.settled.is_set():
                 # However the application ends, the exchange must not wait for a head that will never come.
                 timers.cancel(self._begin_late)
@@ -212,12 +210,14 @@ class Recorder:
 
     async def _begin(self) -> None:
         assert self._start is not None
+        if self._on_begin is None:
+            raise StreamStopped("the request is over")
         self._manager.timers.cancel(self._begin_late)
         telemetry = self._producer.telemetry
         traceparent = None if telemetry is None else telemetry.open_span()
         head = Head(self._start["status"], replayable(self.headers), traceparent)
         try:
-            await self._producer.begin(head, self._on_begin or _ignore)
+            await self._producer.begin(head, self._on_begin)
         except (ShuttingDown, StreamCancelled, StreamReplaced) as exc:
             raise StreamStopped("the stream was stopped before it began") from exc
         self.settled.set()
@@ -256,10 +256,6 @@ class Recorder:
         if self._producer.stop_code is not None:
             return None
         return self._manager.tasks.spawn(act(), name=f"resumable recorder {self._producer.key.id}")
-
-
-def _ignore(_stream: WritableStream) -> None:
-    """There is no client any more that could read the stream."""
 
 
 def inner_scope(scope: Scope, find_producer: Callable[[], Producer | None]) -> Scope:
