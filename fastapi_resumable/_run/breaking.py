@@ -13,7 +13,10 @@ from .recorder import outer_producer
 from .servers import is_in_middleware, takes_cancellation, takes_close, takes_return, transport_of
 
 MARK_TIMEOUT = 1.0
-"""Seconds in which middleware has to pass on the last parts of a response that breaks off."""
+"""Seconds in which middleware has to pass on the last parts of a response that breaks off, once it has taken them.
+
+Before that it sends to its client, which has `stall_timeout` to take each part.
+"""
 
 
 class StreamBroken(Exception):
