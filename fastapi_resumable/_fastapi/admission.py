@@ -213,13 +213,15 @@ class Admission:
     async def _admit(self) -> Response | None:
         service, key, headers = self.service, self.identity.key, self.identity.headers
         manager, settings = service.manager, service.settings
+        # Before anything is held, because an application's own routes may raise when they are asked for it.
+        location = service.locate(self.scope, key.id)
         last = None if self.identity.is_chosen else last_event_id(self.scope, headers)
         if last:
             with counting_refusals(manager, "resume"):
                 stream = await self._unless_client_leaves(manager.store.find(key, settings.pending_timeout))
                 if stream is None:
                     return Response(status_code=CLIENT_LEFT)
-                return await replay(manager, stream, None, last, service.locate(self.scope, key.id))
+                return await replay(manager, stream, None, last, location)
         idempotency_key = headers.get(b"idempotency-key")
         text = None if idempotency_key is None else idempotency_key.strip(WHITESPACE).decode("latin-1")
         start = reserve(manager, key, text)
@@ -235,13 +237,11 @@ class Admission:
         except StreamPending as exc:
             manager.telemetry.read("attach", exc.code)
             raise
-        return Response(status_code=CLIENT_LEFT) if started is None else await self._take_up(started)
+        return Response(status_code=CLIENT_LEFT) if started is None else await self._take_up(started, location)
 
-    async def _take_up(self, started: Producer | Stream) -> Response | None:
+    async def _take_up(self, started: Producer | Stream, location: str | None) -> Response | None:
         """Prepare to run the application, or answer with the stream that the request is to follow."""
-        service, manager = self.service, self.service.manager
-        is_async = self._answers_at_once()
-        location = service.locate(self.scope, self.identity.key.id)
+        manager, is_async = self.service.manager, self._answers_at_once()
         if isinstance(started, Producer):
             self.producer, delay = started, self.end_delay
             self.exchange = Exchange(

@@ -36,9 +36,6 @@ from .request import read_json
 from .responses import AnswerRoute, answer_later
 from .router import key_of, no_owner
 
-MAX_STOP_MARKS = 50_000
-"""How many values and escapes the JSON of a stop may have: room for the message so far, which the guide sends along."""
-
 _STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The stream from its first byte, then live, until it ends; with the headers of the recorded "
@@ -173,7 +170,7 @@ async def _find_parts(stream: Stream) -> list[int]:
 
 
 async def _read_epoch(request: Request) -> str | None:
-    body = await read_json(request, b"[{,\\", MAX_STOP_MARKS, "Leave the message out: it is not read.")
+    body = await read_json(request, "Leave the message out: it is not read.")
     try:
         return ResumableChatStop.model_validate_json(body, strict=True).activeStreamId or None if body else None
     except ValidationError as exc:

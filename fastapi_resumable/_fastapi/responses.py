@@ -11,6 +11,7 @@ import anyio.from_thread
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .._run.body import RequestBody
@@ -117,6 +118,8 @@ class Answered(Response):
     async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
         """Send nothing."""
         _close_dependencies(scope, self._failure, None)
+        if self.background is not None:
+            await self.background()
 
 
 def _close_dependencies(scope: Scope, failure: BaseException | None, cancelled: BaseException | None) -> None:
@@ -219,8 +222,9 @@ class EndpointAdmission(Admission):
             return result
         await exchange.release()
         if self.records_result:
+            path = getattr(self.scope.get("route"), "path", self.scope["path"])
             self.service.warn_once(
-                f"the endpoint of {self.scope['path']} returned a {type(result).__name__}, which FastAPI has yet to "
+                f"the endpoint of {path} returned a {type(result).__name__}, which FastAPI has yet to "
                 "render: it is not recorded. Return a Response, or put the endpoint on a router made with "
                 "APIRouter(route_class=resumable.route_class)."
             )
@@ -245,11 +249,27 @@ def answer_later(request: Request, response: Response) -> Response:
     read, rather than kept for as long as a client follows a stream.
     """
     request.scope[_ANSWER] = response
-    return Answered()
+    return _Later()
+
+
+class _Later(Response):
+    """Sends nothing yet. The background tasks of the dependencies, which FastAPI puts here, run after the answer."""
+
+    async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
+        scope[_ANSWER].background = self.background
 
 
 class AnswerRoute(APIRoute):
     """The class of our own routes: sends what is to be answered later, and turns our errors into answers."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether a request is for this route; a line feed in an id counts as any other control character.
+
+        Starlette's patterns pass over one at the end, so that another stream would be found, and match none before it.
+        """
+        if "\n" in scope["path"]:
+            scope = {**scope, "path": scope["path"].replace("\n", "\0")}
+        return super().matches(scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

@@ -249,7 +249,8 @@ async def serve(
         await app(scope, body.receive, send)
         return
     inner = {**scope, "headers": scope["headers"] if headers is None else headers}
-    if not body.is_complete and (await body.peek()).get("more_body", True):
+    # One that is refused needs no more of its body, and a limit may have been the end of that.
+    if identity.refusal is None and not body.is_complete and (await body.peek()).get("more_body", True):
         upload = inner[service.scope_key] = AppAdmission(service, request, identity, body, send)
         await upload.serve(app, inner_scope(inner, lambda: upload.producer))
         return

@@ -158,6 +158,9 @@ class ReplayResponse(Response):
         if self._starting_after is not None:
             send = _without_past_events(send, SequenceFilter(self._starting_after))
         await serve(reader, self._manager, list(self.raw_headers), scope, send, partial(client_gone, receive))
+        # Those of the dependencies of a request that is answered so.
+        if self.background is not None:
+            await self.background()
 
 
 def _without_past_events(send: Send, wanted: SequenceFilter) -> Send:

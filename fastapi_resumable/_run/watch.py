@@ -67,6 +67,9 @@ class WatchResponse(Response):
             self._manager.remove_watch(self)
             departure.cancel()
             await asyncio.wait({departure})
+        # Those of the dependencies of the request.
+        if self.background is not None:
+            await self.background()
 
     def leave(self) -> None:
         """End the watch, once all changes have been delivered."""
