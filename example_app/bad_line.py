@@ -1,4 +1,4 @@
-"""A bad line, for demonstration: drops the sockets of those who read a stream, in the middle of it."""
+"""A bad line, for demonstration: closes the connections of a stream's readers in the middle of it."""
 
 import asyncio
 from collections import defaultdict

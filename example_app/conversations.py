@@ -1,4 +1,4 @@
-"""The app's own memory of what was said: the library keeps a finished answer for minutes, this keeps it."""
+"""The app's own record of what was said. The library keeps a finished answer for minutes; this keeps it for good."""
 
 import sqlite3
 import threading

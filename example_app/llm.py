@@ -47,7 +47,7 @@ class Message(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """The body of a chat completion. What we do not know is passed on to the server that may."""
+    """The body of a chat completion. Fields that are unknown here are passed on to the server."""
 
     model_config = ConfigDict(extra="allow")
 

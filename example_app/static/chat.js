@@ -7,7 +7,7 @@ import * as view from "./view.js";
 
 const CUT_FOR = 1200; // ms without a network; the next attempt after that succeeds
 const BACKLOG = 200; // ms after a reconnect in which what comes is what was missed
-const RECHECK = 4000; // ms between lookups, only while a spinner turns that no open stream will stop
+const RECHECK = 4000; // ms between lookups while a conversation that is not followed here has a spinner
 const REPLACED = new Set(["replaced", "stream_replaced"]);
 const LOST_PRODUCER = new Set(["interrupted", "producer_lost"]);
 const LOST_PLACE = new Set(["offset_lost", "unknown_event_id", "offset_out_of_range"]);
@@ -145,7 +145,7 @@ function replay(here, { turn }, from = 0) {
   return resume(here.id, { from, key: here.id, fetch: answerTo(() => turn) });
 }
 
-/** A `fetch` that comes back with the answer to one question alone: while that waits, the one before is still served. */
+/** A `fetch` that accepts only the answer to one question: while that is queued, the answer before it is still served. */
 function answerTo(turn) {
   return async (url, init) => {
     const response = await line.fetch(url, init);
@@ -159,7 +159,7 @@ function answerTo(turn) {
 async function exhaust(stream) {
   try {
     for await (const _ of stream.bytes());
-  } catch {} // gone, which is as good
+  } catch {} // it is gone, so there is nothing left to forget
 }
 
 /** Follow the answer to its end, over however many connections. */
@@ -222,7 +222,7 @@ function interpret({ data }) {
   return { text: said.choices?.[0]?.delta?.content ?? "", failed: Boolean(said.error) };
 }
 
-/** The stream cannot be followed as it was: find out what became of the answer. */
+/** The stream cannot be followed any further: find out how the answer ended. */
 async function recover(here, turn, answer, error, progress) {
   const { text } = progress;
   if (REPLACED.has(error.code)) {

@@ -9,24 +9,24 @@ export function newId() {
 
 /** `{id, title}`, the latest first. */
 export const conversations = {
-  all: () => read(localStorage, LIST) ?? [],
+  all: () => read() ?? [],
   title: (id) => conversations.all().find((one) => one.id === id)?.title,
-  add: (id, title) => write(localStorage, LIST, [{ id, title }, ...conversations.all().filter((one) => one.id !== id)]),
-  remove: (id) => write(localStorage, LIST, conversations.all().filter((one) => one.id !== id)),
+  add: (id, title) => write([{ id, title }, ...conversations.all().filter((one) => one.id !== id)]),
+  remove: (id) => write(conversations.all().filter((one) => one.id !== id)),
 };
 
-function read(storage, key) {
+function read() {
   try {
-    return JSON.parse(storage.getItem(key));
+    return JSON.parse(localStorage.getItem(LIST));
   } catch {
     return null;
   }
 }
 
-function write(storage, key, value) {
+function write(list) {
   try {
-    storage.setItem(key, JSON.stringify(value));
+    localStorage.setItem(LIST, JSON.stringify(list));
   } catch (error) {
-    console.warn("The browser's storage is full or closed.", error);
+    console.warn("The browser's storage is full or forbidden.", error);
   }
 }
