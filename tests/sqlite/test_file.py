@@ -1,9 +1,11 @@
 """The file of a `SqliteStore`: where it may be, what may be in it, and what can be read in it."""
 
 import asyncio
+import logging
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -422,6 +424,97 @@ def test_a_look_that_failed_once_is_no_outage_that_goes_on(
             await until(lambda: "can be read again" in caplog.text, "the end of the outage")
         for each in (stream, unread):
             await complete(here, each)
+        for store in (here, there):
+            await store.aclose()
+
+    asyncio.run(main())
+
+
+def test_nothing_is_kept_for_hours_when_the_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the file says of a later time is deleted: changes, and readers that would hold their producers."""
+    monkeypatch.setattr("fastapi_resumable.stores.sqlite.backend.UPKEEP", 0.05)
+    path = tmp_path / "streams.db"
+    asyncio.run(recorded(path))
+    change(path, "UPDATE changes SET at = at + 36000", "INSERT INTO readers SELECT stream, 'w', 0, 9e9 FROM streams")
+
+    async def main() -> None:
+        [store] = in_store(path, 1)
+        await store.lookup("ann", ["chat"])
+        connection = sqlite3.connect(path)
+        query = "SELECT (SELECT count(*) FROM changes), (SELECT count(*) FROM readers)"
+        await until(lambda: connection.execute(query).fetchone() == (0, 0), "the clean-up")
+        connection.close()
+        await store.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_log_handler_that_fails_keeps_no_stream_of_a_dead_worker_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is called on the event loop: no transaction waits for it, or fails with what it raises."""
+    path, seen = tmp_path / "streams.db", list[threading.Thread]()
+    asyncio.run(recorded(path))
+    change(path, "UPDATE streams SET status = 'in_progress', expires_at = NULL, worker = 'dead'",
+           "INSERT INTO workers VALUES ('dead', 1, 0)")  # fmt: skip
+
+    def fails(record: logging.LogRecord) -> bool:
+        if "is interrupted" in record.msg:
+            seen.append(threading.current_thread())
+            raise RuntimeError("as the test says")
+        return True
+
+    async def main() -> None:
+        [store] = in_store(path, 1)
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        [item] = await store.lookup("ann", ["chat"])
+        assert item.status is ResumableStatus.INTERRUPTED
+        await store.aclose()
+
+    logger = logging.getLogger("fastapi_resumable")
+    logger.addFilter(fails)
+    try:
+        asyncio.run(main())
+    finally:
+        logger.removeFilter(fails)
+    assert seen == [threading.current_thread()]
+
+
+def test_a_look_that_fails_loses_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although it had read of it already: a request that is queued here would hear of it by nothing else."""
+    look, sync = ReaderThread._look, ReaderThread.sync
+    is_failing, looks = [False], list[bool]()
+
+    def fails(reader: ReaderThread) -> None:
+        if is_failing[0]:
+            raise OSError("disk I/O error")
+        sync(reader)
+
+    def counted(reader: ReaderThread) -> None:
+        look(reader)
+        looks.append(is_failing[0])
+
+    async def main() -> None:
+        here, there = in_store(tmp_path / "streams.db", 2)
+        request = await Request(StreamKey("ann", "queued")).reserve(here)
+        stream = await begin(there)
+        async with following(stream) as near, following(await here.find(stream.key, 0)) as far:
+            await write(stream, b"data: 1\n\n")
+            await far.events(1)
+            monkeypatch.setattr(ReaderThread, "_look", counted)
+            monkeypatch.setattr(here._backend._reader, "sync", lambda: fails(here._backend._reader))
+            is_failing[0] = True
+            await write(stream, b"data: 2\n\n")
+            await near.events(2)
+            await there.stop(StreamKey("ann", "queued"), None)
+            looks.clear()
+            await until(lambda: looks.count(True) > 3, "some looks")
+            is_failing[0] = False
+            assert await request.told() == "cancelled"
+            await far.events(2)
+            await complete(there, stream)
+            await far.end()
+            await near.end()
         for store in (here, there):
             await store.aclose()
 

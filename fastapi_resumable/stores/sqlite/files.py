@@ -66,7 +66,7 @@ def parse_path(path_or_url: object) -> tuple[Path, str]:
     if not path or path == ":memory:" or "\0" in path:
         raise ValueError(f"{path_or_url!r} names no file: {example}; or store='memory'.")
     # Without links: workers that name the file in two ways have to find each other's locks beside it.
-    return Path(path).expanduser().resolve(), synchronous
+    return Path(os.path.expanduser(path)).resolve(), synchronous  # noqa: PTH111  # `Path`'s raises for unknown users
 
 
 def check_place(path: Path) -> None:
@@ -257,7 +257,8 @@ class WorkerLock:
                 (self._directory / worker).unlink()
 
     def remove(self) -> None:
-        """Delete the file of this worker, which goes."""
+        """Delete the file of this worker, which goes: it is kept no longer."""
+        self.close()
         (self._directory / self._worker).unlink(missing_ok=True)
 
 

@@ -213,12 +213,11 @@ class Logs:
             self.delete(expired.pop()[0])
             if monotonic() - begun >= STEP:
                 break
-        self._execute("DELETE FROM readers WHERE until <= ?", (now,))
-        self._execute(
-            "DELETE FROM changes "
-            "WHERE change < coalesce((SELECT change FROM changes WHERE at > ? ORDER BY change LIMIT 1), 9e18)",
-            (now - CHANGES_KEPT,),
-        )
+        # Nor is anything kept that is of the future, since the clock was set back.
+        self._execute("DELETE FROM readers WHERE until NOT BETWEEN ? AND ?", (now, now + 2 * READER))
+        first = "SELECT change FROM changes WHERE at BETWEEN ? AND ? ORDER BY change LIMIT 1"
+        about = (now - CHANGES_KEPT, now + CHANGES_KEPT)
+        self._execute(f"DELETE FROM changes WHERE change < coalesce(({first}), 9e18)", about)  # noqa: S608  # no input
         self._delete_unread(now - UNREAD)
         self.shrink()
         return bool(expired) or self._give_room_back(begun + STEP)

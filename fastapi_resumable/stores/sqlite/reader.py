@@ -150,8 +150,10 @@ class ReaderThread(FileThread):
         # Never taken back without a look: the event loop may ask for one at any moment.
         if is_due := self._is_due:
             self._is_due = False
+        change = self._change
         try:
             connection = self.open()
+            self._check(connection)
             # Costs microseconds, and changes only if another connection has changed the file.
             (version,) = connection.execute("PRAGMA data_version").fetchone()
             if version != self._version or is_due:
@@ -163,8 +165,9 @@ class ReaderThread(FileThread):
                     if not is_missing:
                         self._expected_at = self._looked_at
                 self._hand_over(found)
-            self._check(connection)
         except Exception as exc:  # noqa: BLE001  # it counts as an outage, and passes
+            # What was found has not been handed over.
+            self._change = change
             self.reconnect_after(exc)
             # The next look is a calm one.
             self._expected_at, self._version = -math.inf, None

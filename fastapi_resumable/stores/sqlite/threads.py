@@ -230,8 +230,8 @@ class FileThread(ABC):
                 raise
             before, self._identity = self._identity, self._find_identity()
             if before not in (None, self._identity):
-                logger.warning("%s was deleted or replaced while it was in use", self.file.path)
                 self.call(self._on_up)
+                logger.warning("%s was deleted or replaced while it was in use", self.file.path)
         return self._connection
 
     def sync(self) -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ..._core import lifecycle
@@ -32,12 +33,17 @@ logger = logging.getLogger("fastapi_resumable")
 class Transactions:
     """The writing side of the file."""
 
-    def __init__(self, connection: sqlite3.Connection, worker: str, limits: Limits, lock: WorkerLock) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, worker: str, limits: Limits, lock: WorkerLock, call: Callable[..., None]
+    ) -> None:
         self.logs = Logs(connection, worker, limits)
+        # The event loop does this: handlers of logs are the user's own, and must not run while the file is locked.
+        self._call = call
         self._connection = connection
         self._execute = connection.execute
         self._worker = worker
         self._limits = limits
+        self._retention = limits.retention
         self._lock = lock
 
     # Requests.
@@ -83,8 +89,7 @@ class Transactions:
 
     def release(self, key: StreamKey, epoch: str) -> Outcome:
         """Give a request back; should it have begun, end it."""
-        retention = self._limits.retention
-        return self._transition(key, lambda slot, now: lifecycle.ensure_ended(slot, epoch, now, retention))
+        return self._transition(key, lambda slot, now: lifecycle.ensure_ended(slot, epoch, now, self._retention))
 
     def stop(self, key: StreamKey, epoch: str | None) -> Outcome:
         """Stop what is queued or live, forget what has ended."""
@@ -98,8 +103,7 @@ class Transactions:
         known = "SELECT 1 FROM workers WHERE worker = ? AND started_at <= ?"
         if lost.epoch not in state.by_epoch and self._execute(known, (self._worker, lost.started_at)).fetchone():
             return Ended()
-        outcome = self._apply(state, lifecycle.restore(state.slot, lost), head)
-        if outcome.verdict is not Verdict.OK:
+        if self._apply(state, lifecycle.restore(state.slot, lost), head).verdict is not Verdict.OK:
             return Ended()
         self._execute("DELETE FROM chunks WHERE stream = (SELECT stream FROM streams WHERE epoch = ?)", (lost.epoch,))
         self._execute("UPDATE streams SET earliest = ?, mid_event = 0 WHERE epoch = ?", (how.earliest, lost.epoch))
@@ -163,13 +167,9 @@ class Transactions:
         if item.status is not status:
             # A request that was given back was queued.
             item = item.model_copy(update={"status": status, "is_done": True, "completed_at": int(state.now)})
-        self._execute(
-            "INSERT INTO changes (at, owner, epoch, worker, status, code, item) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                state.now, bindable(state.key.owner), row.epoch, row.worker, status.value, change.code,
-                item.model_dump_json(),
-            ),
-        )  # fmt: skip
+        about = (state.now, bindable(state.key.owner), row.epoch, row.worker)
+        query = "INSERT INTO changes (at, owner, epoch, worker, status, code, item) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        self._execute(query, (*about, status.value, change.code, item.model_dump_json()))
 
     # Bytes.
 
@@ -179,8 +179,7 @@ class Transactions:
         outcome = lifecycle.append(state.slot, epoch, write.first, write.last)
         if ending is not None and outcome.verdict in (Verdict.OK, Verdict.ENDED):
             # It may have ended like this already, if the reply to the same write was lost.
-            at, retention = ending.completed_at, self._limits.retention
-            outcome = lifecycle.end(outcome.slot, epoch, ending.status, ending.code, at, retention)
+            outcome = lifecycle.end(outcome.slot, epoch, *ending, self._retention)
         if outcome.verdict is Verdict.MISSING:
             return Missing()
         if outcome.verdict is Verdict.ENDED:
@@ -229,13 +228,12 @@ class Transactions:
     def _reap(self, worker: str) -> None:
         query = "SELECT DISTINCT owner, id FROM streams WHERE worker = ? AND expires_at IS NULL"
         keys = [StreamKey(text_of(owner), stream_id) for owner, stream_id in self._execute(query, (worker,))]
-        retention = self._limits.retention
         for key in keys:
-            outcome = self._transition(key, lambda slot, now: lifecycle.lose(slot, worker, now, retention))
+            outcome = self._transition(key, lambda slot, now: lifecycle.lose(slot, worker, now, self._retention))
             for change in outcome.changes:
                 if change.code:
-                    extra = key.fields(change.stream.epoch)
-                    logger.warning("stream %r is interrupted: worker %s has ended", key.id, worker, extra=extra)
+                    warn = partial(logger.warning, extra=key.fields(change.stream.epoch))
+                    self._call(warn, "stream %r is interrupted: worker %s has ended", key.id, worker)
         for table in ("readers", "workers"):
             self._execute(f"DELETE FROM {table} WHERE worker = ?", (worker,))  # noqa: S608  # no input
 
@@ -257,7 +255,7 @@ class WriterThread(FileThread):
     def on_open(self, connection: sqlite3.Connection) -> None:
         """Begin with a file that has just been opened."""
         self._lock.take()
-        self._transactions = Transactions(connection, self._worker, self._limits, self._lock)
+        self._transactions = Transactions(connection, self._worker, self._limits, self._lock, self.call)
 
     def on_end(self) -> None:
         """Give the lock back: nothing more is written."""
