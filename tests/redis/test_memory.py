@@ -254,7 +254,7 @@ async def test_a_log_stays_for_a_moment_after_its_last_reader(
     control = redis_server.control.pipeline()
     control.delete(log, f"{log}:readers")
     control.xadd(log, {"d": "x"}, "1-0")
-    control.eval(Script.REPORT.text, 2, keys.stream(KEY), f"{log}:readers", "worker", "", 1000)
+    control.eval(Script.REPORT.text, 2, keys.stream(KEY), log, "worker", "", 1000)
     control.pttl(log)
     assert 0 < control.execute()[-1] <= 300
 

@@ -32,7 +32,7 @@ from ..shared.writes import (
     Write,
     Written,
 )
-from .keys import Keys, log_key, readers_key
+from .keys import Keys, log_key
 
 LIVE = 3600.0
 """Seconds for which keys of live streams are kept without being renewed: a crash leaves nothing behind for longer."""
@@ -105,8 +105,8 @@ class Calls:
     def _call(self, script: Script, key: StreamKey, *words: Any) -> Call:
         return Call(script, [self._keys.stream(key)], words)
 
-    def _call_with_log(self, script: Script, key: StreamKey, log: str, *words: Any) -> Call:
-        return Call(script, [self._keys.stream(key), log], words)
+    def _call_with_log(self, script: Script, stream: LocalStream | RemoteStream, *words: Any) -> Call:
+        return Call(script, [self._keys.stream(stream.key), self.log(stream)], words)
 
     def _end(self, script: Script, key: StreamKey, whose: str, code: str) -> Call:
         words = [whose, self._ttl, time.time(), self._retention]
@@ -168,7 +168,7 @@ class Calls:
     def restore(self, stream: LocalStream, how: Restore) -> Call:
         """Put a live epoch back that Redis has lost."""
         words = [*self._about(stream), self._ttl, how.earliest]
-        return self._call_with_log(Script.RESTORE, stream.key, self.log(stream), *words)
+        return self._call_with_log(Script.RESTORE, stream, *words)
 
     def _about(self, stream: LocalStream) -> list[Any]:
         head, idem = stream.head, stream.idempotency_key or ""
@@ -182,8 +182,8 @@ class Calls:
 
     def touch(self, key: StreamKey, epoch: str) -> list[Call]:
         """Keep a live stream or a queued request from expiring, and put back how it is found and counted."""
-        log = log_key(self._keys.stream(key), epoch)
-        calls = [self._call_with_log(Script.TOUCH, key, log, self._ttl), *self.index(key)]
+        name = self._keys.stream(key)
+        calls = [Call(Script.TOUCH, [name, log_key(name, epoch)], [self._ttl]), *self.index(key)]
         if key.owner is not None and self._limits.max_streams_per_owner is not None:
             calls.append(self.claim(key.owner, epoch, sys.maxsize))
         return calls
@@ -192,19 +192,16 @@ class Calls:
 
     def page(self, stream: LocalStream | RemoteStream, offset: int) -> Call:
         """Bytes of a log from `offset` on."""
-        return self._call_with_log(Script.PAGE, stream.key, self.log(stream), offset, PAGE_SIZE)
+        return self._call_with_log(Script.PAGE, stream, offset, PAGE_SIZE)
 
     def wait(self, stream: LocalStream) -> Call:
         """Ask for a message when a reader advances."""
-        return self._call_with_log(Script.WAIT, stream.key, self._readers(stream), stream.epoch)
+        return self._call_with_log(Script.WAIT, stream, stream.epoch)
 
     def report(self, stream: LocalStream | RemoteStream, slowest: int | None) -> Call:
         """Say how far the slowest reader here is."""
         words = [self._worker, "" if slowest is None else slowest, self._expiry]
-        return self._call_with_log(Script.REPORT, stream.key, self._readers(stream), *words)
-
-    def _readers(self, stream: LocalStream | RemoteStream) -> str:
-        return readers_key(self._keys.stream(stream.key), stream.epoch)
+        return self._call_with_log(Script.REPORT, stream, *words)
 
     # Terminal events, which are the application's to make.
 

@@ -52,11 +52,6 @@ def log_key(stream: str, epoch: str) -> str:
     return f"{stream}:{epoch}"
 
 
-def readers_key(stream: str, epoch: str) -> str:
-    """Where the readers of one epoch are."""
-    return f"{stream}:{epoch}:readers"
-
-
 @lru_cache(maxsize=1024)
 def _escape(text: str) -> str:
     # Braces would end the hash tag, and a slash the owner; what is left is easy to read and to type.

@@ -7,8 +7,8 @@
 -- The log of an epoch that cannot be found any more goes soon after its last reader.
 
 local worker, offset, keep = unpack(ARGV)
-local readers = KEYS[2]
-local log = readers:sub(1, -#':readers' - 1)
+local log = KEYS[2]
+local readers = log .. ':readers'
 local epoch = log:sub(#H + 2)
 local current, status, tail = unpack(redis.call('HMGET', H, 'epoch', 'status', 'tail'))
 if offset == '' then

@@ -2,4 +2,4 @@
 
 if redis.call('HGET', H, 'epoch') ~= ARGV[1] then return false end
 redis.call('HSET', H, 'wait', 1)
-return slowest_of(KEYS[2])
+return slowest_of(KEYS[2] .. ':readers')
