@@ -12,6 +12,7 @@ import pytest
 
 from fastapi_resumable import SqliteStore
 from fastapi_resumable._stream.stream import Limits, WritableStream
+from fastapi_resumable.models import ResumableStatus
 from tests.conformance.tools import KEY, Request, begin, complete, following, write
 from tests.support.apps.player import forever, numbered, send, sends, unique, wait
 from tests.support.params import representatives
@@ -190,6 +191,25 @@ async def test_a_stream_whose_end_was_forgotten_is_not_begun_anew(tmp_path: Path
     assert await store.lookup(KEY.owner, [KEY.id]) == []
     assert shell.execute("SELECT count(*) FROM streams").fetchone() == (0,)
     shell.close()
+    await store.aclose()
+
+
+async def test_a_watch_goes_on_after_changes_that_were_forgotten(tmp_path: Path) -> None:
+    """It gets the state that there is now, if its worker stood still for longer than changes are kept."""
+    store = SqliteStore(tmp_path / "streams.db")
+    store.configure(Limits())
+    stream = await begin(store)
+    seen = asyncio.Queue[ResumableStatus]()
+    remove = await store.watch(KEY.owner, [KEY.id], lambda item: seen.put_nowait(item.status))
+    shell = sqlite3.connect(tmp_path / "streams.db")
+    with shell:
+        shell.execute("UPDATE streams SET status = 'interrupted', code = 'producer_lost', expires_at = 9e9")
+        shell.execute("INSERT INTO changes SELECT 1000, 0, owner, epoch, worker, status, code, '' FROM streams")
+        shell.execute("DELETE FROM changes")
+    assert await seen.get() is ResumableStatus.INTERRUPTED
+    shell.close()
+    remove()
+    await complete(store, stream)
     await store.aclose()
 
 

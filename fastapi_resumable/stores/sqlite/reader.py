@@ -14,7 +14,7 @@ from ..shared.local import LocalStream
 from ..shared.outage import UNAVAILABLE
 from .files import WorkerLock
 from .log import Piece, read_pieces
-from .rows import read_workers, text_of
+from .rows import read_states, read_workers, text_of
 from .threads import File, FileThread, PendingJob, answer
 
 logger = logging.getLogger("fastapi_resumable")
@@ -217,7 +217,13 @@ class ReaderThread(FileThread):
         self._change = rows[-1][0] if rows else last
         if self._change < last:
             self._is_due = True
-        return [self._change_of(*row) for _, *row in rows], has_gap
+        changes = [self._change_of(*row) for _, *row in rows]
+        if has_gap:
+            # Those that watch get what there is now, instead of what was missed.
+            for owner, ids in self._watchers.watched().items():
+                states = read_states(connection, owner, ids, with_variants=True)
+                changes += [Changed(owner, "", "", state.item) for state in states]
+        return changes, has_gap
 
     def _change_of(self, owner: str | bytes | None, epoch: str, code: str, text: str) -> Changed:
         item = None
