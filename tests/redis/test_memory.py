@@ -182,6 +182,20 @@ async def test_epochs_of_an_id_take_no_more_than_one(
     await until(lambda: redis_server.memory(f"{keys.prefix}:*{KEY.id}*") <= most, "the bytes to be given back", SOON)
 
 
+async def test_an_id_that_is_begun_again_and_again_keeps_little_of_what_it_replaced(
+    redis_server: RedisServer, keys: Keys
+) -> None:
+    """Or each script, which reads all of it, would hold up Redis for everybody."""
+    name, control = keys.stream(KEY), redis_server.control
+    for number in range(100):
+        epoch = f"epoch-{number}"
+        control.eval(Script.RESERVE.text, 1, name, epoch, "worker", "", "replace", 0, 60_000)
+        control.eval(Script.BEGIN.text, 1, name, epoch, "worker", "[200,[]]", 0, 0, "", 60_000, 60_000, 0)
+    marks = [field for field in control.hkeys(name) if field.startswith("x:")]
+    assert len(marks) <= 64
+    assert "x:epoch-98" in marks
+
+
 @pytest.mark.parametrize("how", ["completed", "live"])
 async def test_readers_of_a_replaced_epoch_read_it_to_its_end(
     redis_server: RedisServer, open_store: OpenStore, keys: Keys, how: str

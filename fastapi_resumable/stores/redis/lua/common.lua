@@ -17,6 +17,8 @@ local CURRENT = {'epoch', 'status', 'worker', 'tail', 'earliest', 'mid', 'head',
     'expires', 'idem', 'code', 'wait', 'told', 'small', 'packed', 'held'}
 -- Milliseconds for which what is left of an epoch stays, for those who read it or wait for it.
 local REMAINS = 60000
+-- Of how many epochs that are known to be stopped or replaced, the newest: each script reads the whole hash.
+local MARKS = 64
 -- Milliseconds for which a log without readers stays, for a reader that has found it just now.
 local PARTING = 300
 -- The most bytes of a live stream that its own worker does not know to be in its log.
@@ -61,18 +63,19 @@ end
 
 -- Sees to it that the hash expires when what it holds does, and goes with the last of it.
 local function tidy(ttl)
-    local h, left = load(), 0
+    local h, at, left, marks = load(), now(), 0, {}
     for field, value in pairs(h) do
-        if field:sub(1, 2) == 'x:' and value:match('%d+$') + REMAINS <= now() then
-            redis.call('HDEL', H, field)
-        elseif field == 'gone' or field:sub(1, 2) == 'x:' then
-            left = REMAINS
-        end
+        if field == 'gone' then left = REMAINS end
+        if field:sub(1, 2) == 'x:' then table.insert(marks, {field, tonumber(value:match('%d+$'))}) end
+    end
+    table.sort(marks, function(a, b) return a[2] > b[2] end)
+    for i, mark in ipairs(marks) do
+        if i > MARKS or mark[2] + REMAINS <= at then redis.call('HDEL', H, mark[1]) else left = REMAINS end
     end
     if h.status == 'in_progress' or #queued(h) > 0 then
         left = tonumber(ttl)
     elseif h.epoch then
-        left = math.max(1, left, h.expires - now())
+        left = math.max(1, left, h.expires - at)
     end
     if left > 0 then redis.call('PEXPIRE', H, text(left)) else redis.call('DEL', H) end
 end
