@@ -31,7 +31,7 @@ from ..exceptions import (
 )
 from ..models import ResumableChatStop, ResumableChatStopped, ResumableStatus
 from .admission import Service
-from .openapi import OTHER_RESPONSES, error_responses
+from .openapi import OTHER_RESPONSES, error_responses, with_model
 from .request import read_json
 from .responses import AnswerRoute, answer_later
 from .router import key_of, no_owner
@@ -54,7 +54,10 @@ _STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     **error_responses(InvalidStreamId, InvalidOffset, OffsetLost, StreamPending, StoreUnavailable),
     **OTHER_RESPONSES,
 }
-_STOP_RESPONSES = {**error_responses(InvalidStreamId, InvalidRequest, StoreUnavailable), **OTHER_RESPONSES}
+_STOP_RESPONSES = {
+    **with_model(error_responses(InvalidStreamId, InvalidRequest, StoreUnavailable)),
+    **OTHER_RESPONSES,
+}
 _STOP_BODY: dict[str, Any] = {
     "description": "May be left out: whatever is live is stopped then.",
     "content": {"application/json": {"schema": ResumableChatStop.model_json_schema()}},
