@@ -64,9 +64,8 @@ class ResumableSettings(BaseModel):
 
     prefix: str = Field(
         default="/v1",
-        description="must be empty, or a path that starts with '/' and does not end with one, like '/v1' or "
-        "'/{tenant}/v1': as it stands decoded in a URL, without ?, #, % and dot segments; parameters have a name each, "
-        f"other than {', '.join(sorted(_TAKEN_NAMES))}",
+        description="must be empty, or a path like '/v1' or '/{tenant}/v1', without a '/' at its end, ?, #, % and "
+        "dot segments",
     )
     on_conflict: Literal["replace", "attach", "reject"] = Field(
         default="replace", description="must be 'replace', 'attach' or 'reject'"
@@ -110,8 +109,7 @@ class ResumableSettings(BaseModel):
     @classmethod
     def _check_prefix(cls, prefix: str) -> str:
         # Starlette refuses a parameter that comes twice, and a kind of parameter that it does not know.
-        _, path, parameters = compile_path(prefix)
-        if not _VALID_PREFIX.fullmatch(path) or not _TAKEN_NAMES.isdisjoint(parameters):
+        if not _VALID_PREFIX.fullmatch(compile_path(prefix)[1]):
             raise ValueError("no request can have such a path")
         return prefix
 
@@ -134,6 +132,8 @@ class ResumableSettings(BaseModel):
         except ValidationError as exc:
             # A setting that may have several types has one error for each of them in pydantic, and one sentence here.
             raise ValueError("\n".join(dict.fromkeys(cls._sentence(error, given) for error in exc.errors()))) from None
+        for name in _TAKEN_NAMES.intersection(compile_path(settings.prefix)[2]):
+            raise ValueError(f"prefix has a parameter {name!r}, as the router's own routes have: give it another name.")
         # A rule about two fields: it has no one field that pydantic could name.
         if settings.max_total_bytes < settings.max_stream_bytes:
             raise ValueError(

@@ -9,7 +9,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import anyio.from_thread
 from fastapi import HTTPException, Request
@@ -116,6 +116,8 @@ class Service:
         self.replay_route = f"resumable_replay_{token}"
         self.scope_key = f"fastapi_resumable.{token}"
         """Under which a request's scope has its admission."""
+        self.decorated: WeakSet[Any] = WeakSet()
+        """The functions that the decorator has made."""
         self._stream_id = settings.stream_id or header("X-Conversation-Id")
         self._solvers: Solvers = WeakKeyDictionary()
         self._warned: set[str] = set()

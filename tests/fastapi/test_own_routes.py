@@ -227,3 +227,29 @@ async def test_a_lookup_that_takes_long_to_parse_is_refused(more: bytes):
         assert (reply.status, reply.code) == (400, "invalid_request")
         reply = await client.post("/v1/streams/lookup", json={"conversation_ids": ["é" * 256] * 1000})
         assert (reply.status, reply.json()) == (200, [])
+
+
+@pytest.mark.parametrize("is_included", [False, True])
+async def test_a_decorator_above_that_of_the_route_is_warned_of(is_included: bool, caplog: pytest.LogCaptureFixture):
+    """It has no effect there: FastAPI has taken the endpoint as it was before."""
+    resumable, app = Resumable(), FastAPI()
+    router = APIRouter() if is_included else app.router
+
+    @resumable.stream
+    @router.post("/wrong")
+    async def wrong():
+        return events()
+
+    @router.post("/right")
+    @resumable.stream
+    async def right():
+        return events()
+
+    if is_included:
+        app.include_router(router, prefix="/more")
+    app.include_router(resumable.router)
+    async with running(app):
+        pass
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "'wrong' is not resumable: put @resumable.stream below the decorator of its route."
+    ]

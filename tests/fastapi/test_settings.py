@@ -79,6 +79,6 @@ def _parameters() -> set[str]:
 def _is_refused(prefix: str) -> bool:
     try:
         Resumable(prefix=prefix)
-    except ValueError:
-        return True
+    except ValueError as exc:
+        return "another name" in str(exc)
     return False
