@@ -89,12 +89,8 @@ class Hooks:
         """Hand a finished stream to the hooks, in a task of their own."""
         # Hooks hold the bytes of their streams, so those that hang may not pile up without a bound.
         if len(self._running) >= MAX_PENDING:
-            logger.error(
-                "%d on_finish hooks hang; none was called for stream %r",
-                MAX_PENDING,
-                finished.id,
-                extra=_fields(finished),
-            )
+            what = "%d on_finish hooks hang; none was called for stream %r"
+            logger.error(what, MAX_PENDING, finished.id, extra=_fields(finished))
             return None
         task = self._tasks.spawn(self._run(finished), name=f"resumable on_finish {finished.id}")
         self._running.add(task)
@@ -123,9 +119,8 @@ class Hooks:
                 if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
                     raise
                 # The stream has ended well; an error of the user's hook does not change that.
-                logger.exception(
-                    "the on_finish hook %r failed for stream %r", hook, finished.id, extra=_fields(finished)
-                )
+                what = "the on_finish hook %r failed for stream %r"
+                logger.exception(what, hook, finished.id, extra=_fields(finished))
 
     async def _run_in_thread(self, hook: Hook, finished: FinishedStream) -> Any:
         while not self._threads.acquire(blocking=False):  # noqa: ASYNC110  # see POLL_INTERVAL

@@ -14,7 +14,7 @@ from .._core.search import SequenceFilter, search_sequence
 from .._core.sse import PING
 from .._core.terminal import terminal_event
 from .._stream.reader import Reader, Reading
-from .._stream.stream import Stream, blocks, ends_in_order, find_position, is_exhausted, loss_at, run_search
+from .._stream.stream import Stream, blocks, ends_in_order, find_position, is_exhausted, run_search
 from ..exceptions import InvalidOffset, OffsetLost, ResumableError, StreamCancelled
 from ..telemetry import StreamTelemetry
 from .body import client_gone
@@ -153,8 +153,6 @@ class ReplayResponse(Response):
         """Serve the log."""
         self._manager.telemetry.read(self._kind, traceparent=self._stream.head.traceparent)
         reader = self._manager.reader(self._stream, self._offset)
-        # The stream may have been stopped since its place was found, and its log dropped.
-        reader.failure = loss_at(self._stream, self._offset)
         if self._starting_after is not None:
             send = _without_past_events(send, SequenceFilter(self._starting_after))
         await serve(reader, self._manager, list(self.raw_headers), scope, send, partial(client_gone, receive))

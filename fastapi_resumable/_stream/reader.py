@@ -19,7 +19,7 @@ import anyio
 
 from ..exceptions import OffsetLost, ResumableError
 from .fanout import Cursor
-from .stream import YIELD_EVERY, Stream, ends_in_order
+from .stream import YIELD_EVERY, Stream, ends_in_order, loss_of
 from .tasks import SharedTimers, Suspended, run_inline
 
 Message = dict[str, Any]
@@ -60,6 +60,7 @@ class Reader(Cursor):
         "_send",
         "_sending_since",
         "_stall_timeout",
+        "_start",
         "_task",
         "_timers",
         "_waiter",
@@ -83,6 +84,7 @@ class Reader(Cursor):
         """
         super().__init__(offset)
         self.stream = stream
+        self._start = offset
         self.failure: ResumableError | None = None
         """Why the reading was `LOST`."""
         self.has_sent_end = False
@@ -196,13 +198,12 @@ class Reader(Cursor):
 
     async def _read_on(self, end: End | None) -> Reading:
         try:
-            if self.failure is not None:
-                raise self.failure
             await self._follow()
             # With the end of the body, a server takes the client for gone.
             reading = Reading.LEFT if self._left and not self.has_sent_end else Reading.FINISHED
         except ResumableError as exc:
-            self.failure = exc
+            # It may have been stopped since the reader's place was found.
+            self.failure = exc if self.offset > self._start else loss_of(self.stream, exc)
             reading = Reading.LOST
         if end is not None:
             self._begin_sending()

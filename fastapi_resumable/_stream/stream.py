@@ -212,19 +212,17 @@ async def find_position(stream: Stream, offset: int | None, last_event_id: str |
     # Before the look at what is kept: an offset past the end was never valid, so it must not read as lost.
     if position > stream.tail:
         raise OffsetOutOfRange(stream.tail)
-    if (loss := loss_at(stream, position)) is not None:
-        raise loss
+    if position < (earliest := stream.earliest):
+        raise loss_of(stream, OffsetLost(earliest))
     return position
 
 
-def loss_at(stream: Stream, position: int) -> ResumableError | None:
-    """Why the stream cannot be read from `position` on, if it cannot."""
-    if position >= (earliest := stream.earliest):
-        return None
-    if stream.status is ResumableStatus.CANCELLED:
-        # Its log is dropped as soon as it has no reader, so nothing of it can be read from `earliest` either.
-        return StreamCancelled(message="The stream was stopped, or a newer request replaced it.")
-    return OffsetLost(earliest)
+def loss_of(stream: Stream, loss: ResumableError) -> ResumableError:
+    """What a client gets that has had nothing of a stream yet, and cannot have it."""
+    if stream.status is not ResumableStatus.CANCELLED or not isinstance(loss, OffsetLost):
+        return loss
+    # Its log is dropped as soon as it has no reader, so nothing of it can be read from another offset either.
+    return StreamCancelled(message="The stream was stopped, or a newer request replaced it.")
 
 
 async def _after_event(stream: Stream, event_id: str) -> int:

@@ -13,7 +13,7 @@ from fastapi_resumable._run.manager import StreamManager
 from fastapi_resumable._run.producer import Producer, reserve
 from fastapi_resumable._run.recorder import Recorder
 from fastapi_resumable._stream.memory import MemoryStream
-from fastapi_resumable._stream.reader import Reading
+from fastapi_resumable._stream.reader import Reader, Reading
 from fastapi_resumable._stream.recording import EVENT_PIECE
 from fastapi_resumable._stream.stream import Head
 from fastapi_resumable.exceptions import ShuttingDown
@@ -249,41 +249,45 @@ async def test_a_shutdown_interrupts_all_streams_at_the_same_time(caplog):
         await producer.release()
 
 
-async def test_a_timeout_of_the_deliverers_own_is_not_taken_for_a_stall():
-    """Only our own deadline means that the client took nothing."""
-    manager = make_manager()
+async def read_from_start(manager: StreamManager) -> tuple[Producer, Reader]:
+    """A producer whose stream has begun, and its first reader."""
     producer = await started(manager)
     readers = []
     await producer.begin(HEAD, lambda stream: readers.append(manager.reader(stream, 0)))
+    return producer, readers[0]
+
+
+async def test_a_timeout_of_the_deliverers_own_is_not_taken_for_a_stall():
+    """Only our own deadline means that the client took nothing."""
+    manager = make_manager()
+    producer, reader = await read_from_start(manager)
 
     async def timing_out(message: dict) -> None:
         raise TimeoutError("of the server's own")
 
     with pytest.raises(TimeoutError, match="of the server's own"):
         # Without a bound of the test's own, which would raise one as well.
-        await readers[0].run(timing_out, {})
-    manager.dismiss(readers[0])
-    readers[0].evict()
+        await reader.run(timing_out, {})
+    manager.dismiss(reader)
+    reader.evict()
     await producer.release()
 
 
 async def test_a_reader_that_is_cancelled_outside_a_shutdown_just_ends():
     """A cancellation is put off only to deliver the last event."""
     manager = make_manager()
-    producer = await started(manager)
-    readers = []
-    await producer.begin(HEAD, lambda stream: readers.append(manager.reader(stream, 0)))
+    producer, reader = await read_from_start(manager)
 
     async def nothing(message: dict) -> None:
         return None
 
-    reading = asyncio.ensure_future(readers[0].run(nothing, {}))
+    reading = asyncio.ensure_future(reader.run(nothing, {}))
     for _ in range(5):
         await asyncio.sleep(0)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await bounded(reading)
-    manager.dismiss(readers[0])
+    manager.dismiss(reader)
     await producer.release()
 
 
