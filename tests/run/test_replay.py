@@ -94,6 +94,21 @@ async def test_a_stream_that_is_stopped_after_its_place_was_found_shows_that_it_
     assert b"event: cancelled" in client.body
 
 
+async def test_a_place_that_has_become_too_old_is_served_as_long_as_its_bytes_are_there():
+    """A client may ask for the earliest offset of a busy stream, which has grown by the time the response begins."""
+    manager, stream = overtaken(b"text/event-stream", 64 * 1024)
+    while stream.tail < 200_000:
+        stream.offer(b"data: 0123456789\n\n", 0.0)
+    client, offset = Client(), stream.earliest
+    response = await replay(manager, stream, offset, None, None)
+    stream.offer(b"data: 0123456789\n\n", 0.0)
+    stream.end(ResumableStatus.COMPLETED, "", "", 1.0)
+    assert stream.earliest > offset
+    await response({}, never, client.send)
+
+    assert len(client.body) == stream.tail - offset
+
+
 async def test_other_media_types_break_off():
     """There is no other way to tell."""
     with pytest.raises(StreamBroken, match="lost its place"):
