@@ -254,8 +254,8 @@ class ResumableMiddleware:
 
     def _match(self, scope: Scope) -> dict[str, Any] | None:
         """The path parameters of a request for one of the paths; `None` if it is for none."""
-        # By ASGI, `path` includes the root path.
-        path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        # By ASGI, `path` includes the root path; one of a slash alone stands for none.
+        path: str = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")) or "/"
         for pattern, _, convertors in self._paths:
             if (found := pattern.fullmatch(path)) is not None:
                 return {name: convertors[name].convert(value) for name, value in found.groupdict().items()}

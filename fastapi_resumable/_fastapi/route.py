@@ -79,14 +79,24 @@ class RouteAdmission(Admission):
                 await self._go_on(task)
             else:
                 await task
+        except asyncio.CancelledError:
+            if not self._goes_on.is_set():
+                # A request that is cancelled before its endpoint ends when its dependencies are closed, as without us.
+                self._give_up(task)
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait({task})
+            raise
         finally:
-            if not task.done():
-                # The route's answer is no longer needed, but it may still have resources to close.
-                task.cancel()
-                if not self._goes_on.is_set():
-                    # For one that catches the cancellation, and comes back.
-                    self._refusal = asyncio.CancelledError()
-                    self._goes_on.set()
+            self._give_up(task)
+
+    def _give_up(self, task: "asyncio.Task[None]") -> None:
+        """Cancel the route, whose answer is no longer needed; it may still have resources to close."""
+        if not task.done():
+            task.cancel()
+            if not self._goes_on.is_set():
+                # For one that catches the cancellation, and comes back.
+                self._refusal = asyncio.CancelledError()
+                self._goes_on.set()
 
     async def _run(self, route: ASGIApp, scope: Scope) -> None:
         try:

@@ -1,5 +1,6 @@
 """Requests to the library's own routes, and answers of its own in place of an endpoint's."""
 
+import asyncio
 from typing import Annotated, Any
 
 import pytest
@@ -8,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from starlette.routing import BaseRoute, Match
 
 from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream, body_field
-from tests.support.asgi import running
+from tests.support.asgi import bounded, running, settle
 
 ID = {"X-Conversation-Id": "chat-1"}
 CODE = "invalid_stream_id"
@@ -253,3 +254,55 @@ async def test_a_decorator_above_that_of_the_route_is_warned_of(is_included: boo
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "'wrong' is not resumable: put @resumable.stream below the decorator of its route."
     ]
+
+
+@pytest.mark.parametrize("face", ["decorator", "route_class"])
+async def test_a_request_that_is_cancelled_in_a_dependency_ends_after_its_dependencies(face: str):
+    """They close in the request, as without us: what stands around it may tear down what they need."""
+    steps: list[str] = []
+    waits = asyncio.Event()
+
+    async def session():
+        try:
+            yield
+        finally:
+            await settle()
+            steps.append("dependency closed")
+
+    async def slow(_: Annotated[None, Depends(session)]):
+        waits.set()
+        await asyncio.Event().wait()
+
+    async def chat(_: Annotated[None, Depends(slow)]):
+        return events()
+
+    resumable, app = Resumable(), FastAPI()
+    app.include_router(resumable.router)
+    if face == "route_class":
+        app.router.route_class = resumable.route_class
+    app.post("/chat")(chat if face == "route_class" else resumable.stream(chat))
+
+    async def outermost(scope, receive, send):
+        try:
+            await app(scope, receive, send)
+        finally:
+            steps.append("request over")
+
+    async with running(outermost, lifespan=False) as client:
+        exchange = client.start("POST", "/chat", headers=ID)
+        await bounded(waits.wait())
+        exchange.cancel()
+        await exchange.served()
+    assert steps == ["dependency closed", "request over"]
+
+
+@pytest.mark.parametrize("root_path", ["", "/", "/api"])
+async def test_the_middleware_finds_its_paths_below_any_root_path(root_path: str):
+    """One slash alone, which some servers give, is none."""
+    resumable, app = Resumable(), FastAPI()
+    app.include_router(resumable.router)
+    app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    app.post("/chat")(events)
+    async with running(app, root_path=root_path, lifespan=False) as client:
+        reply = await client.post(f"{root_path.rstrip('/')}/chat", headers=ID)
+    assert (reply.status, "x-stream-epoch" in reply.headers) == (200, True)
