@@ -300,25 +300,8 @@ async def test_a_stop_that_comes_before_the_request_knows_it_is_queued_is_obeyed
     assert not backend_of(one).streams.queued
 
 
-async def test_a_request_whose_reply_was_lost_is_not_queued_again_after_its_stop(plant: Plant) -> None:
-    """The stop comes between the two attempts."""
-    client = plant.meddled()
-    one, two = plant.open(client), plant.open()
-
-    async def stop_and_lose() -> None:
-        await two.stop(KEY, None)
-        raise RedisConnectionError("the reply was lost")
-
-    request = Request()
-    client.meddle(Script.RESERVE, after=stop_and_lose)
-    assert await one.reserve(request.reservation, "replace") is None
-    assert await two.lookup("ann", ["chat"]) == []
-    with pytest.raises(StreamCancelled):
-        await one.begin(request.reservation, TEXT)
-    await one.release(request.reservation)
-
-
-async def test_a_beginning_whose_reply_was_lost_is_not_repeated_after_its_stop(plant: Plant) -> None:
+@pytest.mark.parametrize("script", [Script.RESERVE, Script.BEGIN])
+async def test_a_call_whose_reply_was_lost_is_not_repeated_after_a_stop(plant: Plant, script: Script) -> None:
     """The stop comes between the two attempts, and word of it has not come yet."""
     client = plant.meddled()
     one, two = plant.open(client), plant.open()
@@ -327,8 +310,9 @@ async def test_a_beginning_whose_reply_was_lost_is_not_repeated_after_its_stop(p
         await two.stop(KEY, None)
         raise RedisConnectionError("the reply was lost")
 
-    request = await Request().reserve(one)
-    client.meddle(Script.BEGIN, after=stop_and_lose)
+    request = Request()
+    client.meddle(script, after=stop_and_lose)
+    assert await one.reserve(request.reservation, "replace") is None
     with pytest.raises(StreamCancelled):
         await one.begin(request.reservation, TEXT)
     await one.release(request.reservation)
@@ -382,33 +366,22 @@ async def test_a_request_that_is_stopped_while_it_is_counted_is_counted_no_longe
 # A reply is lost, and the call repeated.
 
 
-async def test_a_replaced_producer_is_stopped_although_the_reply_was_lost(plant: Plant) -> None:
-    """It is silent, so it would not learn of it by writing."""
-    client = plant.meddled()
-    limits = Limits(max_streams_per_owner=2)
+@pytest.mark.parametrize("code", ["replaced", "cancelled"])
+async def test_a_silent_producer_is_stopped_although_the_reply_was_lost(plant: Plant, code: str) -> None:
+    """It would not learn of it by writing; its owner may have another stream at once."""
+    client, limits = plant.meddled(), Limits(max_streams_per_owner=2)
     one, two = plant.open(limits=limits), plant.open(client, limits)
-    old = Request()
+    old, new = Request(), Request()
     await old.begin(one)
-    new = await Request().reserve(two)
-    client.lose(Script.BEGIN)
-    await two.begin(new.reservation, TEXT)
+    if code == "replaced":
+        client.lose(Script.BEGIN)
+        await new.begin(two)
+    else:
+        client.lose(Script.STOP)
+        await two.stop(KEY, None)
     async with asyncio.timeout(LIMIT):
-        assert await old.told() == "replaced"
-    assert plant.server.control.hkeys(plant.keys.owner("ann")) == [new.epoch]
-
-
-async def test_a_stopped_producer_is_stopped_although_the_reply_was_lost(plant: Plant) -> None:
-    """It is silent, so it would not learn of it by writing; its owner may have another stream at once."""
-    client = plant.meddled()
-    limits = Limits(max_streams_per_owner=1)
-    one, two = plant.open(limits=limits), plant.open(client, limits)
-    request = Request()
-    await request.begin(one)
-    client.lose(Script.STOP)
-    await two.stop(KEY, None)
-    async with asyncio.timeout(LIMIT):
-        assert await request.told() == "cancelled"
-    await begin(one, OTHER)
+        assert await old.told() == code
+    assert old.epoch not in plant.server.control.hkeys(plant.keys.owner("ann"))
 
 
 async def test_a_producer_that_writes_while_its_end_is_fetched_is_no_failure(
