@@ -22,9 +22,7 @@ from redis.exceptions import (
     ResponseError,
     TryAgainError,
 )
-from redis.exceptions import (
-    TimeoutError as RedisTimeoutError,
-)
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ...exceptions import StoreUnavailable
 from ..shared.outage import UNAVAILABLE, Outage

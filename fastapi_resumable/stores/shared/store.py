@@ -11,12 +11,7 @@ from typing import Literal
 from ..._core.ids import StreamKey
 from ..._core.lifecycle import OnConflict, Verdict
 from ..._stream.stream import Head, Limits, Stream, WritableStream
-from ...exceptions import (
-    StoreUnavailable,
-    StreamExists,
-    StreamNotFound,
-    StreamPending,
-)
+from ...exceptions import StoreUnavailable, StreamExists, StreamNotFound, StreamPending
 from ...models import ResumableStatus, ResumableStreamItem
 from ..base import Notify, Reservation, stop_error
 from .backend import SharedBackend
