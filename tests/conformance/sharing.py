@@ -13,6 +13,7 @@ from fastapi_resumable._stream.stream import Head, find_position, is_exhausted
 from fastapi_resumable.exceptions import (
     OffsetLost,
     OffsetOutOfRange,
+    ShuttingDown,
     StreamCancelled,
     StreamExists,
     StreamNotFound,
@@ -66,6 +67,15 @@ from .watching import watch_a_life, watch_a_release, watch_a_replacement, watch_
 
 class SharedStoreConformance(StoreConformance):
     """`StoreConformance`, and what makes several workers act as one: each test has two stores on one backing."""
+
+    @scenario(1)
+    async def test_a_first_request_is_refused_if_the_worker_closes_meanwhile(self, here: Store) -> None:
+        """A worker makes itself known to the others at its first request."""
+        request = asyncio.create_task(Request().reserve(here))
+        await asyncio.sleep(0)
+        await here.aclose()
+        with pytest.raises(ShuttingDown):
+            await request
 
     @scenario(2)
     async def test_a_stream_is_the_same_there_as_here(self, here: Store, there: Store) -> None:

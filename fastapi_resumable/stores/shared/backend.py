@@ -13,7 +13,7 @@ from ..._core.lifecycle import OnConflict, Verdict
 from ..._core.log import Budget
 from ..._stream.stream import Limits, Stream
 from ..._stream.tasks import Tasks
-from ...exceptions import StoreUnavailable, TooManyStreams
+from ...exceptions import ShuttingDown, StoreUnavailable, TooManyStreams
 from ..base import Notify, Reservation, Watchers
 from .local import LocalStream
 from .outage import UNAVAILABLE, Outage
@@ -92,11 +92,15 @@ class SharedBackend(StreamBackend, ABC):
 
     async def start(self) -> None:
         """Register the worker; once, and all that ask meanwhile wait for the same attempt."""
-        if self._starting is None:
-            self._starting = self.tasks.spawn(self._start(), "resumable start")
-        # Shielded, because other requests wait for the same attempt.
-        failure = await asyncio.shield(self._starting)
-        if failure is not None:
+        starting = self._starting
+        if starting is None:
+            starting = self._starting = self.tasks.spawn(self._start(), "resumable start")
+        if not starting.done():
+            # Not `await starting`: other requests wait for the same attempt, and the end of the backend cancels it.
+            await asyncio.wait({starting})
+        if starting.cancelled():
+            raise ShuttingDown
+        if (failure := starting.result()) is not None:
             raise failure
 
     async def _start(self) -> StoreUnavailable | None:
