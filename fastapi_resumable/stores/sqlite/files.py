@@ -41,7 +41,7 @@ _NETWORK = {
 }  # fmt: skip
 
 
-class UnusableFileError(Exception):
+class UnusableFileError(ValueError):
     """The file is none that a store may use; the message says why, and what to do."""
 
 
@@ -161,14 +161,11 @@ def check_tables(connection: sqlite3.Connection, path: Path) -> bool:
 
 
 def check_file(path: Path) -> None:
-    """Raise `ValueError` for a file that can never be used, before the first request."""
+    """Raise `UnusableFileError` for a file that can never be used, before the first request."""
     if path.exists():
         # What may pass, like a lock, is for the first request to meet.
         with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=0.1, isolation_level=None)) as connection:
-            try:
-                check_tables(connection, path)
-            except UnusableFileError as exc:
-                raise ValueError(f"SqliteStore: {exc}") from None
+            check_tables(connection, path)
 
 
 def is_of_the_whole_file(failure: BaseException) -> bool:
