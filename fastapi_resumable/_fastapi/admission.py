@@ -7,7 +7,7 @@ reserved, and the client learns nothing about the stream.
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from .._core.ids import StreamKey, parse_stream_id
 from .._run.body import RequestBody
-from .._run.exchange import Exchange, accepted
+from .._run.exchange import Exchange, accepted, close_generator
 from .._run.headers import replay_path
 from .._run.manager import StreamManager
 from .._run.producer import Producer, reserve
@@ -184,8 +184,6 @@ class Admission:
     exchange: Exchange | None = None
     """The exchange of a request that is to run and be recorded."""
     producer: Producer | None = None
-    generator: AsyncIterator[Any] | Iterator[Any] | None = None
-    """That of an endpoint that uses `yield`, once it has begun."""
     _is_decided = False
     _answer: Response | None = None
 
@@ -193,6 +191,8 @@ class Admission:
         self.service = service
         self.scope = scope
         self.identity = identity
+        self.generators: list[object] = []
+        """Those of an endpoint that uses `yield`, and of the response that FastAPI sends."""
         self._body = body
         self._send = send
 
@@ -293,3 +293,5 @@ class Admission:
 
     async def close_generators(self) -> None:
         """Close what the endpoint generates before its dependencies are closed; a stop may leave it suspended."""
+        for generator in self.generators:
+            await close_generator(generator)

@@ -13,7 +13,6 @@ import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import ValidationError
 
 from .._core.ids import StreamKey
 from .._core.sse import BLANK_LINE, events
@@ -33,7 +32,7 @@ from ..models import ResumableChatStop, ResumableChatStopped, ResumableStatus
 from .admission import Service
 from .openapi import OTHER_RESPONSES, error_responses, with_model
 from .request import read_json
-from .responses import AnswerRoute, answer_later
+from .responses import AnswerLater, AnswerRoute
 from .router import key_of, no_owner
 
 _STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -102,7 +101,7 @@ def build_ai_sdk_router(service: Service) -> APIRouter:
             key = key_of(owner, chat_id)
             location = service.locate(request.scope, key.id)
             timeout = service.settings.pending_timeout
-            return answer_later(request, await _follow(manager, key, _parse_index(start), timeout, location))
+            return AnswerLater(await _follow(manager, key, _parse_index(start), timeout, location))
 
     @router.post(
         "/{chat_id:path}/stop",
@@ -173,10 +172,7 @@ async def _find_parts(stream: Stream) -> list[int]:
 
 
 async def _read_epoch(request: Request) -> str | None:
-    body = await read_json(request, "Leave the message out: it is not read.")
-    try:
-        return ResumableChatStop.model_validate_json(body, strict=True).activeStreamId or None if body else None
-    except ValidationError as exc:
-        raise InvalidRequest(
-            'The body must be absent, or a JSON object like {"activeStreamId": "mfrggzdfmztwq2lk"}.'
-        ) from exc
+    rule = 'The body must be absent, or a JSON object like {"activeStreamId": "mfrggzdfmztwq2lk"}'
+    advice = "Leave the message out: it is not read."
+    stop = await read_json(request, ResumableChatStop, rule, advice, default=b"{}")
+    return stop.activeStreamId or None

@@ -222,8 +222,9 @@ def _intercepted(endpoint: Callable[..., Any], name: str | None, service: Servic
             return admission.run_in_thread(call)
         if generate is None:
             return admission.run(call)
-        admission.generator = generate(call, admission)
-        return admission.generator
+        generator = generate(call, admission)
+        admission.generators.append(generator)
+        return generator
 
     setattr(interceptor, _INTERCEPTED, (*getattr(endpoint, _INTERCEPTED, ()), service.scope_key))
     return interceptor

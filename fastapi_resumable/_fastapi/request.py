@@ -5,12 +5,13 @@ import json
 from collections.abc import MutableMapping
 from contextlib import suppress
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from fastapi import Depends, Request, Response
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import NoMatchFound
@@ -19,6 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope
 from ..exceptions import InvalidRequest
 from ..settings import IdDependency
 from .internals import has_read_body
+
+_ModelT = TypeVar("_ModelT", bound=BaseModel)
 
 _FOUND = "fastapi_resumable.found"
 WHITESPACE = b" \t"
@@ -145,11 +148,11 @@ def prefers_async(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     return any(preference.partition(b";")[0].strip().lower() == b"respond-async" for preference in preferences)
 
 
-async def read_json(request: Request, advice: str) -> bytes:
-    """Read a body that is JSON, and can be parsed without holding up the event loop.
+async def read_json(request: Request, model: type[_ModelT], rule: str, advice: str, *, default: bytes = b"") -> _ModelT:
+    """Read a JSON body of one of our own routes, or take `default` for none, without holding up the event loop.
 
     Raises:
-        InvalidRequest: It is larger, or takes longer to parse; the message ends with `advice`.
+        InvalidRequest: It is too large, with `advice`; or it is not a `model`, with `rule`.
     """
     body = bytearray()
     async for chunk in request.stream():
@@ -163,7 +166,12 @@ async def read_json(request: Request, advice: str) -> bytes:
         await asyncio.sleep(0)
     if cost > MAX_JSON_COST:
         raise InvalidRequest(f"The body has too many values or escapes. {advice}")
-    return bytes(body)
+    try:
+        return model.model_validate_json(bytes(body) or default, strict=True)
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        reason = ": ".join([*map(str, error["loc"]), error["msg"]])
+        raise InvalidRequest(f"{rule} ({reason}).") from exc
 
 
 def short_fields(fields: list[tuple[str, Any]]) -> list[tuple[str, str]]:

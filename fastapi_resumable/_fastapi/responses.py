@@ -242,21 +242,21 @@ def _failed(exchange: Exchange, error: Exception) -> Response:
 # The answers of our own routes.
 
 
-def answer_later(request: Request, response: Response) -> Response:
-    """Have a response sent when the request's dependencies are closed; on an `AnswerRoute` only.
+class AnswerLater(Response):
+    """Has a response sent when the request's dependencies are closed; on an `AnswerRoute` only.
 
     So what `owner` or a router's dependencies hold (a database session, say) is given back before the first byte is
     read, rather than kept for as long as a client follows a stream.
     """
-    request.scope[_ANSWER] = response
-    return _Later()
 
-
-class _Later(Response):
-    """Sends nothing yet. The background tasks of the dependencies, which FastAPI puts here, run after the answer."""
+    def __init__(self, response: Response) -> None:
+        super().__init__()
+        self._response = response
 
     async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
-        scope[_ANSWER].background = self.background
+        """Leave the response to the route, with the background tasks of the dependencies, which FastAPI puts here."""
+        self._response.background = self.background
+        scope[_ANSWER] = self._response
 
 
 class AnswerRoute(APIRoute):

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._run.body import RequestBody
-from .._run.exchange import Exchange, close_generator
+from .._run.exchange import Exchange
 from .._run.recorder import inner_scope
 from .admission import END_DELAY, Admission, Identity, Service, http_errors
 from .endpoint import intercept_endpoint
@@ -40,8 +40,6 @@ class RouteAdmission(Admission):
         self._refusal: BaseException | None = None
         self._channel: tuple[Receive, Send] = self._body.receive, self._send
         self._cancel_scope = anyio.CancelScope()
-        self._generators: tuple[object, ...] = ()
-        """What the response takes its body from."""
 
     async def enter(self) -> Response | None:
         """Wait, before the endpoint, for the decision."""
@@ -57,12 +55,7 @@ class RouteAdmission(Admission):
 
     def note_response(self, response: Response) -> None:
         """Note what the endpoint has returned, or FastAPI made of it."""
-        self._generators = getattr(response, "body_iterator", None), threaded_generator(response)
-
-    async def close_generators(self) -> None:
-        """Close what the endpoint generates, or FastAPI makes of that."""
-        for generator in (self.generator, *self._generators):
-            await close_generator(generator)
+        self.generators += getattr(response, "body_iterator", None), threaded_generator(response)
 
     async def serve(self, route: ASGIApp, scope: Scope) -> None:
         """Serve the request.
@@ -108,7 +101,7 @@ class RouteAdmission(Admission):
             raise RuntimeError(f"The application raised {type(exc).__name__}.") from exc
 
     async def _go_on(self, task: "asyncio.Task[None]") -> None:
-        if self.generator is not None:
+        if self.generators:
             # Of other endpoints, only a background task can raise by then, which is not the answer's failure.
             self.end_delay = END_DELAY
         try:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from starlette.routing import Match
 from starlette.types import Scope
 
@@ -19,13 +19,13 @@ from .._run.headers import describe
 from .._run.manager import StreamManager
 from .._run.replay import counting_refusals, read_kind, replay, replay_after
 from .._run.watch import WatchResponse
-from ..exceptions import InvalidRequest, StreamReplaced
+from ..exceptions import StreamReplaced
 from ..models import ResumableLookup, ResumableStreamItem
 from . import openapi
 from .admission import Service
 from .openapi import Epoch, LastEventId, PathId, QueryId, ReplayQuery, ReplayQueryWithId
 from .request import check_found, first_headers, last_event_id, read_json
-from .responses import AnswerRoute, answer_later
+from .responses import AnswerLater, AnswerRoute
 
 ITEMS_AT_ONCE = 500
 """How many items of a lookup are written before other tasks run."""
@@ -113,7 +113,7 @@ def build_router(service: Service, lifespan: Callable[[Any], Any]) -> APIRouter:
         query: Annotated[ReplayQueryWithId, Query()],
         _last_event_id: LastEventId = None,
     ) -> Response:
-        return answer_later(request, await replay_stream(service, request, owner, query.conv_id, query))
+        return AnswerLater(await replay_stream(service, request, owner, query.conv_id, query))
 
     @router.get(_BY_PATH, name="replay_by_path", **openapi.REPLAY)
     @router.head(_BY_PATH, **openapi.DESCRIBE)
@@ -124,7 +124,7 @@ def build_router(service: Service, lifespan: Callable[[Any], Any]) -> APIRouter:
         query: Annotated[ReplayQuery, Query()],
         _last_event_id: LastEventId = None,
     ) -> Response:
-        return answer_later(request, await replay_stream(service, request, owner, conversation_id, query))
+        return AnswerLater(await replay_stream(service, request, owner, conversation_id, query))
 
     _add_stop_routes(router, service, OwnerId)
     _add_lookup_routes(router, service.manager, OwnerId)
@@ -157,19 +157,12 @@ def _add_lookup_routes(router: APIRouter, manager: StreamManager, OwnerId: Any) 
     @router.post("/streams/watch", **openapi.WATCH)
     async def watch(request: Request, owner: OwnerId) -> Response:
         wanted = await _read_lookup(request)
-        return answer_later(request, WatchResponse(manager, check_found("owner", owner), wanted.conversation_ids))
+        return AnswerLater(WatchResponse(manager, check_found("owner", owner), wanted.conversation_ids))
 
 
 async def _read_lookup(request: Request) -> ResumableLookup:
-    body = await read_json(request, "Ask for fewer ids.")
-    try:
-        return ResumableLookup.model_validate_json(body, strict=True)
-    except ValidationError as exc:
-        error = exc.errors()[0]
-        reason = ": ".join([*map(str, error["loc"]), error["msg"]])
-        raise InvalidRequest(
-            f'The body must be JSON like {{"conversation_ids": ["a", "b"]}}, with at most 1,000 ids ({reason}).'
-        ) from exc
+    rule = 'The body must be JSON like {"conversation_ids": ["a", "b"]}, with at most 1,000 ids'
+    return await read_json(request, ResumableLookup, rule, "Ask for fewer ids.")
 
 
 def _operation_id(route: APIRoute) -> str:
