@@ -7,7 +7,8 @@ reserved, and the client learns nothing about the stream.
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -41,7 +42,6 @@ from .request import (
 
 logger = logging.getLogger("fastapi_resumable")
 
-MAX_WARNINGS = 100
 _IS_ANSWERED = "fastapi_resumable.is_answered"
 END_DELAY = 0.05
 """Seconds for which the end of a body that an application sends waits for the application to return.
@@ -83,15 +83,13 @@ def http_error(error: ResumableError) -> HTTPException:
     return HTTPException(error.status_code, detail=error.detail, headers=error.headers or None)
 
 
-class http_errors:  # noqa: N801  # called like a function
+@contextmanager
+def http_errors() -> Iterator[None]:
     """Within the context, our errors are raised as the `HTTPException`s that FastAPI answers with."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, ResumableError):
-            raise http_error(error) from error
+    try:
+        yield
+    except ResumableError as exc:
+        raise http_error(exc) from exc
 
 
 class Identity(NamedTuple):
@@ -125,7 +123,7 @@ class Service:
 
     def warn_once(self, message: str) -> None:
         """Log a warning, the first time."""
-        if message not in self._warned and len(self._warned) < MAX_WARNINGS:
+        if message not in self._warned:
             self._warned.add(message)
             logger.warning(message)
 

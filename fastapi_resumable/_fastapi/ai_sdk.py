@@ -28,9 +28,9 @@ from ..exceptions import (
     StreamNotFound,
     StreamPending,
 )
-from ..models import ResumableChatStop, ResumableChatStopped, ResumableStatus
+from ..models import ResumableChatStop, ResumableChatStopped, ResumableErrorResponse, ResumableStatus
 from .admission import Service
-from .openapi import OTHER_RESPONSES, error_responses, with_model
+from .openapi import OTHER_RESPONSES, error_responses
 from .request import read_json
 from .responses import AnswerLater, AnswerRoute
 from .router import key_of, no_owner
@@ -53,10 +53,8 @@ _STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     **error_responses(InvalidStreamId, InvalidOffset, OffsetLost, StreamPending, StoreUnavailable),
     **OTHER_RESPONSES,
 }
-_STOP_RESPONSES = {
-    **with_model(error_responses(InvalidStreamId, InvalidRequest, StoreUnavailable)),
-    **OTHER_RESPONSES,
-}
+_STOP_RESPONSES = {**error_responses(InvalidStreamId, InvalidRequest, StoreUnavailable), **OTHER_RESPONSES}
+_STOP_RESPONSES[503]["model"] = ResumableErrorResponse
 _STOP_BODY: dict[str, Any] = {
     "description": "May be left out: whatever is live is stopped then.",
     "content": {"application/json": {"schema": ResumableChatStop.model_json_schema()}},

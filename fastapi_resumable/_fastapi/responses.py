@@ -222,7 +222,7 @@ class EndpointAdmission(Admission):
             return result
         await exchange.release()
         if self.records_result:
-            path = getattr(self.scope.get("route"), "path", self.scope["path"])
+            path = getattr(self.scope.get("route"), "path", "a route")
             self.service.warn_once(
                 f"the endpoint of {path} returned a {type(result).__name__}, which FastAPI has yet to "
                 "render: it is not recorded. Return a Response, or put the endpoint on a router made with "

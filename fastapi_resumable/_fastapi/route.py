@@ -209,7 +209,10 @@ def route_class(service: Service) -> type[APIRoute]:
                 if not isinstance(admission, RouteAdmission):
                     return response
                 admission.note_response(response)
-                return await admission.enter() or response
+                if (answer := await admission.enter()) is None:
+                    return response
+                answer.background = response.background
+                return answer
 
             return handle
 

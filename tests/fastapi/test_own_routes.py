@@ -90,7 +90,7 @@ async def test_background_tasks_of_a_guard_run_after_a_watch():
 
 
 @pytest.mark.parametrize("headers", [{"Last-Event-ID": "{}-0"}, {"Idempotency-Key": "once"}])
-@pytest.mark.parametrize("face", ["decorator", "dependency", "route_class"])
+@pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "yield"])
 async def test_background_tasks_of_a_dependency_run_when_a_stream_answers_for_the_endpoint(
     face: str, headers: dict[str, str]
 ):
@@ -106,6 +106,9 @@ async def test_background_tasks_of_a_dependency_run_when_a_stream_answers_for_th
     async def chat(_: Annotated[None, Depends(audit)]):
         return events()
 
+    async def by_yield(_: Annotated[None, Depends(audit)]):
+        yield "hello"
+
     async def by_dependency(_: Annotated[None, Depends(audit)], stream: Annotated[ResumableStream, Depends(resumable)]):
         return stream(events())
 
@@ -115,7 +118,7 @@ async def test_background_tasks_of_a_dependency_run_when_a_stream_answers_for_th
         app.post("/chat")(resumable.stream(chat))
     else:
         router = APIRouter(route_class=resumable.route_class)
-        router.post("/chat")(chat)
+        router.post("/chat")(by_yield if face == "yield" else chat)
         app.include_router(router)
     async with running(app) as client:
         first = client.start("POST", "/chat", headers=ID | {"Idempotency-Key": "once"})
