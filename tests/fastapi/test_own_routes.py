@@ -95,6 +95,8 @@ async def test_background_tasks_of_a_dependency_run_when_a_stream_answers_for_th
     face: str, headers: dict[str, str]
 ):
     """The dependencies of the endpoint are solved for it, so what they ask for is done."""
+    if face == "yield":
+        pytest.importorskip("fastapi.sse")  # FastAPI takes no `yield` endpoints before it has these
     ran: list[int] = []
 
     async def audit(tasks: BackgroundTasks):
