@@ -116,9 +116,9 @@ class Answered(Response):
         self._failure = failure
 
     async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
-        """Send nothing."""
+        """Send nothing. As in FastAPI, there are no background tasks after an endpoint that raised."""
         _close_dependencies(scope, self._failure, None)
-        if self.background is not None:
+        if self.background is not None and self._failure is None:
             await self.background()
 
 

@@ -134,8 +134,9 @@ async def test_background_tasks_of_a_dependency_run_when_a_stream_answers_for_th
     assert ran == [1, 1]
 
 
-async def test_background_tasks_run_for_a_client_that_was_answered_202_and_whose_answer_is_not_recorded():
-    """Its endpoint returned no response."""
+@pytest.mark.parametrize("fails", [False, True])
+async def test_background_tasks_run_after_a_202_if_the_endpoint_returned_no_response_but_not_if_it_raised(fails: bool):
+    """As without the library."""
     ran: list[int] = []
     resumable, app = Resumable(pending_timeout=0), FastAPI()
     app.include_router(resumable.router)
@@ -145,13 +146,15 @@ async def test_background_tasks_run_for_a_client_that_was_answered_202_and_whose
     async def chat(tasks: BackgroundTasks):
         tasks.add_task(ran.append, 1)
         await exchange.head()
+        if fails:
+            raise ValueError("of the application's own")
         return {"no": "response"}
 
     async with running(app) as client:
         exchange = client.start("POST", "/chat", headers=ID | {"Prefer": "respond-async"})
         assert (await exchange.head()).status == 202
         await exchange.served()
-    assert ran == [1]
+    assert ran == ([] if fails else [1])
 
 
 async def test_a_body_that_a_limit_has_cut_off_is_answered_by_the_limit():
