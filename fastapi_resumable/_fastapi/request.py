@@ -17,6 +17,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import NoMatchFound
 from starlette.types import ASGIApp, Message, Receive, Scope
 
+from .._core.sse import BOM
 from ..exceptions import InvalidRequest
 from ..settings import IdDependency
 from .internals import has_read_body
@@ -167,7 +168,7 @@ async def read_json(request: Request, model: type[_ModelT], rule: str, advice: s
     if cost > MAX_JSON_COST:
         raise InvalidRequest(f"The body has too many values or escapes. {advice}")
     try:
-        return model.model_validate_json(bytes(body) or default, strict=True)
+        return model.model_validate_json(bytes(body.removeprefix(BOM)) or default, strict=True)
     except ValidationError as exc:
         error = exc.errors()[0]
         reason = ": ".join([*map(str, error["loc"]), error["msg"]])

@@ -238,6 +238,16 @@ async def test_a_lookup_that_takes_long_to_parse_is_refused(more: bytes):
         assert (reply.status, reply.json()) == (200, [])
 
 
+@pytest.mark.parametrize(("encoding", "status"), [("utf-8-sig", 200), ("utf-16", 400)])
+async def test_a_lookup_may_begin_with_a_bom_and_is_utf_8(encoding: str, status: int):
+    """RFC 8259 §8.1."""
+    app = FastAPI()
+    app.include_router(Resumable().router)
+    async with running(app) as client:
+        body = '{"conversation_ids":["a"]}'.encode(encoding)
+        assert (await client.request("POST", "/v1/streams/lookup", body=body)).status == status
+
+
 @pytest.mark.parametrize("is_included", [False, True])
 async def test_a_decorator_above_that_of_the_route_is_warned_of(is_included: bool, caplog: pytest.LogCaptureFixture):
     """It has no effect there: FastAPI has taken the endpoint as it was before."""
