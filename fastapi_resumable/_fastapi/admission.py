@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import anyio.from_thread
 from fastapi import HTTPException, Request
@@ -114,8 +114,6 @@ class Service:
         self.replay_route = f"resumable_replay_{token}"
         self.scope_key = f"fastapi_resumable.{token}"
         """Under which a request's scope has its admission."""
-        self.decorated: WeakSet[Any] = WeakSet()
-        """The functions that the decorator has made."""
         self._stream_id = settings.stream_id or header("X-Conversation-Id")
         self._solvers: Solvers = WeakKeyDictionary()
         self._warned: set[str] = set()

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated, Any, TypeVar, cast
 
 import anyio.from_thread
-from fastapi import Depends, Request, routing
+from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Scope
@@ -65,19 +65,7 @@ def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., An
     # That of an object, or of a partial, is its class's: for FastAPI, the name of the operation.
     wrapper.__name__ = name
     wrapper.__signature__ = _with_connection(signature, parameter)  # type: ignore[attr-defined]  # inspect's protocol
-    service.decorated.add(wrapper)
     return wrapper
-
-
-def warn_of_order(app: Any, service: Service) -> None:
-    """Warn of each endpoint that `app` serves as it was before it was decorated."""
-    # Since 0.137 the routes of an included router are not among those of the application.
-    list_routes = getattr(routing, "iter_route_contexts", iter)
-    endpoints = {id(getattr(route, "endpoint", None)) for route in list_routes(getattr(app, "routes", ()))}
-    for wrapper in service.decorated:
-        if id(wrapper) not in endpoints and id(wrapper.__wrapped__) in endpoints:
-            name = wrapper.__name__
-            service.warn_once(f"{name!r} is not resumable: put @resumable.stream below the decorator of its route.")
 
 
 def _call_in_thread(call: Callable[[], Any], name: str, request: Request | None, service: Service) -> Any:

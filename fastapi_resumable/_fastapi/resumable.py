@@ -27,7 +27,7 @@ from ..stores.memory import MemoryStore
 from ..telemetry import Telemetry
 from .admission import Service, http_errors
 from .ai_sdk import build_ai_sdk_router
-from .endpoint import ResumableStream, decorate, handle_of, warn_of_order
+from .endpoint import ResumableStream, decorate, handle_of
 from .openapi import ReplayQuery
 from .route import route_class, serve
 from .router import build_router, replay_stream, stop_stream
@@ -185,8 +185,7 @@ class Resumable:
         await self.manager.shutdown()
 
     @asynccontextmanager
-    async def _lifespan(self, app: Any) -> AsyncIterator[None]:
-        warn_of_order(app, self._service)
+    async def _lifespan(self, _app: Any) -> AsyncIterator[None]:
         # A test client may run the lifespan of one application several times.
         self.manager.reopen()
         self.manager.termination.start()

@@ -248,32 +248,6 @@ async def test_a_lookup_may_begin_with_a_bom_and_is_utf_8(encoding: str, status:
         assert (await client.request("POST", "/v1/streams/lookup", body=body)).status == status
 
 
-@pytest.mark.parametrize("is_included", [False, True])
-async def test_a_decorator_above_that_of_the_route_is_warned_of(is_included: bool, caplog: pytest.LogCaptureFixture):
-    """It has no effect there: FastAPI has taken the endpoint as it was before."""
-    resumable, app = Resumable(), FastAPI()
-    router = APIRouter() if is_included else app.router
-
-    @resumable.stream
-    @router.post("/wrong")
-    async def wrong():
-        return events()
-
-    @router.post("/right")
-    @resumable.stream
-    async def right():
-        return events()
-
-    if is_included:
-        app.include_router(router, prefix="/more")
-    app.include_router(resumable.router)
-    async with running(app):
-        pass
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "'wrong' is not resumable: put @resumable.stream below the decorator of its route."
-    ]
-
-
 @pytest.mark.parametrize("face", ["decorator", "route_class"])
 async def test_a_request_that_is_cancelled_in_a_dependency_ends_after_its_dependencies(face: str):
     """They close in the request, as without us: what stands around it may tear down what they need."""
