@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from fastapi_resumable import SqliteStore
+from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.stream import Limits, WritableStream
 from fastapi_resumable.models import ResumableStatus
-from tests.conformance.tools import KEY, Request, begin, complete, following, write
+from tests.conformance.tools import KEY, Request, begin, complete, content, following, write
 from tests.support.apps.player import forever, numbered, send, sends, unique, wait
 from tests.support.params import representatives
 from tests.support.site import Site, code_of, drain, environment, site_of, until, whole
@@ -191,6 +192,30 @@ async def test_a_stream_whose_end_was_forgotten_is_not_begun_anew(tmp_path: Path
     assert await store.lookup(KEY.owner, [KEY.id]) == []
     assert shell.execute("SELECT count(*) FROM streams").fetchone() == (0,)
     shell.close()
+    await store.aclose()
+
+
+async def test_a_copy_that_is_put_back_gets_the_streams_that_it_lacks(tmp_path: Path) -> None:
+    """It was made while their worker lived, which it knows."""
+    path, copy = tmp_path / "streams.db", tmp_path / "copy.db"
+    store = SqliteStore(path)
+    store.configure(Limits())
+    first = await begin(store, StreamKey("ann", "first"))
+    shell = sqlite3.connect(path)
+    shell.execute("VACUUM INTO ?", (str(copy),))
+    shell.close()
+    stream = await begin(store)
+    async with following(stream) as near:
+        await write(stream, b"data: 1\n\n")
+        await near.events(1)
+        for end in ("-wal", "-shm"):
+            path.with_name(path.name + end).unlink()
+        copy.replace(path)
+        await write(stream, b"data: 2\n\n")
+        await near.events(2)
+        for each in (stream, first):
+            await complete(store, each)
+        assert await near.end() == await content(await store.find(KEY, 0))
     await store.aclose()
 
 

@@ -255,6 +255,9 @@ class WriterThread(FileThread):
     def on_open(self, connection: sqlite3.Connection) -> None:
         """Begin with a file that has just been opened."""
         self._lock.take()
+        if self._identity not in (None, self._find_identity()):
+            # It may be a copy, made while this worker lived, which lacks the streams that have begun since.
+            connection.execute("UPDATE workers SET started_at = ? WHERE worker = ?", (time.time(), self._worker))
         self._transactions = Transactions(connection, self._worker, self._limits, self._lock, self.call)
 
     def on_end(self) -> None:
