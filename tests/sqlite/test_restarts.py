@@ -14,6 +14,7 @@ from fastapi_resumable import SqliteStore
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.stream import Limits, WritableStream
 from fastapi_resumable.models import ResumableStatus
+from fastapi_resumable.stores.sqlite.transactions import WriterThread
 from tests.conformance.tools import KEY, Request, begin, complete, content, following, write
 from tests.support.apps.player import forever, numbered, send, sends, unique, wait
 from tests.support.params import representatives
@@ -272,7 +273,10 @@ def test_the_locks_of_dead_workers_are_deleted(tmp_path: Path, monkeypatch: pyte
     asyncio.run(main())
 
 
-def test_an_event_loop_may_end_before_the_store_is_closed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_event_loop_may_end_before_the_store_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
     """As in a script, or with a test client: the loop waits for no stream, and no thread and no lock is left."""
     before = set(threading.enumerate())
     store = SqliteStore(tmp_path / "streams.db")
@@ -284,11 +288,18 @@ def test_an_event_loop_may_end_before_the_store_is_closed(tmp_path: Path) -> Non
         finally:
             await complete(store, stream)
 
+    async def fail(*_: object) -> None:
+        raise RuntimeError("as the test says")
+
     async def main() -> asyncio.Task[None]:
         stream = await begin(store)
-        await write(stream, b"data: 1\n\n")
+        async with following(stream) as near:
+            await write(stream, b"data: 1\n\n")
+            await near.events(1)
         producer = asyncio.create_task(produce(stream))
         await asyncio.sleep(0)
+        if fails:
+            monkeypatch.setattr(WriterThread, "run_all", fail)
         return producer
 
     async def look() -> None:
@@ -299,6 +310,7 @@ def test_an_event_loop_may_end_before_the_store_is_closed(tmp_path: Path) -> Non
     assert asyncio.run(main()).cancelled()
     for thread in set(threading.enumerate()) - before:
         thread.join()
+    monkeypatch.undo()
     asyncio.run(look())
 
 

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -137,10 +136,12 @@ class SharedBackend(StreamBackend, ABC):
         except asyncio.CancelledError:
             try:
                 # The producers are cancelled with it: all readers are to see how their streams end.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self.outage.attempt):
-                        while not self.queue.is_closed and self.streams.has_unsettled:
-                            await self.queue.write_next()
+                async with asyncio.timeout(self.outage.attempt):
+                    while not self.queue.is_closed and self.streams.has_unsettled:
+                        await self.queue.write_next()
+            except Exception as exc:
+                # In place of the cancellation, it would begin the queue again.
+                logger.warning("the event loop ended before the store had acknowledged everything", exc_info=exc)
             finally:
                 # A producer that ends later would wait for its last bytes to be written, and keep the loop alive.
                 self.close()
