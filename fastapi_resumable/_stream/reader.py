@@ -17,6 +17,7 @@ from typing import Any
 
 import anyio
 
+from .._core.log import BLOCK_SIZE
 from ..exceptions import OffsetLost, ResumableError
 from .fanout import Cursor
 from .stream import YIELD_EVERY, Stream, ends_in_order, loss_of
@@ -26,6 +27,8 @@ Message = dict[str, Any]
 Send = Callable[[Message], Coroutine[Any, Any, None]]
 End = Callable[["Reading"], Coroutine[Any, Any, None]]
 
+MAX_SEND = 2 * BLOCK_SIZE
+"""The most bytes in one message: a slow client has to take each of them within `stall_timeout`."""
 LAST_DELIVERY = 2.0
 """Seconds that a client has to take the rest of its stream once the server exits, or has cancelled its request."""
 
@@ -127,10 +130,10 @@ class Reader(Cursor):
             except OffsetLost:
                 # The bytes have to be fetched, and only the task can wait for that.
                 data = b""
-            if not data:
-                waiter.set_result(None)
-                return
             size = len(data)
+        if not 0 < size <= MAX_SEND:
+            waiter.set_result(None)
+            return
         # Not to be called again by what this message sets off.
         self._waiter, self._missed = None, False
         message = self._send({"type": "http.response.body", "body": data, "more_body": True})
@@ -219,13 +222,7 @@ class Reader(Cursor):
             except OffsetLost:
                 data = await stream.fetch(self.offset)
             if data:
-                is_last = stream.is_final and self.offset + len(data) == stream.tail
-                # That is one write to the socket in place of two.
-                self.has_sent_end = is_last and ends_in_order(stream)
-                self._begin_sending()
-                await self._send({"type": "http.response.body", "body": data, "more_body": not self.has_sent_end})
-                self._sending_since = None
-                stream.advance(self, len(data))
+                await self._deliver(data)
                 sends += 1
                 if sends % YIELD_EVERY == 0:
                     # A replay whose socket never fills up would block the event loop.
@@ -236,6 +233,21 @@ class Reader(Cursor):
                 raise stream.failure
             else:
                 await self._wait()
+
+    async def _deliver(self, data: bytes) -> None:
+        """Send what comes at the cursor. Once begun, it is sent whole: an event ends where it does, or further on."""
+        stream = self.stream
+        is_last = stream.is_final and self.offset + len(data) == stream.tail and ends_in_order(stream)
+        for start in range(0, len(data), MAX_SEND):
+            if start:
+                await asyncio.sleep(0)
+            piece = data[start : start + MAX_SEND]
+            # With the last bytes, that is one write to the socket in place of two.
+            self.has_sent_end = is_last and start + len(piece) == len(data)
+            self._begin_sending()
+            await self._send({"type": "http.response.body", "body": piece, "more_body": not self.has_sent_end})
+            self._sending_since = None
+            stream.advance(self, len(piece))
 
     async def _wait(self) -> None:
         """Wait until there is something to do; and finish what was begun in the meantime."""

@@ -111,7 +111,8 @@ class Recording:
     def trim(self) -> None:
         """Drop what is beyond the bound, except what an attached reader still needs."""
         log = self.log
-        # Whole blocks are dropped, so there is nothing to do until there is one too many.
+        # Whole blocks are dropped, so there is nothing to do until there is one too many. A large event is one block,
+        # so of events nearly as large as the bound, two are held.
         if log.tail > self.bound and log.size > self.bound + log.block_size:
             self._trim_to(self.bound)
 

@@ -13,7 +13,7 @@ from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._core.log import Budget
 from fastapi_resumable._stream.fanout import Fanout
 from fastapi_resumable._stream.memory import MemoryStream
-from fastapi_resumable._stream.reader import Message, Reader, Reading
+from fastapi_resumable._stream.reader import MAX_SEND, Message, Reader, Reading
 from fastapi_resumable._stream.stream import Head, Limits
 from fastapi_resumable._stream.tasks import SharedTimers
 from fastapi_resumable.exceptions import StoreUnavailable
@@ -21,13 +21,14 @@ from fastapi_resumable.models import ResumableStatus
 from tests.support.asgi import bounded, settle
 
 TEXT = Head(200, ((b"content-type", b"text/plain"),))
+EVENTS = Head(200, ((b"content-type", b"text/event-stream"),))
 
 
-def make_stream(bound: int = 1 << 20) -> MemoryStream:
+def make_stream(bound: int = 1 << 20, head: Head = TEXT) -> MemoryStream:
     return MemoryStream(
         StreamKey(None, "s"),
         "a" * 16,
-        TEXT,
+        head,
         limits=Limits(max_stream_bytes=bound),
         budget=Budget(),
         started_at=0.0,
@@ -132,6 +133,22 @@ async def test_more_than_a_block_is_delivered_to_the_end() -> None:
         flush(stream)
         await settle()
         assert b"".join(client.taken) == b"".join(bytes([number]) * 30_000 for number in range(10))
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+async def test_a_large_event_is_sent_in_pieces_that_a_slow_client_takes_in_time(is_live: bool) -> None:
+    """Of a whole one, it would have to take 4 MiB within `stall_timeout`; and an event is not resumed from within."""
+    stream = make_stream(head=EVENTS)
+    event = b"data: " + b"x" * 800_000
+    async with reading(stream) as client:
+        for start in range(0, len(event), stream.piece):
+            write(stream, event[start : start + stream.piece])
+        write(stream, b"\n\n")
+        async with reading(stream) as late:
+            await settle()
+            taken = client.taken if is_live else late.taken
+            assert b"".join(taken).startswith(event)
+            assert max(map(len, taken)) == MAX_SEND
 
 
 async def test_readers_that_keep_up_share_what_they_are_given() -> None:
