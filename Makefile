@@ -50,8 +50,8 @@ demo-redis: .venv-demo/.installed ## start three workers of it, on Redis and beh
 # Each prepares what it alone needs, while others run. The longest first, so that no core is idle at the end; but before
 # them what needs no bytecode, which the first part makes for all.
 test: $(VENV)/.installed ## run every check there is: what CI runs
-	@bash tools/check js typecheck test-matrix part-faults part-redis part-stores part-servers test-browser part-docs \
-		part-rest part-contract test-low build docs lint
+	@bash tools/check js test-matrix part-rest part-contract part-faults part-redis part-stores part-servers test-browser \
+		part-docs test-low typecheck build docs lint
 
 test-long: ## what takes too long for every change: all combinations, more examples, benchmarks, other versions
 	$(BIN)/python $(PYTEST) --hypothesis-profile long --timeout 1800 --override-ini faulthandler_timeout=3600 -m "long or not (outside or slow)"
