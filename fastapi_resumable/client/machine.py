@@ -25,6 +25,7 @@ _BAD_ENDS: Mapping[str, type[StreamIncomplete]] = {
     ResumableStatus.INTERRUPTED: StreamFailed,
 }
 MAX_TOLD = 1024
+_TOLD_BEGINS = b'event: error\ndata: {"code":"store_unavailable"'
 _TOLD = re.compile(rb'event: error\r?\ndata: ?\{"code": ?"store_unavailable"[^\r\n]*\r?\n\r?\n\Z')
 """The event by which a server that has lost its store ends one response; in the log, it would have an id."""
 MAX_RETRY = 10**9
@@ -93,6 +94,9 @@ class Resumption:
         """The last bytes of an event stream."""
         self._told = 0
         """How many bytes came after `offset` that are not in the log, as it seems."""
+        self.pending = bytearray()
+        """The reader's own: what has come of the next event. It is emptied when that is to be asked for again."""
+        self._asked_again = -1
 
     @property
     def is_over(self) -> bool:
@@ -228,9 +232,14 @@ class Resumption:
         self._trusted = self.replay_url is None or {origin(head.url), origin(self.replay_url)} == {self._home}
 
     def _leave_out_told(self) -> None:
+        part, start = self.pending, self.offset - len(self.pending)
         if told := _TOLD.search(self._tail):
             self._tail, self._told = b"", len(told[0])
             self.offset -= self._told
+        # It may be a part of such an event. What comes again at the same place is in the log.
+        elif part and part[: len(_TOLD_BEGINS)] == _TOLD_BEGINS[: len(part)] and start != self._asked_again:
+            self._told, self._asked_again, self.offset = len(part), start, start
+            part.clear()
 
     def _fail(self, error: Exception, asked: float) -> None:
         # A connection that has brought a byte was progress, so the count of attempts in a row begins again.

@@ -207,13 +207,14 @@ class Decoder:
         """What the stream last asked its clients to wait, in milliseconds."""
         self._form = form
         self._charset = charset
-        self._pending = bytearray()
+        self.pending = bytearray()
+        """What has come of the next item."""
         self._may_have_bom = offset == 0
         self._last_id = ""
 
     def feed(self, data: bytes, *, final: bool = False, up_to: int | None = None) -> Iterator[Item]:
         """Take bytes `up_to` a position; return the items that are whole by now. `final` ones make the rest whole."""
-        pending = self._pending
+        pending = self.pending
         self.offset = self.offset if up_to is None else up_to - len(data) - len(pending)
         # The end that is looked for has at most four bytes, and some of them may have come before.
         position = max(0, len(pending) - 3)
@@ -226,7 +227,7 @@ class Decoder:
         del pending[:start]
 
     def _cut(self, position: int, *, final: bool) -> Iterator[tuple[bytes, int]]:
-        pending = self._pending
+        pending = self.pending
         start = 0
         if self._form != "iter_bytes":
             while match := _ENDS[self._form].search(pending, position):

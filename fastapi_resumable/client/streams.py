@@ -150,6 +150,8 @@ class BaseStream(ResumableStream):
                 raise ClientError(f"The answer is {content_type!r}, not text/event-stream: use iter_lines().")
             self._decoder = Decoder(form, self._offset, charset_of(content_type))
             self._form = form
+            if form == "events":
+                self._machine.pending = self._decoder.pending
         return Items(self)
 
     async def next_item(self) -> Item | None:

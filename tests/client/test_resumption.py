@@ -32,6 +32,7 @@ from tests.support.ssemodel import Event, parse
 EPOCH = "mfrggzdfmztwq2lk"
 URL = "http://server/v1/stream/one"
 ENDLESS = Backoff(retries=None, random=lambda: 0.0)
+LOST = terminal_event("sse", "failed", "store_unavailable", "m") or b""
 OURS = {"x-stream-epoch": EPOCH, "content-location": "/v1/stream/one", "x-conversation-id": "one"}
 
 pieces = st.lists(
@@ -594,10 +595,8 @@ def test_a_server_that_has_lost_sight_of_the_stream_is_asked_again(ids: bool) ->
     """`store_unavailable` is told to one client, and is not in the log."""
     log = recorded(b"data: 1\n\ndata: 2\n\n", ids=ids)
     half = len(log) // 2
-    lost = terminal_event("sse", "failed", "store_unavailable", "m")
-    assert lost
     seen: list[StreamState] = []
-    client = answering(log[:half] + lost, log[half:])
+    client = answering(log[:half] + LOST, log[half:])
     with client.stream("POST", "/", on_state=seen.append) as stream:
         assert [event.data for event in stream] == ["1", "2"]
     assert StreamState.RECONNECTING in seen
@@ -613,18 +612,16 @@ def test_what_a_server_says_to_one_client_leaves_no_gap(form: str, asked: int | 
     """It is delivered as bytes, being on the wire, and what comes after it is what comes next in the log."""
     log = recorded(b"data: 1\n\ndata: 2\n\ndata: %b\n\n" % (b"3" * 500))
     half = log.index(b"data: 2")
-    lost = terminal_event("sse", "failed", "store_unavailable", "m")
-    assert lost
     heads = iter([asked])
 
     def cut_off() -> Iterator[bytes]:
-        yield log[:half] + lost
+        yield log[:half] + LOST
         raise httpx.ReadError("The connection broke before the end.")
 
     def answer(request: httpx.Request) -> httpx.Response:
         headers = {**OURS, "content-type": "text/event-stream"}
         if request.method == "POST":
-            return httpx.Response(200, headers=headers, content=log[:half] + lost if asked else cut_off())
+            return httpx.Response(200, headers=headers, content=log[:half] + LOST if asked else cut_off())
         offset = int(request.url.params["from"])
         # The server refuses a place that is past the tail.
         assert offset in (half, len(log))
@@ -637,7 +634,7 @@ def test_what_a_server_says_to_one_client_leaves_no_gap(form: str, asked: int | 
     http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
     with ResumableClient(http, backoff=ENDLESS, sleep=lambda _: None).stream("POST", "/") as stream:
         got = list(getattr(stream, form)())
-    wanted = log[:half] + lost + log[half:]
+    wanted = log[:half] + LOST + log[half:]
     if form == "events":
         assert [event.data for event in got] == ["1", "2", "3" * 500]
     else:
@@ -645,13 +642,38 @@ def test_what_a_server_says_to_one_client_leaves_no_gap(form: str, asked: int | 
     assert (stream.state, stream.offset) == (StreamState.DONE, len(log))
 
 
+@pytest.mark.parametrize("is_cut", [True, False])
+@pytest.mark.parametrize("length", [1, 20, 60, len(LOST) - 1])
+@pytest.mark.parametrize("part", [b"", b"event: e"], ids=["whole", "part"])
+def test_a_part_of_what_a_server_says_to_one_client_leaves_no_gap(part: bytes, length: int, is_cut: bool) -> None:
+    """The log is gone on with before that part; and if it ends with a part of an event itself, there is an end."""
+    before = recorded(b"data: 1\n\n")
+    log = before + b"data: 2\n\n" * 40 + part
+
+    def body() -> Iterator[bytes]:
+        yield before + LOST[:length]
+        if is_cut:
+            raise httpx.ReadError("The connection broke before the end.")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = {**OURS, "content-type": "text/event-stream"}
+        if request.method == "POST":
+            return httpx.Response(200, headers=headers, content=body())
+        headers |= {"x-stream-total-bytes": str(len(log)), "x-stream-status": "completed"}
+        content = b"" if request.method == "HEAD" else log[int(request.url.params["from"]) :]
+        return httpx.Response(200, headers=headers, content=content)
+
+    http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+    with ResumableClient(http, backoff=ENDLESS, sleep=lambda _: None).stream("POST", "/") as stream:
+        assert [event.data for event in stream] == ["1", *["2"] * 40]
+    assert stream.state is StreamState.DONE
+
+
 @pytest.mark.parametrize("form", [*FORMS, "yield"])
 @pytest.mark.parametrize("cuts", [0, 2])
 def test_an_end_that_is_recorded_without_an_id_is_the_end(form: str, cuts: int) -> None:
     """With `event_ids=False`, the end of a stream whose store was lost looks as if only one server had lost it."""
-    lost = terminal_event("sse", "failed", "store_unavailable", "m")
-    assert lost
-    log = recorded(b"data: 1\n\n" + lost, ids=False)
+    log = recorded(b"data: 1\n\n" + LOST, ids=False)
     asked: list[str] = []
 
     def body(offset: int) -> Iterator[bytes]:
