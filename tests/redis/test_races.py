@@ -641,6 +641,17 @@ async def test_a_lookup_of_many_ids_leaves_others_their_turn(plant: Plant) -> No
     assert max(client.sizes) < 100
 
 
+async def test_a_lookup_of_many_ids_is_given_up_where_redis_is_slow(plant: Plant) -> None:
+    """Each reply comes in time, and all of them together do not."""
+    with FaultyLink(plant.server.port) as link:
+        store = plant.open(plant.server.url_at(link.port), store_timeout=0.4)
+        await backend_of(store).start()
+        link.latency = 0.1
+        with pytest.raises(StoreUnavailable):
+            await store.lookup(KEY.owner, [f"none-{number}" for number in range(1000)])
+        link.latency = 0.0
+
+
 async def test_a_crowd_of_requests_does_not_hold_up_the_lease_and_the_streams(plant: Plant) -> None:
     """Each has to wait for its turn at Redis, but what others live on goes out at once."""
     client, go = plant.meddled(), asyncio.Event()

@@ -7,7 +7,8 @@ import asyncio
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -77,23 +78,34 @@ class Link:
         self._slots = asyncio.Semaphore(PARALLEL)
 
     async def run(self, *calls: Call) -> list[Any]:
-        """Run `calls`, a part of them in one go, when it is their turn, and return their replies.
+        """Run `calls`, a part of them in one go, when it is that part's turn, and return their replies.
 
         Raises:
             StoreUnavailable: Redis has not taken them for `timeout` seconds, or refuses for good.
         """
-        if not calls:
-            return []
-        try:
+        replies: list[Any] = []
+        for part in in_parts(calls):
             # Waiting for a turn counts, too: a crowd of requests must not wait behind one another without a bound.
-            async with asyncio.timeout(self.outage.timeout):
+            async with self.in_time():
                 await self._slots.acquire()
+            try:
+                replies += await self.run_now(*part)
+            finally:
+                self._slots.release()
+        return replies
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Give up what takes longer than `timeout`, although Redis may answer all the while.
+
+        Raises:
+            StoreUnavailable: It was given up.
+        """
+        try:
+            async with asyncio.timeout(self.outage.timeout):
+                yield
         except TimeoutError:
             raise StoreUnavailable("The store of streams is busy. Try again in a moment.") from None
-        try:
-            return [reply for part in in_parts(calls) for reply in await self.run_now(*part)]
-        finally:
-            self._slots.release()
 
     async def run_now(self, *calls: Call) -> list[Any]:
         """The same out of turn: for what streams and the lease live on, which a crowd of requests must not hold up."""

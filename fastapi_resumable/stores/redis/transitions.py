@@ -208,26 +208,29 @@ class Transitions(SharedBackend):
 
     async def state(self, key: StreamKey) -> KeyState:
         """What there is under a key, after what belonged to dead workers was ended."""
-        (state,) = await self._states([key])
+        (state,) = await self._settle(await self._look([key]))
         return state
 
     async def states(self, owner: str | None, ids: Sequence[str]) -> list[KeyState]:
         """The same for some ids and their variants, each once, in the order asked for."""
         asked = list(dict.fromkeys(ids))
-        longer = await self.link.run(*(self.calls.find_variants(StreamKey(owner, each)) for each in asked))
-        wanted = dict.fromkeys(
-            name
-            for stream_id, found in zip(asked, longer, strict=True)
-            for name in (stream_id, *(member.decode("utf-8", "surrogatepass") for member in found))
-        )
-        states = await self._states([StreamKey(owner, stream_id) for stream_id in wanted])
+        # Many ids take many calls, one after the other, each of which has a timeout of its own.
+        async with self.link.in_time():
+            longer = await self.link.run(*(self.calls.find_variants(StreamKey(owner, each)) for each in asked))
+            wanted = dict.fromkeys(
+                name
+                for stream_id, found in zip(asked, longer, strict=True)
+                for name in (stream_id, *(member.decode("utf-8", "surrogatepass") for member in found))
+            )
+            states = await self._look([StreamKey(owner, stream_id) for stream_id in wanted])
+        states = await self._settle(states)
         if self.watchers:
             # A watch begins with such a look; see `reap_watched`.
             self.messages.workers.update(*(state.workers for state in states))
         return states
 
-    async def _states(self, keys: Sequence[StreamKey]) -> list[KeyState]:
-        states = await self._look(keys)
+    async def _settle(self, states: list[KeyState]) -> list[KeyState]:
+        """End what nothing produces any more, and look again if there was such a thing."""
         dead = await self.lease.dead(worker for state in states for worker in state.workers)
         # Redis may be back from a state in which they had not ended yet.
         lost = [
@@ -243,7 +246,7 @@ class Transitions(SharedBackend):
             return states
         await self.reap((state.key, worker) for state in states for worker in state.workers & dead)
         await self.link.run(*lost)
-        return await self._look(keys)
+        return await self._look([state.key for state in states])
 
     async def _look(self, keys: Sequence[StreamKey]) -> list[KeyState]:
         states: list[KeyState] = []
