@@ -814,6 +814,21 @@ async def test_a_reader_elsewhere_of_a_stream_that_nothing_writes_any_more_ends(
         assert await follower.outcome() is Reading.LOST
 
 
+async def test_an_ended_stream_whose_log_redis_has_dropped_counts_as_lost(plant: Plant) -> None:
+    """And not as replaced, for a reader that has not seen its end: no other stream has taken its place."""
+    one, two = plant.open(), plant.open(lease=1.0)
+    stream = await begin(one, head=TEXT)
+    await write(stream, b"one")
+    await until(lambda: stream.tail == 3, "the bytes")
+    found = await two.find(KEY, 0.0)
+    await complete(one, stream)
+    await until(lambda: plant.hash()["status"] == "completed", "the end")
+    plant.server.control.delete(f"{plant.keys.stream(KEY)}:{stream.epoch}")
+    async with following(found, 3):
+        await until(lambda: found.failure is not None, "the failure")
+    assert type(found.failure) is StoreUnavailable
+
+
 async def test_an_end_that_was_too_late_gives_way_to_the_terminal_event(plant: Plant) -> None:
     """The stream was stopped as it completed, and how it ended cannot be read any more."""
     store = plant.open()

@@ -36,5 +36,7 @@ end
 local ended_at = end_of(log)
 if ended_at then return {'over', ended_at} end
 local code = redis.call('HGET', H, 'x:' .. epoch)
-if (current or code) and redis.call('EXISTS', log) == 0 then return {'gone', (code or 'replaced'):match('%a+')} end
+if current ~= epoch and (current or code) and redis.call('EXISTS', log) == 0 then
+    return {'gone', (code or 'replaced'):match('%a+')}
+end
 return {'lost'}
