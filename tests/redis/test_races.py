@@ -27,6 +27,7 @@ from fastapi_resumable._stream.stream import Limits, is_exhausted
 from fastapi_resumable.exceptions import ResumableError, StoreUnavailable, StreamCancelled
 from fastapi_resumable.models import ResumableStatus, ResumableStreamItem
 from fastapi_resumable.stores.redis import link as link_module
+from fastapi_resumable.stores.redis import transitions as transitions_module
 from fastapi_resumable.stores.redis import worker as worker_module
 from fastapi_resumable.stores.redis.backend import RedisBackend
 from fastapi_resumable.stores.redis.calls import Script
@@ -779,8 +780,11 @@ async def test_what_redis_brings_back_from_an_older_state_ends(plant: Plant) -> 
 
 
 @pytest.mark.parametrize("asked", ["another worker", "its own"])
-async def test_a_request_that_redis_brings_back_from_an_older_state_leaves_the_queue(plant: Plant, asked: str) -> None:
+async def test_a_request_that_redis_brings_back_from_an_older_state_leaves_the_queue(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
     """It was released, and waits again after a failover; its worker lives, and knows nothing of it."""
+    monkeypatch.setattr(transitions_module, "OLD", 0.0)
     one, two = plant.open(), plant.open()
     request = await Request().reserve(one)
     waiting = plant.hash()
@@ -792,6 +796,19 @@ async def test_a_request_that_redis_brings_back_from_an_older_state_leaves_the_q
     async with asyncio.timeout(LIMIT):
         while await (two if asked == "another worker" else one).lookup(KEY.owner, [KEY.id]):
             pass
+
+
+async def test_a_look_at_a_request_that_has_just_come_costs_its_worker_no_message(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients look again and again while it waits."""
+    monkeypatch.setattr(transitions_module, "OLD", 600.0)
+    one, two = plant.open(), plant.open()
+    request = await Request().reserve(one)
+    assert await two.lookup(KEY.owner, [KEY.id])
+    await backend_of(two).queue.flush()
+    assert plant.server.control.xlen(plant.keys.inbox(backend_of(one).name)) == 0
+    await one.release(request.reservation)
 
 
 # What goes missing, and what is left.

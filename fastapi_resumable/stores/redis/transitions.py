@@ -19,6 +19,9 @@ from .worker import Lease, Messages
 
 logger = logging.getLogger("fastapi_resumable")
 
+OLD = 5.0
+"""Seconds after which it is checked whether a request still waits: nearly all have begun by then."""
+
 
 class Transitions(SharedBackend):
     """The part of the backend that changes states, as requests ask for it, and looks at them."""
@@ -241,7 +244,8 @@ class Transitions(SharedBackend):
         ]
         for state in states:
             for request in state.queued:
-                self.check(request.worker, state.key, request.epoch)
+                if time.time() - request.requested_at > OLD:
+                    self.check(request.worker, state.key, request.epoch)
         if not dead and not lost:
             return states
         await self.reap((state.key, worker) for state in states for worker in state.workers & dead)
