@@ -273,9 +273,9 @@ def test_the_locks_of_dead_workers_are_deleted(tmp_path: Path, monkeypatch: pyte
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", ["never", "at the end", "before"])
 def test_an_event_loop_may_end_before_the_store_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: str
 ) -> None:
     """As in a script, or with a test client: the loop waits for no stream, and no thread and no lock is left."""
     before = set(threading.enumerate())
@@ -298,8 +298,12 @@ def test_an_event_loop_may_end_before_the_store_is_closed(
             await near.events(1)
         producer = asyncio.create_task(produce(stream))
         await asyncio.sleep(0)
-        if fails:
+        if fails != "never":
             monkeypatch.setattr(WriterThread, "run_all", fail)
+        if fails == "before":
+            monkeypatch.setattr("fastapi_resumable._stream.tasks.FIRST_PAUSE", 1.0)
+            await write(stream, b"data: 2\n\n")
+            await until(lambda: "it starts again" in caplog.text, "the failure")
         return producer
 
     async def look() -> None:

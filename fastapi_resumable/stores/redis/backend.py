@@ -68,10 +68,10 @@ class RedisBackend(Transitions):
         for work, name in (
             (self.lease.keep, "lease"),
             (self.lease.watch, "lapse"),
-            (self.run_queue, "appender"),
             (self._look_out, "look-out"),
         ):
             self.tasks.keep_running(work, f"resumable {name}", self.link.note_failure)
+        self.keep_writing(self.link.note_failure)
         self.messages.listen(self._on_message)
 
     async def leave(self) -> None:

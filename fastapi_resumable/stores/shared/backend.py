@@ -129,8 +129,13 @@ class SharedBackend(StreamBackend, ABC):
         self.close()
         await self.tasks.aclose()
 
-    async def run_queue(self) -> None:
+    def keep_writing(self, on_failure: Callable[[Exception], object]) -> None:
         """Write what streams record, until the backend is closed; or until its event loop ends without that."""
+        task = self.tasks.keep_running(self._run_queue, "resumable appender", on_failure)
+        # A producer that ends later would wait for its last bytes to be written, and keep the loop alive.
+        task.add_done_callback(lambda _: self.close())
+
+    async def _run_queue(self) -> None:
         try:
             await self.queue.run()
         except asyncio.CancelledError:
@@ -142,9 +147,6 @@ class SharedBackend(StreamBackend, ABC):
             except Exception as exc:
                 # In place of the cancellation, it would begin the queue again.
                 logger.warning("the event loop ended before the store had acknowledged everything", exc_info=exc)
-            finally:
-                # A producer that ends later would wait for its last bytes to be written, and keep the loop alive.
-                self.close()
             raise
 
     def close(self) -> None:

@@ -50,7 +50,7 @@ class SqliteBackend(SharedBackend):
         """Begin to look at the file, and to end what dead workers have left."""
         # That is not waited for: a file that somebody has locked can be read.
         await self._reader.run(self._reader.catch_up)
-        self.tasks.keep_running(self.run_queue, "resumable appender", self._writer.note_failure)
+        self.keep_writing(self._writer.note_failure)
         self.tasks.keep_running(self._report, "resumable report", self._writer.note_failure)
         self.tasks.keep_running(self._clean_up, "resumable clean-up", self._writer.note_failure)
 
