@@ -18,6 +18,7 @@ from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import StreamNotFound, StreamPending, TooManyStreams
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.sqlite import files
+from fastapi_resumable.stores.sqlite.log import Logs, Piece
 from fastapi_resumable.stores.sqlite.reader import Found, ReaderThread
 from fastapi_resumable.stores.sqlite.rows import read_states
 from fastapi_resumable.stores.sqlite.transactions import Transactions
@@ -428,6 +429,35 @@ def test_a_look_that_failed_once_is_no_outage_that_goes_on(
             await store.aclose()
 
     asyncio.run(main())
+
+
+async def test_a_report_that_fails_ends_no_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even of a stream that looks do not find: its worker is putting it back."""
+    here, there = in_store(tmp_path / "streams.db", 2)
+    stream = await begin(here)
+    view = await there.find(stream.key, 0)
+
+    def fails(*_: object) -> None:
+        raise sqlite3.OperationalError("as the test says")
+
+    async with following(view) as far:
+        await write(stream, b"data: 1\n\n")
+        await far.events(1)
+        there._backend._take(view, Piece(stream.epoch, is_missing=True))
+        monkeypatch.setattr(Logs, "report", fails)
+        # Together with something that can be written, so it is not tried again.
+        there._backend.queue.run_later(lambda _: None)
+        view.report()
+        await until(lambda: "could not be handled" in caplog.text, "the failure")
+        monkeypatch.undo()
+        await write(stream, b"data: 2\n\n")
+        await far.events(2)
+        await complete(here, stream)
+        await far.end()
+    for store in (here, there):
+        await store.aclose()
 
 
 def test_nothing_is_kept_for_hours_when_the_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

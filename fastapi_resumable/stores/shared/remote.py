@@ -28,7 +28,9 @@ class RemoteStream:
         self.failure: ResumableError | None = None
         self.is_final = False
         self.missing_since: float | None = None
-        """Since when the backend has not known of it, or may not have."""
+        """Since when the backend has not known of it, or may not have: the next report finds out."""
+        self.unseen_since: float | None = None
+        """Since when looks at the backend have not found it, which reports have no part in."""
         self.log = ByteLog(BLOCK_SIZE, state.tail, backend.budget)
         self._fanout = Fanout(self.log)
         # How often the producer's worker gets a report of the readers here: for each step of so many bytes.
