@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -58,22 +57,25 @@ async def test_under_fail_a_full_disk_refuses_new_streams_and_ends_live_ones(sma
 
 def take_away(path: Path, how: str) -> None:
     """Delete a file and what belongs to it, or put an empty one in its place."""
+    # The file itself goes last: when it is another, workers make all of this again.
+    for end in ("-wal", "-shm"):
+        path.with_name(path.name + end).unlink()
     if how == "deleted":
-        for each in path.parent.glob(path.name + "*"):
-            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        # Moved, as it may never be empty: workers put their locks back at once.
+        path.with_name(path.name + "-workers").rename(path.with_name("gone"))
+        path.unlink()
     else:
         other = path.with_name("other.db")
         other.touch()
-        for end in ("-wal", "-shm"):
-            path.with_name(path.name + end).unlink()
         other.replace(path)
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
 async def test_a_file_that_is_taken_away_is_made_again(tmp_path: Path, how: str) -> None:
-    """The live stream is written anew from what its worker holds; its readers get all of it, or can tell."""
+    """The live stream is written anew from what its worker holds, and its readers lose nothing."""
     name, gate = unique("id"), unique("gate")
-    async with workers(tmp_path, tmp_path) as site:
+    # On a busy machine, it takes its time.
+    async with workers(tmp_path, tmp_path, store_timeout=60.0) as site:
         live, reader = await begin(site, name, gate)
         await asyncio.to_thread(take_away, tmp_path / "streams.db", how)
         await works_again(site)
@@ -81,7 +83,7 @@ async def test_a_file_that_is_taken_away_is_made_again(tmp_path: Path, how: str)
         await within(ANSWERED, live.read_all())
         assert without_ids(live.body) == whole(3, 60) * 2
         await within(ANSWERED, reader.read_all())
-        assert reader.body == live.body or code_of(reader.body) == "store_unavailable" or not reader.clean
+        assert reader.body == live.body or not reader.clean
         replay = await within(ANSWERED, site.player(1).replay(name))
         assert replay.body == live.body
 
