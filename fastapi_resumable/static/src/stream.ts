@@ -12,7 +12,7 @@ type Bytes = Uint8Array<ArrayBuffer>;
 /** A page that becomes visible again replaces a connection on which nothing has come for so many milliseconds. */
 const SUSPICIOUS_SILENCE = 20_000;
 
-/** After a stop, the connection may take so many milliseconds to end. */
+/** After a stop, a connection on which nothing has come for so many milliseconds is closed. */
 const STOP_PATIENCE = 1000;
 
 /** So many of the last bytes of a response are kept. */
@@ -85,10 +85,12 @@ export class Stream<Saved> extends EventTarget {
   }
 
   async stop() {
+    // What is not recorded ends with its connection, and a DELETE would hit an earlier answer of its id.
+    if (!this.#isRecorded) return this.#finish("stopped");
     await ask("DELETE", { ...this.#place, offset: this.offset }, this.#options);
     this.#isStopped = true;
     this.#timers.endPause();
-    if (!this.#isOver) this.#watch(STOP_PATIENCE);
+    if (!this.#isOver) this.#watch();
   }
 
   detach() {
@@ -189,11 +191,11 @@ export class Stream<Saved> extends EventTarget {
       // A server of another origin may hide its headers from a page.
       this.#isRecorded = !!place.epoch || response.type === "cors";
       this.#savePlace();
-      // The stop may have come before the request did.
-      if (this.#isStopped) await this.stop();
     }
     this.response = response;
     this.#enter("open");
+    // The stop may have come before the request did.
+    if (start && this.#isStopped) await this.stop();
     return (response.body ?? new Blob().stream()).getReader();
   }
 
@@ -262,9 +264,9 @@ export class Stream<Saved> extends EventTarget {
     this.#connection.abort();
   }
 
-  #watch(ms?: number) {
+  #watch() {
     const connection = this.#connection;
-    this.#timers.watch(() => connection.abort(), ms);
+    this.#timers.watch(() => connection.abort(), this.#isStopped ? STOP_PATIENCE : undefined);
   }
 
   // The stream and its page.

@@ -590,6 +590,21 @@ test("an answer that was not recorded is never gone on with, as its id may be an
   }
 });
 
+test("to stop an answer that was not recorded is to hang up, as its id may be an earlier one's", async () => {
+  let connection;
+  const fake = await startFake((_number, response) => {
+    response.removeHeader("X-Stream-Epoch");
+    response.write("data: new\n\n");
+    connection = once(response, "close");
+  });
+  const stream = resumable(`${fake.prefix}/chat`, { method: "POST", id: "x", prefix: fake.prefix, ...quick });
+  for await (const _ of stream) await stream.stop();
+  assert.equal(stream.state, "stopped");
+  await connection;
+  assert.deepEqual(fake.requests, ["POST null"]);
+  fake.stop();
+});
+
 test("an event without a name is the application's, whatever it says: the server is asked how it ended", async () => {
   const openai = await startServer({ terminal_event: "openai" });
   const run = (steps) => resumable(`${openai.url}/script`, { ...script(steps), ...quick });
