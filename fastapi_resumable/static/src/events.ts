@@ -1,9 +1,11 @@
 /** Server-sent events out of bytes, each with the place where it ends; and the one by which the server ends a stream. */
 
 import type { StreamEvent } from "../resumable.js";
+import { ResumableError } from "./request.js";
 
 const LF = 10;
 const CR = 13;
+const BEGINNING = 'event: error\ndata: {"code":"store_unavailable"';
 
 export interface Decoded {
   event: StreamEvent;
@@ -46,6 +48,15 @@ export class EventDecoder {
     }
   }
 
+  /** Drop what has come of an event, the end of `tail`, if it may be a part of `LOST_STORE`; return what was dropped. */
+  drop(tail: string) {
+    const part = tail.split(/\n[\r\n]+|\r\r/).at(-1) as string;
+    if (!part.startsWith(BEGINNING.slice(0, part.length))) return;
+    this.#line = [];
+    this.#fields = {};
+    return part;
+  }
+
   #read(line: string) {
     const [, field, value] = /^([^:\r\n]*):? ?([^\r\n]*)/.exec(line) as unknown as [string, string, string];
     const before = this.#fields[field];
@@ -54,14 +65,14 @@ export class EventDecoder {
   }
 }
 
-/** The code and the message of the event by which the server ends a stream; `undefined` for the application's own. */
-export function readTerminal({ type, data }: StreamEvent): { code: string; message: string } | undefined {
+/** The error that the event says by which the server ends a stream; `undefined` for the application's own. */
+export function readTerminal({ type, data }: StreamEvent) {
   if (!/^(error|cancelled)$/.test(type)) return;
   try {
     const { code, message, error } = JSON.parse(data);
-    if (code && error.code === code && error.message === message) return { code, message };
+    if (code && error.code === code && error.message === message) return new ResumableError(message, { code });
   } catch {}
 }
 
 /** The event by which a server says, at the end of a response, that it has lost its store. It is not in the log. */
-export const LOST_STORE = /event: error\ndata: {"code":"store_unavailable".*\n\n$/;
+export const LOST_STORE = RegExp(`${BEGINNING}.*\n\n$`);

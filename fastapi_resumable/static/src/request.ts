@@ -15,14 +15,15 @@ interface About {
 }
 
 export class ResumableError extends Error {
+  name = "ResumableError";
   status = 0;
   code = "";
-  detail?: unknown;
-  retryAfter?: number;
+  declare detail?: unknown;
+  declare retryAfter?: number;
 
   constructor(message?: string, about?: About) {
     super(message);
-    Object.assign(this, { name: "ResumableError" }, about);
+    Object.assign(this, about);
   }
 }
 
@@ -53,18 +54,15 @@ export async function ask(
   const isForeign = origin && originOf(url) !== origin;
   const headers = new Headers(isForeign ? {} : options.headers);
   if (eventId === `${epoch}-${offset}`) headers.set("Last-Event-ID", eventId);
-  const query = new URLSearchParams({ epoch, from: `${offset}` });
+  const query = new URLSearchParams({ epoch, from: offset as string });
   const init = { ...options, method, headers, body: null, signal: signal ?? null, keepalive: !signal };
   if (isForeign) init.credentials = "omit";
-  try {
-    return await send(url + (url.includes("?") ? "&" : "?") + query, init);
-  } catch (error) {
-    const refusal = error as ResumableError;
+  return send(url + (url.includes("?") ? "&" : "?") + query, init).catch((refusal: ResumableError) => {
     if (isForeign && [401, 403, 404].includes(refusal.status)) {
       refusal.message += ` (${originOf(url)} got no credentials: the first request went to ${origin}.)`;
     }
-    throw error;
-  }
+    throw refusal;
+  });
 }
 
 /** Send a request; throws a `ResumableError` for any answer but 2xx. */
@@ -80,7 +78,8 @@ export async function send(url: string, { fetch = globalThis.fetch, ...init }: R
 
 /** Milliseconds, from a number of seconds or a date. A date counts from the answer's own, as clocks may be wrong. */
 function readRetryAfter(headers: Headers) {
-  const text = headers.get("Retry-After") ?? "";
-  const now = Date.parse(headers.get("Date") ?? "") || Date.now();
+  // `null`, if there is none, is neither.
+  const text = headers.get("Retry-After") as string;
+  const now = Date.parse(headers.get("Date") as string) || Date.now();
   return clipDelay(/^\d+$/.test(text) ? +text * 1000 : Date.parse(text) - now);
 }

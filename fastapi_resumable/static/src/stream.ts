@@ -36,6 +36,7 @@ export class Stream<Saved> extends EventTarget {
   /** The next bytes. The first are read at once, so that the request is sent before the caller reads. */
   #next: Promise<Bytes | undefined>;
   #isTaken = false;
+  #decoder: EventDecoder | undefined;
   #isOver = false;
   #isStopped = false;
   #connection = new AbortController();
@@ -57,7 +58,14 @@ export class Stream<Saved> extends EventTarget {
     this.#received = this.offset;
     this.#options = options;
     this.#timers = new Timers(options);
-    this.#listenToPage();
+    const { signal } = options;
+    const whileFollowed = { signal: this.#pageListeners.signal };
+    const abort = () => this.#finish("detached", signal?.reason);
+    if (signal?.aborted) abort();
+    signal?.addEventListener("abort", abort, whileFollowed);
+    globalThis.addEventListener?.("online", () => this.#reconnectNow(0), whileFollowed);
+    const onVisible = () => document.hidden || this.#reconnectNow(SUSPICIOUS_SILENCE);
+    globalThis.document?.addEventListener("visibilitychange", onVisible, whileFollowed);
     this.#savePlace();
     this.#next = this.#read();
     this.#next.catch(() => {}); // the caller gets it when it reads
@@ -89,7 +97,7 @@ export class Stream<Saved> extends EventTarget {
     if (!this.#isRecorded) return this.#finish("stopped");
     await ask("DELETE", { ...this.#place, offset: this.offset }, this.#options);
     this.#isStopped = true;
-    this.#timers.endPause();
+    this.#timers.endPause?.();
     if (!this.#isOver) this.#watch();
   }
 
@@ -100,7 +108,7 @@ export class Stream<Saved> extends EventTarget {
   // The three ways to read.
 
   async *[Symbol.asyncIterator](): AsyncGenerator<StreamEvent, void, void> {
-    const decoder = new EventDecoder(!this.offset);
+    const decoder = (this.#decoder = new EventDecoder(!this.offset));
     let handedOut = this.offset;
     for await (const chunk of this.bytes()) {
       const start = this.offset - chunk.length;
@@ -195,12 +203,17 @@ export class Stream<Saved> extends EventTarget {
     this.response = response;
     this.#enter("open");
     // The stop may have come before the request did.
-    if (start && this.#isStopped) await this.stop();
+    if (this.#isStopped) await this.stop();
     return (response.body ?? new Blob().stream()).getReader();
   }
 
   async #ask(method: "GET" | "HEAD") {
-    this.#tail = this.#tail.replace(LOST_STORE, (event) => ((this.#received -= event.length), ""));
+    const lost = LOST_STORE.exec(this.#tail)?.[0] ?? this.#decoder?.drop(this.#tail);
+    if (lost) {
+      this.#received -= lost.length;
+      // Not empty, so that a part that comes again is none of such an event: it is in the log.
+      this.#tail = "-";
+    }
     const { epoch } = this;
     const place = { ...this.#place, offset: this.#received };
     const response = await ask(method, place, this.#options, this.#connection.signal);
@@ -220,29 +233,24 @@ export class Stream<Saved> extends EventTarget {
       throw new Error("The connection broke.");
     });
     const status = headers.get("X-Stream-Status") ?? "completed";
-    const total = +(headers.get("X-Stream-Total-Bytes") ?? 0);
+    const total = +(headers.get("X-Stream-Total-Bytes") as string);
     const isAll = this.response?.status === 204 || this.#received >= total;
     if (status === "cancelled") this.#finish("stopped");
     // Without event ids, only its length shows that what the server said last is the recorded end.
-    else if (/^fa|^int/.test(status) && (isAll || received === total))
+    if (/^fa|^int/.test(status) && (isAll || received === total))
       throw this.#lostStore ?? new ResumableError(`The stream has ${status}.`, { code: status });
-    else if (status === "completed" && isAll) this.#finish("done");
-    else throw new Error("The connection broke.");
+    if (status === "completed" && isAll) this.#finish("done");
+    throw new Error("The connection broke.");
   }
 
   /** Whether an event is the one by which the server ends the stream, or this response. */
   #endsWith(event: StreamEvent) {
-    const terminal = readTerminal(event);
-    if (!terminal) return false;
-    const { code, message } = terminal;
-    if (code === "cancelled") this.#finish("stopped");
-    else {
-      const error = new ResumableError(message, { code });
-      // Unless it has an id, it is not in the log, as it seems.
-      if (code === "store_unavailable" && !event.id) this.#lostStore = error;
-      else this.#finish("lost", error);
-    }
-    return true;
+    const error = readTerminal(event);
+    if (error?.code === "cancelled") this.#finish("stopped");
+    // Unless it has an id, it is not in the log, as it seems.
+    else if (error?.code === "store_unavailable" && !event.id) this.#lostStore = error;
+    else if (error) this.#finish("lost", error);
+    return error;
   }
 
   async #recover(error: ResumableError) {
@@ -250,7 +258,7 @@ export class Stream<Saved> extends EventTarget {
     if (this.#isOver || this.#isStopped) return;
     const { status, code, retryAfter } = error;
     // The application's own refusal of a start is final.
-    const isRefusal = this.#place.start && status && !retryAfter && (code || /50[01]/.test(`${status}`));
+    const isRefusal = this.#place.start && status && !retryAfter && (code || [500, 501].includes(status));
     if (!this.#isRecorded || isRefusal || (status < 500 && !NOT_NOW.includes(status))) return this.#finish("lost", error);
     this.error = error;
     const pause = this.#timers.pause(retryAfter);
@@ -266,20 +274,7 @@ export class Stream<Saved> extends EventTarget {
 
   #watch() {
     const connection = this.#connection;
-    this.#timers.watch(() => connection.abort(), this.#isStopped ? STOP_PATIENCE : undefined);
-  }
-
-  // The stream and its page.
-
-  #listenToPage() {
-    const { signal } = this.#options;
-    const whileFollowed = { signal: this.#pageListeners.signal };
-    const abort = () => this.#finish("detached", signal?.reason);
-    if (signal?.aborted) abort();
-    signal?.addEventListener("abort", abort, whileFollowed);
-    globalThis.addEventListener?.("online", () => this.#reconnectNow(0), whileFollowed);
-    const onVisible = () => document.hidden || this.#reconnectNow(SUSPICIOUS_SILENCE);
-    globalThis.document?.addEventListener("visibilitychange", onVisible, whileFollowed);
+    this.#timers.watch(() => connection.abort(), this.#isStopped ? STOP_PATIENCE : this.#options.silence);
   }
 
   /**
@@ -288,7 +283,7 @@ export class Stream<Saved> extends EventTarget {
    */
   #reconnectNow(silence: number) {
     const timers = this.#timers;
-    if (timers.isPausing ? (this.error as ResumableError).retryAfter : !timers.isSilent(silence)) return;
+    if (timers.endPause ? (this.error as ResumableError).retryAfter : !timers.isSilent(silence)) return;
     timers.skipPause();
     this.#connection.abort();
   }
@@ -299,7 +294,7 @@ export class Stream<Saved> extends EventTarget {
     this.error = error;
     this.#hangUp();
     this.#pageListeners.abort();
-    this.#timers.endPause();
+    this.#timers.endPause?.();
     if (state !== "detached") this.#savePlace(null);
     this.#enter(state);
   }

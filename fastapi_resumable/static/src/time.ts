@@ -22,7 +22,8 @@ export class Timers {
   #timer: unknown;
   /** When the watch began, or the last byte came; `NaN` while nothing is watched. */
   #lastHeard = NaN;
-  #endPause: (() => void) | undefined;
+  /** Ends the pause; `undefined` if there is none. */
+  endPause: (() => void) | undefined;
   /** Whether the next pause is left out. */
   #skipsPause = false;
 
@@ -36,7 +37,7 @@ export class Timers {
   }
 
   /** Call `giveUp` after `ms` milliseconds, unless `watch` or `unwatch` is called before. */
-  watch(giveUp: () => void, ms = this.#options.silence ?? 40_000) {
+  watch(giveUp: () => void, ms = 40_000) {
     this.unwatch();
     this.#lastHeard = this.#clock.performance.now();
     this.#set(giveUp, ms);
@@ -53,34 +54,26 @@ export class Timers {
     return this.#clock.performance.now() - this.#lastHeard >= ms;
   }
 
-  get isPausing() {
-    return !!this.#endPause;
-  }
-
   /** Pause before the next attempt: what the server asks for, and on top a random part of a growing back-off. */
   pause(asked: number | undefined): Promise<void> {
     const { minDelay = 500, maxDelay = 15_000, random = Math.random } = this.#options;
-    const backOff = Math.min(maxDelay, minDelay * 2 ** this.failures++);
+    const backOff = random() * Math.min(maxDelay, minDelay * 2 ** this.failures++);
     return new Promise((resolve) => {
       const end = () => {
-        this.#endPause = undefined;
+        this.endPause = undefined;
         if (this.#skipsPause) this.failures = 0;
         this.#skipsPause = false;
         resolve();
       };
-      this.#set(end, random() * backOff + (asked || this.retry));
-      this.#endPause = end;
+      this.#set(end, backOff + (asked || this.retry));
+      this.endPause = end;
       if (this.#skipsPause) end();
     });
-  }
-
-  endPause() {
-    this.#endPause?.();
   }
 
   /** End this pause; if there is none, leave the next one out. */
   skipPause() {
     this.#skipsPause = true;
-    this.endPause();
+    this.endPause?.();
   }
 }

@@ -498,6 +498,28 @@ test("a reader whom the server lost sight of its store for comes back", async ()
   fake.stop();
 });
 
+test("a part of what a server says of its store is left out, once: if it comes again, it is recorded", async () => {
+  const said = { code: "store_unavailable", message: "m" };
+  const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
+  for (const [border, part] of [["\n\n", ""], ["\r\n\r\n", "event: e"]]) {
+    const log = `data: 1${border}${`data: 2${border}`.repeat(40)}${part}`;
+    for (const length of [1, 20, 60, lost.length - 1]) {
+      for (const isCut of [true, false]) {
+        const fake = await startFake((number, response, { method, url }) => {
+          response.setHeader("X-Stream-Status", "completed");
+          response.setHeader("X-Stream-Total-Bytes", `${log.length}`);
+          const from = new URL(url, "http://x").searchParams.get("from");
+          if (number > 1) return response.end(method === "HEAD" ? "" : log.slice(from));
+          response.write(`data: 1${border}${lost.slice(0, length)}`, () => isCut ? response.destroy() : response.end());
+        });
+        const events = await collect(resume("x", { prefix: fake.prefix, ...quick }));
+        assert.deepEqual(events.map(({ data }) => data), ["1", ...Array(40).fill("2")]);
+        fake.stop();
+      }
+    }
+  }
+});
+
 async function* characters(stream) {
   for await (const chunk of stream.bytes()) yield Buffer.from(chunk).toString("latin1");
 }
@@ -591,18 +613,25 @@ test("an answer that was not recorded is never gone on with, as its id may be an
 });
 
 test("to stop an answer that was not recorded is to hang up, as its id may be an earlier one's", async () => {
-  let connection;
-  const fake = await startFake((_number, response) => {
-    response.removeHeader("X-Stream-Epoch");
-    response.write("data: new\n\n");
-    connection = once(response, "close");
-  });
-  const stream = resumable(`${fake.prefix}/chat`, { method: "POST", id: "x", prefix: fake.prefix, ...quick });
-  for await (const _ of stream) await stream.stop();
-  assert.equal(stream.state, "stopped");
-  await connection;
-  assert.deepEqual(fake.requests, ["POST null"]);
-  fake.stop();
+  for (const isEarly of [false, true]) {
+    let answer;
+    const fake = await startFake((_number, response, { method }) => {
+      response.removeHeader("X-Stream-Epoch");
+      if (method === "DELETE") response.end();
+      else answer = response;
+    });
+    const stream = resumable(`${fake.prefix}/chat`, { method: "POST", id: "x", prefix: fake.prefix, ...quick });
+    await until(() => answer);
+    if (isEarly) await stream.stop();
+    const closed = once(answer, "close");
+    answer.write("data: new\n\n");
+    for await (const _ of stream) await stream.stop();
+    assert.equal(stream.state, "stopped");
+    await closed;
+    // Until the answer comes, it may be one that is recorded.
+    assert.deepEqual(fake.requests, ["POST null", ...(isEarly ? ["DELETE 0"] : [])]);
+    fake.stop();
+  }
 });
 
 test("an event without a name is the application's, whatever it says: the server is asked how it ended", async () => {
