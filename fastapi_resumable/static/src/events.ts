@@ -76,3 +76,6 @@ export function readTerminal({ type, data }: StreamEvent) {
 
 /** The event by which a server says, at the end of a response, that it has lost its store. It is not in the log. */
 export const LOST_STORE = RegExp(`${BEGINNING}.*\n\n$`);
+
+/** The bytes of a character that is not whole at the end of three bytes. */
+export const PART_OF_CHARACTER = /[\xc0-\xff]$|[\xe0-\xff].$|[\xf0-\xff]..$|$/s;

@@ -7,6 +7,9 @@ import { clipDelay } from "./time.js";
 /** The path of the router, if it served this module: its URL has a hash then. */
 export const [, PREFIX = "/v1"] = /^(.*)\/resumable\.\w+\.js$/.exec(import.meta.url) ?? [];
 
+/** Refusals that hold for now; each other one below 500 is final. */
+export const NOT_NOW = [408, 425, 429];
+
 interface About {
   status?: number;
   code?: string;

@@ -1,28 +1,16 @@
 /** One stream, over however many connections. */
 
 import type { FollowOptions, StreamState, StreamEvent } from "../resumable.js";
-import { EventDecoder, LOST_STORE, readTerminal } from "./events.js";
+import { EventDecoder, LOST_STORE, PART_OF_CHARACTER, readTerminal } from "./events.js";
 import { keep, type Place } from "./place.js";
-import { ask, ResumableError, send } from "./request.js";
-import { clipDelay, Timers } from "./time.js";
+import { ask, NOT_NOW, ResumableError, send } from "./request.js";
+import { clipDelay, STOP_PATIENCE, SUSPICIOUS_SILENCE, Timers } from "./time.js";
 
 type Options = FollowOptions & { method?: string | undefined; body?: unknown };
 type Bytes = Uint8Array<ArrayBuffer>;
 
-/** A page that becomes visible again replaces a connection on which nothing has come for so many milliseconds. */
-const SUSPICIOUS_SILENCE = 20_000;
-
-/** After a stop, a connection on which nothing has come for so many milliseconds is closed. */
-const STOP_PATIENCE = 1000;
-
 /** So many of the last bytes of a response are kept. */
 const MAX_TAIL = 999;
-
-/** Refusals that hold for now; each other one below 500 is final. */
-const NOT_NOW = [408, 425, 429];
-
-/** The bytes of a character that is not whole at the end of three bytes. */
-const PART_OF_CHARACTER = /[\xc0-\xff]$|[\xe0-\xff].$|[\xf0-\xff]..$|$/s;
 
 export class Stream<Saved> extends EventTarget {
   state: StreamState = "connecting";

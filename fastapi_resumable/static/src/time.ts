@@ -8,6 +8,12 @@ const LONGEST_DELAY = 3_600_000;
 /** A timer of more milliseconds than this fires at once. */
 const LONGEST_TIMER = 2 ** 31 - 1;
 
+/** A page that becomes visible again replaces a connection on which nothing has come for so many milliseconds. */
+export const SUSPICIOUS_SILENCE = 20_000;
+
+/** After a stop, a connection on which nothing has come for so many milliseconds is closed. */
+export const STOP_PATIENCE = 1000;
+
 /** What a server asks for as a pause, as a number from 0 to `LONGEST_DELAY`. */
 export function clipDelay(ms: number) {
   return Math.max(0, Math.min(ms, LONGEST_DELAY)) || 0;
