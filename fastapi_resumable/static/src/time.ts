@@ -43,10 +43,10 @@ export class Timers {
   }
 
   /** Call `giveUp` after `ms` milliseconds, unless `watch` or `unwatch` is called before. */
-  watch(giveUp: () => void, ms = 40_000) {
+  watch(giveUp: () => void, ms?: number) {
     this.unwatch();
     this.#lastHeard = this.#clock.performance.now();
-    this.#set(giveUp, ms);
+    this.#set(giveUp, ms || 40_000);
   }
 
   /** End the watch. */
