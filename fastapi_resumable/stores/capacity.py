@@ -99,6 +99,9 @@ class EndedStreams:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_loop: asyncio.AbstractEventLoop | None = None
 
+    def __len__(self) -> int:
+        return len(self._streams)
+
     def add(self, stream: MemoryStream) -> None:
         """Keep a stream that has just ended."""
         assert stream.state is not None
@@ -156,6 +159,9 @@ class VariantIndex:
 
     def __init__(self) -> None:
         self._by_root: dict[tuple[str | None, str], list[str]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_root.values()))
 
     def note(self, owner: str | None, stream_id: str, *, held: bool) -> None:
         """Note whether there is a stream under an id that has a `::`."""

@@ -67,6 +67,11 @@ class MemoryStore:
         """How many bytes all streams are counted for."""
         return self._budget.used
 
+    @property
+    def _live(self) -> int:
+        """How many streams are queued or live."""
+        return self._capacity.live
+
     def configure(self, limits: Limits) -> None:
         """Take the limits."""
         self._limits = limits

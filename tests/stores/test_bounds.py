@@ -61,7 +61,7 @@ async def test_what_is_replaced_or_stopped_is_gone_at_once() -> None:
     assert old.log.size == 0
     fill(new, MIB)
     await store.stop(new.key, None)
-    assert new.log.size == len(store._ended._streams) == 0
+    assert new.log.size == len(store._ended) == 0
     assert store.held_bytes < 1024, "the head alone, as long as the stream is in hand"
     del old, new
     assert store.held_bytes == 0
@@ -239,7 +239,7 @@ async def test_an_id_of_many_variants_costs_no_more_than_its_length() -> None:
         assert [item.conversation_id for item in await store.lookup("ann", [asked])] == [name]
     assert await store.lookup("ann", ["cha", "chat::"]) == []
     await store.aclose()
-    assert not store._variants._by_root
+    assert len(store._variants) == 0
 
 
 async def test_a_finished_stream_makes_room_for_a_new_one_that_would_just_not_fit() -> None:
@@ -253,7 +253,7 @@ async def test_a_finished_stream_makes_room_for_a_new_one_that_would_just_not_fi
     assert last.offer(bytes(64 * 1024 - store.held_bytes - 500), 0.0)
     assert store.held_bytes == 64 * 1024 - 500
     await begin(store, "new")
-    assert len(store._ended._streams) == 2
+    assert len(store._ended) == 2
     await store.aclose()
 
 
@@ -446,9 +446,7 @@ def test_the_books_say_what_memory_holds(steps: list[tuple[str, int]]) -> None:
         history.cursors.clear()
         stream = cursor = None
         assert store.held_bytes == 0
-        assert not (
-            store._streams or store._queued or store._requests or store._variants._by_root or store._capacity.live
-        )
+        assert not (store._streams or store._queued or store._requests or store._variants or store._live)
         await store.aclose()
 
     asyncio.run(run())

@@ -140,7 +140,7 @@ async def test_a_finished_stream_expires_by_the_timer_too(store, clock):
     store._ended._on_timer()
 
     assert not (store._streams or store._queued or store._requests)
-    assert not store._variants._by_root
+    assert not store._variants
     del one, stream
     assert store.held_bytes < 1024, "the head alone, which this module has"
     await store.aclose()
@@ -170,7 +170,7 @@ async def test_a_variant_is_forgotten_with_its_last_stream(store):
     assert [item.conversation_id for item in await store.lookup("ann", ["chat"])] == ["chat::y"]
     await store.stop(StreamKey("ann", "chat::y"), None)
 
-    assert not store._variants._by_root
+    assert not store._variants
 
 
 async def test_a_request_that_gave_up_waiting_disturbs_no_other(store):
