@@ -24,9 +24,9 @@ _BAD_ENDS: Mapping[str, type[StreamIncomplete]] = {
     ResumableStatus.FAILED: StreamFailed,
     ResumableStatus.INTERRUPTED: StreamFailed,
 }
-MAX_TOLD = 1024
-_TOLD_BEGINS = b'event: error\ndata: {"code":"store_unavailable"'
-_TOLD = re.compile(rb'event: error\r?\ndata: ?\{"code": ?"store_unavailable"[^\r\n]*\r?\n\r?\n\Z')
+MAX_OUTAGE_EVENT = 1024
+_OUTAGE_START = b'event: error\ndata: {"code":"store_unavailable"'
+_OUTAGE_EVENT = re.compile(rb'event: error\r?\ndata: ?\{"code": ?"store_unavailable"[^\r\n]*\r?\n\r?\n\Z')
 """The event by which a server that has lost its store ends one response; in the log, it would have an id."""
 MAX_RETRY = 10**9
 """Milliseconds; so that what a stream asks for is a number of seconds, before it is clipped."""
@@ -92,7 +92,7 @@ class Resumption:
         self._failure: StreamIncomplete | None = None
         self._tail = b""
         """The last bytes of an event stream."""
-        self._told = 0
+        self._unrecorded = 0
         """How many bytes came after `offset` that are not in the log, as it seems."""
         self.pending = bytearray()
         """The reader's own: what has come of the next event. It is emptied when that is to be asked for again."""
@@ -126,7 +126,7 @@ class Resumption:
         """Take the head of an answer, and the `body` if it is no success; return whether a body is to be read."""
         probe, self._probe = self._probe, None
         if probe is None:
-            self._before, self._tail, self._told = self.offset, b"", 0
+            self._before, self._tail, self._unrecorded = self.offset, b"", 0
         if not head.is_success:
             self._refused(head, body, probe)
             return False
@@ -151,15 +151,15 @@ class Resumption:
         """Take a part of the body."""
         self.offset += len(chunk)
         if self._is_event_stream:
-            self._tail = (self._tail + chunk[-MAX_TOLD:])[-MAX_TOLD:]
+            self._tail = (self._tail + chunk[-MAX_OUTAGE_EVENT:])[-MAX_OUTAGE_EVENT:]
 
     def end(self) -> None:
         """Take the end of the body. It need not be the stream's: proxies end a response in order when they lose it."""
-        self._leave_out_told()
+        self._drop_outage_event()
         # Where the server cannot be asked, the end of the response is the best that there is.
         if self.replay_url is not None and self._may_probe:
             self._probe = "end"
-        elif self._told:
+        elif self._unrecorded:
             self._fail(ConnectionError("the server has lost its store"), self._retry)
         else:
             self._enter(StreamState.STOPPED if self.stopping else StreamState.DONE)
@@ -173,7 +173,7 @@ class Resumption:
                 "The connection broke, and the answer cannot be resumed: it names no Content-Location and "
                 "X-Stream-Epoch. Is the endpoint resumable, and the router included?"
             ) from error
-        self._leave_out_told()
+        self._drop_outage_event()
         self._fail(error, self._retry)
 
     def give_up(self, error: Exception) -> ConnectionLost:
@@ -231,14 +231,14 @@ class Resumption:
         # Both: a server that we were redirected to has no say in what is asked of the first one in our name.
         self._trusted = self.replay_url is None or {origin(head.url), origin(self.replay_url)} == {self._home}
 
-    def _leave_out_told(self) -> None:
+    def _drop_outage_event(self) -> None:
         part, start = self.pending, self.offset - len(self.pending)
-        if told := _TOLD.search(self._tail):
-            self._tail, self._told = b"", len(told[0])
-            self.offset -= self._told
+        if event := _OUTAGE_EVENT.search(self._tail):
+            self._tail, self._unrecorded = b"", len(event[0])
+            self.offset -= self._unrecorded
         # It may be a part of such an event. What comes again at the same place is in the log.
-        elif part and part[: len(_TOLD_BEGINS)] == _TOLD_BEGINS[: len(part)] and start != self._asked_again:
-            self._told, self._asked_again, self.offset = len(part), start, start
+        elif part and _OUTAGE_START.startswith(bytes(part[: len(_OUTAGE_START)])) and start != self._asked_again:
+            self._unrecorded, self._asked_again, self.offset = len(part), start, start
             part.clear()
 
     def _fail(self, error: Exception, asked: float) -> None:
@@ -263,7 +263,7 @@ class Resumption:
         # A stopped stream is forgotten at once, so a reconnection after the stop finds no stream, or a newer one.
         if self.stopping and status in (404, 409):
             self._enter(StreamState.STOPPED)
-        elif probe == "end" and not self._told and (knows_no_head or not (is_passing or status == 404)):
+        elif probe == "end" and not self._unrecorded and (knows_no_head or not (is_passing or status == 404)):
             # Nothing is known but that the response has ended in order.
             self._enter(StreamState.STOPPED if self.stopping else StreamState.DONE)
         elif not knows_no_head:
@@ -280,10 +280,10 @@ class Resumption:
         status = headers.get("x-stream-status", "")
         total = whole_number(headers.get("x-stream-total-bytes"))
         # Without event ids, only this shows that what the server said last is the recorded end.
-        is_recorded = bool(self._told) and status in _BAD_ENDS and total == self.offset + self._told
+        is_recorded = bool(self._unrecorded) and status in _BAD_ENDS and total == self.offset + self._unrecorded
         if is_recorded:
-            self.offset += self._told
-        is_all = total == self.offset or (has_ended and total is None and not self._told)
+            self.offset += self._unrecorded
+        is_all = total == self.offset or (has_ended and total is None and not self._unrecorded)
         if is_all and (status == ResumableStatus.COMPLETED or (has_ended and not status)):
             self._enter(StreamState.DONE)
         elif is_all and status in _BAD_ENDS:

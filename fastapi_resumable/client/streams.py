@@ -106,7 +106,7 @@ class BaseStream(ResumableStream):
         self._ended = False
         self._raises = True
         self._failure: StreamIncomplete | None = None
-        self._told: tuple[Item, StreamIncomplete] | None = None
+        self._unrecorded: tuple[Item, StreamIncomplete] | None = None
         """What the server said last, if it is not in the log, as it seems."""
 
     def events(self, terminal_events: TerminalEvents = "raise") -> Items[ServerSentEvent]:
@@ -168,8 +168,8 @@ class BaseStream(ResumableStream):
             # At the end of a stream that is not complete, its last line may be half of one; it is not handed out.
             if data or self.state is StreamState.DONE:
                 await self._decode(data, final=not data)
-            elif self.state is StreamState.FAILED and self._told is not None:
-                self._conclude(*self._told)
+            elif self.state is StreamState.FAILED and self._unrecorded is not None:
+                self._conclude(*self._unrecorded)
         # The offset moves with each item that is handed out, and not with what has come: `resume` goes on after it.
         item = self._items.popleft()
         self._offset = item.offset
@@ -177,7 +177,7 @@ class BaseStream(ResumableStream):
 
     async def _decode(self, data: bytes, *, final: bool) -> None:
         """Take what has come; look for the event by which a stream says that it did not complete."""
-        decoder, self._told = self._decoder, None
+        decoder, self._unrecorded = self._decoder, None
         for item in decoder.feed(data, final=final, up_to=self._machine.offset):
             failure = terminal(item.value) if self._form == "events" else None
             if failure is None:
@@ -185,7 +185,7 @@ class BaseStream(ResumableStream):
             # What is in the log has an id of its epoch and its end. Without one, this server may only have lost its
             # store; the machine asks how the stream is when the response ends.
             elif failure.code == "store_unavailable" and item.value.id != f"{self.epoch}-{item.offset}":
-                self._told = item, failure
+                self._unrecorded = item, failure
             else:
                 await self._engine.close()
                 self._conclude(item, failure)

@@ -270,8 +270,7 @@ class WriterThread(FileThread):
         assert transactions is not None
         appends = [job for job, _ in pending if isinstance(job, Append) and job.is_plain]
         size = sum(len(append.write.data) for append in appends)
-        is_plain = len(appends) == len(pending) and not transactions.logs.grow(size)
-        if is_plain and append_plainly(connection, appends):
+        if len(appends) == len(pending) and not transactions.logs.grow(size) and append_plainly(connection, appends):
             results: list[Any] = [Written()] * len(pending)
         else:
             # Committed, or rolled back should anything fail.
