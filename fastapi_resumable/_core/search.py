@@ -11,7 +11,7 @@ import re
 from collections.abc import Generator, Iterable
 from typing import NamedTuple, TypeVar
 
-from .sse import BLANK_LINE, BOM, DATA, ID, EventFramer, Line, boundary_in, events, split_events
+from .sse import BLANK_LINE, BOM, DATA, ID, EventFramer, Line, events, find_boundary, split_events
 
 T = TypeVar("T")
 Search = Generator[None, None, T]
@@ -69,7 +69,7 @@ def search_event_id(blocks: Iterable[bytes], event_id: str) -> Search[int | None
         if not (data.startswith(rest, position) and _END_OF_LINE.match(data, position + len(rest))):
             continue
         if position > event_end:
-            event_end = boundary_in(data, position)
+            event_end = find_boundary(data, position)
             event_end = len(data) if event_end < 0 else event_end
         # The last id of an event is the one that counts.
         if ID.search(data, position, event_end, at_start=False) is None:

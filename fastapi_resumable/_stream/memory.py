@@ -14,7 +14,7 @@ from .recording import Recording
 from .stream import Head, Limits, stream_item
 
 
-class MemoryStream:
+class MemoryStream(Recording):
     """A log with a beginning and an end, and the readers that wait for more of it.
 
     Most chunks are taken without a look at the bound, at the budget or at readers that are behind. That is done in
@@ -24,17 +24,12 @@ class MemoryStream:
     __slots__ = (
         "__weakref__",
         "_check_at",
-        "_recording",
         "completed_at",
-        "epoch",
         "failure",
         "gone",
-        "head",
         "is_final",
         "key",
-        "log",
         "on_stop",
-        "piece",
         "started_at",
         "state",
         "status",
@@ -52,7 +47,8 @@ class MemoryStream:
         on_stop: Callable[[str], None] | None = None,
         overhead: int = 0,
     ) -> None:
-        self.key, self.epoch, self.head = key, epoch, head
+        super().__init__(epoch, head, limits, budget, overhead)
+        self.key = key
         self.started_at = started_at
         self.completed_at = 0.0
         self.status = ResumableStatus.IN_PROGRESS
@@ -64,22 +60,15 @@ class MemoryStream:
         """Why the store keeps it no longer: `cancelled`, `replaced` or `expired`."""
         self.on_stop = on_stop
         """Called with `cancelled` or `replaced` if the stream is stopped; dropped at the end."""
-        self._recording = Recording(epoch, head, limits, budget, overhead)
-        self.log, self.piece = self._recording.log, self._recording.piece
         # The first chunk is checked, which sets the mark.
         self._check_at = 0
 
     @property
     def is_read(self) -> bool:
         """Whether a reader is attached."""
-        return self._recording.fanout is not NO_READERS
+        return self.fanout is not NO_READERS
 
     # The producer's side.
-
-    @property
-    def closed(self) -> bool:
-        """Whether no more may be written."""
-        return self.is_final
 
     def offer(self, chunk: bytes, now: float) -> bool:
         """Record a chunk if that can be done at once: it is not too large, the log is open, and there is room."""
@@ -87,43 +76,37 @@ class MemoryStream:
         if log.tail + len(chunk) > self._check_at:
             return self._offer_with_check(chunk, now)
         # The same as below, in as few calls as possible, because each call is measurable.
-        recording = self._recording
-        if recording.framer is not None:
-            chunk = recording.framer.feed(chunk, log.tail)
+        if self.framer is not None:
+            chunk = self.framer.feed(chunk, log.tail)
         if chunk:
             log.append(chunk)
-            fanout = recording.fanout
+            fanout = self.fanout
             if fanout.cursors and not fanout.is_due:
                 fanout.announce(chunk, log.tail, now)
-        elif recording.budget.is_exceeded:
+        elif self.budget.is_exceeded:
             # It is held back, as a part of an event that is not whole.
-            recording.budget.on_excess()
+            self.budget.on_excess()
         return True
 
     def _offer_with_check(self, chunk: bytes, now: float) -> bool:
-        if self.is_final or len(chunk) > self.piece or not self.has_room(len(chunk)):
+        if self.closed or len(chunk) > self.piece or not self.has_room(len(chunk)):
             return False
-        self._keep(self._recording.frame(chunk), now)
-        if not self.is_final:
+        self._keep(chunk if self.framer is None else self.framer.feed(chunk, self.log.tail), now)
+        if not self.closed:
             # The slowest reader only moves forward, so up to here there is room for it without another look.
-            room_to = self._recording.fanout.find_slowest() + self._recording.bound
-            self._check_at = int(min(self.log.tail + self._recording.limits.check_every, room_to))
+            room_to = self.fanout.find_slowest() + self.bound
+            self._check_at = int(min(self.log.tail + self.limits.check_every, room_to))
         return True
 
     def _keep(self, data: bytes, now: float) -> None:
-        self._recording.keep(data)
+        self.keep(data)
         if data:
-            self._recording.fanout.announce(data, self.log.tail, now)
-
-    @property
-    def held(self) -> int:
-        """How many bytes it is counted for."""
-        return self._recording.held
+            self.fanout.announce(data, self.log.tail, now)
 
     @property
     def unread(self) -> int:
         """How many bytes attached readers have yet to read."""
-        return self.log.tail - int(min(self._recording.fanout.find_slowest(), self.log.tail))
+        return self.log.tail - int(min(self.fanout.find_slowest(), self.log.tail))
 
     def shrink(self, size: int) -> None:
         """Hold no more than `size`, except what a reader still needs of a stream that the store keeps."""
@@ -134,25 +117,34 @@ class MemoryStream:
         # The store is full, and a reader of a stream that is not kept any more would hold more than a live one may.
         if self.gone is not None and self.unread > size:
             # It has lost its place.
-            self._recording.release()
+            self.release()
             return
-        if flushed := self._recording.shrink(size):
-            self._recording.fanout.announce(flushed, self.log.tail, monotonic())
+        size = max(0, size - self._overhead)
+        flushed = b""
+        if self.framer is not None:
+            # Half an event is shown rather than held back, because what is held back cannot be dropped.
+            if self.framer.held_back > size:
+                flushed = self.framer.flush(self.log.tail)
+                self.log.append(flushed)
+            size = max(0, size - self.framer.held_back)
+        self._trim_to(size, exactly=True)
+        if flushed:
+            self.fanout.announce(flushed, self.log.tail, monotonic())
 
     def ping(self) -> None:
         """Record a keep-alive, except in other media than events, in mid-event, or while readers leave no room."""
-        if self._recording.takes_ping:
+        if self.takes_ping:
             self._keep(PING, monotonic())
 
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes leave everything in place that an attached reader still needs."""
         # In a store that is full, nothing is added to what readers have yet to read.
-        return self._recording.fanout.has_room(size, 0 if self._recording.budget.is_exceeded else self._recording.bound)
+        return self.fanout.has_room(size, 0 if self.budget.is_exceeded else self.bound)
 
     async def wait_for_room(self, size: int) -> None:
         """Wait until the slowest attached reader has caught up far enough for `size` more bytes, or the stream ends."""
         while not self.is_final and not self.has_room(size):
-            await self._recording.fanout.wait_for_room()
+            await self.fanout.wait_for_room()
 
     def end(self, status: ResumableStatus, code: str, message: str, now: float) -> None:
         """End the log, once: with what is left over if it `completed`, with the terminal event otherwise."""
@@ -161,9 +153,9 @@ class MemoryStream:
         # It leads to the producer, and so to the request, which are freed at the end of the stream.
         self.on_stop = None
         self._check_at = 0
-        self._recording.end(status, code, message)
+        self.close(status, code, message)
         self.status, self.completed_at, self.is_final = status, now, True
-        self._recording.fanout.notify()
+        self.fanout.notify()
 
     # The readers' side.
 
@@ -173,11 +165,6 @@ class MemoryStream:
         return self.log.tail
 
     @property
-    def earliest(self) -> int:
-        """The first offset that can be resumed from: of an event stream, the start of an event."""
-        return self._recording.earliest
-
-    @property
     def item(self) -> ResumableStreamItem:
         """The stream as a lookup shows it."""
         return stream_item(self)
@@ -185,42 +172,38 @@ class MemoryStream:
     def attach(self, cursor: Cursor) -> None:
         """Keep what `cursor` has yet to read, and wake it for what comes."""
         if not self.is_read:
-            self._recording.fanout = Fanout(self.log)
-        self._recording.fanout.attach(cursor)
+            self.fanout = Fanout(self.log)
+        self.fanout.attach(cursor)
         # The new reader may be further behind than the mark allows for.
         self._check_at = 0
 
     def detach(self, cursor: Cursor) -> None:
         """Forget `cursor`; the producer waits for it no longer."""
-        self._recording.fanout.detach(cursor)
-        if not self._recording.fanout.cursors:
-            self._recording.fanout = NO_READERS
+        self.fanout.detach(cursor)
+        if not self.fanout.cursors:
+            self.fanout = NO_READERS
         self._give_back()
 
     def advance(self, cursor: Cursor, size: int) -> None:
         """Note that the reader has sent `size` bytes on."""
-        self._recording.fanout.advance(cursor, size)
+        self.fanout.advance(cursor, size)
         if self.gone is not None:
             self._give_back()
 
     def discard(self, why: str) -> None:
         """Give back the bytes as soon as they have no reader any more: the store keeps the stream no longer."""
         self.gone = why
-        self._recording.bound = 0
+        self.bound = 0
         self._give_back()
 
     def _give_back(self) -> None:
         """Hold of a stream that the store keeps no longer only what its readers still need."""
         if self.gone is not None:
             if self.is_read:
-                self._recording.trim()
+                self.trim()
             else:
-                self._recording.release()
-
-    def read(self, offset: int) -> bytes:
-        """Return the next bytes from `offset` on, or raise `OffsetLost`; none at the tail."""
-        return self._recording.read(offset)
+                self.release()
 
     async def fetch(self, offset: int) -> bytes:
-        """Return the same: what this process does not hold, nothing else has."""
-        return self._recording.read(offset)
+        """Return what `read` does: what this process does not hold, nothing else has."""
+        return self.read(offset)

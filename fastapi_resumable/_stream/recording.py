@@ -3,7 +3,7 @@
 import logging
 
 from .._core.log import Budget, ByteLog
-from .._core.sse import EventFramer, find_boundary
+from .._core.sse import BLANK_LINE, EventFramer, events
 from .._core.terminal import write_terminal_event
 from ..exceptions import OffsetLost
 from ..models import ResumableStatus
@@ -93,10 +93,6 @@ class Recording:
         """Whether a keep-alive can be recorded: not in other media than events, in mid-event, or without room."""
         return self.framer is not None and not self.framer.oversize and not self.fanout.is_waiting
 
-    def frame(self, chunk: bytes) -> bytes:
-        """Take what the application sent; return what is to be recorded: of an event stream, the whole events."""
-        return chunk if self.framer is None else self.framer.feed(chunk, self.log.tail)
-
     def keep(self, data: bytes) -> None:
         """Add bytes to the log, as they are."""
         self.log.append(data)
@@ -122,20 +118,7 @@ class Recording:
         # Three bytes more, to see the blank line that the first event which is kept comes after.
         log.trim(int(min(log.tail - size - 3, slowest)), exactly=exactly)
 
-    def shrink(self, size: int) -> bytes:
-        """Hold no more than `size`, except what an attached reader still needs; return bytes that came into the log."""
-        size = max(0, size - self._overhead)
-        flushed = b""
-        if self.framer is not None:
-            # Half an event is shown rather than held back, because what is held back cannot be dropped.
-            if self.framer.held_back > size:
-                flushed = self.framer.flush(self.log.tail)
-                self.log.append(flushed)
-            size = max(0, size - self.framer.held_back)
-        self._trim_to(size, exactly=True)
-        return flushed
-
-    def end(self, status: ResumableStatus, code: str, message: str) -> None:
+    def close(self, status: ResumableStatus, code: str, message: str) -> None:
         """Take no more, and end the log: with what is left over if it `completed`, or with the terminal event."""
         self.closed = True
         log, framer = self.log, self.framer
@@ -186,9 +169,9 @@ class Recording:
         # Where there was no boundary before, there is none now: what is searched once is not searched again.
         # Three bytes back, as a blank line has up to four, and may lie across the place where the last search ended.
         start = max(log.floor, low - 3, min(self._searched, log.tail) - 3)
-        while (found := find_boundary(log.chunks(start))) is not None:
-            start += found
-            if start >= low:
+        for event in events(log.chunks(start)):
+            start += len(event)
+            if start >= low and BLANK_LINE.search(event[-4:]):
                 self._boundary = start
                 return start
         self._searched = log.tail

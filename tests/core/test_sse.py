@@ -15,7 +15,6 @@ from fastapi_resumable._core.sse import (
     BOM,
     EventFramer,
     events,
-    find_boundary,
 )
 from tests.support.searches import result_of
 
@@ -218,12 +217,6 @@ def test_cutting_recorded_bytes_into_events_loses_nothing(case):
     data, chunks = case
 
     assert b"".join(events(chunks)) == data
-
-
-def test_a_boundary_is_found_across_blocks():
-    """The blank line may lie half in one block and half in the next."""
-    assert find_boundary([b"data: x\r\n", b"\r\ndata: y"]) == 11
-    assert find_boundary([b"data: x\n", b"data: y"]) is None
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class CountsIdsFromEachWrite(MemoryStream):
     __slots__ = ()
 
     def offer(self, chunk, now):
-        framer = self._recording.framer
+        framer = self.framer
         self._keep(chunk if framer is None else framer.feed(chunk, 0), now)
         return True
 
@@ -73,7 +73,7 @@ class BeginsInMidEvent(MemoryStream):
 
     @property
     def earliest(self):
-        return max(0, self.log.tail - self._recording.bound)
+        return max(0, self.log.tail - self.bound)
 
 
 @stream_store
@@ -90,7 +90,7 @@ class WaitsForNobody(MemoryStream):
     __slots__ = ()
 
     def has_room(self, size):
-        self._recording.fanout = NO_READERS
+        self.fanout = NO_READERS
         return True
 
 
@@ -107,7 +107,7 @@ class EndsWithoutAWord(MemoryStream):
     __slots__ = ()
 
     def end(self, status, code, message, now):
-        self._recording.framer = None
+        self.framer = None
         super().end(status, code, message, now)
 
 

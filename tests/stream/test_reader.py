@@ -42,7 +42,7 @@ def write(stream: MemoryStream, chunk: bytes) -> None:
 
 def fanout(stream: MemoryStream) -> Fanout:
     """The readers of a stream."""
-    return stream._recording.fanout
+    return stream.fanout
 
 
 def fail(stream: MemoryStream, failure: StoreUnavailable) -> None:

@@ -132,7 +132,7 @@ class LocalStream:
 
     def _close(self, status: ResumableStatus, code: str, message: str) -> None:
         self._check_at = 0
-        self._recording.end(status, code, message)
+        self._recording.close(status, code, message)
 
     def stop_producer(self, code: str) -> None:
         """Tell the producer that the stream was ended by something else; once."""
