@@ -48,7 +48,7 @@ class Fanout:
         self.visible: int | None = None
         """Up to where readers may read, if that is not all of the log."""
         self.is_due = False
-        """Whether the readers will be woken by a timer, at the end of the interval."""
+        """Whether the readers are about to be woken."""
         self._announced = 0
         self._quiet_until = 0.0
         self._room: asyncio.Future[None] | None = None
@@ -63,6 +63,7 @@ class Fanout:
     def attach(self, cursor: Cursor) -> None:
         """Keep what `cursor` has yet to read."""
         self.cursors.add(cursor)
+        self._announced = self.tail
         self.slowest = min(self.slowest, cursor.offset)
 
     def detach(self, cursor: Cursor) -> None:
@@ -87,24 +88,22 @@ class Fanout:
 
     # What they are woken for.
 
-    def announce(self, data: bytes, tail: int, now: float) -> None:
-        """Wake the readers for `data`, the last bytes before `tail`; a little later, if they were woken just now."""
+    def announce(self, now: float) -> None:
+        """Wake the readers for what has come: in the next turn of the event loop, or a little later.
+
+        Not at once, because many streams often write in the same turn. Then all of them are framed and recorded first,
+        and all of them are sent afterwards: a processor that goes through the same code again and again is much faster
+        than one that alternates.
+        """
         if self.is_due or not self.cursors:
             return
+        self.is_due = True
+        loop = asyncio.get_running_loop()
         # A write to a socket costs more than the rest of a delivery, so pieces that come close together are joined.
         if now < self._quiet_until:
-            self.is_due = True
-            self._announced = tail - len(data)
-            asyncio.get_running_loop().call_later(FLUSH_INTERVAL, self.flush)
-            return
-        self._quiet_until = now + FLUSH_INTERVAL
-        # A copy, because a delivery may detach its reader, or attach another one.
-        cursors = tuple(self.cursors)
-        for cursor in cursors:
-            cursor.on_append(data, tail)
-        if len(cursors) > 1:
-            # With many readers that took its time, and a producer that is late by now has more at once.
-            self._quiet_until = monotonic() + FLUSH_INTERVAL
+            loop.call_later(FLUSH_INTERVAL, self.flush)
+        else:
+            loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Wake the readers for all that has come since they were last woken."""
@@ -126,7 +125,7 @@ class Fanout:
         tail, start = self.tail, self._announced
         size = tail - start
         data = b""
-        if len(self.cursors) > 1 and 0 < size <= BLOCK_SIZE and start >= self._log.floor:
+        if 0 < size <= BLOCK_SIZE and start >= self._log.floor:
             # Once for all of them, instead of a copy for each; unless it lies in more than one block.
             data = self._log.read(start, size)
             if len(data) != size:

@@ -82,7 +82,7 @@ class MemoryStream(Recording):
             log.append(chunk)
             fanout = self.fanout
             if fanout.cursors and not fanout.is_due:
-                fanout.announce(chunk, log.tail, now)
+                fanout.announce(now)
         elif self.budget.is_exceeded:
             # It is held back, as a part of an event that is not whole.
             self.budget.on_excess()
@@ -101,7 +101,7 @@ class MemoryStream(Recording):
     def _keep(self, data: bytes, now: float) -> None:
         self.keep(data)
         if data:
-            self.fanout.announce(data, self.log.tail, now)
+            self.fanout.announce(now)
 
     @property
     def unread(self) -> int:
@@ -120,16 +120,13 @@ class MemoryStream(Recording):
             self.release()
             return
         size = max(0, size - self._overhead)
-        flushed = b""
         if self.framer is not None:
             # Half an event is shown rather than held back, because what is held back cannot be dropped.
             if self.framer.held_back > size:
-                flushed = self.framer.flush(self.log.tail)
-                self.log.append(flushed)
+                self.log.append(self.framer.flush(self.log.tail))
+                self.fanout.announce(monotonic())
             size = max(0, size - self.framer.held_back)
         self._trim_to(size, exactly=True)
-        if flushed:
-            self.fanout.announce(flushed, self.log.tail, monotonic())
 
     def ping(self) -> None:
         """Record a keep-alive, except in other media than events, in mid-event, or while readers leave no room."""

@@ -52,8 +52,14 @@ def fail(stream: MemoryStream, failure: StoreUnavailable) -> None:
 
 
 def flush(stream: MemoryStream) -> None:
-    """Let the interval between two wake-ups be over."""
+    """Deliver what has come, now."""
     fanout(stream).flush()
+
+
+def deliver(stream: MemoryStream, chunk: bytes) -> None:
+    """Record a chunk, and deliver it."""
+    write(stream, chunk)
+    flush(stream)
 
 
 class Client:
@@ -98,12 +104,15 @@ async def reading(stream: MemoryStream, **options: float) -> AsyncIterator[Clien
         await asyncio.wait({client.task})
 
 
-async def test_what_is_appended_has_been_delivered_when_the_append_returns() -> None:
-    """In the name of the reader's task, which is not woken for it."""
+async def test_what_is_appended_is_delivered_in_the_next_turn() -> None:
+    """In the name of the reader's task, which is not woken for it; and what one turn writes goes out in one piece."""
     stream = make_stream()
     async with reading(stream) as client:
         write(stream, b"one")
-        assert client.taken == [b"one"]
+        write(stream, b"two")
+        assert client.taken == []
+        await asyncio.sleep(0)
+        assert client.taken == [b"onetwo"]
         assert client.tasks == [client.task]
 
 
@@ -112,7 +121,7 @@ async def test_a_send_that_has_to_wait_holds_up_no_other_reader() -> None:
     stream = make_stream()
     async with reading(stream) as client:
         client.gate = asyncio.Event()
-        write(stream, b"one")
+        deliver(stream, b"one")
         write(stream, b"two")
         write(stream, b"three")
         assert client.taken == []
@@ -154,9 +163,9 @@ async def test_readers_that_keep_up_share_what_they_are_given() -> None:
     """A thousand of them cost no copy: not of an event that goes out alone, nor of those that piled up."""
     stream = make_stream()
     async with reading(stream) as first, reading(stream) as second:
-        for chunk in (b"one", b"two", b"three"):
-            write(stream, chunk)
-        flush(stream)
+        deliver(stream, b"one")
+        write(stream, b"two")
+        deliver(stream, b"three")
         assert first.taken == [b"one", b"twothree"]
         assert all(mine is other for mine, other in zip(first.taken, second.taken, strict=True))
 
@@ -166,15 +175,12 @@ async def test_a_reader_that_is_further_behind_gets_what_it_has_not_had() -> Non
     stream = make_stream()
     async with reading(stream) as fast, reading(stream) as slow:
         slow.gate = asyncio.Event()
-        write(stream, b"one")
-        flush(stream)
-        write(stream, b"two")
-        flush(stream)
+        deliver(stream, b"one")
+        deliver(stream, b"two")
         slow.gate.set()
         slow.gate = None
         await settle()
-        write(stream, b"three")
-        flush(stream)
+        deliver(stream, b"three")
         assert b"".join(fast.taken) == b"".join(slow.taken) == b"onetwothree"
 
 
@@ -246,12 +252,11 @@ async def test_a_failure_of_a_delivery_ends_that_reader_alone() -> None:
     stream = make_stream()
     async with reading(stream) as broken, reading(stream) as whole:
         broken.failure = OSError("gone")
-        write(stream, b"one")
+        deliver(stream, b"one")
         assert whole.taken == [b"one"]
         with pytest.raises(OSError, match="gone"):
             await bounded(broken.task)
-        fanout(stream)._quiet_until = 0.0
-        write(stream, b"two")
+        deliver(stream, b"two")
         assert whole.taken == [b"one", b"two"]
 
 
@@ -260,7 +265,7 @@ async def test_a_client_that_leaves_within_a_delivery_has_left() -> None:
     stream = make_stream()
     async with reading(stream) as client:
         client.on_take = client.reader.leave
-        write(stream, b"one")
+        deliver(stream, b"one")
         assert await bounded(client.task) is Reading.LEFT
 
 
@@ -281,7 +286,7 @@ async def test_a_stream_that_ends_within_a_delivery_has_ended() -> None:
     stream = make_stream()
     async with reading(stream) as client:
         client.on_take = lambda: stream.end(ResumableStatus.COMPLETED, "", "", 1.0)
-        write(stream, b"one")
+        deliver(stream, b"one")
         assert await bounded(client.task) is Reading.FINISHED
 
 
@@ -291,7 +296,7 @@ async def test_a_stream_that_fails_within_a_delivery_sends_its_reader_away() -> 
     failure = StoreUnavailable("gone")
     async with reading(stream) as client:
         client.on_take = lambda: fail(stream, failure)
-        write(stream, b"one")
+        deliver(stream, b"one")
         assert await bounded(client.task) is Reading.LOST
         assert client.reader.failure is failure
 
@@ -301,7 +306,7 @@ async def test_a_delivery_that_is_stuck_is_given_up_on_in_time() -> None:
     stream = make_stream()
     async with reading(stream, stall_timeout=0.05) as client:
         client.gate = asyncio.Event()
-        write(stream, b"one")
+        deliver(stream, b"one")
         assert await bounded(client.task) is Reading.STALLED
         assert client.taken == []
 
@@ -311,7 +316,7 @@ async def test_a_cancellation_between_a_delivery_and_its_taking_over_ends_the_de
     stream = make_stream()
     async with reading(stream) as client:
         client.gate = asyncio.Event()
-        write(stream, b"one")
+        deliver(stream, b"one")
         client.task.cancel()
         await bounded(asyncio.wait({client.task}))
         assert client.task.cancelled()
@@ -336,7 +341,7 @@ async def test_a_producer_that_waits_for_room_goes_on_when_a_delivery_makes_it()
     """Also where the reader has been waiting for the end of a pulse."""
     stream = make_stream(bound=1000)
     async with reading(stream) as client:
-        write(stream, b"x" * 400)
+        deliver(stream, b"x" * 400)
         write(stream, b"y" * 400)
         assert client.taken == [b"x" * 400]
         await bounded(stream.wait_for_room(900))
