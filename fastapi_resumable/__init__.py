@@ -67,6 +67,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import a shared store on first use: `RedisStore` needs an extra, and both take time to import."""
     # Imported here, `redis` is not needed by an application that does not use it.

@@ -95,3 +95,4 @@ def test_all_names_everything_that_is_public_once_and_sorted():
 
     assert names == sorted(set(names))
     assert all(hasattr(fastapi_resumable, name) for name in names)
+    assert set(names) <= set(dir(fastapi_resumable))

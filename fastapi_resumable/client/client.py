@@ -90,19 +90,30 @@ class _Client(Generic[StreamT]):
             on_state: Called with each new state.
             **arguments: Those of `httpx.Client.stream`: `headers`, `auth`, `timeout` ...
         """
-        engine = self._replay("GET", {"conv_id": stream_id, "epoch": epoch or "", "from": offset}, arguments, on_state)
-        return self._stream(engine, self._backoff)
+        query = {"conv_id": stream_id, "epoch": epoch or "", "from": offset}
+        return self._stream(self._replay("GET", query, arguments, on_state, offset), self._backoff)
 
     def _replay(
-        self, method: str, query: Mapping[str, Any], arguments: Mapping[str, Any], on_state: OnState | None = None
+        self,
+        method: str,
+        query: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+        on_state: OnState | None = None,
+        offset: int | None = None,
     ) -> Engine:
         # The id is in the query, because a path changes an id with `..`, `//` or an encoded slash on its way through
         # proxies. Not as a part of the URL, where httpx would put the client's or the caller's `params` in its place.
         params = httpx.QueryParams(arguments.get("params")).merge(query)
-        return self._engine(method, f"{self._prefix}/stream", {**arguments, "params": params.multi_items()}, on_state)
+        arguments = {**arguments, "params": params.multi_items()}
+        return self._engine(method, f"{self._prefix}/stream", arguments, on_state, offset)
 
     def _engine(
-        self, method: str, url: httpx.URL | str, arguments: Mapping[str, Any], on_state: OnState | None = None
+        self,
+        method: str,
+        url: httpx.URL | str,
+        arguments: Mapping[str, Any],
+        on_state: OnState | None = None,
+        offset: int | None = None,
     ) -> Engine:
         """Merge the client's settings, ours and the caller's into a request, and what makes it."""
         given = {**arguments}
@@ -121,7 +132,9 @@ class _Client(Generic[StreamT]):
         def send(request: httpx.Request, trusted: bool) -> Any:
             return self._send(request, auth if trusted else {"auth": None}, trusted, follow_redirects)
 
-        machine = Resumption(self._backoff, str(request.url), first_offset(request), on_state)
+        is_guess = offset is None
+        offset = first_offset(request) if is_guess else offset
+        machine = Resumption(self._backoff, str(request.url), offset, on_state, is_guess=is_guess)
         return Engine(send, request, machine, self._sleep, is_async=self._is_async, decoded=True)
 
     async def _send(self, request: Any, auth: Mapping[str, Any], trusted: bool, follow_redirects: bool) -> Any:

@@ -190,8 +190,7 @@ class Engine:
             await self.close()
             self.machine.end()
             return b""
-        self.machine.feed(chunk)
-        return chunk
+        return self.machine.feed(chunk)
 
     async def _fail(self, error: Exception) -> None:
         await self.close()

@@ -8,26 +8,33 @@ next request goes on exactly after the last byte that was fed.
 import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import reduce
 from typing import Literal
 from urllib.parse import urlencode
 
 from ..exceptions import ConnectionLost, StreamCancelled, StreamFailed, StreamIncomplete
 from ..models import ResumableStatus
-from .messages import Ask, Backoff, Head, origin, refusal, replay_url, retry_after, whole_number
+from .messages import Ask, Backoff, Head, is_replay, origin, refusal, replay_url, retry_after, whole_number
 
 NOT_NOW = frozenset({408, 425, 429, 502, 503, 504})
 """Answers to a request that has not begun yet, and may later."""
 NOT_HEAD = frozenset({405, 501})
 """Answers of a server, or a proxy, that does not know HEAD."""
+NO_PLACE = frozenset({400, 416})
+"""Answers of the server to a place that it no longer has, or does not have yet."""
 _BAD_ENDS: Mapping[str, type[StreamIncomplete]] = {
     ResumableStatus.CANCELLED: StreamCancelled,
     ResumableStatus.FAILED: StreamFailed,
     ResumableStatus.INTERRUPTED: StreamFailed,
 }
 MAX_OUTAGE_EVENT = 1024
+_BORDER = b"\n\n"
 _OUTAGE_START = b'event: error\ndata: {"code":"store_unavailable"'
-_OUTAGE_EVENT = re.compile(rb'event: error\r?\ndata: ?\{"code": ?"store_unavailable"[^\r\n]*\r?\n\r?\n\Z')
-"""The event by which a server that has lost its store ends one response; in the log, it would have an id."""
+_OUTAGE = reduce(
+    lambda rest, byte: b"(?:%b%b)?" % (re.escape(bytes([byte])), rest), reversed(_OUTAGE_START), rb"[^\r\n]*\n{0,2}"
+)
+_MAYBE_OUTAGE = re.compile(rb"(?:\n\r?\n|\r\r)(%b)\Z" % _OUTAGE)
+"""The event by which a server that has lost its store ends one response, or its beginning; in the log it has an id."""
 MAX_RETRY = 10**9
 """Milliseconds; so that what a stream asks for is a number of seconds, before it is clipped."""
 WITHHELD = (
@@ -66,8 +73,18 @@ class Resumption:
         url: str,
         offset: int | None = 0,
         on_state: Callable[[StreamState], object] | None = None,
+        *,
+        is_guess: bool = True,
     ) -> None:
-        """`url` is that of the first request; `offset` where its answer begins, `None` if that is not known."""
+        """Follow the answer to the request to `url`.
+
+        Args:
+            backoff: How long to wait before the next attempt, and how often to try.
+            url: That of the first request.
+            offset: Where its answer begins; `None` if that is not known.
+            on_state: Called with each new state.
+            is_guess: Whether the answer begins at `offset` only if it turns out to be a replay, and at 0 otherwise.
+        """
         self.state = StreamState.CONNECTING
         self.stopping = False
         """Whether it is this client that stops the stream."""
@@ -79,6 +96,7 @@ class Resumption:
         """The position right after the last byte."""
         self._home = origin(url)
         self._trusted = True
+        self._is_guess = is_guess
         self._on_state = on_state
         self._backoff = backoff
         self._retry = self._delay = 0.0
@@ -90,13 +108,11 @@ class Resumption:
         """Why the next request asks how the stream is, instead of for its bytes."""
         self._may_probe = True
         self._failure: StreamIncomplete | None = None
-        self._tail = b""
-        """The last bytes of an event stream."""
-        self._unrecorded = 0
-        """How many bytes came after `offset` that are not in the log, as it seems."""
-        self.pending = bytearray()
-        """The reader's own: what has come of the next event. It is emptied when that is to be asked for again."""
-        self._asked_again = -1
+        self._tail = _BORDER
+        """The last bytes before `offset`; the first ones of an answer are taken for the beginning of an event."""
+        self._held = b""
+        """What came after them and is not delivered, because it is not in the log, as it seems."""
+        self._holds_back = False
 
     @property
     def is_over(self) -> bool:
@@ -126,7 +142,7 @@ class Resumption:
         """Take the head of an answer, and the `body` if it is no success; return whether a body is to be read."""
         probe, self._probe = self._probe, None
         if probe is None:
-            self._before, self._tail, self._unrecorded = self.offset, b"", 0
+            self._before, self._tail, self._held = self.offset, _BORDER, b""
         if not head.is_success:
             self._refused(head, body, probe)
             return False
@@ -147,19 +163,23 @@ class Resumption:
         self._enter(StreamState.OPEN)
         return True
 
-    def feed(self, chunk: bytes) -> None:
-        """Take a part of the body."""
+    def feed(self, chunk: bytes) -> bytes:
+        """Take a part of the body; return what is to be delivered by now."""
+        if self._holds_back:
+            chunk = self._held + chunk
+            doubtful = _MAYBE_OUTAGE.search((self._tail + chunk)[-MAX_OUTAGE_EVENT:])
+            size = len(chunk) - (len(doubtful[1]) if doubtful else 0)
+            chunk, self._held = chunk[:size], chunk[size:]
+            self._tail = (self._tail + chunk)[-3:]
         self.offset += len(chunk)
-        if self._is_event_stream:
-            self._tail = (self._tail + chunk[-MAX_OUTAGE_EVENT:])[-MAX_OUTAGE_EVENT:]
+        return chunk
 
     def end(self) -> None:
         """Take the end of the body. It need not be the stream's: proxies end a response in order when they lose it."""
-        self._drop_outage_event()
         # Where the server cannot be asked, the end of the response is the best that there is.
         if self.replay_url is not None and self._may_probe:
             self._probe = "end"
-        elif self._unrecorded:
+        elif self._held:
             self._fail(ConnectionError("the server has lost its store"), self._retry)
         else:
             self._enter(StreamState.STOPPED if self.stopping else StreamState.DONE)
@@ -173,7 +193,6 @@ class Resumption:
                 "The connection broke, and the answer cannot be resumed: it names no Content-Location and "
                 "X-Stream-Epoch. Is the endpoint resumable, and the router included?"
             ) from error
-        self._drop_outage_event()
         self._fail(error, self._retry)
 
     def give_up(self, error: Exception) -> ConnectionLost:
@@ -224,22 +243,14 @@ class Resumption:
 
     def _begin(self, head: Head) -> None:
         self._begun = True
-        self._is_event_stream = "text/event-stream" in head.headers.get("content-type", "")
+        self._holds_back = self._is_event_stream = "text/event-stream" in head.headers.get("content-type", "")
         self.epoch = head.headers.get("x-stream-epoch")
         # An answer that begins at an unknown offset could only be resumed at a wrong place.
         self.replay_url = replay_url(head) if self.knows_offset else None
+        if self._is_guess and self.replay_url is not None and not is_replay(head.url, self.replay_url):
+            self.offset = self._before = 0
         # Both: a server that we were redirected to has no say in what is asked of the first one in our name.
         self._trusted = self.replay_url is None or {origin(head.url), origin(self.replay_url)} == {self._home}
-
-    def _drop_outage_event(self) -> None:
-        part, start = self.pending, self.offset - len(self.pending)
-        if event := _OUTAGE_EVENT.search(self._tail):
-            self._tail, self._unrecorded = b"", len(event[0])
-            self.offset -= self._unrecorded
-        # It may be a part of such an event. What comes again at the same place is in the log.
-        elif part and _OUTAGE_START.startswith(bytes(part[: len(_OUTAGE_START)])) and start != self._asked_again:
-            self._unrecorded, self._asked_again, self.offset = len(part), start, start
-            part.clear()
 
     def _fail(self, error: Exception, asked: float) -> None:
         # A connection that has brought a byte was progress, so the count of attempts in a row begins again.
@@ -256,6 +267,10 @@ class Resumption:
 
     def _refused(self, head: Head, body: bytes, probe: str | None) -> None:
         status = head.status_code
+        if probe is not None and status in NO_PLACE:
+            # Bytes are missing, and only the answer to a GET has a body that says why.
+            self._may_probe = False
+            return
         # An endpoint that fails at the start would fail again, at a price; a replay route that fails may recover.
         is_passing = status in NOT_NOW or (self._begun and status >= 500)
         knows_no_head = probe is not None and status in NOT_HEAD
@@ -263,7 +278,7 @@ class Resumption:
         # A stopped stream is forgotten at once, so a reconnection after the stop finds no stream, or a newer one.
         if self.stopping and status in (404, 409):
             self._enter(StreamState.STOPPED)
-        elif probe == "end" and not self._unrecorded and (knows_no_head or not (is_passing or status == 404)):
+        elif probe == "end" and not self._held and (knows_no_head or not (is_passing or status == 404)):
             # Nothing is known but that the response has ended in order.
             self._enter(StreamState.STOPPED if self.stopping else StreamState.DONE)
         elif not knows_no_head:
@@ -279,17 +294,16 @@ class Resumption:
         """Tell the end of the stream from a stream that is silent, and from one that goes on elsewhere."""
         status = headers.get("x-stream-status", "")
         total = whole_number(headers.get("x-stream-total-bytes"))
-        # Without event ids, only this shows that what the server said last is the recorded end.
-        is_recorded = bool(self._unrecorded) and status in _BAD_ENDS and total == self.offset + self._unrecorded
-        if is_recorded:
-            self.offset += self._unrecorded
-        is_all = total == self.offset or (has_ended and total is None and not self._unrecorded)
+        # It is in the log, so it will come again: an end that was recorded without an id, or half an event.
+        if self._held and total == self.offset + len(self._held):
+            self._holds_back = False
+        is_all = total == self.offset or (has_ended and total is None and not self._held)
         if is_all and (status == ResumableStatus.COMPLETED or (has_ended and not status)):
             self._enter(StreamState.DONE)
         elif is_all and status in _BAD_ENDS:
             failure = self.conclude(_BAD_ENDS[status](status, "The stream did not complete."))
             # An event stream has said so in its last event.
-            self._failure = None if is_recorded or (has_ended and self._is_event_stream) else failure
+            self._failure = None if has_ended and self._is_event_stream else failure
         else:
             if is_all:
                 # Nothing is missing, so nothing has failed.

@@ -120,13 +120,20 @@ def replay_url(head: Head) -> str | None:
 
 
 def first_offset(request: httpx.Request) -> int | None:
-    """Where the answer to a request begins, which may be a replay; `None` if the request does not say."""
+    """Where the answer to a request begins if it is a replay; `None` if the request does not say."""
     query = parse_qs(urlsplit(str(request.url)).query)
     is_get = request.method == "GET"
     if "last-event-id" in request.headers or not (_EVENTS | _PARTS if is_get else _EVENTS).isdisjoint(query):
         return None
-    # A POST may have a `from` of the application's own; it is no replay.
-    return whole_number(query.get("from", ["0"])[-1]) if is_get else 0
+    # What is no number is refused as a place in a replay, so it is one in something else.
+    return (is_get and whole_number(query.get("from", [""])[-1])) or 0
+
+
+def is_replay(url: str, replay_url: str) -> bool:
+    """Whether `url` is that of a replay, in either form: a `from` of any other is the application's own."""
+    asked, kept = httpx.URL(url), httpx.URL(replay_url).path
+    # A proxy may have removed a part of the path, which the server does not know of then.
+    return asked.path.endswith(kept) or f"{asked.path}/{asked.params.get('conv_id')}".endswith(kept)
 
 
 def whole_number(text: str | None) -> int | None:
@@ -207,15 +214,13 @@ class Decoder:
         """What the stream last asked its clients to wait, in milliseconds."""
         self._form = form
         self._charset = charset
-        self.pending = bytearray()
-        """What has come of the next item."""
+        self._pending = bytearray()
         self._may_have_bom = offset == 0
         self._last_id = ""
 
-    def feed(self, data: bytes, *, final: bool = False, up_to: int | None = None) -> Iterator[Item]:
-        """Take bytes `up_to` a position; return the items that are whole by now. `final` ones make the rest whole."""
-        pending = self.pending
-        self.offset = self.offset if up_to is None else up_to - len(data) - len(pending)
+    def feed(self, data: bytes, *, final: bool = False) -> Iterator[Item]:
+        """Take the next bytes; return the items that are whole by now. `final` ones make the rest whole."""
+        pending = self._pending
         # The end that is looked for has at most four bytes, and some of them may have come before.
         position = max(0, len(pending) - 3)
         pending += data
@@ -227,7 +232,7 @@ class Decoder:
         del pending[:start]
 
     def _cut(self, position: int, *, final: bool) -> Iterator[tuple[bytes, int]]:
-        pending = self.pending
+        pending = self._pending
         start = 0
         if self._form != "iter_bytes":
             while match := _ENDS[self._form].search(pending, position):

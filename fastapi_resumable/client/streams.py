@@ -44,7 +44,7 @@ class ResumableStream:
     @property
     def offset(self) -> int:
         """The position right after what has been delivered: with `id` and `epoch`, all that `resume` needs."""
-        return min(self._offset, self._machine.offset)
+        return self._offset
 
     @property
     def status_code(self) -> int:
@@ -106,8 +106,6 @@ class BaseStream(ResumableStream):
         self._ended = False
         self._raises = True
         self._failure: StreamIncomplete | None = None
-        self._unrecorded: tuple[Item, StreamIncomplete] | None = None
-        """What the server said last, if it is not in the log, as it seems."""
 
     def events(self, terminal_events: TerminalEvents = "raise") -> Items[ServerSentEvent]:
         """Iterate over server-sent events, each once, in order.
@@ -150,8 +148,6 @@ class BaseStream(ResumableStream):
                 raise ClientError(f"The answer is {content_type!r}, not text/event-stream: use iter_lines().")
             self._decoder = Decoder(form, self._offset, charset_of(content_type))
             self._form = form
-            if form == "events":
-                self._machine.pending = self._decoder.pending
         return Items(self)
 
     async def next_item(self) -> Item | None:
@@ -168,8 +164,6 @@ class BaseStream(ResumableStream):
             # At the end of a stream that is not complete, its last line may be half of one; it is not handed out.
             if data or self.state is StreamState.DONE:
                 await self._decode(data, final=not data)
-            elif self.state is StreamState.FAILED and self._unrecorded is not None:
-                self._conclude(*self._unrecorded)
         # The offset moves with each item that is handed out, and not with what has come: `resume` goes on after it.
         item = self._items.popleft()
         self._offset = item.offset
@@ -177,36 +171,28 @@ class BaseStream(ResumableStream):
 
     async def _decode(self, data: bytes, *, final: bool) -> None:
         """Take what has come; look for the event by which a stream says that it did not complete."""
-        decoder, self._unrecorded = self._decoder, None
-        for item in decoder.feed(data, final=final, up_to=self._machine.offset):
+        for item in self._decoder.feed(data, final=final):
             failure = terminal(item.value) if self._form == "events" else None
             if failure is None:
                 self._items.append(item)
-            # What is in the log has an id of its epoch and its end. Without one, this server may only have lost its
-            # store; the machine asks how the stream is when the response ends.
-            elif failure.code == "store_unavailable" and item.value.id != f"{self.epoch}-{item.offset}":
-                self._unrecorded = item, failure
-            else:
-                await self._engine.close()
-                self._conclude(item, failure)
-                return
-        if decoder.retry is not None:
-            self._machine.wait_at_least(decoder.retry)
-
-    def _conclude(self, item: Item, failure: StreamIncomplete) -> None:
-        self._failure = self._machine.conclude(failure)
-        if not self._raises:
-            self._failure = None
-            self._items.append(item)
+                continue
+            await self._engine.close()
+            self._failure = self._machine.conclude(failure)
+            if not self._raises:
+                self._failure = None
+                self._items.append(item)
+            return
+        if self._decoder.retry is not None:
+            self._machine.wait_at_least(self._decoder.retry)
 
     async def _open(self) -> None:
         await self._engine.load()
         if await self._engine.open():
-            self._first = self._engine.head
+            self._first, self._offset = self._engine.head, self._machine.offset
 
     async def _stop(self) -> None:
         # A stop of a stream that has ended would delete it for readers that come later.
-        if not self._machine.is_over:
+        if self.state not in (StreamState.DONE, StreamState.STOPPED, StreamState.FAILED):
             await self._engine.stop(self._backoff)
 
     async def _close(self) -> None:
@@ -243,7 +229,7 @@ class ClientStream(BaseStream):
     def stop(self) -> None:
         """Stop the stream at the server. What has come so far can still be read; then the iteration ends.
 
-        May be called from another thread. If the stream has ended, this does nothing.
+        May be called from another thread, and after `close`. If the stream has ended, this does nothing.
 
         Raises:
             ClientError: The server did not confirm it.

@@ -250,6 +250,13 @@ def test_leaving_is_not_stopping(server: Server, stage: Stage, backoff: Backoff)
         assert f"finished:{name}" not in stage.until(f"ended:{name}")
         assert client.lookup([stream.id]) == []
 
+        with client.stream("POST", "/script", **script(*sends(b"data: 1\n\n"), forever())) as stream:
+            pass
+        assert len(client.lookup([stream.id])) == 1
+        stream.stop()
+        assert client.lookup([stream.id]) == []
+        assert stream.state is StreamState.DETACHED
+
 
 def test_a_stream_can_be_stopped_from_another_thread(server: Server, backoff: Backoff) -> None:
     """The one that reads just ends; others are told."""

@@ -127,6 +127,32 @@ def test_a_replay_from_the_middle_survives_cuts_too(server: Server, backoff: Bac
         assert line.cuts > 5
 
 
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [("/v1/stream/a/b", 2), ("/api/v1/stream/a/b", 2), ("/v1/stream?conv_id=a/b", 2), ("/export", 0), ("/a/b", 0)],
+)
+def test_only_the_from_of_a_replay_is_a_place_in_the_stream(path: str, place: int, backoff: Backoff) -> None:
+    """An endpoint may have a parameter of that name, too."""
+    asked: list[str] = []
+
+    class Cut(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"abc"
+            raise httpx.ReadError("the connection broke")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = {"Content-Location": "/v1/stream/a/b", "X-Stream-Epoch": "mfrggzdfmztwq2lk"}
+        if request.method == "HEAD":
+            return httpx.Response(200, headers={**headers, "X-Stream-Status": "completed"})
+        asked.append(request.url.params["from"])
+        return httpx.Response(200, headers=headers, stream=Cut()) if len(asked) == 1 else httpx.Response(404)
+
+    transport = ResumableTransport(httpx.MockTransport(answer), backoff=backoff)
+    with httpx.Client(transport=transport) as http, pytest.raises(httpx.ReadError, match="404"):
+        http.get(f"http://server{path}", params=[*httpx.URL(path).params.multi_items(), ("from", "2")])
+    assert asked == ["2", str(place + 3)]
+
+
 @pytest.mark.parametrize("place", ["starting_after", "lastEventId", "last_event_id", "startIndex"])
 def test_a_replay_from_an_event_is_never_gone_on_with_at_a_wrong_place(place: str) -> None:
     """It is not known at which offset its answer begins, so that a cut is an error, as without the transport."""
