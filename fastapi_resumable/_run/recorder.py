@@ -64,6 +64,7 @@ class Recorder:
         self._on_begin: Callable[[WritableStream], None] | None = on_begin
         self._pass_on: Callable[[Message], Awaitable[None]] | None = pass_on
         self._end_delay = end_delay
+        self._writing = asyncio.Lock()
         self.settled = asyncio.Event()
         """Set when it is known whether there will be a stream."""
 
@@ -163,19 +164,26 @@ class Recorder:
 
     async def _write(self, chunk: bytes) -> None:
         """Record a chunk of any size; wait while the slowest attached reader is too far behind."""
-        stream = self._stream = self._producer.stream
+        stream = self._producer.stream
         assert stream is not None
-        size = stream.piece
-        for start in range(0, len(chunk), size):
-            piece = chunk[start : start + size]
-            if start:
-                await asyncio.sleep(0)
-            while not stream.offer(piece, monotonic()):
-                if stream.closed:
-                    await self._refuse()
-                    return
-                await stream.wait_for_room(len(piece))
-        self._producer.last_write = monotonic()
+        # An application may send from several tasks, as sse-starlette does its keep-alives, and nothing may come into
+        # the middle of a chunk.
+        async with self._writing:
+            # So that meanwhile none takes the short way.
+            self._stream = None
+            size = stream.piece
+            for start in range(0, len(chunk), size):
+                piece = chunk[start : start + size]
+                if start:
+                    await asyncio.sleep(0)
+                while not stream.offer(piece, monotonic()):
+                    if stream.closed:
+                        await self._refuse()
+                        return
+                    await stream.wait_for_room(len(piece))
+            self._producer.last_write = monotonic()
+            if self._on_begin is not None:
+                self._stream = stream
 
     async def _refuse(self) -> None:
         """Handle a message after a stop.

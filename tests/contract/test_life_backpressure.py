@@ -378,3 +378,53 @@ async def test_a_reader_that_comes_late_starts_at_the_oldest_byte_and_reads_to_t
     assert dropped > 0
     assert body == tap.whole[dropped:]
     assert late.clean
+
+
+class FromTwoTasks(StreamingResponse):
+    """Sends events by one task and comments by another, as sse-starlette does its keep-alives."""
+
+    def __init__(self, event: bytes, comments: asyncio.Event) -> None:
+        super().__init__((), media_type="text/event-stream")
+        self.event = event
+        self.comments = comments
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send."""
+
+        async def parts(part: bytes) -> None:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+
+        async def comment() -> None:
+            await self.comments.wait()
+            await parts(b": ping\r\n\r\n")
+
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(comment())
+            for _ in range(8):
+                await parts(self.event)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+@pytest.mark.parametrize("size", [1 * KIB, 40 * KIB])
+async def test_an_application_may_send_from_several_tasks_while_a_reader_is_behind(size: int) -> None:
+    """Each of its parts is recorded whole, however large, and each task goes on when the reader does."""
+    resumable = make(max_stream_bytes=4 * size, stall_timeout=600.0)
+    app, comments = FastAPI(), asyncio.Event()
+    event = b"data: " + b"x" * size + b"\n\n"
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat() -> Any:
+        return FromTwoTasks(event, comments)
+
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers={ID: "chat-1"})
+        await stalled(exchange)
+        await settle(500)
+        comments.set()
+        await settle(500)
+        exchange.resume()
+        body = await exchange.rest()
+    assert data_of(body) == ["x" * size] * 8
+    assert body.count(b": ping\r\n") == 1
