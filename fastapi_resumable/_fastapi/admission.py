@@ -28,6 +28,7 @@ from .._run.replay import counting_refusals, replay
 from .._stream.stream import Stream
 from ..exceptions import InvalidStreamId, ResumableError, StoreUnavailable, StreamPending
 from ..settings import IdDependency, ResumableOptions
+from .internals import threaded_generator
 from .request import (
     WHITESPACE,
     Paths,
@@ -280,12 +281,17 @@ class Admission:
     async def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Run an `async def` endpoint, or return what stands in for its result."""
         answer = await self.enter()
-        return await call() if answer is None else answer
+        return self.note_response(await call()) if answer is None else answer
 
     def run_in_thread(self, call: Callable[[], Any]) -> Any:
         """The same for a `def` endpoint, from within the thread that FastAPI runs it in."""
         answer = anyio.from_thread.run(self.enter)
-        return call() if answer is None else answer
+        return self.note_response(call()) if answer is None else answer
+
+    def note_response(self, response: Any) -> Any:
+        """Return what the endpoint has returned, or FastAPI made of it, and note what generates it."""
+        self.generators += getattr(response, "body_iterator", None), threaded_generator(response)
+        return response
 
     async def close_generators(self) -> None:
         """Close what the endpoint generates before its dependencies are closed; a stop may leave it suspended."""

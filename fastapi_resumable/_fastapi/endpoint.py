@@ -9,13 +9,12 @@ import asyncio
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import anyio.from_thread
 from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
-from starlette.types import Scope
 
 from .._run.exchange import close_generator
 from .._run.producer import Producer
@@ -23,6 +22,9 @@ from . import internals
 from .admission import Admission, Service
 from .request import body_again
 from .responses import AnswerRoute, EndpointAdmission, record
+
+if TYPE_CHECKING:
+    from fastapi.dependencies.models import Dependant
 
 _REQUEST = "fastapi_resumable_request"
 _INTERCEPTED = "__fastapi_resumable_intercepted__"
@@ -170,16 +172,13 @@ async def handle_of(request: Request, service: Service) -> ResumableStream:
         # So that the request is freed when it is over: nothing leads from it back to itself.
         internals.dependency_stack(request.scope).callback(request.scope.pop, key, None)
         # A resume is answered there, in place of the endpoint.
-        intercept_endpoint(request.scope, service)
+        intercept(internals.running_dependants(request.scope), service)
     return ResumableStream(admission)
 
 
-def intercept_endpoint(scope: Scope, service: Service) -> None:
-    """Put an interceptor before the endpoint of the route that serves this request, if it has none yet.
-
-    Requests without an admission go by it.
-    """
-    for dependant in internals.running_dependants(scope):
+def intercept(dependants: "list[Dependant]", service: Service) -> None:
+    """Put interceptors before endpoints that have none yet. Requests without an admission go by them."""
+    for dependant in dependants:
         endpoint, name = dependant.call, dependant.request_param_name
         if endpoint is None or service.scope_key in getattr(endpoint, _INTERCEPTED, ()):
             continue

@@ -5,7 +5,7 @@
 2. `Request._send`: `Prefer: respond-async` is answered while the endpoint is still at work, and has returned nothing.
 3. `scope["fastapi_inner_astack"]`, the stack of the request's dependencies: they are to be closed in a shield when the
    server has cancelled the request, and to see how the stream ended.
-4. `Dependant.call` and `.request_param_name`, of the route that runs, or of its inclusion that runs: for the
+4. `Dependant.call` and `.request_param_name`, of the route that runs or will, or of its inclusion: for the
    interceptor. Nothing public comes after the last parameter was validated and before the endpoint runs, which is
    where a resume has to be answered.
 5. `scope["fastapi_async_cleanup_scopes"]`: the cancel scope that newer FastAPI keeps open until the dependencies are
@@ -17,15 +17,15 @@
 """
 
 import inspect
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import AsyncExitStack
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope
 from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -61,7 +61,34 @@ def cleanup_scope(scope: Scope) -> CancelScope | None:
     return found
 
 
-def running_dependants(scope: Scope) -> "Iterator[Dependant]":
+def _all_routes(routes: Iterable[Any]) -> Iterator[Any]:
+    """Routes, and those of included routers. Since 0.137 each of those has a context for each inclusion."""
+    for route in routes:
+        yield from route.effective_route_contexts() if hasattr(route, "effective_route_contexts") else (route,)
+
+
+def dependants_at(routes: Iterable[Any], scope: Scope) -> "list[Dependant]":
+    """The dependencies and the endpoints of FastAPI's routes, of mounted applications too, at the path of a request.
+
+    None if the request is for a route of another kind.
+    """
+    found: list[Dependant] = []
+    for route in _all_routes(routes):
+        match, child_scope = route.matches(scope)
+        if match is not Match.NONE:
+            mounted = getattr(getattr(route, "starlette_route", None) or route, "routes", None)
+            found += dependants_at(mounted or (), {**scope, **child_scope}) or _dependants_of(route)
+        if match is Match.FULL:
+            break
+    return found
+
+
+def _dependants_of(route: Any) -> "list[Dependant]":
+    dependant: Any = getattr(route, "dependant", None)
+    return [] if getattr(dependant, "call", None) is None else [dependant]
+
+
+def running_dependants(scope: Scope) -> "list[Dependant]":
     """The dependencies and the endpoint of the route that serves the request; none if that is no route of FastAPI's.
 
     Since 0.137 an included route has them once for each inclusion, in a context that stands beside `scope["route"]`. It
@@ -72,14 +99,8 @@ def running_dependants(scope: Scope) -> "Iterator[Dependant]":
     running = [context or route]
     if context is not None and context.original_route is not route:
         routes = getattr(getattr(scope.get("app"), "router", None), "routes", ())
-        included = (
-            router.effective_route_contexts() for router in routes if hasattr(router, "effective_route_contexts")
-        )
-        running = [route, *(each for each in chain(*included) if each.original_route is route)]
-    for each in running:
-        dependant: Any = getattr(each, "dependant", None)
-        if getattr(dependant, "call", None) is not None:
-            yield dependant
+        running = [route, *(each for each in _all_routes(routes) if getattr(each, "original_route", None) is route)]
+    return [dependant for each in running for dependant in _dependants_of(each)]
 
 
 def threaded_generator(response: Response) -> Generator[Any, Any, Any] | None:

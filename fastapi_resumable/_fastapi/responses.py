@@ -51,6 +51,12 @@ async def run_recorded(exchange: Exchange, app: ASGIApp, scope: Scope, _receive:
         log_failure(exchange, exc)
 
 
+async def run_to_the_end(exchange: Exchange, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    await run_recorded(exchange, app, scope, receive, send)
+    if exchange.cancelled is not None:
+        raise exchange.cancelled
+
+
 class RecordedResponse(Response):
     """Mixed into the class of a user's response: sent through a log."""
 

@@ -27,9 +27,10 @@ from ..stores.memory import MemoryStore
 from ..telemetry import Telemetry
 from .admission import Service, http_errors
 from .ai_sdk import build_ai_sdk_router
+from .application import routes_of, serve
 from .endpoint import ResumableStream, decorate, handle_of
 from .openapi import ReplayQuery
-from .route import route_class, serve
+from .route import route_class
 from .router import build_router, replay_stream, stop_stream
 
 _HookT = TypeVar("_HookT", bound=Hook)
@@ -140,7 +141,7 @@ class Resumable:
             HTTPException: The request is refused.
             Exception: What `app` raised before it began to answer.
         """
-        await serve(self._service, app, scope, receive, send, headers, {})
+        await serve(self._service, app, scope, receive, send, headers, {}, routes_of(app))
 
     # For routes of the application's own.
 
@@ -201,8 +202,8 @@ class Resumable:
 class ResumableMiddleware:
     """Makes the given paths of an application resumable, also if the application is not FastAPI's.
 
-    A resume is answered here, before the application can check the user. Set `owner`, so that only the user who started
-    a stream can read it; without it, anyone who knows an id can read its stream, and replace it.
+    The dependencies of a FastAPI endpoint run before anything is answered from a log. Any other application cannot
+    check the user before that: set `owner` then, so that only the user who started a stream can read or replace it.
 
     Args:
         app: The application.
@@ -220,12 +221,6 @@ class ResumableMiddleware:
         self._resumable = resumable
         # Starlette's own compiler, so that paths and their parameters mean here what they mean in a route.
         self._paths = [compile_path(path) for path in paths]
-        if resumable.settings.owner is None:
-            resumable._service.warn_once(  # noqa: SLF001  # of this module
-                "ResumableMiddleware answers a resume before the application can check the user: without `owner`, "
-                "anyone who knows a stream id can read that stream, and replace it. "
-                "Set Resumable(owner=...) to a dependency that returns the user's id."
-            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application in the background, if the request is for one of the paths and names a stream."""
@@ -249,7 +244,8 @@ class ResumableMiddleware:
         # The log holds the application's own bytes; a compression inside it would be recorded.
         headers = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
         service = self._resumable._service  # noqa: SLF001  # of this module
-        await serve(service, self._app, scope, receive, send, headers, path_params)
+        routes = routes_of(self._app, scope.get("app"))
+        await serve(service, self._app, scope, receive, send, headers, path_params, routes)
 
     def _match(self, scope: Scope) -> dict[str, Any] | None:
         """The path parameters of a request for one of the paths; `None` if it is for none."""

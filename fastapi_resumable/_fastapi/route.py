@@ -1,4 +1,4 @@
-"""The face that records more than a response: the route class; and `serve`, which records any ASGI application.
+"""The face that records more than a response: the route class.
 
 A route of the class runs in a task of its own. It stops before its endpoint until the request is admitted, and
 goes on from there as the application that is recorded. So all that hangs on the request is in that task, and endpoints
@@ -13,15 +13,14 @@ import anyio
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .._run.body import RequestBody
-from .._run.exchange import Exchange
 from .._run.recorder import inner_scope
-from .admission import END_DELAY, Admission, Identity, Service, http_errors
-from .endpoint import intercept_endpoint
-from .internals import threaded_generator
-from .responses import run_recorded
+from . import internals
+from .admission import END_DELAY, Admission, Identity, Service
+from .endpoint import intercept
+from .responses import run_to_the_end
 
 
 class RouteAdmission(Admission):
@@ -52,10 +51,6 @@ class RouteAdmission(Admission):
         if self._refusal is not None:
             raise self._refusal
         return self._answer
-
-    def note_response(self, response: Response) -> None:
-        """Note what the endpoint has returned, or FastAPI made of it."""
-        self.generators += getattr(response, "body_iterator", None), threaded_generator(response)
 
     async def serve(self, route: ASGIApp, scope: Scope) -> None:
         """Serve the request.
@@ -129,7 +124,7 @@ class RouteAdmission(Admission):
             await self._wait_for(task)
 
         # Not with the scope of the route, in which the producer is the one of this exchange.
-        await _run_to_the_end(self.exchange, go_on, self.scope, self._body.receive, self._send)
+        await run_to_the_end(self.exchange, go_on, self.scope, self._body.receive, self._send)
 
     async def _wait_for(self, task: "asyncio.Task[None]") -> None:
         """Wait for the route; when this is cancelled, cancel that."""
@@ -143,54 +138,6 @@ class RouteAdmission(Admission):
             if task.cancelled() or task.exception() is None:
                 raise
         task.result()
-
-
-class AppAdmission(RouteAdmission):
-    """Admits one request to an application: runs it up to the end of the request's body, which is still on its way.
-
-    So a client that sends half a body holds no id, and takes no place from others.
-    """
-
-    is_of_app = True
-    end_delay = END_DELAY
-
-    async def serve(self, app: ASGIApp, scope: Scope) -> None:
-        """Serve the request.
-
-        Raises:
-            HTTPException: The request is refused.
-            Exception: What the application raised before the stream had begun.
-        """
-
-        async def up_to_admission(scope: Scope, receive: Receive, send: Send) -> None:
-            async def receive_and_enter() -> Message:
-                message = await receive()
-                if message["type"] == "http.request" and not message.get("more_body"):
-                    await self.enter()
-                return message
-
-            async def enter_and_send(message: Message) -> None:
-                await self.enter()
-                await send(message)
-
-            await app(scope, receive_and_enter, enter_and_send)
-
-        await super().serve(up_to_admission, scope)
-
-    async def _go_on(self, task: "asyncio.Task[None]") -> None:
-        answer = await self.decide()
-        if answer is None:
-            await super()._go_on(task)
-            return
-        task.cancel()
-        with http_errors():
-            await answer(self.scope, self._body.receive, self._send)
-
-
-async def _run_to_the_end(exchange: Exchange, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    await run_recorded(exchange, app, scope, receive, send)
-    if exchange.cancelled is not None:
-        raise exchange.cancelled
 
 
 def route_class(service: Service) -> type[APIRoute]:
@@ -226,46 +173,9 @@ def route_class(service: Service) -> type[APIRoute]:
             if identity is None:
                 await super().handle(scope, body.receive, send)
                 return
-            intercept_endpoint(scope, service)
+            intercept(internals.running_dependants(scope), service)
             admission = RouteAdmission(service, scope, identity, body, send)
             inner = inner_scope({**scope, service.scope_key: admission}, lambda: admission.producer)
             await admission.serve(super().handle, inner)
 
     return ResumableRoute
-
-
-async def serve(
-    service: Service,
-    app: ASGIApp,
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-    headers: list[tuple[bytes, bytes]] | None,
-    path_params: dict[str, Any],
-) -> None:
-    """Run any ASGI application recorded, if the request names a stream. See `Resumable.serve`."""
-    if scope["type"] != "http" or service.scope_key in scope:
-        await app(scope, receive, send)
-        return
-    body = RequestBody(receive, scope)
-    # The application does not see these: its routes may have other names for them.
-    request = {**scope, "path_params": {**scope.get("path_params", {}), **path_params}} if path_params else scope
-    identity = await service.identify(Request(request, body.peek), body.peek)
-    if identity is None:
-        await app(scope, body.receive, send)
-        return
-    inner = {**scope, "headers": scope["headers"] if headers is None else headers}
-    # One that is refused needs no more of its body, and a limit may have been the end of that.
-    if identity.refusal is None and not body.is_complete and (await body.peek()).get("more_body", True):
-        upload = inner[service.scope_key] = AppAdmission(service, request, identity, body, send)
-        await upload.serve(app, inner_scope(inner, lambda: upload.producer))
-        return
-    admission = inner[service.scope_key] = Admission(service, request, identity, body, send)
-    answer = await admission.decide()
-    if answer is not None:
-        with http_errors():
-            await answer(request, body.receive, send)
-    elif admission.exchange is None:
-        await app(scope, body.receive, send)
-    else:
-        await _run_to_the_end(admission.exchange, app, inner, body.receive, send)

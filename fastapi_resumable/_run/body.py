@@ -19,6 +19,7 @@ class RequestBody:
     is_complete = False
     """Whether all of the body has come."""
     _gone = False
+    _failure: Exception | None = None
 
     def __init__(self, receive: Receive, scope: Scope | None = None) -> None:
         """With the `scope` of a request of which no body was read yet; without it, some or all of it may have been."""
@@ -89,7 +90,14 @@ class RequestBody:
     async def _pull(self) -> Message:
         if self._gone:
             return DISCONNECT
-        message = await self._receive()
+        if self._failure is not None:
+            raise self._failure
+        try:
+            message = await self._receive()
+        except Exception as exc:
+            # A limit of the body's size, say. Asked again, the server might have nothing to say any more.
+            self._failure = exc
+            raise
         if message["type"] == "http.disconnect":
             self._gone = True
             if self._scope is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from starlette.types import Message, Scope, Send
 
 from .manager import StreamManager
-from .recorder import outer_producer
+from .recorder import find_outer
 from .servers import is_in_middleware, takes_cancellation, takes_close, takes_return, transport_of
 
 MARK_TIMEOUT = 1.0
@@ -64,7 +64,7 @@ async def break_off(why: str, manager: StreamManager, scope: Scope, send: Send, 
         StreamBroken: The server has to do it.
         QuietlyBroken: The same.
     """
-    if (producer := outer_producer(scope)) is not None:
+    if (producer := find_outer(scope)()) is not None:
         # Its clients are the ones to be broken off.
         await producer.fail("The answer ended before it was complete.")
         return

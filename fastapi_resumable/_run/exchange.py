@@ -22,7 +22,7 @@ from .errors import unwrap
 from .headers import identify
 from .manager import LAST_MOMENT
 from .producer import Producer
-from .recorder import Recorder, inner_scope, outer_producer
+from .recorder import Recorder, find_outer, inner_scope
 from .replay import reporting_failure, serve
 
 logger = logging.getLogger("fastapi_resumable")
@@ -44,8 +44,6 @@ class Exchange:
     _reading: Reading | None = None
     """How the client's reading of the stream came out."""
     _ending: asyncio.Task[None] | None = None
-    _outer: Producer | None = None
-    """The producer of another `Resumable` that records this request as well. It is the client then."""
 
     def __init__(
         self,
@@ -133,7 +131,7 @@ class Exchange:
 
     def _start(self, app: ASGIApp, scope: Scope, send: Send) -> None:
         producer, recorder, telemetry = self.producer, self.recorder, self._manager.telemetry
-        self._send, self._outer = send, outer_producer(scope)
+        self._send, self._find_outer = send, find_outer(scope)
         inner = inner_scope(scope, lambda: producer)
         producer.telemetry = telemetry.stream(producer.key.id, producer.reservation.epoch, inner, producer.created)
         producer.start(lambda: recorder.run(app, inner))
@@ -196,8 +194,8 @@ class Exchange:
 
     def _stop_with_outer(self) -> None:
         """A stop of a stream that records this request, too, is one of this stream, unlike a client's leaving."""
-        stopped = self._outer is not None and self._outer.stop_code in ("cancelled", "replaced")
-        if stopped and self._ending is None:
+        outer = self._find_outer()
+        if outer is not None and outer.stop_code in ("cancelled", "replaced") and self._ending is None:
             key, epoch = self.producer.key, self.producer.reservation.epoch
             stopping = self._manager.store.stop(key, epoch)
             self._ending = self._manager.tasks.spawn(stopping, name=f"resumable stop {key.id}")
@@ -229,7 +227,9 @@ class Exchange:
         if self._reader is not None:
             stream = self._reader.stream
             headers = identify(self.recorder.headers, stream, self._location)
-            disconnected = self._body.disconnected if self._outer is None else self._outer.disconnected
+            # Another `Resumable` that records this request as well is the client.
+            outer = self._find_outer()
+            disconnected = self._body.disconnected if outer is None else outer.disconnected
             telemetry = self.producer.telemetry
             send = self._send if telemetry is None else reporting_failure(self._send, telemetry)
             self._reading = await serve(self._reader, self._manager, headers, scope, send, disconnected)

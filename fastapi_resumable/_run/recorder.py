@@ -276,7 +276,10 @@ def inner_scope(scope: Scope, find_producer: Callable[[], Producer | None]) -> S
     return {**scope, "extensions": {}, "asgi": asgi, FIND_PRODUCER: find_producer}
 
 
-def outer_producer(scope: Scope) -> Producer | None:
-    """The producer of another `Resumable` that records what this request sends, if there is one."""
-    find: Callable[[], Producer | None] | None = scope.get(FIND_PRODUCER)
-    return None if find is None else find()
+def find_outer(scope: Scope) -> Callable[[], Producer | None]:
+    """What returns the producer of another `Resumable` that records what this request sends, once there is one.
+
+    Behind the middleware, both may decide at the same endpoint, and this one first.
+    """
+    find: Callable[[], Producer | None] = scope.get(FIND_PRODUCER, lambda: None)
+    return find

@@ -328,14 +328,16 @@ async def test_a_stop_of_a_queued_stream_reaches_those_who_wait_with_it() -> Non
     assert len(made.runs) == 1
 
 
+@pytest.mark.parametrize("kind", ["async generator", "sync generator"])
 @pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "middleware"])
-async def test_a_stop_closes_dependencies_after_the_generator(face: str) -> None:
+async def test_a_stop_closes_dependencies_after_the_generator(face: str, kind: str) -> None:
     """In order, and once."""
-    made = stage(face)
+    made = stage(face, kind)
     async with running(made.app) as client:
         exchange, run = await made.begin(client, "chat-1", "one")
         await client.delete("/v1/stream/chat-1")
         await exchange.rest()
+        run.put("two")  # a generator in a thread sees the stop when its next value comes
         await run.wait_closed()
         await exchange.served()
         await until(lambda: "session closed" in made.trace, "the session's close")

@@ -421,7 +421,7 @@ async def test_a_resume_at_the_endpoint_has_the_errors_of_the_replay_route(face:
     assert len(guarded.made.runs) == 1
 
 
-@pytest.mark.parametrize("face", ["decorator", "dependency", "route_class"])
+@pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "middleware"])
 async def test_a_resume_at_the_endpoint_passes_the_endpoints_auth(face: str) -> None:
     """Resuming is not a way round the login: the endpoint's dependencies run, and may refuse."""
     guarded = Guarded(face)
@@ -442,7 +442,7 @@ async def test_a_resume_at_the_endpoint_passes_the_endpoints_auth(face: str) -> 
     assert len(guarded.made.runs) == 1
 
 
-@pytest.mark.parametrize("face", ["decorator", "dependency", "route_class"])
+@pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "middleware"])
 async def test_a_resume_at_the_endpoint_is_no_failure_for_its_dependencies(face: str) -> None:
     """What stands after their `yield` runs: a resume that succeeds does not look like an exception to a session."""
     guarded = Guarded(face)

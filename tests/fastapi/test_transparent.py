@@ -12,10 +12,13 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from pydantic import AfterValidator
 from starlette.applications import Starlette
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.routing import Route
 
 from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream, header
-from tests.support.asgi import running, until
+from tests.support.asgi import data_of, running, until
 from tests.support.life_apps import YIELDS
 
 ID = "X-Conversation-Id"
@@ -282,9 +285,16 @@ def nothing() -> None:
     """No check."""
 
 
-FACES = ("decorator", "dependency", "route_class")
+FACES = ("decorator", "dependency", "route_class", *(AROUND := ("middleware", "mounted", "base_http", "wrapped")))
+"""`mounted`: in an application that has the middleware; `base_http`: another middleware is in between;
+`wrapped`: around a mounted application and another middleware."""
 KINDS = ("async def", "def", *(("yield",) if YIELDS else ()))
 AUTHS = ("shared", "route", "parameter", "app")
+
+
+async def pass_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    """A middleware that changes nothing."""
+    return await call_next(request)
 
 
 def guarded(face: str, auth: str, kind: str, resumable: Resumable) -> tuple[FastAPI, list[str]]:
@@ -309,7 +319,8 @@ def guarded(face: str, auth: str, kind: str, resumable: Resumable) -> tuple[Fast
 
     def endpoint_for(key: str) -> Any:
         Guard = Annotated[None, Depends(refusing if auth == "shared" else nothing)]  # noqa: N806  # a type
-        Trace = Annotated[Any, Depends(tracing if auth == "shared" and face != "route_class" else nothing)]  # noqa: N806
+        is_traced = auth == "shared" and face in ("decorator", "dependency")
+        Trace = Annotated[Any, Depends(tracing if is_traced else nothing)]  # noqa: N806
 
         async def chat(trace: Trace, guard: Guard, key: Annotated[Checked, Query()]) -> Any:
             return response()
@@ -337,11 +348,24 @@ def guarded(face: str, auth: str, kind: str, resumable: Resumable) -> tuple[Fast
         resumable.stream(endpoint) if face == "decorator" else endpoint
     )
     app.include_router(router)
+    if face == "mounted":
+        inner, app = app, FastAPI()
+        app.include_router(resumable.router)
+        app.mount("/", inner)
+    if face == "wrapped":
+        inner, app = app, FastAPI()
+        app.include_router(resumable.router)
+        app.mount("/", ResumableMiddleware(CORSMiddleware(inner), resumable=resumable, paths=["/chat"]))
+    if face == "base_http":
+        app.add_middleware(BaseHTTPMiddleware, dispatch=pass_on)
+    if face in AROUND and face != "wrapped":
+        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
     return app, runs
 
 
 @pytest.mark.parametrize(
-    ("face", "kind"), [(face, kind) for face in FACES for kind in KINDS if kind != "yield" or face == "route_class"]
+    ("face", "kind"),
+    [(face, kind) for face in FACES for kind in KINDS if kind != "yield" or face in ("route_class", *AROUND)],
 )
 @pytest.mark.parametrize("auth", AUTHS)
 async def test_a_stranger_learns_nothing_of_a_stream(face: str, kind: str, auth: str) -> None:
@@ -525,19 +549,29 @@ async def test_several_decorators_on_one_endpoint(kind: str) -> None:
     assert first.body.count(b"data: hello") == second.body.count(b"data: hello") == 1
 
 
-def test_the_middleware_without_an_owner_says_what_it_cannot_check(caplog: pytest.LogCaptureFixture) -> None:
-    """Once."""
-    resumable = Resumable()
-    for _ in range(2):
-        ResumableMiddleware(FastAPI(), resumable=resumable, paths=["/chat"])
-    assert caplog.text.count("without `owner`") == 1
-    caplog.clear()
-    ResumableMiddleware(FastAPI(), resumable=Resumable(owner=lambda: "alice"), paths=["/chat"])
-    assert caplog.text == ""
-
-
 async def one_word(_request: Any) -> StreamingResponse:
     return StreamingResponse(words("hello"), media_type="text/event-stream")
+
+
+@pytest.mark.parametrize(("is_fastapi", "owner"), [(False, None), (False, "alice"), (True, None)])
+async def test_the_middleware_says_once_where_it_cannot_check_the_user(
+    is_fastapi: bool, owner: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is an endpoint which is not FastAPI's; an owner is a check."""
+    resumable = Resumable(owner=None if owner is None else lambda: owner)
+    app: Any = FastAPI()
+    if is_fastapi:
+        app.post("/chat")(functools.partial(one_word, None))
+    else:
+        app.add_route("/chat", one_word, methods=["POST"])
+    app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    outer = FastAPI()
+    outer.include_router(resumable.router)
+    outer.mount("/", app)
+    async with running(outer) as client:
+        for _ in range(2):
+            assert data_of((await client.post("/chat", headers={ID: "a"})).body) == ["hello"]
+    assert caplog.text.count("anyone who knows a stream id") == (not is_fastapi and owner is None)
 
 
 @pytest.mark.parametrize("around", ["a mount", "the application"])
