@@ -280,6 +280,9 @@ async def close_generator(generator: object) -> None:
     if (aclose := getattr(generator, "aclose", None)) is not None:
         with anyio.CancelScope(shield=True):
             await aclose()
+            # It drops any generator that it has iterated, which the event loop then closes in its next turns.
+            for _ in range(3):
+                await asyncio.sleep(0)
     elif (close := getattr(generator, "close", None)) is not None and not getattr(generator, "gi_running", False):
         with anyio.CancelScope(shield=True):
             await run_in_threadpool(close)

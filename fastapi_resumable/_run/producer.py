@@ -25,6 +25,8 @@ from .manager import StreamManager
 
 logger = logging.getLogger("fastapi_resumable")
 
+STOP_TURNS = 16
+"""Turns of the event loop from a stop to the cancellation: what is due by then is sent, through middleware, too."""
 HOOK_PATIENCE = 0.1
 """Seconds for which a request that is over waits for its hooks: an event loop that is closed next cancels them."""
 
@@ -257,9 +259,9 @@ class Producer:
         self._scope.cancel()
 
     async def _wind_up(self, task: asyncio.Task[None], listens: bool) -> None:
-        # An application that waits in `send` goes on to its own next `await` first: a generator that is cancelled there
-        # closes itself, while one that waits for its caller would be left to the garbage collector.
-        for _ in range(3):
+        # An application that sends, or is about to, goes on to its own next `await` first: a generator that is
+        # cancelled there closes itself, while one that waits for its caller would be left to the garbage collector.
+        for _ in range(STOP_TURNS):
             await asyncio.sleep(0)
         grace = self.manager.settings.stop_grace
         if listens:

@@ -14,6 +14,9 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from packaging.version import Version
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
 
 from fastapi_resumable import Resumable, ResumableMiddleware
 from tests.support.asgi import running, settle, terminal_of, until, without_epochs
@@ -156,6 +159,54 @@ async def test_a_stop_closes_a_busy_generator_before_what_it_uses(face: str) -> 
         await client.delete("/v1/stream/chat-1")
         await exchange.served()
     assert trace == ["generator closed", "session closed"]
+
+
+async def test_a_stop_closes_a_generator_first_that_goes_on_just_then_behind_a_middleware() -> None:
+    """The stream by which a `BaseHTTPMiddleware` hands on a chunk takes none from a task that is being cancelled."""
+    app, resumable, trace = FastAPI(), Resumable(), []
+    app.include_router(resumable.router)
+    goes_on = asyncio.Event()
+
+    async def words() -> AsyncIterator[str]:
+        try:
+            yield "data: first\n\n"
+            await goes_on.wait()
+            yield "data: second\n\n"
+            await asyncio.Event().wait()
+        finally:
+            trace.append("generator closed")
+
+    async def session() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            trace.append("session closed")
+
+    @app.post("/chat")
+    async def chat(_: Annotated[None, Depends(session)]) -> StreamingResponse:
+        return StreamingResponse(words(), media_type="text/event-stream")
+
+    async def pass_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+    app.add_middleware(BaseHTTPMiddleware, dispatch=pass_on)
+    async with running(ResumableMiddleware(app, resumable=resumable, paths=["/chat"])) as client:
+        # How late the generator goes on, in turns of the event loop: a stop that was some work makes many things due.
+        for turns in range(10):
+            goes_on.clear()
+            exchange = client.start("POST", "/chat", headers={"X-Conversation-Id": "chat-1"})
+            await exchange.read_until(b"first")
+            await settle()
+            await resumable.stop("chat-1")
+            await _turns(turns)
+            goes_on.set()
+            await exchange.served()
+    assert trace == ["generator closed", "session closed"] * 10
+
+
+async def _turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 def _behind(made, path):
