@@ -127,7 +127,10 @@ export interface ResumableStream<Saved = unknown> extends EventTarget, AsyncIter
    * reload it continues from there; without a saved place, from the start. Call it now and then, or on `pagehide`.
    */
   save(value: Saved): void;
-  /** Stop the generation at the server, for everybody. Rejects if the server was not reached. */
+  /**
+   * Stop the generation at the server, for everybody; nothing if it has ended. Rejects if the server was not reached.
+   * Until its answer begins, the epoch is not known, so it stops whatever has the id then.
+   */
   stop(): Promise<void>;
   /** Stop following. The generation goes on. */
   detach(): void;

@@ -5,7 +5,6 @@ import { ResumableError } from "./request.js";
 
 const LF = 10;
 const CR = 13;
-const BEGINNING = 'event: error\ndata: {"code":"store_unavailable"';
 
 export interface Decoded {
   event: StreamEvent;
@@ -15,7 +14,7 @@ export interface Decoded {
 
 export class EventDecoder {
   /** The last `retry:`, in milliseconds. */
-  retry: number | undefined;
+  retry = 0;
   #text: TextDecoder;
   #line: number[] = [];
   #last = 0;
@@ -48,15 +47,6 @@ export class EventDecoder {
     }
   }
 
-  /** Drop what has come of an event, the end of `tail`, if it may be a part of `LOST_STORE`; return what was dropped. */
-  drop(tail: string) {
-    const part = tail.split(/\n[\r\n]+|\r\r/).at(-1) as string;
-    if (!part.startsWith(BEGINNING.slice(0, part.length))) return;
-    this.#line = [];
-    this.#fields = {};
-    return part;
-  }
-
   #read(line: string) {
     const [, field, value] = /^([^:\r\n]*):? ?([^\r\n]*)/.exec(line) as unknown as [string, string, string];
     const before = this.#fields[field];
@@ -74,8 +64,17 @@ export function readTerminal({ type, data }: StreamEvent) {
   } catch {}
 }
 
-/** The event by which a server says, at the end of a response, that it has lost its store. It is not in the log. */
-export const LOST_STORE = RegExp(`${BEGINNING}.*\n\n$`);
+const OUTAGE = 'event: error\ndata: {"code":"store_unavailable"';
+const LAST_EVENT = /(?:\n[\r\n]*\n|\r\r)(.*\n?.*\n?\n?)$/;
+
+/**
+ * How many of the last bytes may be the event by which a server ends a response because it has lost its store, or the
+ * beginning of it. In the log, that event has an id.
+ */
+export function measureOutage(tail: string) {
+  const [, event = ""] = LAST_EVENT.exec(tail) ?? [];
+  return OUTAGE.startsWith(event.slice(0, OUTAGE.length)) ? event.length : 0;
+}
 
 /** The bytes of a character that is not whole at the end of three bytes. */
 export const PART_OF_CHARACTER = /[\xc0-\xff]$|[\xe0-\xff].$|[\xf0-\xff]..$|$/s;

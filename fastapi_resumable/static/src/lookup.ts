@@ -32,11 +32,12 @@ function begin(options?: RequestOptions): Batch {
 }
 
 async function request(ids: string[], options?: RequestOptions) {
-  const items: StreamItem[] = [];
+  const items = new Map<string, StreamItem>(); // by id, as an item may be asked for in two requests
   while (ids.length) {
     const body = JSON.stringify({ conversation_ids: ids.splice(0, MOST_IDS) });
     const url = `${options?.prefix ?? PREFIX}/streams/lookup`;
-    items.push(...(await (await send(url, { ...options, method: "POST", body })).json()));
+    const found: StreamItem[] = await (await send(url, { ...options, method: "POST", body })).json();
+    found.forEach((item) => items.set(item.conversation_id, item));
   }
-  return items;
+  return [...items.values()];
 }

@@ -62,7 +62,7 @@ export async function ask(
   if (isForeign) init.credentials = "omit";
   return send(url + (url.includes("?") ? "&" : "?") + query, init).catch((refusal: ResumableError) => {
     if (isForeign && [401, 403, 404].includes(refusal.status)) {
-      refusal.message += ` (${originOf(url)} got no credentials: the first request went to ${origin}.)`;
+      refusal.message += ` (${originOf(url)} got no credentials: they are for ${origin}.)`;
     }
     throw refusal;
   });

@@ -1,7 +1,7 @@
 /** One stream, over however many connections. */
 
 import type { FollowOptions, StreamState, StreamEvent } from "../resumable.js";
-import { EventDecoder, LOST_STORE, PART_OF_CHARACTER, readTerminal } from "./events.js";
+import { EventDecoder, measureOutage, PART_OF_CHARACTER, readTerminal } from "./events.js";
 import { keep, type Place } from "./place.js";
 import { ask, NOT_NOW, ResumableError, send } from "./request.js";
 import { clipDelay, STOP_PATIENCE, SUSPICIOUS_SILENCE, Timers } from "./time.js";
@@ -9,8 +9,8 @@ import { clipDelay, STOP_PATIENCE, SUSPICIOUS_SILENCE, Timers } from "./time.js"
 type Options = FollowOptions & { method?: string | undefined; body?: unknown };
 type Bytes = Uint8Array<ArrayBuffer>;
 
-/** So many of the last bytes of a response are kept. */
-const MAX_TAIL = 999;
+/** The last bytes of a chunk, a character for each: enough for what a server says of its store. */
+const readBytes = (chunk: number[]) => String.fromCharCode(...chunk.slice(-999));
 
 export class Stream<Saved> extends EventTarget {
   state: StreamState = "connecting";
@@ -24,19 +24,19 @@ export class Stream<Saved> extends EventTarget {
   /** The next bytes. The first are read at once, so that the request is sent before the caller reads. */
   #next: Promise<Bytes | undefined>;
   #isTaken = false;
-  #decoder: EventDecoder | undefined;
   #isOver = false;
   #isStopped = false;
   #connection = new AbortController();
   #body: ReadableStreamDefaultReader<Bytes> | undefined;
-  /** Whether nothing has come on this connection yet. */
+  /** Whether nothing has been delivered of this connection yet. */
   #isFresh = true;
-  /** What has come last, a character for each byte. */
+  /** The last three bytes that were delivered, a character for each. */
   #tail = "";
   /** Whether the answer can be had again. If not, an earlier one may be recorded under its id. */
   #isRecorded = true;
-  /** The last event, if it says that the server has lost its store. */
-  #lostStore: ResumableError | undefined;
+  /** What came after that and is not delivered, because it is not in the log, as it seems. */
+  #held: number[] = [];
+  #holdsBack = true;
   /** Removes the listeners of the page's events. */
   #pageListeners = new AbortController();
 
@@ -80,10 +80,15 @@ export class Stream<Saved> extends EventTarget {
     if (!this.#isOver) this.#savePlace();
   }
 
-  async stop() {
+  async stop(): Promise<void> {
     // What is not recorded ends with its connection, and a DELETE would hit an earlier answer of its id.
     if (!this.#isRecorded) return this.#finish("stopped");
-    await ask("DELETE", { ...this.#place, offset: this.offset }, this.#options);
+    // A DELETE would take what has ended away from later readers, or hit the next answer if the epoch is unknown.
+    if (this.#isOver && this.state !== "detached") return;
+    const isEarly = !this.response;
+    await ask("DELETE", this.#place, this.#options);
+    // The answer came meanwhile, so the stop may have come before its request.
+    if (isEarly && this.response) return this.stop();
     this.#isStopped = true;
     this.#timers.endPause?.();
     if (!this.#isOver) this.#watch();
@@ -96,18 +101,20 @@ export class Stream<Saved> extends EventTarget {
   // The three ways to read.
 
   async *[Symbol.asyncIterator](): AsyncGenerator<StreamEvent, void, void> {
-    const decoder = (this.#decoder = new EventDecoder(!this.offset));
+    const decoder = new EventDecoder(!this.offset);
     let handedOut = this.offset;
     for await (const chunk of this.bytes()) {
       const start = this.offset - chunk.length;
       for (const { event, end } of decoder.feed(chunk)) {
+        const error = readTerminal(event);
+        if (error?.code === "cancelled") this.#finish("stopped");
+        else if (error) this.#finish("lost", error);
         if (this.#isOver) break;
-        if (this.#endsWith(event)) continue;
         this.#place.offset = handedOut = start + end;
         this.#place.eventId = event.id;
         yield event;
       }
-      this.#timers.retry = clipDelay(decoder.retry ?? 0);
+      this.#timers.retry = clipDelay(decoder.retry);
       // An event that is not whole yet will have to be sent again.
       this.#place.offset = handedOut;
     }
@@ -150,21 +157,21 @@ export class Stream<Saved> extends EventTarget {
       try {
         this.#body ??= await this.#connect();
         this.#watch();
-        const { value } = await this.#body.read().catch((error): { value?: Bytes } => {
+        const { value = await this.#conclude() } = await this.#body.read().catch((error): { value?: Bytes } => {
           // A connection that breaks before its first byte may be the end of a stream that is complete.
           if (!this.#isFresh || !this.epoch) throw error;
           return {};
         });
         this.#timers.unwatch();
-        if (value) {
-          this.#received += value.length;
-          this.#timers.failures = 0;
-          this.#isFresh = false;
-          this.#lostStore = undefined;
-          this.#tail = (this.#tail + String.fromCharCode(...value.slice(-MAX_TAIL))).slice(-MAX_TAIL);
-          return value;
-        }
-        await this.#conclude();
+        const bytes = [...this.#held, ...value];
+        const recent = (this.#isFresh ? "\n\n" : this.#tail) + readBytes(bytes);
+        if (this.epoch && this.#holdsBack) this.#held = bytes.splice(bytes.length - measureOutage(recent));
+        if (!bytes.length) continue;
+        this.#received += bytes.length;
+        this.#timers.failures = 0;
+        this.#isFresh = false;
+        this.#tail = (this.#tail + readBytes(bytes)).slice(-3);
+        return new Uint8Array(bytes);
       } catch (error) {
         await this.#recover(error as ResumableError);
       }
@@ -176,6 +183,7 @@ export class Stream<Saved> extends EventTarget {
     const { start } = place;
     this.#connection = new AbortController();
     this.#isFresh = true;
+    this.#held = [];
     this.#watch();
     const { signal } = this.#connection;
     const response = await (start ? send(start, { ...this.#options, signal } as RequestInit) : this.#ask("GET"));
@@ -196,12 +204,6 @@ export class Stream<Saved> extends EventTarget {
   }
 
   async #ask(method: "GET" | "HEAD") {
-    const lost = LOST_STORE.exec(this.#tail)?.[0] ?? this.#decoder?.drop(this.#tail);
-    if (lost) {
-      this.#received -= lost.length;
-      // Not empty, so that a part that comes again is none of such an event: it is in the log.
-      this.#tail = "-";
-    }
     const { epoch } = this;
     const place = { ...this.#place, offset: this.#received };
     const response = await ask(method, place, this.#options, this.#connection.signal);
@@ -211,34 +213,27 @@ export class Stream<Saved> extends EventTarget {
     return response;
   }
 
-  /** Ask how the stream is: a proxy may end a response in good order although it has lost the server. */
-  async #conclude() {
-    if (!this.epoch) return this.#finish("done");
+  /**
+   * Ask how the stream is: a proxy may end a response in good order although it has lost the server. Always throws; if
+   * the stream is over, nobody sees it.
+   */
+  async #conclude(): Promise<never> {
+    if (!this.epoch) throw this.#finish("done");
     this.#watch();
-    const received = this.#received;
     const { headers } = await this.#ask("HEAD").catch(({ status }) => {
-      if (status === 501 || (status < 500 && ![404, ...NOT_NOW].includes(status))) this.#finish("done");
+      // It may not be asked, or was replaced since: the end of the response is the best that there is.
+      if (!this.#held.length && [401, 403, 405, 409, 501].includes(status)) this.#finish("done");
       throw new Error("The connection broke.");
     });
     const status = headers.get("X-Stream-Status") ?? "completed";
-    const total = +(headers.get("X-Stream-Total-Bytes") as string);
-    const isAll = this.response?.status === 204 || this.#received >= total;
+    const missing = +(headers.get("X-Stream-Total-Bytes") as string) - this.#received;
+    const isAll = this.response?.status === 204 || missing <= 0;
+    // It is in the log, so it comes again: an end that was recorded without an id, or half an event.
+    if (missing && missing === this.#held.length) this.#holdsBack = false;
     if (status === "cancelled") this.#finish("stopped");
-    // Without event ids, only its length shows that what the server said last is the recorded end.
-    if (/^fa|^int/.test(status) && (isAll || received === total))
-      throw this.#lostStore ?? new ResumableError(`The stream has ${status}.`, { code: status });
+    if (/^fa|^int/.test(status) && isAll) throw new ResumableError(`The stream has ${status}.`, { code: status });
     if (status === "completed" && isAll) this.#finish("done");
     throw new Error("The connection broke.");
-  }
-
-  /** Whether an event is the one by which the server ends the stream, or this response. */
-  #endsWith(event: StreamEvent) {
-    const error = readTerminal(event);
-    if (error?.code === "cancelled") this.#finish("stopped");
-    // Unless it has an id, it is not in the log, as it seems.
-    else if (error?.code === "store_unavailable" && !event.id) this.#lostStore = error;
-    else if (error) this.#finish("lost", error);
-    return error;
   }
 
   async #recover(error: ResumableError) {

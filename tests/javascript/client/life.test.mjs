@@ -388,6 +388,48 @@ test("a stop that overtook its own request is repeated, with the epoch", async (
   fake.stop();
 });
 
+test("a stop that its own request overtook is repeated, with the epoch", async () => {
+  const epochs = [];
+  let hold;
+  const fake = await startFake((_number, response, { method, url }) => {
+    if (method === "POST") return response.write("data: 1\n\n", () => hold?.end());
+    if (method === "DELETE") epochs.push(new URL(url, "http://x").searchParams.get("epoch"));
+    response.statusCode = method === "DELETE" ? 204 : 404;
+    if (epochs.length === 1 && method === "DELETE") hold = response;
+    else response.end();
+  });
+  let post;
+  const slow = async (url, init) => {
+    if (init.method === "POST") await new Promise((resolve) => (post = resolve));
+    return fetch(url, init);
+  };
+  const stream = resumable(`${fake.prefix}/start`, { method: "POST", prefix: fake.prefix, fetch: slow, ...quick });
+  const stopping = stream.stop();
+  await until(() => hold);
+  post();
+  await becomes(stream, "open");
+  hold.end();
+  await stopping;
+  assert.deepEqual(epochs, ["", "a".repeat(16)]);
+  stream.detach();
+  fake.stop();
+});
+
+test("a stop of what has ended, or was refused, is not sent: it would hit an answer that others read", async () => {
+  for (const status of [200, 409]) {
+    const fake = await startFake((_number, response) => {
+      response.statusCode = status;
+      response.end();
+    });
+    const stream = resumable(`${fake.prefix}/start`, { method: "POST", prefix: fake.prefix, ...quick });
+    await collect(stream).catch(() => {});
+    assert.equal(stream.state, status === 200 ? "done" : "lost");
+    await stream.stop();
+    assert.deepEqual(fake.requests.filter((request) => request.startsWith("DELETE")), []);
+    fake.stop();
+  }
+});
+
 test("half an event does not count as handed out", async () => {
   let first;
   const fake = await startFake((number, response) => {
@@ -444,6 +486,20 @@ test("a stream that is gone when its response ends is not taken for whole", asyn
   fake.stop();
 });
 
+test("a place that is gone when the response ends is not the end of the stream", async () => {
+  for (const status of [400, 416]) {
+    const fake = await startFake((number, response) => {
+      if (number === 1) return response.end("data: 1\n\n");
+      response.statusCode = status;
+      response.end('{"detail": {"code": "offset_lost", "message": "Gone."}}');
+    });
+    const { events, error } = await fail(resume("x", { prefix: fake.prefix, ...quick }));
+    assert.deepEqual(events, ["1"]);
+    assert.equal(error.code, "offset_lost");
+    fake.stop();
+  }
+});
+
 test("a server that does not say how the stream ended is asked again", async () => {
   const fake = await startFake((number, response) => {
     if (number !== 2) response.end(number === 1 ? "data: 1\n\n" : "");
@@ -498,10 +554,18 @@ test("a reader whom the server lost sight of its store for comes back", async ()
   fake.stop();
 });
 
+async function* characters(stream) {
+  for await (const chunk of stream.bytes()) yield Buffer.from(chunk).toString("latin1");
+}
+
+const data = (events) => events.map((event) => event.data);
+const text = (stream) => stream.text();
+
 test("a part of what a server says of its store is left out, once: if it comes again, it is recorded", async () => {
   const said = { code: "store_unavailable", message: "m" };
   const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
-  for (const [border, part] of [["\n\n", ""], ["\r\n\r\n", "event: e"]]) {
+  const borders = [["\n\n", ""], ["\r\n\r\n", "event: e"]];
+  for (const [border, part, read] of [undefined, text, characters].flatMap((read) => borders.map((b) => [...b, read]))) {
     const log = `data: 1${border}${`data: 2${border}`.repeat(40)}${part}`;
     for (const length of [1, 20, 60, lost.length - 1]) {
       for (const isCut of [true, false]) {
@@ -512,29 +576,45 @@ test("a part of what a server says of its store is left out, once: if it comes a
           if (number > 1) return response.end(method === "HEAD" ? "" : log.slice(from));
           response.write(`data: 1${border}${lost.slice(0, length)}`, () => isCut ? response.destroy() : response.end());
         });
-        const events = await collect(resume("x", { prefix: fake.prefix, ...quick }));
-        assert.deepEqual(events.map(({ data }) => data), ["1", ...Array(40).fill("2")]);
+        const stream = resume("x", { prefix: fake.prefix, ...quick });
+        if (read) assert.equal((await collect(read(stream))).join(""), log);
+        else assert.deepEqual(data(await collect(stream)), ["1", ...Array(40).fill("2")]);
+        assert.equal(stream.state, "done");
         fake.stop();
       }
     }
   }
 });
 
-async function* characters(stream) {
-  for await (const chunk of stream.bytes()) yield Buffer.from(chunk).toString("latin1");
-}
+test("what a server says of its store in the middle of an event spoils none", async () => {
+  const said = { code: "store_unavailable", message: "m" };
+  const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
+  for (const read of [undefined, text, characters]) {
+    const log = "data: one\n\ndata: two\n\n";
+    const bodies = [log.slice(0, 5), lost, lost.slice(0, 30), log.slice(5)];
+    const fake = await startFake((number, response, { method }) => {
+      response.setHeader("X-Stream-Status", "completed");
+      response.setHeader("X-Stream-Total-Bytes", `${log.length}`);
+      response.end(method === "HEAD" ? "" : bodies.shift());
+    });
+    const stream = resume("x", { prefix: fake.prefix, ...quick });
+    if (read) assert.equal((await collect(read(stream))).join(""), log);
+    else assert.deepEqual(data(await collect(stream)), ["one", "two"]);
+    fake.stop();
+  }
+});
 
-test("so do readers of bytes and text, who get it as it came", async () => {
+test("so do readers of bytes and text, who do not get it either", async () => {
   const said = { code: "store_unavailable", message: "Redis is away." };
   const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
-  for (const read of [(stream) => stream.text(), characters]) {
+  for (const read of [text, characters]) {
     const breaking = await startFake((number, response) => {
       response.setHeader("X-Stream-Status", "completed");
       if (number > 1) response.end("data: 2\n\n");
       else response.write(`data: 1\n\n${lost}`, () => response.destroy());
     });
     const pieces = await collect(read(resume("x", { prefix: breaking.prefix, ...quick })));
-    assert.equal(pieces.join(""), `data: 1\n\n${lost}data: 2\n\n`);
+    assert.equal(pieces.join(""), "data: 1\n\ndata: 2\n\n");
     assert.deepEqual(breaking.requests.slice(0, 2), ["GET 0", "GET 9"]);
     breaking.stop();
     const fake = await startFake((number, response, { method }) => {
@@ -543,7 +623,7 @@ test("so do readers of bytes and text, who get it as it came", async () => {
       else response.end(number === 1 ? `data: 1\n\n${lost}` : "data: 2\n\n");
     });
     const parts = await collect(read(resume("x", { prefix: fake.prefix, ...quick })));
-    assert.equal(parts.join(""), `data: 1\n\n${lost}data: 2\n\n`);
+    assert.equal(parts.join(""), "data: 1\n\ndata: 2\n\n");
     assert.deepEqual(fake.requests, ["GET 0", "HEAD 9", "GET 9", "HEAD 18"]);
     fake.stop();
   }
@@ -563,15 +643,15 @@ test("what a server has recorded of its store is the end", async () => {
 test("it is the end without an id too, if the stream has failed there", async () => {
   const said = { code: "store_unavailable", message: "Redis is away." };
   const log = `data: 1\n\nevent: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
-  const fake = await startFake((_number, response, { method }) => {
+  const fake = await startFake((_number, response, { method, url }) => {
     response.setHeader("X-Stream-Status", "failed");
     response.setHeader("X-Stream-Total-Bytes", `${log.length}`);
-    response.end(method === "HEAD" ? "" : log);
+    response.end(method === "HEAD" ? "" : log.slice(new URL(url, "http://x").searchParams.get("from")));
   });
   const { events, error } = await fail(resume("x", { prefix: fake.prefix, ...quick }));
   assert.deepEqual(events, ["1"]);
   assert.equal(error.code, "store_unavailable");
-  assert.deepEqual(fake.requests, ["GET 0", "HEAD 9"]);
+  assert.deepEqual(fake.requests, ["GET 0", "HEAD 9", "GET 9"]);
   fake.stop();
 });
 

@@ -48,6 +48,11 @@ test("a request asks for 1,000 ids at most", async () => {
   assert.equal(line.requests.length, 3);
 });
 
+test("a stream that two requests have found is listed once", async () => {
+  const many = Array.from({ length: 1500 }, (_, n) => `none-${n}`);
+  assert.deepEqual(ids(await lookup(["a", ...many, "a::1"], here)), ["a", "a::1"]);
+});
+
 test("to ask for nothing costs nothing", async () => {
   line.requests.length = 0;
   assert.deepEqual(await lookup([], here), []);
