@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastapi_resumable import SqliteStore
+from fastapi_resumable._stream.reader import Reading
 from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import StoreUnavailable
 from fastapi_resumable.models import ResumableStatus
@@ -122,6 +123,33 @@ def test_a_disk_that_hangs_holds_up_nothing_but_what_is_to_be_written(
     asyncio.run(main())
 
 
+def test_a_disk_that_hangs_ends_the_readings_on_other_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `store_timeout`; it does not wait for as long as the disk does."""
+    goes_on, sync = threading.Event(), os.fdatasync
+
+    def hang(fd: int) -> None:
+        if threading.current_thread().name == "resumable sqlite read":
+            goes_on.wait()
+        sync(fd)
+
+    async def main() -> None:
+        here, there = open_stores(tmp_path / "streams.db", 2, store_timeout=0.5)
+        stream = await begin(here)
+        async with following(await there.find(KEY, 0)) as far:
+            await write(stream, b"data: 1\n\n")
+            await far.events(1)
+            monkeypatch.setattr(os, "fdatasync", hang)
+            await write(stream, b"data: 2\n\n")
+            assert await far.outcome() is Reading.LOST
+            goes_on.set()
+        monkeypatch.undo()
+        await complete(here, stream)
+        for store in (here, there):
+            await store.aclose()
+
+    asyncio.run(main())
+
+
 async def test_what_was_given_up_is_not_written_afterwards(tmp_path: Path) -> None:
     """The thread has it in hand, and waits for the file: its stream may have ended otherwise by then."""
     file = File(tmp_path / "streams.db", "full", timeout=0.5)
@@ -165,6 +193,23 @@ def test_a_process_ends_although_its_disk_hangs(tmp_path: Path, monkeypatch: pyt
         goes_on.set()
 
     asyncio.run(main())
+
+
+async def test_a_store_whose_thread_could_not_start_works_as_soon_as_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system may have no room for one more."""
+    [store] = open_stores(tmp_path / "streams.db", 1)
+
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(StoreUnavailable):
+            await Request(KEY).reserve(store)
+    await written(store, b"data: 1\n\n")
+    await store.aclose()
 
 
 def test_a_file_of_something_else_that_takes_the_place_of_ours_is_left_alone(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from fastapi_resumable.exceptions import StreamNotFound, StreamPending, TooManyS
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.sqlite import files
 from fastapi_resumable.stores.sqlite.log import Logs, Piece
-from fastapi_resumable.stores.sqlite.reader import Found, ReaderThread
+from fastapi_resumable.stores.sqlite.reader import Found, Lookout, ReaderThread
 from fastapi_resumable.stores.sqlite.rows import read_states
 from fastapi_resumable.stores.sqlite.transactions import Transactions
 from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write, written
@@ -359,7 +359,7 @@ def test_a_clean_up_holds_nothing_up_for_long(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     "place",
     ["sqlite.transactions.Transactions.write", "sqlite.transactions.Transactions._apply",
-     "sqlite.reader.ReaderThread._find", "sqlite.reader.ReaderThread.work", "sqlite.transactions.WriterThread.work",
+     "sqlite.reader.Lookout._find", "sqlite.reader.ReaderThread.work", "sqlite.transactions.WriterThread.work",
      "sqlite.threads.FileThread.open", "sqlite.threads.FileThread._take", "shared.queue.WriteQueue._hand_out"],
 )  # fmt: skip
 def test_no_thread_and_no_task_ends_with_what_it_raises(
@@ -404,14 +404,14 @@ def test_a_look_that_failed_once_is_no_outage_that_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Although nothing happens in the file afterwards: or the next failure, much later, would end all readings."""
-    find = ReaderThread._find
+    find = Lookout._find
     left = [1]
 
-    def fails_once(reader: ReaderThread, connection: sqlite3.Connection) -> Found:
+    def fails_once(lookout: Lookout, *given: Any) -> Found | None:
         if left:
             left.pop()
             raise sqlite3.OperationalError("disk I/O error")
-        return find(reader, connection)
+        return find(lookout, *given)
 
     async def main() -> None:
         here, there = in_store(tmp_path / "streams.db", 2)
@@ -419,7 +419,7 @@ def test_a_look_that_failed_once_is_no_outage_that_goes_on(
         async with following(await there.find(stream.key, 0)) as far:
             await write(stream, b"data: 1\n\n")
             await far.events(1)
-            monkeypatch.setattr(ReaderThread, "_find", fails_once)
+            monkeypatch.setattr(Lookout, "_find", fails_once)
             # The file is another one then, in nothing that matters there.
             await write(unread, b"data: 2\n\n")
             await until(lambda: "can be read again" in caplog.text, "the end of the outage")
@@ -512,17 +512,14 @@ def test_a_log_handler_that_fails_keeps_no_stream_of_a_dead_worker_live(
 
 def test_a_look_that_fails_loses_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although it had read of it already: a request that is queued here would hear of it by nothing else."""
-    look, sync = ReaderThread._look, ReaderThread.sync
-    is_failing, looks = [False], list[bool]()
+    sync = ReaderThread.sync
+    is_failing, failures = [False], list[None]()
 
     def fails(reader: ReaderThread) -> None:
         if is_failing[0]:
+            failures.append(None)
             raise OSError("disk I/O error")
         sync(reader)
-
-    def counted(reader: ReaderThread) -> None:
-        look(reader)
-        looks.append(is_failing[0])
 
     async def main() -> None:
         here, there = in_store(tmp_path / "streams.db", 2)
@@ -531,14 +528,13 @@ def test_a_look_that_fails_loses_no_stop(tmp_path: Path, monkeypatch: pytest.Mon
         async with following(stream) as near, following(await here.find(stream.key, 0)) as far:
             await write(stream, b"data: 1\n\n")
             await far.events(1)
-            monkeypatch.setattr(ReaderThread, "_look", counted)
             monkeypatch.setattr(here._backend._reader, "sync", lambda: fails(here._backend._reader))
             is_failing[0] = True
             await write(stream, b"data: 2\n\n")
             await near.events(2)
             await there.stop(StreamKey("ann", "queued"), None)
-            looks.clear()
-            await until(lambda: looks.count(True) > 3, "some looks")
+            failures.clear()
+            await until(lambda: len(failures) > 3, "some looks")
             is_failing[0] = False
             assert await request.told() == "cancelled"
             await far.events(2)

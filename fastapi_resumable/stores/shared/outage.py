@@ -34,11 +34,6 @@ class Outage:
         self._since: float | None = None
 
     @property
-    def is_noted(self) -> bool:
-        """Whether the backend counts as away."""
-        return self._since is not None
-
-    @property
     def is_too_long(self) -> bool:
         """Whether the backend has been away for longer than the timeout."""
         return self._since is not None and monotonic() - self._since > self.timeout

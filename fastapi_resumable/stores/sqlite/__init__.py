@@ -2,6 +2,6 @@
 
 A worker has two threads for the file, so that its event loop never waits for a disk: one writes, and puts everything
 that has come in meanwhile into one transaction; the other reads. Every state change is a transaction, so what a file
-holds is always true, and all workers see the same. Other workers are noticed by `PRAGMA data_version`, which is looked
-at only while there is something to notice.
+holds is always true, and all workers see the same. What other workers change is noticed by `PRAGMA data_version`, which
+is looked at the more often the sooner something is expected.
 """

@@ -5,6 +5,7 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -19,13 +20,15 @@ from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Ended, Gap, KeyState, Page, Restore
 from .files import WorkerLock
 from .log import PAGE_SIZE, Append, Piece, read_page
-from .reader import Found, ReaderThread
-from .rows import read_states
+from .reader import Found, Lookout, ReaderThread
+from .rows import read_states, read_workers
 from .threads import File, Job
 from .transactions import Transactions, WriterThread
 
+CHECK = 0.5
+"""Seconds between looks at whether the other workers are alive."""
 UPKEEP = 5.0
-"""Seconds between reports of where the readers here are, so that none expires; and between clean-ups."""
+"""The fewest seconds between reports of where the readers here are, so that none expires; and between clean-ups."""
 PAUSE = 0.1
 """Seconds between the steps of a clean-up, in which other workers can write."""
 
@@ -38,9 +41,9 @@ class SqliteBackend(SharedBackend):
         self._name = secrets.token_hex(8)
         self._lock = WorkerLock(file.path, self._name)
         self._writer = WriterThread(file, self._on_return, self._name, limits, self._lock)
-        self._reader = ReaderThread(file, self._on_return, self._lock, self, self._on_found)
+        self._reader = ReaderThread(file, self._on_return)
+        self._lookout = Lookout(self._reader, self, self._on_found)
         self.outage = self._writer.outage
-        self._reaping: asyncio.Task[None] | None = None
         self._reported: set[str] = set()
         """The epochs of which the file knows where the readers here are."""
 
@@ -49,10 +52,10 @@ class SqliteBackend(SharedBackend):
     async def register(self) -> None:
         """Begin to look at the file, and to end what dead workers have left."""
         # That is not waited for: a file that somebody has locked can be read.
-        await self._reader.run(self._reader.catch_up)
+        await self._lookout.look()
         self.keep_writing(self._writer.note_failure)
-        self.tasks.keep_running(self._report, "resumable report", self._writer.note_failure)
-        self.tasks.keep_running(self._clean_up, "resumable clean-up", self._writer.note_failure)
+        self.tasks.keep_running(self._lookout.run, "resumable look", self._reader.note_failure)
+        self.tasks.keep_running(self._keep_up, "resumable upkeep", self._writer.note_failure)
 
     async def leave(self) -> None:
         """Note in the file that the worker goes."""
@@ -118,21 +121,20 @@ class SqliteBackend(SharedBackend):
         for change in outcome.changes:
             if change.code:
                 self.on_ended(change.stream.epoch, change.code)
-        self._reader.note_change()
+        if self.watchers:
+            self._lookout.look_now()
         return outcome
 
     # Looking.
 
     async def state(self, key: StreamKey) -> KeyState:
         """What there is under a key."""
-        states = await self._states(key.owner, [key.id])
+        states = await self.states(key.owner, [key.id], with_variants=False)
         return states[0] if states else KeyState(key, None, (), {})
 
-    async def states(self, owner: str | None, ids: Sequence[str]) -> list[KeyState]:
+    async def states(self, owner: str | None, ids: Sequence[str], *, with_variants: bool = True) -> list[KeyState]:
         """What there is under some ids and their variants, each once, in the order asked for."""
-        return await self._states(owner, ids, with_variants=True)
 
-    async def _states(self, owner: str | None, ids: Sequence[str], *, with_variants: bool = False) -> list[KeyState]:
         def look(connection: sqlite3.Connection) -> tuple[list[KeyState], list[str]]:
             states = read_states(connection, owner, ids, with_variants=with_variants)
             return states, self._lock.find_dead({worker for state in states for worker in state.workers})
@@ -142,14 +144,15 @@ class SqliteBackend(SharedBackend):
             if not dead:
                 return list(states)
             # What was found is no longer true then, so it is read again.
-            await self._reap(dead)
+            await self._writer.run(partial(Transactions.reap, workers=dead))
+            self._lookout.look_now()
 
     async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
         """Call `notify` with each change from now on, until what is returned is called."""
         # Changes that came before are read before.
-        await self._reader.run(self._reader.catch_up)
+        await self._lookout.look()
         remove = self.watchers.add(owner, ids, notify)
-        self._reader.expect_news()
+        self._lookout.expect_news()
         return remove
 
     # What streams ask for.
@@ -162,30 +165,29 @@ class SqliteBackend(SharedBackend):
     async def slowest_reader(self, stream: LocalStream) -> float:
         """Where the slowest reader on another worker is."""
         # Asked before the next look begins, so that a report in between is not missed.
-        self._reader.waiting.add(stream)
-        self._reader.expect_news()
+        self._lookout.waiting.add(stream)
+        self._lookout.expect_news()
         return await self._writer.run(lambda transactions: transactions.logs.slowest_reader(stream.epoch))
 
     def forget(self, stream: LocalStream) -> None:
         """Write no more of a stream."""
         super().forget(stream)
-        self._reader.waiting.discard(stream)
+        self._lookout.waiting.discard(stream)
 
     def note_end(self, stream: LocalStream) -> None:
         """Nothing is to be done: the transaction that ends it counts it no longer."""
 
     async def announce(self, stream: LocalStream) -> None:
         """Tell those that watch here before it goes on: when the server exits, they end right after the last stream."""
-        self._reader.note_change()
         if self.watchers:
             with suppress(StoreUnavailable):
-                await self._reader.run(self._reader.catch_up)
+                await self._lookout.look()
 
     def follow(self, stream: RemoteStream) -> None:
         """Read what is added to a stream."""
         super().follow(stream)
-        self._reader.expect_news()
-        self._reader.look_now()
+        self._lookout.expect_news()
+        self._lookout.look_now()
 
     # What the write queue asks for.
 
@@ -242,8 +244,6 @@ class SqliteBackend(SharedBackend):
                 self.on_ended(change.epoch, change.code)
         if found.has_gap:
             self._on_return()
-        if found.dead and (self._reaping is None or self._reaping.done()):
-            self._reaping = self.tasks.spawn(self._reap_found(found.dead), "resumable reap")
         # Last, so that a watcher that fails hides nothing that a producer has to hear.
         for change in found.changes:
             if change.item is not None:
@@ -262,29 +262,26 @@ class SqliteBackend(SharedBackend):
         if piece.ending is not None:
             stream.finish(piece.tail, piece.ending.status, piece.ending.completed_at)
 
-    async def _reap_found(self, dead: Sequence[str]) -> None:
-        with suppress(StoreUnavailable):  # They are found again.
-            await self._reap(dead)
-
-    async def _reap(self, dead: Sequence[str]) -> None:
-        await self._writer.run(lambda transactions: transactions.reap(dead))
-        self._reader.look_now()
-
     def _on_return(self) -> None:
         """Ask whether the file still has everything, and read on from where the readers are."""
         self.check_streams()
-        self._reader.look_now()
+        self._lookout.look_now()
 
     # What is done from time to time.
 
-    async def _report(self) -> None:
+    async def _keep_up(self) -> None:
+        """Say again where the readers here are, and clean the file up; at once, when a worker has died."""
+        due_at, is_more = monotonic() + UPKEEP, False
         while True:
-            await asyncio.sleep(UPKEEP)
-            self.report_again()
-
-    async def _clean_up(self) -> None:
-        is_more = False
-        while True:
-            await asyncio.sleep(PAUSE if is_more else UPKEEP)
+            await asyncio.sleep(PAUSE if is_more else CHECK)
+            if is_due := monotonic() >= due_at:
+                due_at = monotonic() + UPKEEP
+                self.report_again()
             with suppress(StoreUnavailable):  # It is done later.
-                is_more = await self._writer.run(Transactions.clean_up)
+                if await self._reader.run(self._find_dead) or is_due or is_more:
+                    is_more = await self._writer.run(Transactions.clean_up)
+                    self._lookout.look_now()
+
+    def _find_dead(self, connection: sqlite3.Connection) -> bool:
+        self._lock.keep()
+        return bool(self._lock.find_dead(read_workers(connection)))

@@ -59,7 +59,6 @@ class FileThread(ABC):
     def __init__(self, file: File, on_up: Callable[[], object]) -> None:
         """`on_up` is called on the event loop when the file can be used again, or is another one."""
         self.file = file
-        self._name = str(file.path)
         self._on_up = on_up
         self._loop = asyncio.get_running_loop()
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
@@ -121,16 +120,14 @@ class FileThread(ABC):
         future.cancel()
         return [TimeoutError("the disk does not answer")] * len(jobs)
 
-    def wake(self) -> None:
-        """Have the thread look whether something is due."""
-        self._put(None)
-
     def _put(self, call: Call | None) -> None:
         self._calls.put(call)
         if self._thread is None:
             # A daemon: a disk that hangs must not keep the process from its exit.
-            self._thread = threading.Thread(target=self._run, name=f"resumable sqlite {self.use}", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=f"resumable sqlite {self.use}", daemon=True)
+            # Where the system has no room for one more, the next call tries again.
+            thread.start()
+            self._thread = thread
 
     def note_failure(self, failure: Exception) -> float:
         """Note that the file cannot be used; return since when."""
@@ -140,7 +137,7 @@ class FileThread(ABC):
         """Have the thread do what was handed over, and end."""
         self._is_closed = True
         if self._thread is not None:
-            self.wake()
+            self._put(None)
 
     async def wait_closed(self) -> None:
         """Wait until the thread has ended."""
@@ -178,7 +175,7 @@ class FileThread(ABC):
         """Wait for calls, and take all that there are, except those whose callers wait no longer."""
         taken: list[Call | None] = []
         with suppress(queue.Empty):
-            taken.append(self._calls.get(timeout=self.tick()))
+            taken.append(self._calls.get())
             while len(taken) < BATCH:
                 taken.append(self._calls.get_nowait())
         return [call for call in taken if call is not None and not call[1].done()]
@@ -212,10 +209,6 @@ class FileThread(ABC):
     def on_end(self) -> None:  # noqa: B027  # not every thread has something to do then
         """The connection is closed for good."""
 
-    def tick(self) -> float | None:
-        """Do what is due; return after how many seconds something will be, `None` if nothing will."""
-        return None
-
     def open(self) -> sqlite3.Connection:
         """The connection to the file that is at the path now."""
         if self._connection is not None and self._identity != self._find_identity():
@@ -243,7 +236,7 @@ class FileThread(ABC):
         # `fdatasync` on the log: a commit is durable when its frames are (https://www.sqlite.org/wal.html).
         if self.file.synchronous == "full" and self._connection is not None:
             if self._log is None:
-                self._log = os.open(f"{self._name}-wal", os.O_RDONLY | os.O_CLOEXEC)
+                self._log = os.open(f"{self.file.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
             (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(self._log)
 
     def reconnect_after(self, failure: Exception) -> None:
@@ -254,7 +247,7 @@ class FileThread(ABC):
 
     def _find_identity(self) -> tuple[int, int] | None:
         try:
-            found = os.stat(self._name)  # noqa: PTH116  # looked at so often that it matters
+            found = os.stat(self.file.path)  # noqa: PTH116  # looked at so often that it matters
         except FileNotFoundError:
             return None
         return found.st_dev, found.st_ino
