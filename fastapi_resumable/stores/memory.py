@@ -19,13 +19,11 @@ from .._stream.memory import MemoryStream
 from .._stream.stream import Head, Limits, Stream, WritableStream
 from ..exceptions import StreamCancelled, StreamExists, StreamNotFound, StreamPending, StreamReplaced
 from ..models import ResumableStatus, ResumableStreamItem
-from .base import Notify, Reservation, Watchers, stop_error, watch_size
+from .base import LOOKED_UP_AT_ONCE, Notify, Reservation, Watchers, stop_error, watch_size
 from .capacity import Capacity, EndedStreams, VariantIndex, stream_size
 from .several import warn_of_workers
 from .shared.writes import END_MESSAGES
 
-LOOKED_UP_AT_ONCE = 256
-"""How many ids a lookup looks at before others run."""
 Key = tuple[str | None, str]  # an owner and an id
 
 

@@ -6,6 +6,7 @@ Two stores stand for two workers. Their clients do what a test tells them to, at
 import asyncio
 import gc
 import logging
+import sys
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from hashlib import sha1
@@ -640,6 +641,37 @@ async def test_a_lookup_of_many_ids_leaves_others_their_turn(plant: Plant) -> No
     assert [item.conversation_id for item in found] == [KEY.id]
     assert sum(client.sizes) > 1000
     assert max(client.sizes) < 100
+
+
+async def test_a_lookup_of_an_id_with_thousands_of_variants_leaves_others_their_turn(plant: Plant) -> None:
+    """Their ids are in one reply of Redis, and most streams are over, so that nothing more is asked of them."""
+    count, store = 3000, plant.open()
+    await complete(store, await begin(store))
+    ids = [f"{KEY.id}::{number}" for number in range(count)]
+    with plant.server.control.pipeline() as together:
+        for stream_id in ids:
+            name = plant.keys.stream(KEY._replace(id=stream_id))
+            together.hset(name, mapping=plant.hash()).expire(name, 600)
+        index = plant.keys.variants(KEY)
+        together.zadd(index, dict.fromkeys(ids, 0)).expire(index, 600)
+        together.execute()
+    looking = asyncio.ensure_future(store.lookup(KEY.owner, [KEY.id]))
+    calls, most = 0, 0
+
+    def count_call(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count_call)
+    try:
+        while not looking.done():
+            calls = 0
+            await asyncio.sleep(0)
+            most = max(most, calls)
+    finally:
+        sys.setprofile(None)
+    assert len(await looking) == count + 1
+    assert most < 5 * count, "much was done in one turn of the loop"
 
 
 async def test_a_lookup_of_many_ids_is_given_up_where_redis_is_slow(plant: Plant) -> None:

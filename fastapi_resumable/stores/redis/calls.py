@@ -59,6 +59,7 @@ class Script(Enum):
     RESTORE = "restore"
     STOP = "stop"
     TOUCH = "touch"
+    VARIANTS = "variants"
     WAIT = "wait"
 
     @cached_property
@@ -156,7 +157,7 @@ class Calls:
 
     def find_variants(self, key: StreamKey) -> Call:
         """The longer ids of which the id is a short form."""
-        return Call("ZRANGE", [self._keys.variants(key)], [0, -1])
+        return Call(Script.VARIANTS, [self._keys.variants(key)])
 
     # A stream that is produced here.
 
@@ -253,31 +254,31 @@ def read_page(reply: Sequence[Any], offset: int) -> Page:
     return Page(data, Ending(ResumableStatus(status.decode()), code.decode(), float(completed_at)))
 
 
-def read_state(key: StreamKey, flat: Sequence[bytes]) -> KeyState:
+def read_state(key: StreamKey, reply: bytes) -> KeyState:
     """Read the reply to `peek`: the hash of a stream."""
-    fields = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+    fields: dict[str, str] = json.loads(reply)
     waiting = sorted(
         ((json.loads(value), name[2:]) for name, value in fields.items() if name.startswith("q:")),
         # A hash has no order, so each request has the number under which it was queued.
         key=lambda pair: int(pair[0]["n"]),
     )
     queued = tuple(Queued(epoch, item["w"], item.get("k") or None, float(item["t"])) for item, epoch in waiting)
-    gone = {name[2:]: value.split()[0].decode() for name, value in fields.items() if name.startswith("x:")}
+    gone = {name[2:]: value.split()[0] for name, value in fields.items() if name.startswith("x:")}
     return KeyState(key, _read_current(key, fields) if "epoch" in fields else None, queued, gone)
 
 
-def _read_current(key: StreamKey, fields: dict[str, bytes]) -> RemoteState:
+def _read_current(key: StreamKey, fields: dict[str, str]) -> RemoteState:
     return RemoteState(
         key=key,
-        epoch=fields["epoch"].decode(),
-        worker=fields["worker"].decode(),
+        epoch=fields["epoch"],
+        worker=fields["worker"],
         head=load_head(fields["head"]),
-        status=ResumableStatus(fields["status"].decode()),
+        status=ResumableStatus(fields["status"]),
         tail=int(fields["tail"]),
         earliest=int(fields["earliest"]),
         started_at=float(fields["started"]),
-        completed_at=float(fields.get("completed", b"0")),
-        idempotency_key=fields.get("idem", b"").decode() or None,
+        completed_at=float(fields.get("completed", 0)),
+        idempotency_key=fields.get("idem"),
     )
 
 
@@ -288,7 +289,7 @@ def dump_head(head: Head) -> str:
     return json.dumps([head.status_code, pairs, *trace], separators=(",", ":"))
 
 
-def load_head(text: bytes) -> Head:
+def load_head(text: str) -> Head:
     """Read what `dump_head` wrote."""
     pairs: list[tuple[str, str]]
     trace: list[Any]

@@ -1,5 +1,6 @@
 """The state changes of streams in Redis: which scripts make them, and what follows from each for others."""
 
+import asyncio
 import json
 import logging
 import time
@@ -221,18 +222,21 @@ class Transitions(SharedBackend):
         async with self.link.in_time():
             longer = await self.link.run(*(self.calls.find_variants(StreamKey(owner, each)) for each in asked))
             wanted = dict.fromkeys(
-                name
-                for stream_id, found in zip(asked, longer, strict=True)
-                for name in (stream_id, *(member.decode("utf-8", "surrogatepass") for member in found))
+                name for stream_id, found in zip(asked, longer, strict=True) for name in (stream_id, *json.loads(found))
             )
-            states = await self._look([StreamKey(owner, stream_id) for stream_id in wanted])
-        states = await self._settle(states)
-        if self.watchers:
-            # A watch begins with such a look; see `reap_watched`.
-            self.messages.workers.update(*(state.workers for state in states))
+            looked = await self._look([StreamKey(owner, stream_id) for stream_id in wanted])
+        states: list[KeyState] = []
+        for part in in_parts(looked):
+            settled = await self._settle(part)
+            states += settled
+            if self.watchers:
+                # A watch begins with such a look; see `reap_watched`.
+                self.messages.workers.update(*(state.workers for state in settled))
+            # Of streams that are over, nothing is asked, so nothing else would let others run.
+            await asyncio.sleep(0)
         return states
 
-    async def _settle(self, states: list[KeyState]) -> list[KeyState]:
+    async def _settle(self, states: Sequence[KeyState]) -> Sequence[KeyState]:
         """End what nothing produces any more, and look again if there was such a thing."""
         dead = await self.lease.dead(worker for state in states for worker in state.workers)
         # Redis may be back from a state in which they had not ended yet.

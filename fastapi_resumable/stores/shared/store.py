@@ -13,7 +13,7 @@ from ..._core.lifecycle import OnConflict, Verdict
 from ..._stream.stream import Head, Limits, Stream, WritableStream
 from ...exceptions import StoreUnavailable, StreamExists, StreamNotFound, StreamPending
 from ...models import ResumableStatus, ResumableStreamItem
-from ..base import Notify, Reservation, stop_error
+from ..base import LOOKED_UP_AT_ONCE, Notify, Reservation, stop_error
 from .backend import SharedBackend
 from .local import LocalStream
 from .outage import RECHECK
@@ -182,7 +182,13 @@ class SharedStore(ABC):
             return []
         backend = self._here()
         await backend.start()
-        return [item for state in await backend.states(owner, ids) if (item := state.item) is not None]
+        items: list[ResumableStreamItem] = []
+        for number, state in enumerate(await backend.states(owner, ids), 1):
+            if (item := state.item) is not None:
+                items.append(item)
+            if number % LOOKED_UP_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return items
 
     async def watch(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
         """Call `notify` at every change of the owner's streams with these `ids`."""

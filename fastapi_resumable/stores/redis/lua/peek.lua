@@ -1,8 +1,3 @@
--- The hash, without what has expired.
+-- The hash, without what has expired, as JSON: a client reads one text many times as fast as a list of words.
 
-local flat = {}
-for field, value in pairs(load()) do
-    table.insert(flat, field)
-    table.insert(flat, value)
-end
-return flat
+return cjson.encode(load())
