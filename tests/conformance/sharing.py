@@ -14,6 +14,7 @@ from fastapi_resumable.exceptions import (
     OffsetLost,
     OffsetOutOfRange,
     ShuttingDown,
+    StoreUnavailable,
     StreamCancelled,
     StreamExists,
     StreamNotFound,
@@ -24,6 +25,7 @@ from fastapi_resumable.exceptions import (
 )
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.base import Store
+from fastapi_resumable.stores.shared.remote import RemoteStream
 from tests.support.params import spread
 
 from .contests import (
@@ -443,6 +445,22 @@ class SharedStoreConformance(StoreConformance):
         async with following(found) as reader:
             assert await reader.outcome() is Reading.LOST
             assert reader.data == b""
+
+    @scenario(2)
+    async def test_a_reader_that_is_late_for_a_failed_reading_disturbs_none_that_began_anew(
+        self, here: Store, there: Store
+    ) -> None:
+        """It has found the stream before the failure."""
+        stream = await begin(here, head=TEXT)
+        before = await there.find(KEY, 0)
+        assert isinstance(before, RemoteStream)
+        before.fail(StoreUnavailable("gone"))
+        async with following(await there.find(KEY, 0)) as reader:
+            async with following(before) as late:
+                assert await late.outcome() is Reading.LOST
+            await write(stream, b"one")
+            await complete(here, stream)
+            assert await reader.end() == b"one"
 
     @scenario(2)
     async def test_many_follow_there_at_once(self, here: Store, there: Store) -> None:

@@ -182,7 +182,8 @@ class Scripts(RuleBasedStateMachine):
         current = self.slot.current
         if current is not None and not current.is_live:
             self.client.hset(self.name, "expires", 1)
-            self.client.delete(log_key(self.name, current.epoch))
+            log = log_key(self.name, current.epoch)
+            self.client.delete(log, f"{log}:ended")
             self.slot = lifecycle.expire(self.slot._replace(gone=()), current.expires_at)
             marks = [name for name in self.client.hkeys(self.name) if name.startswith(b"x:")]
             if marks:

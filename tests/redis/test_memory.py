@@ -266,7 +266,7 @@ async def test_a_log_stays_for_a_moment_after_its_last_reader(
     await (other.stop(KEY, None) if how == "stopped" else begin(other, KEY, TEXT))
     # In one transaction, in which no time passes: there is a log, and its last reader leaves.
     control = redis_server.control.pipeline()
-    control.delete(log, f"{log}:readers")
+    control.delete(log, f"{log}:readers", f"{log}:ended")
     control.xadd(log, {"d": "x"}, "1-0")
     control.eval(Script.REPORT.text, 2, keys.stream(KEY), log, "worker", "", 1000)
     control.pttl(log)

@@ -581,6 +581,31 @@ async def test_a_stream_that_begins_without_redis_goes_on_when_it_is_back(plant:
             assert await follower.end() == b"hello"
 
 
+@pytest.mark.parametrize("is_begun", [True, False])
+async def test_what_was_stopped_while_its_worker_was_cut_off_does_not_come_back(plant: Plant, is_begun: bool) -> None:
+    """For so long that Redis has forgotten the stop, and all else that there was of the stream."""
+    with FaultyLink(plant.server.port) as link:
+        one, two = plant.open(plant.server.url_at(link.port), store_timeout=2.0), plant.open()
+        request = await Request().reserve(one)
+        stream = await request.begin(one, TEXT) if is_begun else None
+        link.refuse()
+        await two.stop(KEY, None)
+        await backend_of(two).queue.flush()
+        name = plant.keys.stream(KEY)
+        plant.server.control.delete(name, f"{name}:{request.epoch}")
+        if stream is None:
+            stream = await request.begin(one, TEXT)
+        else:
+            # What tells a worker that was cut off for longer is gone as well.
+            plant.server.control.delete(plant.keys.inbox(backend_of(one).name))
+        await write(stream, b"more")
+        await until(lambda: stream.tail == 4, "the bytes, for the readers there")
+        link.accept()
+        assert await bounded(request.told()) == "cancelled"
+        await until(lambda: plant.hash().get("status") != "in_progress", "the end of the stream")
+        await until(lambda: not plant.server.list_keys(f"{name}:*:ended"), "that its worker has heard of it")
+
+
 async def test_a_busy_stream_is_recorded_again_after_an_outage(plant: Plant) -> None:
     """From then on readers see what Redis has, although it never has all that was written."""
     client = plant.meddled()

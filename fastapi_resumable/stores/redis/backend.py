@@ -189,9 +189,10 @@ class RedisBackend(Transitions):
     async def adopt_end(self, stream: LocalStream, code: str) -> None:
         """Have a stream end as Redis says, and stop its producer."""
         await super().adopt_end(stream, code)
+        # It may have begun in Redis after it was stopped there: late, when that was forgotten.
+        self.ensure_ended(stream.key, stream.epoch)
         # Nothing is left to be read of it here: if no other worker reads it, either, its log goes.
         self.queue.run_later(self.calls.report(stream, None))
-        await self.free(stream.key, stream.epoch)
 
     def _on_lapse(self) -> None:
         """End what others have given up, because this process stood still for so long."""

@@ -65,7 +65,8 @@ class RemoteStream:
     def attach(self, cursor: Cursor) -> None:
         """Follow the stream, if there was no reader here before."""
         self._fanout.attach(cursor)
-        if len(self._fanout.cursors) == 1 and not self.is_final:
+        # One that has failed may have a successor here, which is what is followed by now.
+        if len(self._fanout.cursors) == 1 and not self.is_final and self.failure is None:
             self._backend.follow(self)
         self.report()
 

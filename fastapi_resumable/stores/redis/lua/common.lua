@@ -23,6 +23,8 @@ local MARKS = 64
 local PARTING = 300
 -- The most bytes of a live stream that its own worker does not know to be in its log.
 local UNACKNOWLEDGED = 262144
+-- Milliseconds for which it stays known to a worker that was cut off that a stream of its own was ended meanwhile.
+local AWAY = 3600000
 -- Milliseconds for which nothing is appended to a live stream, while the caller of a script writes its terminal event.
 local HOLD = 1000
 
@@ -112,14 +114,7 @@ end
 -- left; and the end of a log that was live, until its own worker has taken it over.
 local function discard(h, was_live)
     local log = H .. ':' .. h.epoch
-    local readers = log .. ':readers'
-    local is_read = slowest_of(readers)
-    if was_live then
-        -- Its own worker counts as a reader of the end, until it says that it has taken that over.
-        redis.call('HSET', readers, h.worker, '0 ' .. text(now() + REMAINS))
-        redis.call('PEXPIRE', readers, REMAINS)
-    end
-    if is_read then
+    if slowest_of(log .. ':readers') then
         expire(log, REMAINS)
     elseif was_live then
         redis.call('UNLINK', log .. ':packed')
@@ -141,7 +136,8 @@ local function lacks_event(h, at)
     return {'event', h.epoch, h.tail, h.mid or '0'}
 end
 
--- How a log ends that the producer does not end itself, with the terminal event that ARGV has from `at` on.
+-- How a log ends that the producer does not end itself, with the terminal event that ARGV has from `at` on. Its worker
+-- has to take that over; until it says that it has, it must not write the stream anew, however much was forgotten of it.
 local function finish(h, status, code, completed, retention, at)
     local log, tail, event = H .. ':' .. h.epoch, h.tail, h.sse == '1' and ARGV[at + 2] or ''
     if #event > 0 then
@@ -150,6 +146,8 @@ local function finish(h, status, code, completed, retention, at)
     end
     redis.call('XADD', log, tail .. '-1', 's', status, 'c', code, 't', completed)
     expire(log, math.max(retention, REMAINS))
+    redis.call('HSET', log .. ':ended', h.worker, 1)
+    redis.call('PEXPIRE', log .. ':ended', AWAY)
     redis.call('HSET', H, 'status', status, 'code', code, 'completed', completed, 'tail', tail,
         'expires', text(now() + retention))
     redis.call('HDEL', H, 'wait', 'held')

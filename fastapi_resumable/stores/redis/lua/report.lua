@@ -8,11 +8,13 @@
 
 local worker, offset, keep = unpack(ARGV)
 local log = KEYS[2]
-local readers = log .. ':readers'
+local readers, ended = log .. ':readers', log .. ':ended'
 local epoch = log:sub(#H + 2)
 local current, status, tail = unpack(redis.call('HMGET', H, 'epoch', 'status', 'tail'))
 if offset == '' then
     redis.call('HDEL', readers, worker)
+    -- If the stream is its own, it has taken over how that was ended.
+    redis.call('HDEL', ended, worker)
 else
     redis.call('HSET', readers, worker, offset .. ' ' .. text(now() + keep))
     redis.call('PEXPIRE', readers, keep)
@@ -26,7 +28,7 @@ if current == epoch and status == 'in_progress' then
     return {'live', redis.call('HDEL', H, 'wait')}
 end
 if current ~= epoch then
-    if offset == '' and not slowest_of(readers) then
+    if offset == '' and not slowest_of(readers) and redis.call('EXISTS', ended) == 0 then
         redis.call('UNLINK', readers)
         expire(log, PARTING)
     else
