@@ -1,6 +1,7 @@
 """Clients that start, resume, stop and look up streams with a user's own httpx client, synchronously and not."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
@@ -91,29 +92,20 @@ class _Client(Generic[StreamT]):
             **arguments: Those of `httpx.Client.stream`: `headers`, `auth`, `timeout` ...
         """
         query = {"conv_id": stream_id, "epoch": epoch or "", "from": offset}
-        return self._stream(self._replay("GET", query, arguments, on_state, offset), self._backoff)
+        engine = self._replay("GET", query, arguments, on_state)
+        engine.machine.may_be_start = False
+        return self._stream(engine, self._backoff)
 
     def _replay(
-        self,
-        method: str,
-        query: Mapping[str, Any],
-        arguments: Mapping[str, Any],
-        on_state: OnState | None = None,
-        offset: int | None = None,
+        self, method: str, query: Mapping[str, Any], arguments: Mapping[str, Any], on_state: OnState | None = None
     ) -> Engine:
         # The id is in the query, because a path changes an id with `..`, `//` or an encoded slash on its way through
         # proxies. Not as a part of the URL, where httpx would put the client's or the caller's `params` in its place.
         params = httpx.QueryParams(arguments.get("params")).merge(query)
-        arguments = {**arguments, "params": params.multi_items()}
-        return self._engine(method, f"{self._prefix}/stream", arguments, on_state, offset)
+        return self._engine(method, f"{self._prefix}/stream", {**arguments, "params": params.multi_items()}, on_state)
 
     def _engine(
-        self,
-        method: str,
-        url: httpx.URL | str,
-        arguments: Mapping[str, Any],
-        on_state: OnState | None = None,
-        offset: int | None = None,
+        self, method: str, url: httpx.URL | str, arguments: Mapping[str, Any], on_state: OnState | None = None
     ) -> Engine:
         """Merge the client's settings, ours and the caller's into a request, and what makes it."""
         given = {**arguments}
@@ -128,30 +120,25 @@ class _Client(Generic[StreamT]):
             timeout = self._http.timeout
             given["timeout"] = type(timeout)(**{**timeout.as_dict(), "read": self._read_timeout})
         request = self._http.build_request(method, url, headers=headers, **given)
-
-        def send(request: httpx.Request, trusted: bool) -> Any:
-            return self._send(request, auth if trusted else {"auth": None}, trusted, follow_redirects)
-
-        is_guess = offset is None
-        offset = first_offset(request) if is_guess else offset
-        machine = Resumption(self._backoff, str(request.url), offset, on_state, is_guess=is_guess)
+        send = partial(self._send, auth, self._http.max_redirects if follow_redirects else 0)
+        machine = Resumption(self._backoff, str(request.url), first_offset(request), on_state)
         return Engine(send, request, machine, self._sleep, is_async=self._is_async, decoded=True)
 
-    async def _send(self, request: Any, auth: Mapping[str, Any], trusted: bool, follow_redirects: bool) -> Any:
+    async def _send(self, auth: Mapping[str, Any], redirects: int, request: Any, trusted: bool) -> Any:
         """Make a request, and follow redirects: not with httpx, which would take cookies and keys along."""
         home = origin(str(request.url))
-        left = self._http.max_redirects if follow_redirects else 0
         while True:
-            response = await settle(self._http.send(request, stream=True, follow_redirects=False, **auth))
-            if not left or response.next_request is None:
+            arguments = auth if trusted else {"auth": None}
+            response = await settle(self._http.send(request, stream=True, follow_redirects=False, **arguments))
+            if not redirects or response.next_request is None:
                 return response
-            left -= 1
+            redirects -= 1
             # Its body is not read, so the connection would never return to the pool by itself.
             await settle(response.aclose() if self._is_async else response.close())
             request = response.next_request
             trusted = trusted and origin(str(request.url)) == home
             if not trusted:
-                request.headers, auth = next_headers(request.headers, trusted=False), {"auth": None}
+                request.headers = next_headers(request.headers, trusted=False)
 
     async def _stop(self, stream_id: str, epoch: str | None, arguments: Mapping[str, Any]) -> None:
         await self._replay("DELETE", {"conv_id": stream_id, "epoch": epoch or ""}, arguments).fetch()

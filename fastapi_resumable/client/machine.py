@@ -5,15 +5,14 @@ or `cut` at once. Each of them may raise a `ClientError`, if there is nothing to
 next request goes on exactly after the last byte that was fed.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from functools import reduce
 from typing import Literal
 from urllib.parse import urlencode
 
 from ..exceptions import ConnectionLost, StreamCancelled, StreamFailed, StreamIncomplete
 from ..models import ResumableStatus
+from .decoder import outage_size
 from .messages import Ask, Backoff, Head, is_replay, origin, refusal, replay_url, retry_after, whole_number
 
 NOT_NOW = frozenset({408, 425, 429, 502, 503, 504})
@@ -27,14 +26,7 @@ _BAD_ENDS: Mapping[str, type[StreamIncomplete]] = {
     ResumableStatus.FAILED: StreamFailed,
     ResumableStatus.INTERRUPTED: StreamFailed,
 }
-MAX_OUTAGE_EVENT = 1024
 _BORDER = b"\n\n"
-_OUTAGE_START = b'event: error\ndata: {"code":"store_unavailable"'
-_OUTAGE = reduce(
-    lambda rest, byte: b"(?:%b%b)?" % (re.escape(bytes([byte])), rest), reversed(_OUTAGE_START), rb"[^\r\n]*\n{0,2}"
-)
-_MAYBE_OUTAGE = re.compile(rb"(?:\n\r?\n|\r\r)(%b)\Z" % _OUTAGE)
-"""The event by which a server that has lost its store ends one response, or its beginning; in the log it has an id."""
 MAX_RETRY = 10**9
 """Milliseconds; so that what a stream asks for is a number of seconds, before it is clipped."""
 WITHHELD = (
@@ -73,18 +65,8 @@ class Resumption:
         url: str,
         offset: int | None = 0,
         on_state: Callable[[StreamState], object] | None = None,
-        *,
-        is_guess: bool = True,
     ) -> None:
-        """Follow the answer to the request to `url`.
-
-        Args:
-            backoff: How long to wait before the next attempt, and how often to try.
-            url: That of the first request.
-            offset: Where its answer begins; `None` if that is not known.
-            on_state: Called with each new state.
-            is_guess: Whether the answer begins at `offset` only if it turns out to be a replay, and at 0 otherwise.
-        """
+        """`url` is that of the first request; `offset` where its answer begins, `None` if that is not known."""
         self.state = StreamState.CONNECTING
         self.stopping = False
         """Whether it is this client that stops the stream."""
@@ -92,11 +74,12 @@ class Resumption:
         self.epoch: str | None = None
         self.knows_offset = offset is not None
         """Whether an answer that is cut can be gone on with at an offset."""
+        self.may_be_start = True
+        """Whether the answer begins at 0 if its URL turns out not to be that of a replay."""
         self.offset = offset or 0
         """The position right after the last byte."""
         self._home = origin(url)
         self._trusted = True
-        self._is_guess = is_guess
         self._on_state = on_state
         self._backoff = backoff
         self._retry = self._delay = 0.0
@@ -167,8 +150,7 @@ class Resumption:
         """Take a part of the body; return what is to be delivered by now."""
         if self._holds_back:
             chunk = self._held + chunk
-            doubtful = _MAYBE_OUTAGE.search((self._tail + chunk)[-MAX_OUTAGE_EVENT:])
-            size = len(chunk) - (len(doubtful[1]) if doubtful else 0)
+            size = len(chunk) - outage_size(self._tail + chunk)
             chunk, self._held = chunk[:size], chunk[size:]
             self._tail = (self._tail + chunk)[-3:]
         self.offset += len(chunk)
@@ -180,7 +162,7 @@ class Resumption:
         if self.replay_url is not None and self._may_probe:
             self._probe = "end"
         elif self._held:
-            self._fail(ConnectionError("the server has lost its store"), self._retry)
+            self._fail(ConnectionError("the server has lost its store"))
         else:
             self._enter(StreamState.STOPPED if self.stopping else StreamState.DONE)
 
@@ -193,7 +175,7 @@ class Resumption:
                 "The connection broke, and the answer cannot be resumed: it names no Content-Location and "
                 "X-Stream-Epoch. Is the endpoint resumable, and the router included?"
             ) from error
-        self._fail(error, self._retry)
+        self._fail(error)
 
     def give_up(self, error: Exception) -> ConnectionLost:
         """Take an error that another attempt would not mend; return what to raise."""
@@ -243,16 +225,18 @@ class Resumption:
 
     def _begin(self, head: Head) -> None:
         self._begun = True
-        self._holds_back = self._is_event_stream = "text/event-stream" in head.headers.get("content-type", "")
+        self._is_event_stream = "text/event-stream" in head.headers.get("content-type", "")
         self.epoch = head.headers.get("x-stream-epoch")
         # An answer that begins at an unknown offset could only be resumed at a wrong place.
         self.replay_url = replay_url(head) if self.knows_offset else None
-        if self._is_guess and self.replay_url is not None and not is_replay(head.url, self.replay_url):
+        if self.may_be_start and self.replay_url is not None and not is_replay(head.url, self.replay_url):
             self.offset = self._before = 0
+        # What cannot be had again is delivered as it comes.
+        self._holds_back = self._is_event_stream and self.replay_url is not None
         # Both: a server that we were redirected to has no say in what is asked of the first one in our name.
         self._trusted = self.replay_url is None or {origin(head.url), origin(self.replay_url)} == {self._home}
 
-    def _fail(self, error: Exception, asked: float) -> None:
+    def _fail(self, error: Exception, asked: float = 0.0) -> None:
         # A connection that has brought a byte was progress, so the count of attempts in a row begins again.
         is_progress, self._before = self.offset > self._before, self.offset
         self._failures = 1 if is_progress else self._failures + 1
@@ -263,7 +247,7 @@ class Resumption:
             self._enter(StreamState.LOST)
             raise ConnectionLost(f"Gave up after {self._failures} attempts in a row: {error}") from error
         self._enter(StreamState.RECONNECTING if self._begun else StreamState.CONNECTING)
-        self._delay = self._backoff.delay(self._failures, asked)
+        self._delay = self._backoff.delay(self._failures, max(self._retry, asked))
 
     def _refused(self, head: Head, body: bytes, probe: str | None) -> None:
         status = head.status_code
@@ -288,7 +272,7 @@ class Resumption:
             if not is_passing:
                 self._enter(StreamState.LOST)
                 raise refused
-            self._fail(refused, max(self._retry, retry_after(head.headers)))
+            self._fail(refused, retry_after(head.headers))
 
     def _probed(self, headers: Mapping[str, str], *, has_ended: bool) -> None:
         """Tell the end of the stream from a stream that is silent, and from one that goes on elsewhere."""
@@ -309,5 +293,5 @@ class Resumption:
                 # Nothing is missing, so nothing has failed.
                 self._failures = 0
             if has_ended:
-                self._fail(ConnectionError("the response has ended before the stream"), self._retry)
+                self._fail(ConnectionError("the response has ended before the stream"))
                 self._probe = None

@@ -7,9 +7,10 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from httpx_sse import ServerSentEvent
 
 from ..exceptions import ClientError, StreamIncomplete
+from .decoder import Decoder, Form, Item, charset_of, terminal
 from .engine import Engine, run
 from .machine import StreamState
-from .messages import Backoff, Decoder, Form, Head, Item, charset_of, terminal
+from .messages import Backoff, Head
 
 ValueT = TypeVar("ValueT")
 TerminalEvents = Literal["raise", "yield"]

@@ -26,9 +26,10 @@ from fastapi_resumable.client import (
     StreamFailed,
     StreamState,
 )
+from fastapi_resumable.client.decoder import Decoder, Item, charset_of, terminal
 from fastapi_resumable.client.engine import run
 from fastapi_resumable.client.machine import Resumption
-from fastapi_resumable.client.messages import Ask, Decoder, Head, Item, charset_of, terminal
+from fastapi_resumable.client.messages import Ask, Head
 from tests.support.ssemodel import Event, parse
 
 EPOCH = "mfrggzdfmztwq2lk"
@@ -716,6 +717,17 @@ def test_a_server_that_loses_its_store_in_the_middle_of_an_event_spoils_none(for
     with ResumableClient(http, backoff=ENDLESS, sleep=lambda _: None).stream("POST", "/") as stream:
         assert read(stream, form) == read_whole(log, form)
     assert (stream.state, stream.offset) == (StreamState.DONE, len(log))
+
+
+def test_nothing_is_held_back_of_what_cannot_be_resumed() -> None:
+    """Nor is its request repeated, which would run the endpoint again."""
+    for body in (LOST[:12], LOST):
+        machine = resumption()
+        assert machine.ask() == Ask(0)
+        machine.head(Head(200, {"content-type": "text/event-stream"}, URL))
+        assert machine.feed(body) == body
+        machine.end()
+        assert (machine.state, machine.ask()) == (StreamState.DONE, None)
 
 
 @given(log=st.lists(pieces | st.sampled_from([LOST, LOST[:-1], LOST[:40], LOST[:9]])).map(b"".join), cuts=cuts)
