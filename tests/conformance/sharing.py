@@ -25,6 +25,7 @@ from fastapi_resumable.exceptions import (
 )
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.base import Store
+from fastapi_resumable.stores.shared.local import LocalStream
 from fastapi_resumable.stores.shared.remote import RemoteStream
 from tests.support.params import spread
 
@@ -65,6 +66,8 @@ from .tools import (
     written,
 )
 from .watching import watch_a_life, watch_a_release, watch_a_replacement, watch_a_stop, watch_variants
+
+MIB = 1024 * 1024
 
 
 class SharedStoreConformance(StoreConformance):
@@ -445,6 +448,22 @@ class SharedStoreConformance(StoreConformance):
         async with following(found) as reader:
             assert await reader.outcome() is Reading.LOST
             assert reader.data == b""
+
+    @scenario(2, max_stream_bytes=8 * MIB)
+    async def test_what_went_on_without_the_backing_is_recorded_bit_by_bit(self, here: Store, there: Store) -> None:
+        """As one write, a large log would hold up all others, or not get through at all; and in whole events."""
+        stream = await begin(here)
+        assert isinstance(stream, LocalStream)
+        stream.on_outage(StoreUnavailable("gone"))
+        sent = [b"data: %d %s\n\n" % (number, b"x" * 10_000) for number in range(600)]
+        await write(stream, *sent)
+        while stream.is_detached:  # each write is looked at
+            if (last := stream.outbox.sent) is not None and last.data:
+                assert len(last.data) < 1.2 * MIB
+                assert last.data.endswith(b"\n\n")
+            await asyncio.sleep(0)
+        await complete(here, stream)
+        assert without_ids(await content(await there.find(KEY, 0))) == b"".join(sent)
 
     @scenario(2)
     async def test_a_reader_that_is_late_for_a_failed_reading_disturbs_none_that_began_anew(

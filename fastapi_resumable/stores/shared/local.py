@@ -154,7 +154,8 @@ class LocalStream:
         if not isinstance(reply, Written):
             self.backend.mark(self)
             return
-        # What has come meanwhile is marked already.
+        if outbox.recorded < self.log.tail:
+            self.backend.mark(self)
         assert outbox.sent is not None
         self._slowest_elsewhere, self._check_at = reply.slowest, 0
         self._shows_all = False

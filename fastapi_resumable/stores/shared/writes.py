@@ -19,6 +19,8 @@ from ..base import queued_item
 
 AHEAD = 256 * 1024
 """The most bytes a producer may be ahead of what the backend has acknowledged."""
+FULL = 1024 * 1024
+"""How many bytes fill a write: after an outage there may be more, which would not be through within one attempt."""
 
 END_MESSAGES = {
     "replaced": "A newer request replaced this stream.",
@@ -133,19 +135,27 @@ class Outbox:
         if self.sync is Sync.RESTORE or self.recorded < recording.log.floor:
             self.sync = Sync.RESTORE
             return Restore(recording.earliest)
-        first, last = self.recorded, recording.log.tail
-        if first == last and self.ending is None and not self.renew:
+        first = last = self.recorded
+        tail = recording.log.tail
+        if first == tail and self.ending is None and not self.renew:
             return None
+        chunks = []
+        # Whole blocks, which end where events do.
+        for chunk in recording.log.chunks(first):
+            chunks.append(chunk)
+            last += len(chunk)
+            if last - first >= FULL:
+                break
         self.sent = Write(
             first,
             last,
-            b"".join(recording.log.chunks(first)),
-            earliest=recording.earliest if last > recording.bound else 0,
+            b"".join(chunks),
+            earliest=min(recording.earliest, last) if last > recording.bound else 0,
             is_mid_event=recording.is_mid_event,
             renew=self.renew or not first,
             # As long as the log cannot fill up before the next reply, no reader has to be waited for.
             may_fill=last + 2 * max(self.ahead, BLOCK_SIZE) > recording.bound,
-            ending=self.ending,
+            ending=self.ending if last == tail else None,
         )
         self.renew = False
         return self.sent
