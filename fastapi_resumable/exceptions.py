@@ -43,6 +43,10 @@ class ResumableError(Exception):
         self.message = message
         self.extra = extra
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are remade with what is in `args`, which is not what the classes below take.
+        return type(self).__new__, (type(self), *self.args), self.__dict__
+
     @property
     def detail(self) -> dict[str, Any]:
         """The `detail` member of the error body."""
