@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -14,11 +15,12 @@ import pytest
 
 from fastapi_resumable import Resumable, SqliteStore
 from fastapi_resumable._core.ids import StreamKey
+from fastapi_resumable._core.lifecycle import REMEMBERED
 from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import StreamNotFound, StreamPending, TooManyStreams
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.sqlite import files
-from fastapi_resumable.stores.sqlite.log import Logs, Piece
+from fastapi_resumable.stores.sqlite.log import UNREAD, Logs, Piece
 from fastapi_resumable.stores.sqlite.reader import Found, Lookout, ReaderThread
 from fastapi_resumable.stores.sqlite.rows import read_states
 from fastapi_resumable.stores.sqlite.transactions import Transactions
@@ -353,6 +355,24 @@ def test_a_clean_up_holds_nothing_up_for_long(tmp_path: Path, monkeypatch: pytes
 
     asyncio.run(main())
     assert left[:20] == list(range(19, -1, -1))
+
+
+def test_a_clean_up_deletes_many_logs_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of streams that were stopped or replaced: all at once, they would hold up every worker for a second."""
+    monkeypatch.setattr("fastapi_resumable.stores.sqlite.log.STEP", 0.0)
+    connection = files.connect(tmp_path / "streams.db", 1.0)
+    for number in range(3):
+        connection.execute(
+            "INSERT INTO streams (epoch, id, worker, status, gone, requested_at, expires_at) "
+            "VALUES (?, ?, 'worker', 'cancelled', 'cancelled', 0, ?)",
+            (f"epoch {number}", f"id {number}", time.time() + REMEMBERED - UNREAD),
+        )
+        connection.execute("INSERT INTO chunks SELECT stream, 1, 'x' FROM streams WHERE id = ?", (f"id {number}",))
+    logs, left = Logs(connection, "worker", Limits()), []
+    while logs.clean_up():
+        left.append(connection.execute("SELECT count(*) FROM chunks").fetchone()[0])
+    connection.close()
+    assert left == [2, 1]
 
 
 @pytest.mark.parametrize("failure", [AttributeError, RuntimeError, OSError, sqlite3.OperationalError, MemoryError])

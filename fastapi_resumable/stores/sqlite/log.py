@@ -179,10 +179,10 @@ class Logs:
     def shrink(self) -> bool:
         """Delete what has no reader any more, and finished streams before their time, until there is room; whether."""
         self._unchecked = 0
-        if self._has_room():
-            return True
-        self._delete_unread(time.time())
         while not self._has_room():
+            if unread := self._find_unread(time.time(), 1):
+                self._delete_log(*unread)
+                continue
             # In the order of their index. What is known of those that are gone is still needed.
             oldest = self._execute(
                 "SELECT stream FROM streams WHERE expires_at IS NOT NULL AND gone = '' ORDER BY expires_at LIMIT 1"
@@ -202,15 +202,22 @@ class Logs:
 
     def delete(self, stream: int | None) -> None:
         """Delete an epoch and its log."""
-        for table in ("chunks", "readers", "streams"):
+        self._delete_log(stream)
+        for table in ("readers", "streams"):
             self._execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))  # noqa: S608  # no input
+
+    def _delete_log(self, stream: int | None) -> None:
+        self._execute("DELETE FROM chunks WHERE stream = ?", (stream,))
 
     def clean_up(self) -> bool:
         """Delete what is past its time; return whether more of that is left than there was time for."""
         begun, now = monotonic(), time.time()
         expired = self._execute("SELECT stream FROM streams WHERE expires_at <= ? LIMIT 1000", (now,)).fetchall()
-        while expired:
-            self.delete(expired.pop()[0])
+        due = [(self._delete_log, stream) for stream in self._find_unread(now - UNREAD, 1000)]
+        due += [(self.delete, stream) for (stream,) in expired]
+        while due:
+            delete, stream = due.pop()
+            delete(stream)
             if monotonic() - begun >= STEP:
                 break
         # Nor is anything kept that is of the future, since the clock was set back.
@@ -218,17 +225,18 @@ class Logs:
         first = "SELECT change FROM changes WHERE at BETWEEN ? AND ? ORDER BY change LIMIT 1"
         about = (now - CHANGES_KEPT, now + CHANGES_KEPT)
         self._execute(f"DELETE FROM changes WHERE change < coalesce(({first}), 9e18)", about)  # noqa: S608  # no input
-        self._delete_unread(now - UNREAD)
         self.shrink()
-        return bool(expired) or self._give_room_back(begun + STEP)
+        return bool(due) or self._give_room_back(begun + STEP)
 
-    def _delete_unread(self, since: float) -> None:
-        """Delete the logs of streams that are gone `since` then, and that are not read."""
-        self._execute(
-            "DELETE FROM chunks WHERE stream IN (SELECT stream FROM streams WHERE expires_at <= ? AND gone <> '') "
-            "AND stream NOT IN (SELECT stream FROM readers WHERE until > ?)",
-            (since + REMEMBERED, time.time()),
+    def _find_unread(self, since: float, most: int) -> list[int]:
+        """Streams that are gone `since` then, and whose logs are still there, but not read."""
+        found = self._execute(
+            "SELECT stream FROM streams AS s WHERE expires_at <= ? AND gone <> '' "
+            "AND EXISTS (SELECT 1 FROM chunks WHERE stream = s.stream) "
+            "AND NOT EXISTS (SELECT 1 FROM readers WHERE stream = s.stream AND until > ?) LIMIT ?",
+            (since + REMEMBERED, time.time(), most),
         )
+        return [stream for (stream,) in found.fetchall()]
 
     def _give_room_back(self, until: float) -> bool:
         """Make the file smaller, if much of it is free, for as long as there is time; whether more is to be done."""
