@@ -61,19 +61,6 @@ async def test_a_reader_elsewhere_that_takes_nothing_holds_the_producer(site: Si
     assert without_ids(body) == b"data: begun\n\n" + whole(3000, 4096)
 
 
-async def test_a_reader_elsewhere_that_leaves_holds_no_producer(site: Site) -> None:
-    """Its worker says so, and the producer runs free."""
-    name, gate = unique("id"), unique("gate")
-    steps = (send(b"data: begun\n\n"), wait(gate), numbered(3000, 4096))
-    await site.player(0, "small").record(name, *steps, headers=ASYNC, name=name)
-    reader = await site.player(1, "small").follow(name, receive_buffer=4096)
-    await reader.read_until(b"\n\n")
-    await site.player(0).open(gate)
-    await reader.read(65_536)
-    reader.connection.reset()
-    await site.until_noted(f"finished:{name}")
-
-
 @pytest.mark.parametrize(("count", "size"), [(5000, 4096), (40_000, 60)], ids=["20-MB", "tokens"])
 async def test_a_stream_takes_bounded_memory_in_redis(
     site: Site, redis_server: RedisServer, count: int, size: int
@@ -96,16 +83,6 @@ async def test_a_stream_takes_bounded_memory_in_redis(
     assert without_ids(replay.body) == whole(count, size)[-len(without_ids(replay.body)) :]
     assert (await site.player(1, "small").replay(name)).status == 400
     assert 0 < most <= 2.5 * MIB
-
-
-async def test_a_reader_that_lost_its_place_gets_an_error(site: Site) -> None:
-    """An offset that was dropped is refused on every worker alike."""
-    name = unique("id")
-    live = await site.player(0, "small").post(name, numbered(1000, 4096))
-    await live.read_all()
-    replies = [await site.player(worker, "small").replay(name, from_=5) for worker in range(3)]
-    assert [reply.status for reply in replies] == [400] * 3
-    assert {reply.body for reply in replies} == {replies[0].body}
 
 
 async def test_readers_of_one_worker_share_a_connection(site: Site, redis_server: RedisServer) -> None:

@@ -95,16 +95,6 @@ async def test_a_worker_that_is_shut_down_says_so_to_readers_elsewhere(
     assert without_ids(again.body) == b"data: again\n\n"
 
 
-async def test_a_finished_stream_outlives_its_worker(site: Site, redis_server: RedisServer, tmp_path: Path) -> None:
-    """A worker that has gone in good order takes nothing with it that is still retained."""
-    name = unique("id")
-    async with site_of([environment(redis_server.url, tmp_path / "notes")]) as other:
-        live = await other.player(0).record(name, numbered(3, 60))
-        await asyncio.to_thread(other.servers[0].stop)
-    assert (await site.player(0).replay(name)).body == live.body
-    assert [item["status"] for item in await site.player(1).lookup(name)] == ["completed"]
-
-
 async def test_one_variable_in_the_environment_is_enough(redis_server: RedisServer, tmp_path: Path) -> None:
     """`FASTAPI_RESUMABLE_STORE=redis://...`, and two workers are one."""
     variable = {"FASTAPI_RESUMABLE_STORE": redis_server.url}

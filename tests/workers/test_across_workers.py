@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.support.apps.player import Player, fail, forever, numbered, send, sends, unique, wait
-from tests.support.asgi import LIMIT, bounded
+from tests.support.asgi import bounded
 from tests.support.params import representatives
 from tests.support.rawhttp import Response
 from tests.support.site import Site, code_of, until, whole, without_pings
@@ -109,15 +109,6 @@ async def test_a_replay_elsewhere_begins_at_any_offset_and_event(site: Site) -> 
     assert (await site.player(1).resume(name, f"aaaaaaaaaaaaaaaa-{ids[0][1]}")).status == 409
 
 
-async def test_ids_of_the_application_resume_elsewhere(site: Site) -> None:
-    """An event with an id of its own keeps it, and can be resumed from it on any worker; an unknown one is told."""
-    name = unique("id")
-    events = [b"id: a\ndata: 1\n\n", b"id: b\ndata: 2\n\n", b"id: c\ndata: 3\n\n"]
-    await site.player(0).record(name, *sends(*events))
-    assert (await site.player(1).resume(name, "a")).body == events[1] + events[2]
-    assert json.loads((await site.player(2).resume(name, "z")).body)["detail"]["code"] == "unknown_event_id"
-
-
 async def test_lookup_and_head_say_the_same_everywhere(site: Site) -> None:
     """While queued, live and finished; variants included."""
     name, before, gate = unique("id"), unique("before"), unique("gate")
@@ -167,29 +158,6 @@ async def test_a_stop_from_any_worker_reaches_the_producer(site: Site) -> None:
     assert code_of(live.body) == "cancelled"
     assert reader.body == live.body
     assert live.clean and reader.clean
-
-
-async def test_a_stop_for_another_epoch_does_nothing(site: Site) -> None:
-    """A late click on any worker cannot kill the next answer."""
-    name, gate = unique("id"), unique("gate")
-    old = await site.player(0).record(name, send(DISPATCHED[0]))
-    live = await site.player(1).post(name, send(DISPATCHED[0]), wait(gate))
-    await live.read_until(b"\n\n")
-    assert (await site.player(2).stop(name, epoch=old.header("x-stream-epoch"))).status == 204
-    [item] = await site.player(2).lookup(name)
-    assert item["status"] == "in_progress" and item["epoch"] == live.header("x-stream-epoch")
-    assert (await site.player(2).stop(name, epoch=item["epoch"])).status == 204
-    await live.read_all()
-    assert code_of(live.body) == "cancelled"
-
-
-async def test_a_stop_forgets_what_has_ended(site: Site) -> None:
-    """A finished stream is gone from every worker, also from the one that made it."""
-    name = unique("id")
-    await site.player(0).record(name, send(DISPATCHED[0]))
-    assert (await site.player(1).stop(name)).status == 204
-    for worker in range(3):
-        assert (await site.player(worker).replay(name)).status == 404
 
 
 async def test_a_reader_elsewhere_waits_for_a_stream_that_is_queued(site: Site) -> None:
@@ -388,24 +356,6 @@ async def test_a_foreign_owners_stream_does_not_exist_on_any_worker(site: Site) 
     assert without_ids(live.body) == DISPATCHED[0]
 
 
-async def test_an_owners_limit_counts_the_streams_of_all_workers(site: Site) -> None:
-    """Two are live on two workers: the third on a third one is refused, until one has ended."""
-    user = [("x-user", unique("user"))]
-    names, gates = [unique("id") for _ in range(3)], [unique("gate") for _ in range(2)]
-    live = [
-        await site.player(worker, "owned", user).post(names[worker], send(DISPATCHED[0]), wait(gates[worker]))
-        for worker in (0, 1)
-    ]
-    refused = await site.player(2, "owned", user).record(names[2], send(DISPATCHED[0]))
-    assert refused.status == 429
-    assert json.loads(refused.body)["detail"]["code"] == "too_many_streams"
-    await site.player(0).open(gates[0])
-    await live[0].read_all()
-    assert (await site.player(2, "owned", user).record(names[2], send(DISPATCHED[0]))).status == 200
-    await site.player(1).open(gates[1])
-    await live[1].read_all()
-
-
 async def test_a_stream_that_its_client_has_left_is_found_elsewhere(site: Site) -> None:
     """`Prefer: respond-async` answers 202 with an address that is good on every worker."""
     name, gate = unique("id"), unique("gate")
@@ -489,31 +439,6 @@ async def test_keep_alives_are_part_of_the_log_everywhere(site: Site) -> None:
     await reader.read_all()
     assert reader.body == live.body
     assert without_ids(without_pings(live.body)) == DISPATCHED[0] + DISPATCHED[3]
-
-
-async def test_a_finished_stream_expires_everywhere_at_once(site: Site) -> None:
-    """After `retention` it is 404 on the worker that made it and on the others."""
-    name = unique("id")
-    await site.player(0, "brief").record(name, send(DISPATCHED[0]))
-
-    async def gone() -> bool:
-        return [(await site.player(worker, "brief").replay(name)).status for worker in range(3)] == [404] * 3
-
-    async with asyncio.timeout(LIMIT):
-        while not await gone():
-            pass
-
-
-async def test_a_live_stream_does_not_expire_however_silent_it_is(site: Site) -> None:
-    """Retention counts from the end; here the stream says nothing for three times as long."""
-    name, gate = unique("id"), unique("gate")
-    live = await site.player(0, "brief").post(name, ["paced", 1, 40, 1.5], send(DISPATCHED[3]), wait(gate))
-    await live.read_until(b"data: four")
-    reader = await site.player(1, "brief").follow(name)
-    await site.player(0, "brief").open(gate)
-    await live.read_all()
-    await reader.read_all()
-    assert without_ids(live.body) == without_ids(reader.body) == whole(1, 40) + DISPATCHED[3]
 
 
 async def test_many_streams_at_once_are_whole_everywhere(site: Site) -> None:

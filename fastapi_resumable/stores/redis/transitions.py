@@ -177,7 +177,8 @@ class Transitions(SharedBackend):
     async def touch(self) -> None:
         """Keep what is live here from expiring, and see to it that it is found and counted."""
         mine: list[LocalStream | Reservation] = [*self.streams.local.values(), *self.streams.queued.values()]
-        await self.link.run(*(call for each in mine for call in self.calls.touch(each.key, each.epoch)))
+        for part in in_parts(mine):
+            await self.link.run(*(call for each in part for call in self.calls.touch(each.key, each.epoch)))
         # What has ended meanwhile may have been given back before it was counted here once more.
         over = (each for each in mine if self._is_over(each.epoch, self.name))
         self.queue.run_later(*(call for each in over for call in self.calls.free(each.key, each.epoch)))

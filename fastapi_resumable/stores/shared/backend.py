@@ -46,11 +46,6 @@ class WorkerStreams:
         self.followed: dict[str, RemoteStream] = {}
         """Those that have readers."""
 
-    @property
-    def has_unsettled(self) -> bool:
-        """Whether other workers have yet to see the end of a stream."""
-        return any(not stream.settled.done() for stream in self.local.values())
-
     def has(self, epoch: str) -> bool:
         """Whether an epoch belongs to this worker, and may be live."""
         return epoch in self.local or epoch in self.queued
@@ -142,7 +137,8 @@ class SharedBackend(StreamBackend, ABC):
             try:
                 # The producers are cancelled with it: all readers are to see how their streams end.
                 async with asyncio.timeout(self.outage.attempt):
-                    while not self.queue.is_closed and self.streams.has_unsettled:
+                    streams = self.streams.local
+                    while not self.queue.is_closed and any(not each.settled.done() for each in streams.values()):
                         await self.queue.write_next()
             except Exception as exc:
                 # In place of the cancellation, it would begin the queue again.

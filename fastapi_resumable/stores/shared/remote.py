@@ -22,7 +22,6 @@ class RemoteStream:
         self.worker = state.worker
         """Where the producer runs."""
         self.head = state.head
-        self.idempotency_key = state.idempotency_key
         self.started_at = state.started_at
         self._backend = backend
         self.failure: ResumableError | None = None

@@ -13,22 +13,9 @@ if lacking then return lacking end
 mine = cjson.decode(mine)
 local reply = {'begun'}
 for _, item in ipairs(queued(h)) do
-    if item.n < mine.n then
-        dequeue(item.epoch, 'replaced')
-        table.insert(reply, item.w)
-        table.insert(reply, item.epoch)
-    end
+    if item.n < mine.n then dequeue(item, 'replaced', reply) end
 end
-if h.epoch then
-    if h.status == 'in_progress' then
-        finish(h, 'cancelled', 'replaced', completed, tonumber(retention), 10)
-        table.insert(reply, h.worker)
-        table.insert(reply, h.epoch)
-    end
-    discard(h, h.status == 'in_progress')
-    mark(h.epoch, 'replaced')
-    forget()
-end
+if h.epoch then remove(h, 'replaced', completed, retention, 10, reply) end
 redis.call('HDEL', H, 'q:' .. epoch, 'gone')
 redis.call('HSET', H, 'epoch', epoch, 'status', 'in_progress', 'worker', worker, 'tail', 0, 'earliest', 0, 'head', head,
     'sse', sse, 'started', started)

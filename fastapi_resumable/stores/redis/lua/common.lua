@@ -82,9 +82,12 @@ local function tidy(ttl)
     if left > 0 then redis.call('PEXPIRE', H, text(left)) else redis.call('DEL', H) end
 end
 
-local function dequeue(epoch, code)
-    redis.call('HDEL', H, 'q:' .. epoch)
-    mark(epoch, code)
+-- Takes a request out of the queue; `told` gets its worker and its epoch, as in all that follows.
+local function dequeue(item, code, told)
+    redis.call('HDEL', H, 'q:' .. item.epoch)
+    mark(item.epoch, code)
+    table.insert(told, item.w)
+    table.insert(told, item.epoch)
 end
 
 -- How far the slowest reader is that is at a worker which was heard of lately.
@@ -145,10 +148,23 @@ local function finish(h, status, code, completed, retention, at)
         redis.call('XADD', log, tail .. '-0', 'd', event)
     end
     redis.call('XADD', log, tail .. '-1', 's', status, 'c', code, 't', completed)
-    expire(log, math.max(retention, REMAINS))
+    expire(log, math.max(tonumber(retention), REMAINS))
     redis.call('HSET', log .. ':ended', h.worker, 1)
     redis.call('PEXPIRE', log .. ':ended', AWAY)
     redis.call('HSET', H, 'status', status, 'code', code, 'completed', completed, 'tail', tail,
         'expires', text(now() + retention))
     redis.call('HDEL', H, 'wait', 'held')
+end
+
+-- Has the current epoch found no more; it is ended before, if it is live.
+local function remove(h, code, completed, retention, at, told)
+    local was_live = h.status == 'in_progress'
+    if was_live then
+        finish(h, 'cancelled', code, completed, retention, at)
+        table.insert(told, h.worker)
+        table.insert(told, h.epoch)
+    end
+    discard(h, was_live)
+    mark(h.epoch, code)
+    forget()
 end

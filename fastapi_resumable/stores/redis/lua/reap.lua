@@ -11,7 +11,7 @@ for _, item in ipairs(queued(h)) do
     end
 end
 if h.status == 'in_progress' and h.worker == worker then
-    finish(h, 'interrupted', 'producer_lost', completed, tonumber(retention), 5)
+    finish(h, 'interrupted', 'producer_lost', completed, retention, 5)
     table.insert(reply, h.epoch)
 end
 tidy(ttl)

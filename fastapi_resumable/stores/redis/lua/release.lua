@@ -6,7 +6,7 @@ local lacking = h.epoch == epoch and lacks_event(h, 5)
 if lacking then return lacking end
 redis.call('HDEL', H, 'q:' .. epoch)
 if h.epoch == epoch and h.status == 'in_progress' then
-    finish(h, 'interrupted', 'producer_lost', completed, tonumber(retention), 5)
+    finish(h, 'interrupted', 'producer_lost', completed, retention, 5)
 end
 tidy(ttl)
 return {}

@@ -5,22 +5,9 @@ local h, reply = load(), {}
 local lacking = (epoch == '' or epoch == h.epoch) and lacks_event(h, 5)
 if lacking then return lacking end
 for _, item in ipairs(queued(h)) do
-    if epoch == '' or epoch == item.epoch then
-        dequeue(item.epoch, 'cancelled')
-        table.insert(reply, item.w)
-        table.insert(reply, item.epoch)
-    end
+    if epoch == '' or epoch == item.epoch then dequeue(item, 'cancelled', reply) end
 end
-if h.epoch and (epoch == '' or epoch == h.epoch) then
-    if h.status == 'in_progress' then
-        finish(h, 'cancelled', 'cancelled', completed, tonumber(retention), 5)
-        table.insert(reply, h.worker)
-        table.insert(reply, h.epoch)
-    end
-    discard(h, h.status == 'in_progress')
-    mark(h.epoch, 'cancelled')
-    forget()
-end
+if h.epoch and (epoch == '' or epoch == h.epoch) then remove(h, 'cancelled', completed, retention, 5, reply) end
 if #reply > 0 then
     redis.call('HSET', H, 'gone', cjson.encode(reply))
 elseif h.gone then
