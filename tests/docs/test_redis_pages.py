@@ -41,7 +41,7 @@ def test_the_keys_that_are_listed_are_those_that_there_are() -> None:
     variants = names.variants(StreamKey(None, "-")).replace("/-", "/<id>")
     owner, worker, inbox = names.owner("-")[:-1] + "<owner>", names.worker("<worker>"), names.inbox("<worker>")
     log = keys.log_key(stream, "<epoch>")
-    logs = [log, f"{log}:readers"]
+    logs = [log, *(f"{log}:{part}" for part in ("packed", "readers", "ended"))]
     made = {stream, *logs, variants, owner, worker, inbox, names.changes}
     table = OPERATIONS.partition("\n## The keys\n")[2].partition("\n## ")[0]
     assert set(re.findall(r"(?m)^\| `([^`]+)` \|", table)) == made
