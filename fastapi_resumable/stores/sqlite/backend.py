@@ -78,18 +78,18 @@ class SqliteBackend(SharedBackend):
     async def reserve(self, reservation: Reservation, on_conflict: OnConflict, now: float) -> Answer:
         """Queue a request, or say what it has to follow."""
         reservation.requested_at = now
-        request = self._request(reservation)
+        request = self._request(reservation, now)
         outcome = await self._change(lambda transactions: transactions.reserve(reservation.key, request, on_conflict))
         if outcome.verdict is Verdict.QUEUED:
             self.check_limit(replaces=outcome.replaces)
         return Answer(outcome.verdict, outcome.rival)
 
-    def _request(self, reservation: Reservation) -> Queued:
-        return Queued(reservation.epoch, self._name, reservation.idempotency_key, reservation.requested_at)
+    def _request(self, about: Reservation | LocalStream, at: float) -> Queued:
+        return Queued(about.epoch, self._name, about.idempotency_key, at)
 
     async def begin(self, reservation: Reservation, stream: LocalStream) -> Answer:
         """Make a request the current epoch."""
-        request, queued = self._request(reservation), self.streams.queued
+        request, queued = self._request(reservation, reservation.requested_at), self.streams.queued
         outcome = await self._change(
             lambda transactions: transactions.begin(stream.key, request, stream.head, queue=stream.epoch in queued)
         )
@@ -199,7 +199,7 @@ class SqliteBackend(SharedBackend):
             case None:
                 return None
             case Begin():
-                request = Queued(stream.epoch, self._name, stream.idempotency_key, stream.started_at)
+                request = self._request(stream, stream.started_at)
                 return lambda transactions: transactions.begin(stream.key, request, stream.head, queue=True)
             case Restore() as how:
                 lost = Current(stream.epoch, self._name, stream.idempotency_key, stream.started_at)
@@ -233,7 +233,7 @@ class SqliteBackend(SharedBackend):
         """Do some jobs; return the reply to each."""
         return await self._writer.run_all(jobs)
 
-    # What the reader's thread finds.
+    # What a look finds.
 
     def _on_found(self, found: Found) -> None:
         for piece in found.news:

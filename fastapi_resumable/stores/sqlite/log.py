@@ -14,7 +14,7 @@ from ..._core.lifecycle import REMEMBERED
 from ..._stream.stream import Limits
 from ...exceptions import OffsetLost
 from ...models import ResumableStatus
-from ..shared.writes import Ending, Page, Reply, Write
+from ..shared.writes import Ending, Page, Write
 
 READER = 20.0
 """Seconds for which a reader on another worker holds a producer without being heard of again."""
@@ -109,10 +109,9 @@ class Append:
     epoch: str
     write: Write
 
-    def __call__(self, transactions: Any) -> Reply:
+    def __call__(self, transactions: Any) -> Any:
         """Do it in a transaction."""
-        reply: Reply = transactions.write(self.key, self.epoch, self.write)
-        return reply
+        return transactions.write(self.key, self.epoch, self.write)
 
     @property
     def is_plain(self) -> bool:

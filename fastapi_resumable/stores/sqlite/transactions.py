@@ -43,7 +43,6 @@ class Transactions:
         self._execute = connection.execute
         self._worker = worker
         self._limits = limits
-        self._retention = limits.retention
         self._lock = lock
 
     # Requests.
@@ -89,7 +88,7 @@ class Transactions:
 
     def release(self, key: StreamKey, epoch: str) -> Outcome:
         """Give a request back; should it have begun, end it."""
-        return self._transition(key, lambda slot, now: lifecycle.ensure_ended(slot, epoch, now, self._retention))
+        return self._transition(key, lambda slot, now: lifecycle.ensure_ended(slot, epoch, now, self._limits.retention))
 
     def stop(self, key: StreamKey, epoch: str | None) -> Outcome:
         """Stop what is queued or live, forget what has ended."""
@@ -179,7 +178,7 @@ class Transactions:
         outcome = lifecycle.append(state.slot, epoch, write.first, write.last)
         if ending is not None and outcome.verdict in (Verdict.OK, Verdict.ENDED):
             # It may have ended like this already, if the reply to the same write was lost.
-            outcome = lifecycle.end(outcome.slot, epoch, *ending, self._retention)
+            outcome = lifecycle.end(outcome.slot, epoch, *ending, self._limits.retention)
         if outcome.verdict is Verdict.MISSING:
             return Missing()
         if outcome.verdict is Verdict.ENDED:
@@ -229,7 +228,7 @@ class Transactions:
         query = "SELECT DISTINCT owner, id FROM streams WHERE worker = ? AND expires_at IS NULL"
         keys = [StreamKey(text_of(owner), stream_id) for owner, stream_id in self._execute(query, (worker,))]
         for key in keys:
-            outcome = self._transition(key, lambda slot, now: lifecycle.lose(slot, worker, now, self._retention))
+            outcome = self._transition(key, lambda slot, now: lifecycle.lose(slot, worker, now, self._limits.retention))
             for change in outcome.changes:
                 if change.code:
                     warn = partial(logger.warning, extra=key.fields(change.stream.epoch))
