@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from .._stream.reader import LAST_DELIVERY, Reader, Reading
 from .._stream.stream import Stream
-from .._stream.tasks import SharedTimers, Tasks
+from .._stream.tasks import Tasks
 from ..exceptions import ShuttingDown
 from ..settings import ResumableSettings
 from ..stores.base import Store
@@ -45,7 +45,6 @@ class StreamManager:
         self.telemetry = telemetry or Telemetry()
         self.tasks = Tasks()
         self.hooks = Hooks(self.tasks)
-        self.timers = SharedTimers()
         self.closing = False
         """Whether the server is about to exit; new streams are refused."""
         self._producers: set[Interrupt] = set()
@@ -87,7 +86,7 @@ class StreamManager:
         """
         timeout = self.settings.stall_timeout
         drain = drain_on_cancel or self.skip_grace
-        reader = Reader(stream, offset, timers=self.timers, stall_timeout=timeout, drain_on_cancel=drain)
+        reader = Reader(stream, offset, stall_timeout=timeout, drain_on_cancel=drain)
         self._readers[reader] = self.telemetry.reader_attached() if counted else None
         self.termination.start()
         return reader

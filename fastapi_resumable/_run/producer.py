@@ -68,6 +68,7 @@ class Producer:
     """How many tasks of the application wait for a disconnect."""
     _hooks: asyncio.Task[None] | None = None
     _is_finished = False
+    _idle_timer: asyncio.TimerHandle | None = None
 
     def __init__(self, manager: StreamManager, key: StreamKey, idempotency_key: str | None) -> None:
         self.manager = manager
@@ -151,7 +152,7 @@ class Producer:
     def _settle(self, _task: object = None) -> None:
         if not self.is_over:
             self._over.set()
-            self.manager.timers.cancel(self._on_idle)
+            self._cancel_idle_timer()
 
     @property
     def is_over(self) -> bool:
@@ -160,8 +161,7 @@ class Producer:
 
     async def done(self) -> None:
         """Wait until the application has ended or was given up on; and a moment for the hooks."""
-        if self._task is not None:
-            await self._over.wait()
+        await self._over.wait()
         if self._hooks is not None:
             # `wait`, so that neither a hook's error nor a cancellation of the request ends in the other.
             await asyncio.wait({self._hooks}, timeout=HOOK_PATIENCE)
@@ -194,7 +194,7 @@ class Producer:
                 if self.telemetry is not None:
                     self.telemetry.begun()
                 if self.manager.settings.ping and head.is_event_stream:
-                    self.manager.timers.start(self.manager.settings.ping, self._on_idle)
+                    self._on_idle()
 
     async def end(self, status: ResumableStatus, code: str = "", message: str = "") -> None:
         """End the stream, if it has begun and not ended yet."""
@@ -215,7 +215,7 @@ class Producer:
 
     def _on_end(self, stream: WritableStream | None) -> None:
         """Run the hooks, once, for a stream that its producer or the store has ended."""
-        self.manager.timers.cancel(self._on_idle)
+        self._cancel_idle_timer()
         if stream is not None and not self._is_finished:
             self._is_finished = True
             if self.manager.hooks:
@@ -229,7 +229,12 @@ class Producer:
             assert self.stream is not None
             self.stream.ping()
             due = now + ping
-        self.manager.timers.start(due - now, self._on_idle)
+        self._idle_timer = asyncio.get_running_loop().call_later(due - now, self._on_idle)
+
+    def _cancel_idle_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
 
     # Stopping.
 

@@ -39,6 +39,8 @@ class Recorder:
     """The beginning of a stream whose application has been silent for `head_timeout`."""
     _has_sent_all = False
     """Whether the end waits for the application to return."""
+    _timer: asyncio.TimerHandle | None = None
+    """For a beginning or an end that does not wait for the application any longer."""
 
     def __init__(
         self,
@@ -75,17 +77,15 @@ class Recorder:
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application to its end."""
-        timers = self._manager.timers
         try:
             await app(scope, self.receive, self.send)
             if self._has_sent_all:
                 # The application has returned, so there is nothing to wait for.
                 await self._end()
         finally:
-            timers.cancel(self._end_late)
+            self._cancel_timer()
             if not self.settled.is_set():
                 # However the application ends, the exchange must not wait for a head that will never come.
-                timers.cancel(self._begin_late)
                 if self._beginning is not None:
                     # A stream that is just being begun has to be there, to be ended.
                     with anyio.CancelScope(shield=True):
@@ -207,7 +207,7 @@ class Recorder:
         self._start = start
         if 200 <= start["status"] < 300:
             self.headers = end_to_end(start.get("headers", ()))
-            self._manager.timers.start(self._manager.settings.head_timeout, self._begin_late)
+            self._start_timer(self._manager.settings.head_timeout, self._begin_late)
             return
         self.passing = True
         # Before the head is sent: a client that has its error may ask again at once, and is not to find its own request
@@ -220,7 +220,7 @@ class Recorder:
         assert self._start is not None
         if self._on_begin is None:
             raise StreamStopped("the request is over")
-        self._manager.timers.cancel(self._begin_late)
+        self._cancel_timer()
         telemetry = self._producer.telemetry
         traceparent = None if telemetry is None else telemetry.open_span()
         head = Head(self._start["status"], replayable(self.headers), traceparent)
@@ -235,7 +235,7 @@ class Recorder:
             # A framework that ends the body because the generator was cancelled is about to be cancelled here, too.
             await asyncio.sleep(0)
             self._has_sent_all = True
-            self._manager.timers.start(self._end_delay, self._end_late)
+            self._start_timer(self._end_delay, self._end_late)
         else:
             await self._end()
 
@@ -245,10 +245,21 @@ class Recorder:
                 await self._begin()
             await self._producer.end(ResumableStatus.COMPLETED)
 
+    def _start_timer(self, delay: float, action: Callable[[], None]) -> None:
+        self._cancel_timer()
+        self._timer = asyncio.get_running_loop().call_later(delay, action)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _begin_late(self) -> None:
+        self._timer = None
         self._beginning = self._spawn(self._begin)
 
     def _end_late(self) -> None:
+        self._timer = None
         self._spawn(self._end)
 
     def _spawn(self, action: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None] | None:

@@ -44,9 +44,9 @@ async def serve(
         watch = manager.tasks.spawn(disconnected(), name="resumable disconnect")
         watch.add_done_callback(lambda _: reader.leave())
 
-    stream, reading, timers = reader.stream, Reading.LEFT, manager.timers
+    stream, reading = reader.stream, Reading.LEFT
     start = {"type": "http.response.start", "status": stream.head.status_code, "headers": headers}
-    timers.start(WATCH_DELAY, begin_watch)
+    timer = asyncio.get_running_loop().call_later(WATCH_DELAY, begin_watch)
     try:
         reading = await reader.run(_as_coroutine(send), start, lambda how: _end(reader, how, manager, scope, send))
         if reading is Reading.STALLED:
@@ -58,7 +58,7 @@ async def serve(
         return Reading.CUT
     finally:
         manager.dismiss(reader, reading)
-        timers.cancel(begin_watch)
+        timer.cancel()
         if watch is not None:
             # It reads from the request's channel, which other code may read only once this task has ended.
             watch.cancel()

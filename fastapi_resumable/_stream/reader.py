@@ -22,7 +22,7 @@ from .._core.log import BLOCK_SIZE
 from ..exceptions import OffsetLost, ResumableError
 from .fanout import Cursor
 from .stream import YIELD_EVERY, Stream, ends_in_order, loss_of
-from .tasks import SharedTimers, Suspended, run_inline
+from .tasks import Suspended, run_inline
 
 Message = dict[str, Any]
 Send = Callable[[Message], Coroutine[Any, Any, None]]
@@ -66,7 +66,7 @@ class Reader(Cursor):
         "_stall_timeout",
         "_start",
         "_task",
-        "_timers",
+        "_timer",
         "_waiter",
         "failure",
         "has_sent_end",
@@ -78,7 +78,6 @@ class Reader(Cursor):
         stream: Stream,
         offset: int,
         *,
-        timers: SharedTimers,
         stall_timeout: float,
         drain_on_cancel: Callable[[], bool],
     ) -> None:
@@ -95,7 +94,7 @@ class Reader(Cursor):
         """Whether the last bytes went out together with the end of the body."""
         self._drain_on_cancel = drain_on_cancel
         self._stall_timeout = stall_timeout
-        self._timers = timers
+        self._timer: asyncio.TimerHandle | None = None  # for the next look at the client's progress
         self._waiter: asyncio.Future[None] | None = None
         self._left = self._missed = self._is_evicted = False
         self._is_idle = False  # whether it waits, with nothing half sent
@@ -178,7 +177,7 @@ class Reader(Cursor):
                 raise
             return Reading.STALLED
         finally:
-            self._timers.cancel(self._check_progress)
+            self._cancel_timer()
             self.stream.detach(self)
             # They may lead back to the reader, which would then wait for the garbage collector.
             del self._send, self._context
@@ -193,7 +192,7 @@ class Reader(Cursor):
                 raise
             cancelled = exc
         # It may be that nothing takes any more what is sent, without saying so.
-        self._timers.cancel(self._check_progress)
+        self._cancel_timer()
         self._stall_timeout = min(self._stall_timeout, LAST_DELIVERY)
         # A cancellation through a task group comes again at each `await`.
         with anyio.CancelScope(shield=True):
@@ -275,13 +274,23 @@ class Reader(Cursor):
     def _begin_sending(self) -> None:
         self._sending_since = monotonic()
         # One timer serves many messages, because setting a timer for each would cost more than to send it.
-        self._timers.start(self._stall_timeout, self._check_progress)
+        if self._timer is None:
+            self._check_in(self._stall_timeout)
+
+    def _check_in(self, delay: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay, self._check_progress)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _check_progress(self) -> None:
         """Give up on a client that has taken nothing for too long; look again if it is being sent something."""
+        self._timer = None
         if self._sending_since is not None:
             left = self._sending_since + self._stall_timeout - monotonic()
             if left <= 0:
                 self.evict()
             else:
-                self._timers.start(left, self._check_progress)
+                self._check_in(left)

@@ -1,4 +1,4 @@
-"""Background tasks with an owner, calls after a delay, and what is run on behalf of a task that waits.
+"""Background tasks with an owner, and what is run on behalf of a task that waits.
 
 Private API of others: `asyncio._enter_task`, `_leave_task` (documented for those who run tasks, "Extending" in the
 documentation of asyncio) and `asyncio.tasks._swap_current_task` (the same in one call, from Python 3.12 on).
@@ -76,57 +76,6 @@ async def _keep_running(
             pause = min(2 * pause or FIRST_PAUSE, LONGEST_PAUSE)
         else:
             return
-
-
-class SharedTimers:
-    """Calls after a delay, most of which are never made: one timer of the event loop for all that have the same delay.
-
-    Nearly every stream is over before anything has to be done about its silence, its reader's stalling or its client's
-    leaving. To set and to cancel a timer of its own for each of these costs more than the bytes of a short answer.
-    """
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        # What is to be called back, by the delay, in the order in which that ends.
-        self._due: dict[float, dict[Callable[[], object], float]] = {}
-        self._delays: dict[Callable[[], object], float] = {}
-
-    def start(self, delay: float, callback: Callable[[], object]) -> None:
-        """Call `callback` in `delay` seconds, unless that is cancelled; no-op if it is due already."""
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            # What waited on an event loop of before is not called on this one.
-            self._loop, self._due, self._delays = loop, {}, {}
-        if callback in self._delays:
-            return
-        # One delay's calls end in the order in which they began, so only the first of them needs a timer.
-        waiting = self._due.get(delay)
-        if waiting is None:
-            waiting = self._due[delay] = {}
-            loop.call_later(delay, self._call_due, delay, waiting)
-        waiting[callback] = loop.time() + delay
-        self._delays[callback] = delay
-
-    def cancel(self, callback: Callable[[], object]) -> None:
-        """Do not call `callback`; no-op if it is not due."""
-        if (delay := self._delays.pop(callback, None)) is not None:
-            del self._due[delay][callback]
-
-    def _call_due(self, delay: float, waiting: dict[Callable[[], object], float]) -> None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        try:
-            while waiting and next(iter(waiting.values())) <= now:
-                callback = next(iter(waiting))
-                # First, as what is called may start the same again.
-                del waiting[callback]
-                self._delays.pop(callback, None)
-                callback()
-        finally:
-            if waiting:
-                loop.call_later(next(iter(waiting.values())) - now, self._call_due, delay, waiting)
-            elif self._due.get(delay) is waiting:
-                del self._due[delay]
 
 
 def _swap(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> asyncio.Task[Any] | None:

@@ -17,7 +17,6 @@ from fastapi_resumable._core.lifecycle import OnConflict
 from fastapi_resumable._core.sse import events
 from fastapi_resumable._stream.reader import Message, Reader, Reading
 from fastapi_resumable._stream.stream import Head, Stream, WritableStream
-from fastapi_resumable._stream.tasks import SharedTimers
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.base import Reservation, Store
 from fastapi_resumable.stores.shared.local import LocalStream
@@ -127,7 +126,7 @@ class Follower:
         self.data = b""
         self.pace: asyncio.Event | None = None
         """What it waits for before it takes anything."""
-        self._reader = Reader(stream, offset, timers=SharedTimers(), stall_timeout=60.0, drain_on_cancel=lambda: False)
+        self._reader = Reader(stream, offset, stall_timeout=60.0, drain_on_cancel=lambda: False)
         self._grown = asyncio.Event()
         self._task = asyncio.ensure_future(self._reader.run(self._send, {}))
         self._task.add_done_callback(lambda _: self._grown.set())

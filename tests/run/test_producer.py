@@ -131,14 +131,6 @@ async def test_beginning_twice_is_beginning_once():
     await producer.release()
 
 
-async def test_a_producer_that_never_started_has_nothing_to_wait_for():
-    """A request that was refused after its reservation."""
-    manager = make_manager()
-    producer = await started(manager)
-    await bounded(producer.done())
-    await producer.release()
-
-
 async def test_a_task_that_fails_is_reported(caplog):
     """No exception of ours is lost with its task."""
     manager = make_manager()
@@ -165,7 +157,7 @@ async def test_a_hook_may_return_something_to_await():
     producer = await started(manager)
     await producer.begin(HEAD, lambda stream: None)
     await producer.end(ResumableStatus.COMPLETED)
-    await bounded(producer.done())
+    await manager.hooks.wait(60)
 
     assert seen == ["chat"]
     await producer.release()
@@ -297,8 +289,8 @@ async def test_keep_alives_have_no_timer_once_the_stream_has_ended(end: str) -> 
     manager = make_manager(ping=15.0)
     producer = await started(manager)
     await producer.begin(Head(200, ((b"content-type", b"text/event-stream"),)), lambda stream: None)
-    waiting = manager.timers._due[15.0]
-    assert producer._on_idle in waiting
+    timer = producer._idle_timer
+    assert timer is not None
     if end == "end":
         await producer.end(ResumableStatus.COMPLETED)
     elif end == "stop":
@@ -306,7 +298,7 @@ async def test_keep_alives_have_no_timer_once_the_stream_has_ended(end: str) -> 
     else:
         await producer.interrupt()
 
-    assert not waiting
+    assert timer.cancelled()
 
 
 async def test_a_large_chunk_lets_others_run():

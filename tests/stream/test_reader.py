@@ -14,7 +14,6 @@ from fastapi_resumable._stream.fanout import Fanout
 from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.reader import MAX_SEND, Message, Reader, Reading
 from fastapi_resumable._stream.stream import Head, Limits
-from fastapi_resumable._stream.tasks import SharedTimers
 from fastapi_resumable.exceptions import StoreUnavailable
 from fastapi_resumable.models import ResumableStatus
 from tests.support.asgi import bounded, settle
@@ -73,9 +72,7 @@ class Client:
         self.gate: asyncio.Event | None = None
         self.failure: Exception | None = None
         self.on_take: Callable[[], None] = lambda: None
-        self.reader = Reader(
-            stream, 0, timers=SharedTimers(), stall_timeout=stall_timeout, drain_on_cancel=drain_on_cancel
-        )
+        self.reader = Reader(stream, 0, stall_timeout=stall_timeout, drain_on_cancel=drain_on_cancel)
         self.task = asyncio.create_task(self.reader.run(self._send, {}))
 
     async def _send(self, message: Message) -> None:
