@@ -337,7 +337,8 @@ async def test_a_stop_closes_dependencies_after_the_generator(face: str, kind: s
         exchange, run = await made.begin(client, "chat-1", "one")
         await client.delete("/v1/stream/chat-1")
         await exchange.rest()
-        run.put("two")  # a generator in a thread sees the stop when its next value comes
+        # A generator in a thread sees the stop when a value comes, some turns of the event loop after the stop.
+        run.put(*["two"] * 100)
         await run.wait_closed()
         await exchange.served()
         await until(lambda: "session closed" in made.trace, "the session's close")
