@@ -128,7 +128,7 @@ export interface ResumableStream<Saved = unknown> extends EventTarget, AsyncIter
    */
   save(value: Saved): void;
   /**
-   * Stop the generation at the server, for everybody; nothing if it has ended. Rejects if the server was not reached.
+   * Stop the generation at the server, for everybody, if it is not `done`. Rejects if the server was not reached.
    * Until its answer begins, the epoch is not known, so it stops whatever has the id then.
    */
   stop(): Promise<void>;

@@ -49,7 +49,7 @@ export async function ask(
   method: "GET" | "HEAD" | "DELETE",
   place: Place,
   options: RequestOptions,
-  signal?: AbortSignal,
+  signal: AbortSignal | null = null,
 ) {
   const { origin, epoch = "", offset = "", eventId } = place;
   const url = replayUrl(place, options);
@@ -58,11 +58,11 @@ export async function ask(
   const headers = new Headers(isForeign ? {} : options.headers);
   if (eventId === `${epoch}-${offset}`) headers.set("Last-Event-ID", eventId);
   const query = new URLSearchParams({ epoch, from: offset as string });
-  const init = { ...options, method, headers, body: null, signal: signal ?? null, keepalive: !signal };
+  const init = { ...options, method, headers, body: null, signal, keepalive: !signal };
   if (isForeign) init.credentials = "omit";
   return send(url + (url.includes("?") ? "&" : "?") + query, init).catch((refusal: ResumableError) => {
     if (isForeign && [401, 403, 404].includes(refusal.status)) {
-      refusal.message += ` (${originOf(url)} got no credentials: they are for ${origin}.)`;
+      refusal.message += ` (${originOf(url)} got no credentials: they are for ${origin})`;
     }
     throw refusal;
   });

@@ -83,8 +83,8 @@ export class Stream<Saved> extends EventTarget {
   async stop(): Promise<void> {
     // What is not recorded ends with its connection, and a DELETE would hit an earlier answer of its id.
     if (!this.#isRecorded) return this.#finish("stopped");
-    // A DELETE would take what has ended away from later readers, or hit the next answer if the epoch is unknown.
-    if (this.#isOver && this.state !== "detached") return;
+    // A DELETE would take what is complete away from later readers, and hit another answer after a refused start.
+    if (this.state === "done" || (this.state === "lost" && !this.epoch)) return;
     const isEarly = !this.response;
     await ask("DELETE", this.#place, this.#options);
     // The answer came meanwhile, so the stop may have come before its request.
@@ -133,7 +133,7 @@ export class Stream<Saved> extends EventTarget {
   }
 
   async *bytes() {
-    if (this.#isTaken) throw new TypeError("The stream is being read.");
+    if (this.#isTaken) throw new TypeError("It is being read.");
     this.#isTaken = true;
     try {
       for (let chunk; (chunk = await this.#next); this.#next = this.#read()) {
@@ -229,7 +229,7 @@ export class Stream<Saved> extends EventTarget {
     const missing = +(headers.get("X-Stream-Total-Bytes") as string) - this.#received;
     const isAll = this.response?.status === 204 || missing <= 0;
     // It is in the log, so it comes again: an end that was recorded without an id, or half an event.
-    if (missing && missing === this.#held.length) this.#holdsBack = false;
+    if (missing === this.#held.length && missing) this.#holdsBack = false;
     if (status === "cancelled") this.#finish("stopped");
     if (/^fa|^int/.test(status) && isAll) throw new ResumableError(`The stream has ${status}.`, { code: status });
     if (status === "completed" && isAll) this.#finish("done");

@@ -430,6 +430,20 @@ test("a stop of what has ended, or was refused, is not sent: it would hit an ans
   }
 });
 
+test("a stream that was lost on the way, for want of a fresh token say, can be stopped", async () => {
+  const fake = await startFake((number, response, { method }) => {
+    response.statusCode = method === "POST" ? 200 : method === "DELETE" ? 204 : 401;
+    if (method === "POST") response.write("data: 1\n\n", () => response.destroy());
+    else response.end();
+  });
+  const stream = resumable(`${fake.prefix}/start`, { method: "POST", prefix: fake.prefix, ...quick });
+  await fail(stream);
+  assert.equal(stream.state, "lost");
+  await stream.stop();
+  assert.match(fake.requests.at(-1), /^DELETE/);
+  fake.stop();
+});
+
 test("half an event does not count as handed out", async () => {
   let first;
   const fake = await startFake((number, response) => {
