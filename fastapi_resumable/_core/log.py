@@ -102,9 +102,9 @@ class ByteLog:
         with memoryview(block) as view:
             return bytes(view[start:end])
 
-    def trim(self, offset: int, *, exactly: bool = False) -> int:
-        """Drop the bytes before `offset`, whole blocks of them unless `exactly` those are to go; return how many."""
-        before = self.floor
+    def trim(self, offset: int, *, exactly: bool = False) -> None:
+        """Drop the bytes before `offset`, whole blocks of them unless `exactly` those are to go."""
+        self._budget.used -= self.size
         count = 0
         while count < len(self._blocks) and self._starts[count] + len(self._blocks[count]) <= offset:
             count += 1
@@ -116,9 +116,7 @@ class ByteLog:
             else:
                 self._open = self._open[offset - self._open_start :]
                 self._open_start = offset
-        dropped = self.floor - before
-        self._budget.used -= dropped
-        return dropped
+        self._budget.used += self.size
 
     def restart(self, offset: int) -> None:
         """Drop all bytes, and go on at `offset`."""

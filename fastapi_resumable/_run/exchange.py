@@ -208,10 +208,8 @@ class Exchange:
         # A client that was answered 202, or a request that is cancelled, will not read: a reader would only hold the
         # producer back.
         if self._accepting is None and self.cancelled is None:
-            is_measured = self.producer.telemetry is not None
-            self._reader = self._manager.reader(stream, 0, self._outlive_cancellation, counted=is_measured)
-            if is_measured:
-                self._manager.telemetry.read("first")
+            self._reader = self._manager.reader(stream, 0, self._outlive_cancellation)
+            self._manager.telemetry.read("first")
 
     async def _pass_on(self, message: Message) -> None:
         """Send a message of an answer that is no stream."""

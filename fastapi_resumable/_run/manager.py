@@ -72,22 +72,16 @@ class StreamManager:
         self._producers.discard(interrupt)
         self._note_departure()
 
-    def reader(
-        self, stream: Stream, offset: int, drain_on_cancel: Callable[[], bool] | None = None, *, counted: bool = True
-    ) -> Reader:
+    def reader(self, stream: Stream, offset: int, drain_on_cancel: Callable[[], bool] | None = None) -> Reader:
         """Attach a reader at `offset`; `dismiss` it afterwards.
 
-        Args:
-            stream: The stream to read.
-            offset: Where to begin.
-            drain_on_cancel: Whether to deliver the rest when the reading is cancelled; by default at a shutdown only,
-                where the end is near.
-            counted: Whether telemetry counts it.
+        `drain_on_cancel` is whether to deliver the rest when the reading is cancelled; by default at a shutdown only,
+        where the end is near.
         """
         timeout = self.settings.stall_timeout
         drain = drain_on_cancel or self.skip_grace
         reader = Reader(stream, offset, stall_timeout=timeout, drain_on_cancel=drain)
-        self._readers[reader] = self.telemetry.reader_attached() if counted else None
+        self._readers[reader] = self.telemetry.reader_attached()
         self.termination.start()
         return reader
 

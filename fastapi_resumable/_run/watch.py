@@ -51,7 +51,7 @@ class WatchResponse(Response):
         """
         self._manager.add_watch(self)
         self._transport = transport_of(scope, self._manager.termination.servers)
-        departure = asyncio.ensure_future(client_gone(receive))
+        departure = self._manager.tasks.spawn(client_gone(receive), name="resumable disconnect")
         departure.add_done_callback(lambda _: self.leave())
         try:
             async with self._deadline:
