@@ -121,8 +121,7 @@ class SqliteBackend(SharedBackend):
         for change in outcome.changes:
             if change.code:
                 self.on_ended(change.stream.epoch, change.code)
-        if self.watchers:
-            self._lookout.look_now()
+        self._lookout.note_change()
         return outcome
 
     # Looking.
@@ -278,7 +277,8 @@ class SqliteBackend(SharedBackend):
                 due_at = monotonic() + UPKEEP
                 self.report_again()
             with suppress(StoreUnavailable):  # It is done later.
-                if await self._reader.run(self._find_dead) or is_due or is_more:
+                has_dead = self._lookout.is_needed and await self._reader.run(self._find_dead)
+                if has_dead or is_due or is_more:
                     is_more = await self._writer.run(Transactions.clean_up)
                     self._lookout.look_now()
 

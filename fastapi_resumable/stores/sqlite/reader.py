@@ -25,6 +25,8 @@ CALM = 0.4
 """The same, once nothing has come for long, and after a failure; in between, it is one part in `PATIENCE` of the
 silence."""
 PATIENCE = 50
+IDLE = 3600.0
+"""The same, while nothing here could be concerned by what others do."""
 MOST_CHANGES = 1000
 """How many changes are read at once, at most."""
 
@@ -85,7 +87,7 @@ def version_of(connection: sqlite3.Connection) -> int:
 
 
 class Lookout:
-    """Looks for what others have changed."""
+    """Looks for what others have changed, for as long as anything here could be concerned."""
 
     def __init__(self, thread: ReaderThread, backend: SharedBackend, on_found: Callable[[Found], None]) -> None:
         self.waiting: set[LocalStream] = set()
@@ -99,6 +101,18 @@ class Lookout:
         self._expected_at = self._looked_at = -math.inf
 
     # When.
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether anything here could be concerned by what others do."""
+        streams = self._backend.streams
+        return bool(streams.followed or streams.local or streams.queued or self._backend.watchers or self.waiting)
+
+    def note_change(self) -> None:
+        """This worker has changed the file itself: what watches here is to hear of it at once."""
+        # Without any, something here could be concerned by what others do from now on.
+        self._is_due = self._is_due or bool(self._backend.watchers)
+        self._wake.set()
 
     def look_now(self) -> None:
         """Look at once, and read all again."""
@@ -131,7 +145,7 @@ class Lookout:
 
     def _pause(self) -> float:
         now = monotonic()
-        interval = min(CALM, max(FAST, (now - self._expected_at) / PATIENCE))
+        interval = min(CALM, max(FAST, (now - self._expected_at) / PATIENCE)) if self.is_needed else IDLE
         return 0.0 if self._is_due else self._looked_at + interval - now
 
     # What.
