@@ -9,6 +9,7 @@ request. Without it, a response that ends in order would count as a success alth
 
 import functools
 import sys
+from collections import Counter
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from time import perf_counter, time_ns
@@ -192,7 +193,7 @@ class Telemetry:
     """What one `Resumable` measures; `store` is asked for the bytes that it holds."""
 
     def __init__(self, store: object = None, *, stream_ids: bool = True) -> None:
-        self._store = store
+        self.store = store
         self._stream_ids = stream_ids
         self._provider: Any = None
         self._instruments: _Instruments | None = None
@@ -220,20 +221,15 @@ class Telemetry:
         observers = _observed[provider] = WeakSet({self})
 
         def observe(_options: "CallbackOptions") -> "list[Observation]":
-            held: dict[str, int] = {}
-            for telemetry in list(observers):
-                telemetry.add_held_bytes(held)
+            held: Counter[str] = Counter()
+            for store in [telemetry.store for telemetry in observers]:
+                if (size := getattr(store, "held_bytes", None)) is not None:
+                    # By the name, which needs no import of the stores: those are above this module.
+                    held[type(store).__name__.removesuffix("Store").lower()] += size
             observation = sys.modules["opentelemetry.metrics"].Observation
             return [observation(size, {"store": store}) for store, size in held.items()]
 
         meter.create_observable_gauge(f"{NAME}.log.bytes", [observe], "By", "Bytes of logs that are held.")
-
-    def add_held_bytes(self, held: dict[str, int]) -> None:
-        """Add what the store holds in this process to the sums by the kind of store."""
-        if (size := getattr(self._store, "held_bytes", None)) is not None:
-            # By the name, which needs no import of the stores: those are above this module.
-            kind = type(self._store).__name__.removesuffix("Store").lower()
-            held[kind] = held.get(kind, 0) + size
 
     @_harmless
     def stream(

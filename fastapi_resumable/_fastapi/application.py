@@ -32,6 +32,7 @@ class AppAdmission(RouteAdmission):
     ) -> None:
         super().__init__(service, scope, identity, body, send)
         self._has_endpoint = has_endpoint
+        self._app_scope = scope
 
     async def serve(self, app: ASGIApp, scope: Scope) -> None:
         """Serve the request.
@@ -63,6 +64,7 @@ class AppAdmission(RouteAdmission):
 
             await app(scope, receive_and_enter, enter_and_send)
 
+        self._app_scope = scope
         await super().serve(up_to_admission, scope)
 
     async def _go_on(self, task: "asyncio.Task[None]") -> None:
@@ -72,6 +74,8 @@ class AppAdmission(RouteAdmission):
             await self._dismiss(task)
             raise
         if answer is None:
+            # The application's router has put it into the scope of the application. Telemetry looks for it here.
+            self.scope = {**self.scope, "route": self._app_scope.get("route")}
             await super()._go_on(task)
             return
         await self._dismiss(task)

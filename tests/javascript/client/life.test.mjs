@@ -554,9 +554,11 @@ test("a question about the end that is put off is asked again; one that cannot b
   for (const status of [401, 405, 501]) assert.deepEqual(await follow(status), [1, "done"]);
 });
 
+const said = { code: "store_unavailable", message: "Redis is away." };
+/** What a server that has lost its store says to one client. */
+const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
+
 test("a reader whom the server lost sight of its store for comes back", async () => {
-  const said = { code: "store_unavailable", message: "Redis is away." };
-  const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
   const fake = await startFake((number, response, { method }) => {
     response.setHeader("X-Stream-Status", number < 3 ? "in_progress" : "completed");
     if (method === "HEAD") response.end();
@@ -576,8 +578,6 @@ const data = (events) => events.map((event) => event.data);
 const text = (stream) => stream.text();
 
 test("a part of what a server says of its store is left out, once: if it comes again, it is recorded", async () => {
-  const said = { code: "store_unavailable", message: "m" };
-  const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
   const borders = [["\n\n", ""], ["\r\n\r\n", "event: e"]];
   for (const [border, part, read] of [undefined, text, characters].flatMap((read) => borders.map((b) => [...b, read]))) {
     const log = `data: 1${border}${`data: 2${border}`.repeat(40)}${part}`;
@@ -601,8 +601,6 @@ test("a part of what a server says of its store is left out, once: if it comes a
 });
 
 test("what a server says of its store in the middle of an event spoils none", async () => {
-  const said = { code: "store_unavailable", message: "m" };
-  const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
   for (const read of [undefined, text, characters]) {
     const log = "data: one\n\ndata: two\n\n";
     const bodies = [log.slice(0, 5), lost, lost.slice(0, 30), log.slice(5)];
@@ -619,8 +617,6 @@ test("what a server says of its store in the middle of an event spoils none", as
 });
 
 test("so do readers of bytes and text, who do not get it either", async () => {
-  const said = { code: "store_unavailable", message: "Redis is away." };
-  const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
   for (const read of [text, characters]) {
     const breaking = await startFake((number, response) => {
       response.setHeader("X-Stream-Status", "completed");
@@ -644,8 +640,7 @@ test("so do readers of bytes and text, who do not get it either", async () => {
 });
 
 test("what a server has recorded of its store is the end", async () => {
-  const said = { code: "store_unavailable", message: "Redis is away." };
-  const end = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\nid: ${"a".repeat(16)}-200\n\n`;
+  const end = lost.replace(/\n$/, `id: ${"a".repeat(16)}-200\n\n`);
   const fake = await startFake((_number, response) => response.end(`data: 1\n\n${end}`));
   const { events, error } = await fail(resume("x", { prefix: fake.prefix, ...quick }));
   assert.deepEqual(events, ["1"]);
@@ -655,8 +650,7 @@ test("what a server has recorded of its store is the end", async () => {
 });
 
 test("it is the end without an id too, if the stream has failed there", async () => {
-  const said = { code: "store_unavailable", message: "Redis is away." };
-  const log = `data: 1\n\nevent: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
+  const log = `data: 1\n\n${lost}`;
   const fake = await startFake((_number, response, { method, url }) => {
     response.setHeader("X-Stream-Status", "failed");
     response.setHeader("X-Stream-Total-Bytes", `${log.length}`);
