@@ -272,8 +272,7 @@ class Producer:
         if listens:
             # The application has just received the disconnect; a cancellation would interrupt its cleaning up.
             await asyncio.wait({task}, timeout=grace)
-            # It has had its grace. This is for an application that ignores the disconnect, and only has to run its
-            # `finally`.
+            # For one that ignores the disconnect: it has had its grace, and only has to run its `finally`.
             grace = 0.1
         self._scope.cancel()
         await asyncio.wait({task}, timeout=grace)
