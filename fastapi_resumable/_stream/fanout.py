@@ -6,6 +6,7 @@ level-triggered (a reader looks again by itself after each delivery), so no wake
 
 import asyncio
 import math
+from collections.abc import Callable
 from time import monotonic
 
 from .._core.log import BLOCK_SIZE, ByteLog
@@ -17,6 +18,44 @@ A write to a socket costs more than everything else that happens to an event, so
 this interval in one piece. A stream with more time between its events never waits. It is several times what 64 busy
 streams take for an event each: with less, a slow machine would join nothing, just when that matters.
 """
+
+SAME_TURN = 0.0002
+"""Seconds between two writes that are probably in the same turn of the event loop."""
+
+
+class Traffic:
+    """How close together the streams of a store write.
+
+    Where many write in the same turn of the event loop, all of them are recorded first, and all are sent afterwards: a
+    processor that goes through the same code again and again is much faster than one that alternates.
+    """
+
+    __slots__ = ("_due", "_last_write", "_loop")
+
+    def __init__(self) -> None:
+        self._last_write = -math.inf
+        self._due: list[Callable[[], None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def is_dense(self, now: float) -> bool:
+        """Note a write; return whether there was another just before."""
+        is_dense = now - self._last_write < SAME_TURN
+        self._last_write = now
+        return is_dense
+
+    def defer(self, flush: Callable[[], None]) -> None:
+        """Call `flush` in the next turn of the event loop. One callback for all costs less than one for each."""
+        loop = asyncio.get_running_loop()
+        if not self._due or self._loop is not loop:
+            # What waited on an event loop of before is not called on this one.
+            self._loop, self._due = loop, []
+            loop.call_soon(self._flush)
+        self._due.append(flush)
+
+    def _flush(self) -> None:
+        due, self._due = self._due, []
+        for flush in due:
+            flush()
 
 
 class Cursor:
@@ -38,10 +77,23 @@ class Cursor:
 class Fanout:
     """The cursors of a stream, the wake-ups that they get, and the room that they leave its producer."""
 
-    __slots__ = ("_announced", "_log", "_quiet_until", "_room", "cursors", "is_due", "slowest", "visible")
+    __slots__ = (
+        "_announced",
+        "_first",
+        "_log",
+        "_quiet_until",
+        "_room",
+        "_traffic",
+        "cursors",
+        "is_due",
+        "slowest",
+        "visible",
+    )
 
-    def __init__(self, log: ByteLog) -> None:
+    def __init__(self, log: ByteLog, traffic: Traffic | None = None) -> None:
+        """Of a stream that is written beside others of the same `traffic`."""
         self._log = log
+        self._traffic = traffic or Traffic()
         self.cursors: set[Cursor] = set()
         self.slowest: float = math.inf
         """A lower bound of the cursors' offsets: they only move forward, so a stale one errs on the safe side."""
@@ -50,6 +102,8 @@ class Fanout:
         self.is_due = False
         """Whether the readers are about to be woken."""
         self._announced = 0
+        self._first = b""
+        """What was written at `_announced`, which no reader has been woken for yet."""
         self._quiet_until = 0.0
         self._room: asyncio.Future[None] | None = None
 
@@ -63,7 +117,6 @@ class Fanout:
     def attach(self, cursor: Cursor) -> None:
         """Keep what `cursor` has yet to read."""
         self.cursors.add(cursor)
-        self._announced = self.tail
         self.slowest = min(self.slowest, cursor.offset)
 
     def detach(self, cursor: Cursor) -> None:
@@ -88,22 +141,20 @@ class Fanout:
 
     # What they are woken for.
 
-    def announce(self, now: float) -> None:
-        """Wake the readers for what has come: in the next turn of the event loop, or a little later.
-
-        Not at once, because many streams often write in the same turn. Then all of them are framed and recorded first,
-        and all of them are sent afterwards: a processor that goes through the same code again and again is much faster
-        than one that alternates.
-        """
+    def announce(self, data: bytes, tail: int, now: float) -> None:
+        """Wake the readers for `data`, the last bytes before `tail`; at once, or with what comes next."""
         if self.is_due or not self.cursors:
             return
-        self.is_due = True
-        loop = asyncio.get_running_loop()
+        self._announced, self._first = tail - len(data), data
         # A write to a socket costs more than the rest of a delivery, so pieces that come close together are joined.
         if now < self._quiet_until:
-            loop.call_later(FLUSH_INTERVAL, self.flush)
+            self.is_due = True
+            asyncio.get_running_loop().call_later(FLUSH_INTERVAL, self.flush)
+        elif self._traffic.is_dense(now):
+            self.is_due = True
+            self._traffic.defer(self.flush)
         else:
-            loop.call_soon(self.flush)
+            self.flush()
 
     def flush(self) -> None:
         """Wake the readers for all that has come since they were last woken."""
@@ -122,15 +173,17 @@ class Fanout:
 
     def wake(self) -> None:
         """Wake the readers that have not read everything."""
-        tail, start = self.tail, self._announced
+        tail, start, data = self.tail, self._announced, self._first
+        self._announced, self._first = tail, b""
         size = tail - start
-        data = b""
-        if 0 < size <= BLOCK_SIZE and start >= self._log.floor:
-            # Once for all of them, instead of a copy for each; unless it lies in more than one block.
-            data = self._log.read(start, size)
-            if len(data) != size:
-                data = b""
-        self._announced = tail
+        if len(data) != size:
+            data = b""
+            if len(self.cursors) > 1 and 0 < size <= BLOCK_SIZE and start >= self._log.floor:
+                # Once for all of them, instead of a copy for each; unless it lies in more than one block.
+                data = self._log.read(start, size)
+                if len(data) != size:
+                    data = b""
+        # A copy, because a delivery may detach its reader, or attach another one.
         for cursor in tuple(self.cursors):
             if cursor.offset < tail:
                 cursor.on_append(data, tail)

@@ -9,7 +9,7 @@ from .._core.log import Budget
 from .._core.sse import PING
 from ..exceptions import ResumableError
 from ..models import ResumableStatus, ResumableStreamItem
-from .fanout import NO_READERS, Cursor, Fanout
+from .fanout import NO_READERS, Cursor, Fanout, Traffic
 from .recording import Recording
 from .stream import Head, Limits, stream_item
 
@@ -24,6 +24,7 @@ class MemoryStream(Recording):
     __slots__ = (
         "__weakref__",
         "_check_at",
+        "_traffic",
         "completed_at",
         "failure",
         "gone",
@@ -46,6 +47,7 @@ class MemoryStream(Recording):
         started_at: float,
         on_stop: Callable[[str], None] | None = None,
         overhead: int = 0,
+        traffic: Traffic | None = None,
     ) -> None:
         super().__init__(epoch, head, limits, budget, overhead)
         self.key = key
@@ -60,6 +62,7 @@ class MemoryStream(Recording):
         """Why the store keeps it no longer: `cancelled`, `replaced` or `expired`."""
         self.on_stop = on_stop
         """Called with `cancelled` or `replaced` if the stream is stopped; dropped at the end."""
+        self._traffic = traffic
         # The first chunk is checked, which sets the mark.
         self._check_at = 0
 
@@ -82,7 +85,7 @@ class MemoryStream(Recording):
             log.append(chunk)
             fanout = self.fanout
             if fanout.cursors and not fanout.is_due:
-                fanout.announce(now)
+                fanout.announce(chunk, log.tail, now)
         elif self.budget.is_exceeded:
             # It is held back, as a part of an event that is not whole.
             self.budget.on_excess()
@@ -101,7 +104,7 @@ class MemoryStream(Recording):
     def _keep(self, data: bytes, now: float) -> None:
         self.keep(data)
         if data:
-            self.fanout.announce(now)
+            self.fanout.announce(data, self.log.tail, now)
 
     @property
     def unread(self) -> int:
@@ -123,8 +126,9 @@ class MemoryStream(Recording):
         if self.framer is not None:
             # Half an event is shown rather than held back, because what is held back cannot be dropped.
             if self.framer.held_back > size:
-                self.log.append(self.framer.flush(self.log.tail))
-                self.fanout.announce(monotonic())
+                flushed = self.framer.flush(self.log.tail)
+                self.log.append(flushed)
+                self.fanout.announce(flushed, self.log.tail, monotonic())
             size = max(0, size - self.framer.held_back)
         self._trim_to(size, exactly=True)
 
@@ -169,7 +173,7 @@ class MemoryStream(Recording):
     def attach(self, cursor: Cursor) -> None:
         """Keep what `cursor` has yet to read, and wake it for what comes."""
         if not self.is_read:
-            self.fanout = Fanout(self.log)
+            self.fanout = Fanout(self.log, self._traffic)
         self.fanout.attach(cursor)
         # The new reader may be further behind than the mark allows for.
         self._check_at = 0

@@ -3,10 +3,10 @@
 There is one source, the log, and one loop: replay and live tail are the same thing. The reader owns a cursor and no
 queue; what has piled up since the last message goes out in one piece.
 
-To wake a task costs more than most of what the task then does. So what comes while a reader's task waits is sent by the
-callback that serves all readers of the stream, on behalf of that task: the server's `send`, and middleware around it,
-see the current task and the context variables that they would see anyway. If a `send` has to wait, or fails, the task
-takes it over.
+To wake a task costs more than most of what the task then does. So what comes while a reader's task waits is sent within
+the call that appends it, or in the next turn of the event loop, on behalf of that task: the server's `send`, and
+middleware around it, see the current task and the context variables that they would see anyway. If a `send` has to
+wait, or fails, the task takes it over.
 """
 
 import asyncio

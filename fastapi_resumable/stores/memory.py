@@ -15,6 +15,7 @@ from .._core import lifecycle
 from .._core.ids import StreamKey
 from .._core.lifecycle import Change, OnConflict, Outcome, Queued, Slot, Verdict
 from .._core.log import Budget
+from .._stream.fanout import Traffic
 from .._stream.memory import MemoryStream
 from .._stream.stream import Head, Limits, Stream, WritableStream
 from ..exceptions import StreamCancelled, StreamExists, StreamNotFound, StreamPending, StreamReplaced
@@ -48,6 +49,7 @@ class MemoryStore:
         self._wall_clock = wall_clock
         self._limits = Limits()
         self._budget = Budget(on_excess=self._shrink)
+        self._traffic = Traffic()
         self._ended = EndedStreams(clock, self._expire)
         self._capacity = Capacity(self._budget, self._ended)
         self._watchers = Watchers(self._budget)
@@ -128,6 +130,7 @@ class MemoryStore:
             started_at=now,
             on_stop=reservation.on_stop,
             overhead=reservation.size,
+            traffic=self._traffic,
         )
         self._apply(key, outcome, "replaced", stream)
         reservation.settle(stream)

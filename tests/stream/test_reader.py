@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._core.log import Budget
-from fastapi_resumable._stream.fanout import Fanout
+from fastapi_resumable._stream.fanout import Fanout, Traffic
 from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.reader import MAX_SEND, Message, Reader, Reading
 from fastapi_resumable._stream.stream import Head, Limits
@@ -22,7 +22,7 @@ TEXT = Head(200, ((b"content-type", b"text/plain"),))
 EVENTS = Head(200, ((b"content-type", b"text/event-stream"),))
 
 
-def make_stream(bound: int = 1 << 20, head: Head = TEXT) -> MemoryStream:
+def make_stream(bound: int = 1 << 20, head: Head = TEXT, traffic: Traffic | None = None) -> MemoryStream:
     return MemoryStream(
         StreamKey(None, "s"),
         "a" * 16,
@@ -31,6 +31,7 @@ def make_stream(bound: int = 1 << 20, head: Head = TEXT) -> MemoryStream:
         budget=Budget(),
         started_at=0.0,
         on_stop=lambda _code: None,
+        traffic=traffic,
     )
 
 
@@ -101,16 +102,27 @@ async def reading(stream: MemoryStream, **options: float) -> AsyncIterator[Clien
         await asyncio.wait({client.task})
 
 
-async def test_what_is_appended_is_delivered_in_the_next_turn() -> None:
-    """In the name of the reader's task, which is not woken for it; and what one turn writes goes out in one piece."""
+async def test_what_a_stream_writes_by_itself_has_been_delivered_when_the_append_returns() -> None:
+    """In the name of the reader's task, which is not woken for it."""
     stream = make_stream()
     async with reading(stream) as client:
         write(stream, b"one")
-        write(stream, b"two")
-        assert client.taken == []
-        await asyncio.sleep(0)
-        assert client.taken == [b"onetwo"]
+        assert client.taken == [b"one"]
         assert client.tasks == [client.task]
+
+
+async def test_what_several_streams_write_in_one_turn_is_delivered_in_the_next() -> None:
+    """All but the first; and what one of them has written by then goes out in one piece."""
+    traffic = Traffic()
+    streams = [make_stream(traffic=traffic) for _ in range(2)]
+    async with reading(streams[0]) as first, reading(streams[1]) as second:
+        write(streams[0], b"one")
+        write(streams[1], b"two")
+        write(streams[1], b"three")
+        assert (first.taken, second.taken) == ([b"one"], [])
+        await asyncio.sleep(0)
+        assert second.taken == [b"twothree"]
+        assert second.tasks == [second.task]
 
 
 async def test_a_send_that_has_to_wait_holds_up_no_other_reader() -> None:
