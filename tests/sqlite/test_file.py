@@ -21,7 +21,7 @@ from fastapi_resumable.exceptions import StreamNotFound, StreamPending, TooManyS
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.sqlite import files
 from fastapi_resumable.stores.sqlite.log import UNREAD, Logs, Piece
-from fastapi_resumable.stores.sqlite.reader import Found, Lookout, ReaderThread
+from fastapi_resumable.stores.sqlite.reader import Found, ReaderThread
 from fastapi_resumable.stores.sqlite.rows import read_states
 from fastapi_resumable.stores.sqlite.transactions import Transactions
 from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write, written
@@ -379,7 +379,7 @@ def test_a_clean_up_deletes_many_logs_one_after_the_other(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     "place",
     ["sqlite.transactions.Transactions.write", "sqlite.transactions.Transactions._apply",
-     "sqlite.reader.Lookout._find", "sqlite.reader.ReaderThread.work", "sqlite.transactions.WriterThread.work",
+     "sqlite.reader.ReaderThread._find", "sqlite.reader.ReaderThread.work", "sqlite.transactions.WriterThread.work",
      "sqlite.threads.FileThread.open", "sqlite.threads.FileThread._take", "shared.queue.WriteQueue._hand_out"],
 )  # fmt: skip
 def test_no_thread_and_no_task_ends_with_what_it_raises(
@@ -424,14 +424,14 @@ def test_a_look_that_failed_once_is_no_outage_that_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Although nothing happens in the file afterwards: or the next failure, much later, would end all readings."""
-    find = Lookout._find
+    find = ReaderThread._find
     left = [1]
 
-    def fails_once(lookout: Lookout, *given: Any) -> Found | None:
+    def fails_once(reader: ReaderThread, *given: Any) -> Found:
         if left:
             left.pop()
             raise sqlite3.OperationalError("disk I/O error")
-        return find(lookout, *given)
+        return find(reader, *given)
 
     async def main() -> None:
         here, there = in_store(tmp_path / "streams.db", 2)
@@ -439,7 +439,7 @@ def test_a_look_that_failed_once_is_no_outage_that_goes_on(
         async with following(await there.find(stream.key, 0)) as far:
             await write(stream, b"data: 1\n\n")
             await far.events(1)
-            monkeypatch.setattr(Lookout, "_find", fails_once)
+            monkeypatch.setattr(ReaderThread, "_find", fails_once)
             # The file is another one then, in nothing that matters there.
             await write(unread, b"data: 2\n\n")
             await until(lambda: "can be read again" in caplog.text, "the end of the outage")

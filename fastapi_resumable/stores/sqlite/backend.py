@@ -20,15 +20,13 @@ from ..shared.remote import RemoteStream
 from ..shared.writes import Begin, Ended, Gap, KeyState, Page, Restore
 from .files import WorkerLock
 from .log import PAGE_SIZE, Append, Piece, read_page
-from .reader import Found, Lookout, ReaderThread
-from .rows import read_states, read_workers
+from .reader import Found, ReaderThread
+from .rows import read_states
 from .threads import File, Job
 from .transactions import Transactions, WriterThread
 
-CHECK = 0.5
-"""Seconds between looks at whether the other workers are alive."""
 UPKEEP = 5.0
-"""The fewest seconds between reports of where the readers here are, so that none expires; and between clean-ups."""
+"""The most seconds between reports of where the readers here are, so that none expires; and between clean-ups."""
 PAUSE = 0.1
 """Seconds between the steps of a clean-up, in which other workers can write."""
 
@@ -40,9 +38,10 @@ class SqliteBackend(SharedBackend):
         super().__init__(limits, degrade=degrade)
         self._name = secrets.token_hex(8)
         self._lock = WorkerLock(file.path, self._name)
+        self._has_dead = asyncio.Event()
+        """A worker has died, whose streams are to be ended."""
         self._writer = WriterThread(file, self._on_return, self._name, limits, self._lock)
-        self._reader = ReaderThread(file, self._on_return)
-        self._lookout = Lookout(self._reader, self, self._on_found)
+        self._reader = ReaderThread(file, self._on_return, self._lock, self, self._on_found, self._has_dead.set)
         self.outage = self._writer.outage
         self._reported: set[str] = set()
         """The epochs of which the file knows where the readers here are."""
@@ -52,9 +51,9 @@ class SqliteBackend(SharedBackend):
     async def register(self) -> None:
         """Begin to look at the file, and to end what dead workers have left."""
         # That is not waited for: a file that somebody has locked can be read.
-        await self._lookout.look()
+        await self._reader.look()
         self.keep_writing(self._writer.note_failure)
-        self.tasks.keep_running(self._lookout.run, "resumable look", self._reader.note_failure)
+        self.tasks.keep_running(self._reader.run_looks, "resumable look", self._reader.note_failure)
         self.tasks.keep_running(self._keep_up, "resumable upkeep", self._writer.note_failure)
 
     async def leave(self) -> None:
@@ -121,7 +120,7 @@ class SqliteBackend(SharedBackend):
         for change in outcome.changes:
             if change.code:
                 self.on_ended(change.stream.epoch, change.code)
-        self._lookout.note_change()
+        self._reader.note_change()
         return outcome
 
     # Looking.
@@ -144,14 +143,14 @@ class SqliteBackend(SharedBackend):
                 return list(states)
             # What was found is no longer true then, so it is read again.
             await self._writer.run(partial(Transactions.reap, workers=dead))
-            self._lookout.look_now()
+            self._reader.note_change()
 
     async def subscribe(self, owner: str | None, ids: Sequence[str], notify: Notify) -> Callable[[], None]:
         """Call `notify` with each change from now on, until what is returned is called."""
         # Changes that came before are read before.
-        await self._lookout.look()
+        await self._reader.look()
         remove = self.watchers.add(owner, ids, notify)
-        self._lookout.expect_news()
+        self._reader.expect_news()
         return remove
 
     # What streams ask for.
@@ -164,14 +163,14 @@ class SqliteBackend(SharedBackend):
     async def slowest_reader(self, stream: LocalStream) -> float:
         """Where the slowest reader on another worker is."""
         # Asked before the next look begins, so that a report in between is not missed.
-        self._lookout.waiting.add(stream)
-        self._lookout.expect_news()
+        self._reader.waiting.add(stream)
+        self._reader.expect_news()
         return await self._writer.run(lambda transactions: transactions.logs.slowest_reader(stream.epoch))
 
     def forget(self, stream: LocalStream) -> None:
         """Write no more of a stream."""
         super().forget(stream)
-        self._lookout.waiting.discard(stream)
+        self._reader.waiting.discard(stream)
 
     def note_end(self, stream: LocalStream) -> None:
         """Nothing is to be done: the transaction that ends it counts it no longer."""
@@ -180,13 +179,13 @@ class SqliteBackend(SharedBackend):
         """Tell those that watch here before it goes on: when the server exits, they end right after the last stream."""
         if self.watchers:
             with suppress(StoreUnavailable):
-                await self._lookout.look()
+                await self._reader.look()
 
     def follow(self, stream: RemoteStream) -> None:
         """Read what is added to a stream."""
         super().follow(stream)
-        self._lookout.expect_news()
-        self._lookout.look_now()
+        self._reader.expect_news()
+        self._reader.look_now()
 
     # What the write queue asks for.
 
@@ -264,24 +263,21 @@ class SqliteBackend(SharedBackend):
     def _on_return(self) -> None:
         """Ask whether the file still has everything, and read on from where the readers are."""
         self.check_streams()
-        self._lookout.look_now()
+        self._reader.look_now()
 
     # What is done from time to time.
 
     async def _keep_up(self) -> None:
         """Say again where the readers here are, and clean the file up; at once, when a worker has died."""
-        due_at, is_more = monotonic() + UPKEEP, False
+        is_more = False
         while True:
-            await asyncio.sleep(PAUSE if is_more else CHECK)
-            if is_due := monotonic() >= due_at:
-                due_at = monotonic() + UPKEEP
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PAUSE if is_more else UPKEEP):
+                    await self._has_dead.wait()
+            self._has_dead.clear()
+            if not is_more:
+                self._reader.renew()
                 self.report_again()
             with suppress(StoreUnavailable):  # It is done later.
-                has_dead = self._lookout.is_needed and await self._reader.run(self._find_dead)
-                if has_dead or is_due or is_more:
-                    is_more = await self._writer.run(Transactions.clean_up)
-                    self._lookout.look_now()
-
-    def _find_dead(self, connection: sqlite3.Connection) -> bool:
-        self._lock.keep()
-        return bool(self._lock.find_dead(read_workers(connection)))
+                is_more = await self._writer.run(Transactions.clean_up)
+                self._reader.note_change()

@@ -1,6 +1,7 @@
 """The bytes of the logs: how they are read and added to, how much room they take, and how they are given up."""
 
 import json
+import logging
 import math
 import sqlite3
 import time
@@ -15,6 +16,8 @@ from ..._stream.stream import Limits
 from ...exceptions import OffsetLost
 from ...models import ResumableStatus
 from ..shared.writes import Ending, Page, Write
+
+logger = logging.getLogger("fastapi_resumable")
 
 READER = 20.0
 """Seconds for which a reader on another worker holds a producer without being heard of again."""
@@ -86,6 +89,18 @@ def _piece(
     piece = Piece(epoch, start or 0, bytes.fromhex(text or ""), tail)
     is_whole = is_over and piece.end >= tail
     return piece._replace(ending=Ending(ResumableStatus(status), code, at)) if is_whole else piece
+
+
+def read_news(connection: sqlite3.Connection, offsets: Mapping[str, int]) -> list[Piece]:
+    """As `read_pieces`, but a log that is damaged counts as missing: the others are not to suffer for it."""
+    try:
+        return read_pieces(connection, offsets) if offsets else []
+    except sqlite3.DatabaseError as exc:
+        if len(offsets) > 1:
+            return [piece for one in offsets.items() for piece in read_news(connection, dict([one]))]
+        (epoch,) = offsets
+        logger.warning("stream of epoch %s cannot be read: %s", epoch, exc, extra={"epoch": epoch})
+        return [Piece(epoch, is_missing=True)]
 
 
 def read_page(connection: sqlite3.Connection, epoch: str, offset: int) -> Page:

@@ -5,6 +5,7 @@ import logging
 import math
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
@@ -13,32 +14,25 @@ from ...exceptions import StoreUnavailable
 from ...models import ResumableStreamItem
 from ..shared.backend import SharedBackend
 from ..shared.local import LocalStream
-from .log import Piece, read_pieces
-from .rows import text_of
-from .threads import FileThread, PendingJob, answer
+from .files import WorkerLock
+from .log import Piece, read_news
+from .rows import read_workers, text_of
+from .threads import File, FileThread, PendingJob, answer
 
 logger = logging.getLogger("fastapi_resumable")
 
 FAST = 0.004
-"""Seconds between looks at the file while something is expected of other workers."""
+"""Seconds between looks of the thread at the file while something is expected of other workers."""
 CALM = 0.4
 """The same, once nothing has come for long, and after a failure; in between, it is one part in `PATIENCE` of the
 silence."""
 PATIENCE = 50
-IDLE = 3600.0
-"""The same, while nothing here could be concerned by what others do."""
+CHECK = 0.5
+"""The fewest seconds between looks at whether the other workers are alive."""
+HEARTBEAT = 1.0
+"""The most seconds between jobs, while a reader here depends on the thread: by one that fails, it is known to hang."""
 MOST_CHANGES = 1000
 """How many changes are read at once, at most."""
-
-
-class Seen(NamedTuple):
-    """Up to where what the file says is known here."""
-
-    change: int | None = None
-    """The last change of state; `None` before the first look."""
-    connection: sqlite3.Connection | None = None
-    version: int | None = None
-    """Of the file, in the numbers of that connection, when all of it was read; `None` if all has to be read again."""
 
 
 class Changed(NamedTuple):
@@ -51,10 +45,24 @@ class Changed(NamedTuple):
     """For those that watch, if anything does."""
 
 
+class Look(NamedTuple):
+    """What the thread looks for by itself. The event loop replaces it as a whole, so that both can read it."""
+
+    change: int | None
+    """The last change of state that is known here."""
+    offsets: Mapping[str, int]
+    """Up to where each stream that is followed is known."""
+    expected_at: float
+    """When something was expected of other workers last."""
+    is_waiting: bool
+    """Whether each change of the file may be what something waits for."""
+
+
 class Found(NamedTuple):
     """What a look has found."""
 
-    seen: Seen
+    change: int
+    """The last change of state that is among it, or was known before."""
     news: Sequence[Piece] = ()
     changes: Sequence[Changed] = ()
     has_gap: bool = False
@@ -62,112 +70,108 @@ class Found(NamedTuple):
 
 
 class ReaderThread(FileThread):
-    """Reads the file."""
+    """Reads the file, and looks for what others have changed, for as long as anything here could be concerned.
+
+    It polls the file by itself, which costs the event loop nothing until something is found. A look that is to be made
+    at once, or that failed, is made as a job, with the timeout of all jobs.
+    """
 
     use = "read"
 
-    def on_open(self, connection: sqlite3.Connection) -> None:
-        """Nothing is known of a new connection's version."""
-        self._synced: int | None = None
-
-    def work(self, connection: sqlite3.Connection, pending: Sequence[PendingJob]) -> Sequence[Any]:
-        """Read what is asked for."""
-        results = [answer(each, connection) for each in pending]
-        # No byte is shown that a power cut could take back.
-        if (version := version_of(connection)) != self._synced:
-            self.sync()
-            self._synced = version
-        return results
-
-
-def version_of(connection: sqlite3.Connection) -> int:
-    """A number that costs microseconds, and changes only if another connection has changed the file."""
-    (version,) = connection.execute("PRAGMA data_version").fetchone()
-    return int(version)
-
-
-class Lookout:
-    """Looks for what others have changed, for as long as anything here could be concerned."""
-
-    def __init__(self, thread: ReaderThread, backend: SharedBackend, on_found: Callable[[Found], None]) -> None:
+    def __init__(
+        self,
+        file: File,
+        on_up: Callable[[], object],
+        lock: WorkerLock,
+        backend: SharedBackend,
+        on_found: Callable[[Found], None],
+        on_death: Callable[[], None],
+    ) -> None:
+        """`on_found` and `on_death` are called on the event loop, the latter when another worker is dead."""
+        super().__init__(file, on_up)
         self.waiting: set[LocalStream] = set()
         """Streams whose producers wait for readers on other workers: each change of the file may be what they need."""
-        self._thread = thread
+        self._worker_lock = lock
         self._backend = backend
         self._on_found = on_found
-        self._seen = Seen()
-        self._wake = asyncio.Event()
-        self._is_due = True
-        self._expected_at = self._looked_at = -math.inf
+        self._on_death = on_death
+        self._is_due = asyncio.Event()
+        self._change: int | None = None
+        self._expected_at = -math.inf
+        self._look: Look | None = None
+        """Set on the event loop, read in the thread; without one, the thread rests."""
+        self._answered: Look | None = None
+        self._looked_at = self._checked_at = -math.inf
 
-    # When.
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether anything here could be concerned by what others do."""
-        streams = self._backend.streams
-        return bool(streams.followed or streams.local or streams.queued or self._backend.watchers or self.waiting)
+    # On the event loop.
 
     def note_change(self) -> None:
         """This worker has changed the file itself: what watches here is to hear of it at once."""
-        # Without any, something here could be concerned by what others do from now on.
-        self._is_due = self._is_due or bool(self._backend.watchers)
-        self._wake.set()
+        if self._backend.watchers:
+            self.look_now()
+        elif self._look is None:
+            # Something here could be concerned by what others do from now on.
+            self.renew()
 
     def look_now(self) -> None:
         """Look at once, and read all again."""
-        self._is_due = True
-        self._wake.set()
+        self._is_due.set()
 
     def expect_news(self) -> None:
         """Look often from now on."""
         self._expected_at = monotonic()
-        self._wake.set()
+        self.renew()
+        self.wake()
 
-    async def run(self) -> None:
-        """Look whenever it is time to."""
+    def renew(self) -> None:
+        """Have the thread look for what matters here now."""
+        was_resting, streams = self._look is None, self._backend.streams
+        is_needed = streams.followed or streams.local or streams.queued or self._backend.watchers or self.waiting
+        self._look = self._next_look() if is_needed else None
+        if was_resting:
+            self.wake()
+
+    def _next_look(self) -> Look:
+        offsets = {epoch: stream.log.tail for epoch, stream in self._backend.streams.followed.items()}
+        return Look(self._change, offsets, self._expected_at, bool(self.waiting))
+
+    async def run_looks(self) -> None:
+        """Look whenever it is to be done at once; and end the readings here if the thread does nothing any more."""
         while True:
-            while (pause := self._pause()) > 0:
-                self._wake.clear()
-                timer = self._backend.loop.call_later(pause, self._wake.set)
-                await self._wake.wait()
-                timer.cancel()
-            is_due, self._is_due = self._is_due, False
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT if self._backend.streams.followed else None):
+                    await self._is_due.wait()
             try:
-                await self.look(reads_all=is_due)
+                if self._is_due.is_set():
+                    self._is_due.clear()
+                    await self.look()
+                else:
+                    await self.run(lambda _: None)
             except Exception as exc:
                 # Nothing that it was to find may be passed over.
-                self._is_due = True
+                self._is_due.set()
                 if not isinstance(exc, StoreUnavailable):
                     raise
                 self._backend.on_outage(exc)
                 await asyncio.sleep(CALM)
 
-    def _pause(self) -> float:
-        now = monotonic()
-        interval = min(CALM, max(FAST, (now - self._expected_at) / PATIENCE)) if self.is_needed else IDLE
-        return 0.0 if self._is_due else self._looked_at + interval - now
-
-    # What.
-
-    async def look(self, *, reads_all: bool = False) -> None:
-        """Take over everything that has changed up to now; what has not, too, if that is wanted.
+    async def look(self) -> None:
+        """Take over everything that has changed up to now.
 
         Raises:
             StoreUnavailable: The file cannot be read.
         """
-        before: Seen | None = None
-        found: Found | None = None
-        # Another look, at the same time, may have been faster: nothing is to be heard of twice.
-        while before is not self._seen:
-            before, self._looked_at = self._seen, monotonic()
-            seen = before._replace(version=None) if reads_all else before
-            offsets = {epoch: stream.log.tail for epoch, stream in self._backend.streams.followed.items()}
-            found = await self._thread.run(partial(self._find, seen, offsets))
-            if found is not None and found.has_gap:
+        while True:
+            look = self._next_look()
+            found = await self.run(partial(self._find, look))
+            if found.has_gap:
                 found = await self._add_watched(found)
-        if found is not None:
-            self._take_over(found)
+            # Another look, at the same time, may have been faster: nothing is to be heard of twice.
+            if look.change == self._change:
+                break
+        self._take_over(found)
+        # The thread may be at rest until after the time of its next look.
+        self.wake()
 
     async def _add_watched(self, found: Found) -> Found:
         """Give those that watch what there is now, instead of what was missed."""
@@ -177,30 +181,93 @@ class Lookout:
             changes += [Changed(owner, "", "", state.item) for state in states]
         return found._replace(changes=changes)
 
+    def _take_answer(self, look: Look, answer: Found | Exception) -> None:
+        """Take over what the thread has found by itself; if that is not all, or known already, a job looks again."""
+        if isinstance(answer, Exception):
+            self.note_failure(answer)
+        elif not answer.has_gap and look.change == self._change:
+            self._take_over(answer)
+            return
+        self.look_now()
+
     def _take_over(self, found: Found) -> None:
-        is_missing = any(piece.is_missing for piece in found.news)
-        self._seen = found.seen._replace(version=None) if is_missing else found.seen
-        if found.news and not is_missing:
-            self._expected_at = self._looked_at
-        self._on_found(found)
-        waiting, self.waiting = self.waiting, set()
-        for stream in waiting:
-            stream.note_room()
+        self._change = found.change
+        if found.news and not any(piece.is_missing for piece in found.news):
+            self._expected_at = monotonic()
+        try:
+            self._on_found(found)
+            waiting, self.waiting = self.waiting, set()
+            for stream in waiting:
+                stream.note_room()
+        finally:
+            self.renew()
         if len(found.changes) >= MOST_CHANGES or any(piece.end < piece.tail for piece in found.news):
             self.look_now()
 
     # In the thread.
 
-    def _find(self, seen: Seen, offsets: Mapping[str, int], connection: sqlite3.Connection) -> Found | None:
-        version = version_of(connection)
-        if (seen.connection, seen.version) == (connection, version):
+    def on_open(self, connection: sqlite3.Connection) -> None:
+        """Nothing is known of a new connection's version."""
+        self._version: int | None = None
+        """Of the file when the thread had read all that it looks for; `None` if it has to read that again."""
+
+    def work(self, connection: sqlite3.Connection, pending: Sequence[PendingJob]) -> Sequence[Any]:
+        """Read what is asked for."""
+        results = [answer(each, connection) for each in pending]
+        # No byte is shown that a power cut could take back.
+        self.sync()
+        return results
+
+    def tick(self) -> float | None:
+        """Look, if it is time to; return in how many seconds it is again."""
+        if (look := self._look) is None:
             return None
+        # The event loop is not given the same once more if it is busy; nor does it have to wake this thread each time.
+        if look is self._answered:
+            return FAST
+        now = monotonic()
+        interval = min(CALM, max(FAST, (now - look.expected_at) / PATIENCE))
+        if (pause := self._looked_at + interval - now) > 0:
+            return pause
+        self._looked_at = now
+        found: Found | Exception | None
+        try:
+            found = self._poll(look, self.open())
+        except Exception as exc:  # noqa: BLE001  # it counts as an outage, and passes
+            self.reconnect_after(exc)
+            self._version, found = None, exc
+        if found is None:
+            return interval
+        self._answered = look
+        self.call(self._take_answer, look, found)
+        return FAST
+
+    def _poll(self, look: Look, connection: sqlite3.Connection) -> Found | None:
+        """What is new, if anything is."""
+        if self._looked_at - self._checked_at >= CHECK:
+            self._checked_at = self._looked_at
+            self._worker_lock.keep()
+            if self._worker_lock.find_dead(read_workers(connection)):
+                self.call(self._on_death)
+        # Costs microseconds, and changes only if another connection has changed the file.
+        (version,) = connection.execute("PRAGMA data_version").fetchone()
+        if version == self._version:
+            return None
+        found = self._find(look, connection)
+        if found.news:
+            self.sync()
+        # Another look, handed over meanwhile, may be for something else that is in it.
+        is_read = look is self._look and not any(piece.is_missing for piece in found.news)
+        self._version = version if is_read else None
+        return found if found.news or found.changes or found.has_gap or look.is_waiting else None
+
+    def _find(self, look: Look, connection: sqlite3.Connection) -> Found:
         # One snapshot for both: a change must not be seen without the bytes that came before it.
         with connection:
             connection.execute("BEGIN")
-            news = _read_news(connection, offsets)
-            last, changes, has_gap = self._find_changes(connection, seen.change)
-        return Found(Seen(last, connection, version), news, changes, has_gap)
+            news = read_news(connection, look.offsets)
+            last, changes, has_gap = self._find_changes(connection, look.change)
+        return Found(last, news, changes, has_gap)
 
     def _find_changes(self, connection: sqlite3.Connection, known: int | None) -> tuple[int, list[Changed], bool]:
         # From SQLite's own counter, as the table may be empty: changes are deleted after a minute.
@@ -224,17 +291,3 @@ class Lookout:
             except ValueError:
                 logger.exception("a change could not be read", extra={"epoch": epoch})
         return Changed(text_of(owner), epoch, code, item)
-
-
-def _read_news(connection: sqlite3.Connection, offsets: Mapping[str, int]) -> list[Piece]:
-    if not offsets:
-        return []
-    try:
-        return read_pieces(connection, offsets)
-    except sqlite3.DatabaseError as exc:
-        if len(offsets) > 1:
-            # One stream may be damaged: the others are not to suffer for it.
-            return [piece for one in offsets.items() for piece in _read_news(connection, dict([one]))]
-        (epoch,) = offsets
-        logger.warning("stream of epoch %s cannot be read: %s", epoch, exc, extra={"epoch": epoch})
-        return [Piece(epoch, is_missing=True)]

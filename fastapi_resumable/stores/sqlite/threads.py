@@ -120,6 +120,10 @@ class FileThread(ABC):
         future.cancel()
         return [TimeoutError("the disk does not answer")] * len(jobs)
 
+    def wake(self) -> None:
+        """Have the thread look whether something is due."""
+        self._put(None)
+
     def _put(self, call: Call | None) -> None:
         self._calls.put(call)
         if self._thread is None:
@@ -137,7 +141,7 @@ class FileThread(ABC):
         """Have the thread do what was handed over, and end."""
         self._is_closed = True
         if self._thread is not None:
-            self._put(None)
+            self.wake()
 
     async def wait_closed(self) -> None:
         """Wait until the thread has ended."""
@@ -175,7 +179,7 @@ class FileThread(ABC):
         """Wait for calls, and take all that there are, except those whose callers wait no longer."""
         taken: list[Call | None] = []
         with suppress(queue.Empty):
-            taken.append(self._calls.get())
+            taken.append(self._calls.get(timeout=self.tick()))
             while len(taken) < BATCH:
                 taken.append(self._calls.get_nowait())
         return [call for call in taken if call is not None and not call[1].done()]
@@ -208,6 +212,10 @@ class FileThread(ABC):
 
     def on_end(self) -> None:  # noqa: B027  # not every thread has something to do then
         """The connection is closed for good."""
+
+    def tick(self) -> float | None:
+        """Do what is due; return after how many seconds something will be, `None` if nothing will."""
+        return None
 
     def open(self) -> sqlite3.Connection:
         """The connection to the file that is at the path now."""
