@@ -65,7 +65,11 @@ class AppAdmission(RouteAdmission):
             await app(scope, receive_and_enter, enter_and_send)
 
         self._app_scope = scope
-        await super().serve(up_to_admission, scope)
+        try:
+            await super().serve(up_to_admission, scope)
+        finally:
+            # It leads back here. The request is freed when it is over, and not at some collection.
+            self._app_scope = {}
 
     async def _go_on(self, task: "asyncio.Task[None]") -> None:
         try:
