@@ -11,7 +11,7 @@ import re
 from collections.abc import Generator, Iterable
 from typing import NamedTuple, TypeVar
 
-from .sse import BLANK_LINE, BOM, DATA, ID, EventFramer, Line, events, find_boundary, split_events
+from .sse import BLANK_LINE, BOM, CR, DATA, ID, EventFramer, Line, events, find_boundary, split_events
 
 T = TypeVar("T")
 Search = Generator[None, None, T]
@@ -55,7 +55,7 @@ def search_event_id(blocks: Iterable[bytes], event_id: str) -> Search[int | None
     # The line has to be whole. Spaces around a value do not come back in a header.
     id_line = Line(rb"id:[ \t]*" + re.escape(head) + (b"" if rest else _END_OF_LINE.pattern))
     position = turn = len(BOM) if data.startswith(BOM) else 0
-    at_start, event_end = True, 0
+    at_start, event_end, has_cr = True, 0, CR in data
     while position < len(data):
         if position >= turn:
             yield
@@ -69,7 +69,7 @@ def search_event_id(blocks: Iterable[bytes], event_id: str) -> Search[int | None
         if not (data.startswith(rest, position) and _END_OF_LINE.match(data, position + len(rest))):
             continue
         if position > event_end:
-            event_end = find_boundary(data, position)
+            event_end = find_boundary(data, position, has_cr=has_cr)
             event_end = len(data) if event_end < 0 else event_end
         # The last id of an event is the one that counts.
         if ID.search(data, position, event_end, at_start=False) is None:

@@ -237,7 +237,7 @@ class EventFramer:
         return bom + event
 
 
-def find_boundary(data: bytes | bytearray, start: int, *, has_cr: bool = True) -> int:
+def find_boundary(data: bytes | bytearray, start: int, *, has_cr: bool) -> int:
     """Where the first blank line from `start` on ends, given whether there may be a CR; negative if there is none."""
     if has_cr:
         match = BLANK_LINE.search(data, start)

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .._run.body import RequestBody
 from .._run.recorder import inner_scope
 from . import internals
-from .admission import END_DELAY, Admission, Identity, Service, http_errors
+from .admission import CLIENT_LEFT, END_DELAY, Admission, Identity, Service, http_errors
 from .endpoint import intercept
 from .responses import run_to_the_end
 from .route import RouteAdmission
@@ -75,42 +75,51 @@ class AppAdmission(RouteAdmission):
         try:
             answer = await self.decide()
         except Exception:
-            await self._dismiss(task)
+            await self._dismiss(task, None)
             raise
         if answer is None:
             # The application's router has put it into the scope of the application. Telemetry looks for it here.
             self.scope = {**self.scope, "route": self._app_scope.get("route")}
             await super()._go_on(task)
             return
-        await self._dismiss(task)
+        await self._dismiss(task, answer)
         with http_errors():
             await answer(self.scope, self._body.receive, self._send)
+        if task.done():
+            # What a dependency has raised at its close, say.
+            task.result()
 
-    async def _dismiss(self, task: "asyncio.Task[None]") -> None:
-        """Have the application end without a word, since the client gets another answer, or a refusal."""
+    async def _dismiss(self, task: "asyncio.Task[None]", answer: Response | None) -> None:
+        """Have the application end without a word, since its client gets `answer`, or a refusal."""
         if not self._has_endpoint:
             task.cancel()
             return
-        # In place of its endpoint's answer; so its dependencies are closed in order.
-        self._answer = Response()
+        # In place of what its endpoint returns; so its dependencies are closed in order.
+        self._answer = _NoAnswer(answer)
         self._channel = self._body.receive, _drop
         self._goes_on.set()
-        await task
+        await asyncio.wait({task})
+
+
+class _NoAnswer(Response):
+    """Returned for the endpoint of a request whose client gets another answer: that one runs the background tasks.
+
+    With a status that nothing records, since another `Resumable` may do so.
+    """
+
+    def __init__(self, answer: Response | None) -> None:
+        super().__init__(status_code=CLIENT_LEFT)
+        self._instead = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._instead is not None:
+            self._instead.background = self.background
+        self.background = None
+        await super().__call__(scope, receive, send)
 
 
 async def _drop(_message: Message) -> None:
     """Take a message that no one gets."""
-
-
-def routes_of(*apps: Any) -> Sequence[Any]:
-    """The routes of the first of some applications that has any; middleware may stand around it."""
-    for app in apps:
-        within = app
-        while within is not None and not hasattr(within, "routes"):
-            within = getattr(within, "app", None)
-        if within is not None:
-            return within.routes  # type: ignore[no-any-return]  # a list, by Starlette's convention
-    return ()
 
 
 async def serve(
@@ -121,11 +130,12 @@ async def serve(
     send: Send,
     headers: list[tuple[bytes, bytes]] | None,
     path_params: dict[str, Any],
-    routes: Sequence[Any],
+    routes: Sequence[Any] | None,
 ) -> None:
     """Run any ASGI application recorded, if the request names a stream. See `Resumable.serve`.
 
-    One that has FastAPI's `routes` runs up to its endpoint first, so that its dependencies may refuse the request.
+    One whose `routes` are known, and are FastAPI's, runs up to its endpoint first, so that its dependencies may refuse
+    the request.
     """
     if scope["type"] != "http" or service.scope_key in scope:
         await app(scope, receive, send)
@@ -140,11 +150,11 @@ async def serve(
     inner = {**scope, "headers": scope["headers"] if headers is None else headers}
     endpoints = internals.dependants_at(routes, scope)
     # One that is refused needs no more of its body, and a limit may have been the end of that.
-    is_upload = not (endpoints or identity.refusal or body.is_complete) and (await body.peek()).get("more_body", True)
-    if endpoints or is_upload:
-        intercept(endpoints, service)
+    is_partial = endpoints is None and identity.refusal is None and not body.is_complete
+    if endpoints is not None or (is_partial and (await body.peek()).get("more_body", True)):
+        intercept(endpoints or [], service)
         upload = inner[service.scope_key] = AppAdmission(
-            service, request, identity, body, send, has_endpoint=bool(endpoints)
+            service, request, identity, body, send, has_endpoint=endpoints is not None
         )
         await upload.serve(app, inner_scope(inner, lambda: upload.producer))
         return

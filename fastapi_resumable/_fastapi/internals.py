@@ -17,20 +17,23 @@
 """
 
 import inspect
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope
+from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Router
 from starlette.types import Receive, Scope, Send
 
 if TYPE_CHECKING:
     from fastapi.dependencies.models import Dependant
 
+MAX_WRAPPERS = 100
+"""How many middleware an application is looked for in."""
 _IN_THREADS = iterate_in_threadpool.__code__
 
 
@@ -67,20 +70,31 @@ def _all_routes(routes: Iterable[Any]) -> Iterator[Any]:
         yield from route.effective_route_contexts() if hasattr(route, "effective_route_contexts") else (route,)
 
 
-def dependants_at(routes: Iterable[Any], scope: Scope) -> "list[Dependant]":
-    """The dependencies and the endpoints of FastAPI's routes, of mounted applications too, at the path of a request.
+def routes_of(app: Any) -> Sequence[Any] | None:
+    """The routes of an application of Starlette's, within what middleware stands around it; `None` for any other."""
+    for _ in range(MAX_WRAPPERS):
+        if isinstance(app, Starlette | Router):
+            return app.routes
+        app = getattr(app, "app", None)
+    return None
 
-    None if the request is for a route of another kind.
+
+def dependants_at(routes: Sequence[Any] | None, scope: Scope) -> "list[Dependant] | None":
+    """The dependencies and the endpoint of the route of FastAPI's that a request is for, also in a mounted application.
+
+    None of them if the application has no endpoint for it, and refuses the request by itself; `None` if it is not known
+    what does: a route of another kind serves it.
     """
-    found: list[Dependant] = []
+    if routes is None:
+        return None
     for route in _all_routes(routes):
         match, child_scope = route.matches(scope)
-        if match is not Match.NONE:
-            mounted = getattr(getattr(route, "starlette_route", None) or route, "routes", None)
-            found += dependants_at(mounted or (), {**scope, **child_scope}) or _dependants_of(route)
         if match is Match.FULL:
-            break
-    return found
+            mounted = getattr(route, "starlette_route", None) or route
+            return _dependants_of(route) or dependants_at(
+                routes_of(getattr(mounted, "app", None)), {**scope, **child_scope}
+            )
+    return []
 
 
 def _dependants_of(route: Any) -> "list[Dependant]":

@@ -27,8 +27,9 @@ from ..stores.memory import MemoryStore
 from ..telemetry import Telemetry
 from .admission import Service, http_errors
 from .ai_sdk import build_ai_sdk_router
-from .application import routes_of, serve
+from .application import serve
 from .endpoint import ResumableStream, decorate, handle_of
+from .internals import routes_of
 from .openapi import ReplayQuery
 from .route import route_class
 from .router import build_router, replay_stream, stop_stream
@@ -230,7 +231,8 @@ class ResumableMiddleware:
             return
         if "app" not in scope and isinstance(self._app, Starlette):
             # It stands around the whole application, whose replay route, exception handlers and overrides count.
-            scope = {**scope, "app": self._app}
+            root_path = getattr(self._app, "root_path", "") or scope.get("root_path", "")
+            scope = {**scope, "app": self._app, "root_path": root_path}
         handlers = {
             HTTPException: http_exception_handler,
             RequestValidationError: request_validation_exception_handler,
@@ -244,7 +246,9 @@ class ResumableMiddleware:
         # The log holds the application's own bytes; a compression inside it would be recorded.
         headers = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
         service = self._resumable._service  # noqa: SLF001  # of this module
-        routes = routes_of(self._app, scope.get("app"))
+        routes = routes_of(self._app)
+        if routes is None:
+            routes = routes_of(scope.get("app"))
         await serve(service, self._app, scope, receive, send, headers, path_params, routes)
 
     def _match(self, scope: Scope) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import anyio
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._run.body import RequestBody
 from .._run.recorder import inner_scope
@@ -86,11 +86,19 @@ class RouteAdmission(Admission):
                 self._refusal = asyncio.CancelledError()
                 self._goes_on.set()
 
+    async def _receive(self) -> Message:
+        channel = self._channel
+        message = await channel[0]()
+        # What waited for the client when the request was admitted is not to see it leave.
+        if message["type"] == "http.disconnect" and self._channel is not channel:
+            return await self._channel[0]()
+        return message
+
     async def _run(self, route: ASGIApp, scope: Scope) -> None:
         try:
             with self._cancel_scope:
                 # By way of the attribute, which changes before the endpoint.
-                await route(scope, lambda: self._channel[0](), lambda message: self._channel[1](message))  # noqa: PLW0108
+                await route(scope, self._receive, lambda message: self._channel[1](message))  # noqa: PLW0108
         except (KeyboardInterrupt, SystemExit) as exc:
             # A task hands these to its event loop, which would end.
             raise RuntimeError(f"The application raised {type(exc).__name__}.") from exc

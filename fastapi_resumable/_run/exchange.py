@@ -272,16 +272,18 @@ async def close_generator(generator: object) -> None:
 
     One that runs in threads is closed in a thread, like each of its steps.
     """
-    # One that has come to its end has no frame any more, and nothing to close.
-    if getattr(generator, "ag_frame", generator) is None or getattr(generator, "gi_frame", generator) is None:
-        return
+    # One that has come to its end has no frame any more, and nothing to close; one that runs is being closed already,
+    # or is at work in a thread.
+    for kind in ("ag", "gi"):
+        if getattr(generator, f"{kind}_frame", generator) is None or getattr(generator, f"{kind}_running", False):
+            return
     if (aclose := getattr(generator, "aclose", None)) is not None:
         with anyio.CancelScope(shield=True):
             await aclose()
             # It drops any generator that it has iterated, which the event loop then closes in its next turns.
             for _ in range(3):
                 await asyncio.sleep(0)
-    elif (close := getattr(generator, "close", None)) is not None and not getattr(generator, "gi_running", False):
+    elif (close := getattr(generator, "close", None)) is not None:
         with anyio.CancelScope(shield=True):
             await run_in_threadpool(close)
 

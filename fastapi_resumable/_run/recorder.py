@@ -220,7 +220,9 @@ class Recorder:
         assert self._start is not None
         if self._on_begin is None:
             raise StreamStopped("the request is over")
-        self._cancel_timer()
+        if not self._has_sent_all:
+            # Else the timer is that of the end.
+            self._cancel_timer()
         telemetry = self._producer.telemetry
         traceparent = None if telemetry is None else telemetry.open_span()
         head = Head(self._start["status"], replayable(self.headers), traceparent)

@@ -123,14 +123,17 @@ class MemoryStream(Recording):
             self.release()
             return
         size = max(0, size - self._overhead)
+        flushed = b""
         if self.framer is not None:
             # Half an event is shown rather than held back, because what is held back cannot be dropped.
             if self.framer.held_back > size:
                 flushed = self.framer.flush(self.log.tail)
                 self.log.append(flushed)
-                self.fanout.announce(flushed, self.log.tail, monotonic())
             size = max(0, size - self.framer.held_back)
         self._trim_to(size, exactly=True)
+        if flushed:
+            # Last, because a delivery may end the stream.
+            self.fanout.announce(flushed, self.log.tail, monotonic())
 
     def ping(self) -> None:
         """Record a keep-alive, except in other media than events, in mid-event, or while readers leave no room."""
