@@ -60,6 +60,11 @@ class Scripts(RuleBasedStateMachine):
         if keys := self.keys():
             self.client.delete(*keys)
 
+    def forget_ends(self, *epochs: str) -> None:
+        """What an hour does, to what their workers have yet to hear."""
+        if epochs:
+            self.client.delete(*(f"{log_key(self.name, epoch)}:ended" for epoch in epochs))
+
     def run(self, script: Script, *words: Any, log: str = "") -> Any:
         """Run a script twice; with the terminal event, where it asks for that. The reply is the same both times."""
         keys = [self.name, log_key(self.name, log)] if log else [self.name]
@@ -163,6 +168,9 @@ class Scripts(RuleBasedStateMachine):
         lost = [change.stream.epoch for change in outcome.changes if change.stream.worker == worker]
         over = [epoch for epoch in lost if epoch not in {request.epoch for request in self.slot.queued}]
         assert [epoch.decode() for epoch in ended] == over
+        # The machine remembers nothing of a request that has left the queue so.
+        current = self.slot.current
+        self.forget_ends(*(epoch for epoch in over if current is None or epoch != current.epoch))
 
     @rule(epoch=EPOCHS, worker=WORKERS, tail=st.integers(0, 9), sse=st.booleans())
     def restore(self, epoch: str, worker: str, tail: int, sse: bool) -> None:
@@ -182,8 +190,8 @@ class Scripts(RuleBasedStateMachine):
         current = self.slot.current
         if current is not None and not current.is_live:
             self.client.hset(self.name, "expires", 1)
-            log = log_key(self.name, current.epoch)
-            self.client.delete(log, f"{log}:ended")
+            self.client.delete(log_key(self.name, current.epoch))
+            self.forget_ends(*self.used)
             self.slot = lifecycle.expire(self.slot._replace(gone=()), current.expires_at)
             marks = [name for name in self.client.hkeys(self.name) if name.startswith(b"x:")]
             if marks:

@@ -280,6 +280,7 @@ async def test_a_beginning_that_is_given_up_leaves_no_live_stream(plant: Plant) 
     assert not backend_of(one).streams.local
     [item] = await two.lookup("ann", ["chat"])
     assert item.status is ResumableStatus.INTERRUPTED
+    assert not plant.server.list_keys(f"{plant.keys.stream(KEY)}:*:ended"), "its worker knows"
 
 
 async def test_a_stop_that_comes_before_the_request_knows_it_is_queued_is_obeyed(plant: Plant) -> None:
@@ -583,7 +584,7 @@ async def test_a_stream_that_begins_without_redis_goes_on_when_it_is_back(plant:
 
 @pytest.mark.parametrize("is_begun", [True, False])
 async def test_what_was_stopped_while_its_worker_was_cut_off_does_not_come_back(plant: Plant, is_begun: bool) -> None:
-    """For so long that Redis has forgotten the stop, and all else that there was of the stream."""
+    """For so long that Redis has forgotten the stop, and all else that there was of the stream or the request."""
     with FaultyLink(plant.server.port) as link:
         one, two = plant.open(plant.server.url_at(link.port), store_timeout=2.0), plant.open()
         request = await Request().reserve(one)
@@ -592,18 +593,55 @@ async def test_what_was_stopped_while_its_worker_was_cut_off_does_not_come_back(
         await two.stop(KEY, None)
         await backend_of(two).queue.flush()
         name = plant.keys.stream(KEY)
-        plant.server.control.delete(name, f"{name}:{request.epoch}")
-        if stream is None:
-            stream = await request.begin(one, TEXT)
-        else:
-            # What tells a worker that was cut off for longer is gone as well.
-            plant.server.control.delete(plant.keys.inbox(backend_of(one).name))
+        # What tells a worker that was cut off for a shorter time, too.
+        plant.server.control.delete(name, f"{name}:{request.epoch}", plant.keys.inbox(backend_of(one).name))
+        stream = stream or await request.begin(one, TEXT)
         await write(stream, b"more")
         await until(lambda: stream.tail == 4, "the bytes, for the readers there")
         link.accept()
         assert await bounded(request.told()) == "cancelled"
         await until(lambda: plant.hash().get("status") != "in_progress", "the end of the stream")
         await until(lambda: not plant.server.list_keys(f"{name}:*:ended"), "that its worker has heard of it")
+
+
+@pytest.mark.parametrize("how", ["stopped", "replaced", "given up"])
+async def test_a_request_that_left_the_queue_while_its_worker_was_cut_off_does_not_come_back(
+    plant: Plant, how: str
+) -> None:
+    """Its endpoint is slow, and begins when Redis can be reached again, and has forgotten why."""
+    with FaultyLink(plant.server.port) as link:
+        one, two = plant.open(plant.server.url_at(link.port), store_timeout=2.0), plant.open()
+        request = await Request().reserve(one)
+        link.refuse()
+        await backend_of(two).start()
+        if how == "stopped":
+            await two.stop(KEY, None)
+        elif how == "replaced":
+            await complete(two, await begin(two))
+        else:
+            await backend_of(two).reap([(KEY, backend_of(one).name)])
+        await backend_of(two).queue.flush()
+        name = plant.keys.stream(KEY)
+        plant.server.control.delete(name, plant.keys.inbox(backend_of(one).name))
+        link.accept()
+        with pytest.raises(ResumableError):
+            await one.begin(request.reservation, TEXT)
+        assert request.codes == [{"stopped": "cancelled", "replaced": "replaced"}.get(how, "interrupted")]
+        await one.release(request.reservation)
+        await until(lambda: not plant.server.list_keys(f"{name}:*:ended"), "that its worker has heard of it")
+        assert "q:" + request.epoch not in plant.hash()
+
+
+async def test_a_request_that_was_stopped_in_the_queue_leaves_nothing_but_a_mark(plant: Plant) -> None:
+    """What its worker has yet to hear goes when it has heard it."""
+    one, two = plant.open(), plant.open()
+    request = await Request().reserve(one)
+    await two.stop(KEY, None)
+    assert await bounded(request.told()) == "cancelled"
+    await one.release(request.reservation)
+    name = plant.keys.stream(KEY)
+    await until(lambda: plant.server.list_keys(f"{name}*") == [name], "the mark alone")
+    assert plant.server.control.pttl(name) <= 60_000
 
 
 async def test_a_busy_stream_is_recorded_again_after_an_outage(plant: Plant) -> None:
@@ -697,6 +735,31 @@ async def test_a_lookup_of_an_id_with_thousands_of_variants_leaves_others_their_
         sys.setprofile(None)
     assert len(await looking) == count + 1
     assert most < 5 * count, "much was done in one turn of the loop"
+
+
+@pytest.mark.usefixtures("no_grace")
+async def test_a_lookup_of_many_live_streams_asks_once_whether_their_worker_lives(plant: Plant) -> None:
+    """Not once for each part of them."""
+    client, one, asked = plant.meddled(), plant.open(), 0
+    stream = await begin(one)
+    lease = plant.keys.worker(backend_of(one).name)
+    with plant.server.control.pipeline() as together:
+        for number in range(300):
+            name = plant.keys.stream(KEY._replace(id=f"id-{number}"))
+            together.hset(name, mapping=plant.hash()).expire(name, 600)
+        together.execute()
+    two = plant.open(client)
+    await backend_of(two).start()
+
+    async def count() -> None:
+        nonlocal asked
+        asked += 1
+        client.before[lease] = count
+
+    client.before[lease] = count
+    found = await two.lookup(KEY.owner, [f"id-{number}" for number in range(300)])
+    assert {item.status for item in found} == {stream.status}
+    assert (len(found), asked) == (300, 1)
 
 
 async def test_a_lookup_of_many_ids_is_given_up_where_redis_is_slow(plant: Plant) -> None:

@@ -4,7 +4,7 @@
 <prefix>:{@<owner>/<id>}:<epoch>            stream: the log of one epoch
 <prefix>:{@<owner>/<id>}:<epoch>:packed     list: the older part of a log of small pieces, in blocks
 <prefix>:{@<owner>/<id>}:<epoch>:readers    hash: how far each worker's slowest reader is
-<prefix>:{@<owner>/<id>}:<epoch>:ended      hash: the worker that has yet to hear that its stream was ended
+<prefix>:{@<owner>/<id>}:<epoch>:ended      hash: the worker that has yet to hear that this epoch was ended
 <prefix>:{@<owner>/<id>}:variants           sorted set: the longer ids that this one stands for
 <prefix>:owner:<owner>                      hash: the live streams of an owner, where there is a limit
 <prefix>:worker:<worker>                    string: the lease of a worker

@@ -213,7 +213,8 @@ class Transitions(SharedBackend):
 
     async def state(self, key: StreamKey) -> KeyState:
         """What there is under a key, after what belonged to dead workers was ended."""
-        (state,) = await self._settle(await self._look([key]))
+        looked = await self._look([key])
+        (state,) = await self._settle(looked, await self.lease.dead(looked[0].workers))
         return state
 
     async def states(self, owner: str | None, ids: Sequence[str]) -> list[KeyState]:
@@ -226,20 +227,25 @@ class Transitions(SharedBackend):
                 name for stream_id, found in zip(asked, longer, strict=True) for name in (stream_id, *json.loads(found))
             )
             looked = await self._look([StreamKey(owner, stream_id) for stream_id in wanted])
+            workers: set[str] = set()
+            for part in in_parts(looked):
+                workers.update(*(state.workers for state in part))
+                await asyncio.sleep(0)
+            # Once for all: thousands of streams have a few workers between them.
+            dead = await self.lease.dead(workers)
         states: list[KeyState] = []
         for part in in_parts(looked):
-            settled = await self._settle(part)
+            settled = await self._settle(part, dead)
             states += settled
             if self.watchers:
                 # A watch begins with such a look; see `reap_watched`.
                 self.messages.workers.update(*(state.workers for state in settled))
-            # Of streams that are over, nothing is asked, so nothing else would let others run.
+            # Where nothing has to be ended, nothing is asked, so nothing else would let others run.
             await asyncio.sleep(0)
         return states
 
-    async def _settle(self, states: Sequence[KeyState]) -> Sequence[KeyState]:
-        """End what nothing produces any more, and look again if there was such a thing."""
-        dead = await self.lease.dead(worker for state in states for worker in state.workers)
+    async def _settle(self, states: Sequence[KeyState], dead: set[str]) -> Sequence[KeyState]:
+        """End what nothing produces any more, as what is of `dead` workers; look again if there was any."""
         # Redis may be back from a state in which they had not ended yet.
         lost = [
             self.calls.release(state.key, each.epoch)
@@ -251,9 +257,10 @@ class Transitions(SharedBackend):
             for request in state.queued:
                 if time.time() - request.requested_at > OLD:
                     self.check(request.worker, state.key, request.epoch)
-        if not dead and not lost:
+        orphans = [(state.key, worker) for state in states for worker in state.workers & dead] if dead else []
+        if not orphans and not lost:
             return states
-        await self.reap((state.key, worker) for state in states for worker in state.workers & dead)
+        await self.reap(orphans)
         await self.link.run(*lost)
         return await self._look([state.key for state in states])
 

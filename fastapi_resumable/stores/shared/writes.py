@@ -5,6 +5,7 @@ are left as they are.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from ..._core.ids import StreamKey
 from ..._core.lifecycle import Queued
 from ..._core.log import BLOCK_SIZE, Budget
+from ..._core.sse import BLANK_LINE
 from ..._stream.recording import Recording
 from ..._stream.stream import Head, Limits, stream_item
 from ...models import ResumableStatus, ResumableStreamItem
@@ -21,6 +23,8 @@ AHEAD = 256 * 1024
 """The most bytes a producer may be ahead of what the backend has acknowledged."""
 FULL = 1024 * 1024
 """How many bytes fill a write: after an outage there may be more, which would not be through within one attempt."""
+
+_EVENT_END = re.compile(BLANK_LINE.pattern + rb"\Z")
 
 END_MESSAGES = {
     "replaced": "A newer request replaced this stream.",
@@ -63,7 +67,7 @@ class Write(NamedTuple):
     earliest: int
     """What can be resumed from now; 0 if nothing has to be dropped."""
     is_mid_event: bool
-    """Whether the log ends within an event."""
+    """Whether the log then ends within an event."""
     renew: bool
     """Whether to see that the stream is still there, and to keep it from expiring."""
     may_fill: bool
@@ -140,7 +144,7 @@ class Outbox:
         if first == tail and self.ending is None and not self.renew:
             return None
         chunks = []
-        # Whole blocks, which end where events do.
+        # Whole blocks, which end where events do, unless one is too large to hold back.
         for chunk in recording.log.chunks(first):
             chunks.append(chunk)
             last += len(chunk)
@@ -151,7 +155,7 @@ class Outbox:
             last,
             b"".join(chunks),
             earliest=min(recording.earliest, last) if last > recording.bound else 0,
-            is_mid_event=recording.is_mid_event,
+            is_mid_event=recording.is_mid_event if last == tail else self._cuts_event(chunks[-1]),
             renew=self.renew or not first,
             # As long as the log cannot fill up before the next reply, no reader has to be waited for.
             may_fill=last + 2 * max(self.ahead, BLOCK_SIZE) > recording.bound,
@@ -159,6 +163,9 @@ class Outbox:
         )
         self.renew = False
         return self.sent
+
+    def _cuts_event(self, chunk: bytes) -> bool:
+        return self._recording.head.is_event_stream and not _EVENT_END.search(chunk[-4:])
 
     def take(self, reply: Reply) -> bool:
         """Note what came of the last write; return whether the stream still belongs to this worker."""

@@ -5,7 +5,7 @@ local h = load()
 if h.epoch == epoch then return h.told and cjson.decode(h.told) or {'begun'} end
 local mine = h['q:' .. epoch]
 if not mine then
-    local code = h['x:' .. epoch]
+    local code = why_ended(h, epoch)
     return code and {'stopped', code:match('%a+')} or {'unknown'}
 end
 local lacking = lacks_event(h, 10)

@@ -23,7 +23,8 @@ local MARKS = 64
 local PARTING = 300
 -- The most bytes of a live stream that its own worker does not know to be in its log.
 local UNACKNOWLEDGED = 262144
--- Milliseconds for which it stays known to a worker that was cut off that a stream of its own was ended meanwhile.
+-- Milliseconds for which it stays known to a worker that was cut off that a stream or a queued request of its own was
+-- ended meanwhile.
 local AWAY = 3600000
 -- Milliseconds for which nothing is appended to a live stream, while the caller of a script writes its terminal event.
 local HOLD = 1000
@@ -37,6 +38,14 @@ end
 
 local function mark(epoch, code) redis.call('HSET', H, 'x:' .. epoch, code .. ' ' .. text(now())) end
 
+-- Notes for a worker, for much longer than a mark stays, that an epoch of its own was ended: `cancelled`, `replaced` or
+-- `interrupted`. It must not queue, begin or write it again, however much was forgotten of it.
+local function note_end(worker, epoch, code)
+    local ended = H .. ':' .. epoch .. ':ended'
+    redis.call('HSET', ended, worker, code)
+    redis.call('PEXPIRE', ended, AWAY)
+end
+
 local function forget() redis.call('HDEL', H, unpack(CURRENT)) end
 
 -- The hash as a table; an epoch past its retention is not in it.
@@ -48,6 +57,11 @@ local function load()
         forget()
     end
     return h
+end
+
+-- Why an epoch was ended, if it is known that it was.
+local function why_ended(h, epoch)
+    return h['x:' .. epoch] or redis.call('HVALS', H .. ':' .. epoch .. ':ended')[1]
 end
 
 local function queued(h)
@@ -86,6 +100,7 @@ end
 local function dequeue(item, code, told)
     redis.call('HDEL', H, 'q:' .. item.epoch)
     mark(item.epoch, code)
+    note_end(item.w, item.epoch, code)
     table.insert(told, item.w)
     table.insert(told, item.epoch)
 end
@@ -140,7 +155,7 @@ local function lacks_event(h, at)
 end
 
 -- How a log ends that the producer does not end itself, with the terminal event that ARGV has from `at` on. Its worker
--- has to take that over; until it says that it has, it must not write the stream anew, however much was forgotten of it.
+-- has to take that over.
 local function finish(h, status, code, completed, retention, at)
     local log, tail, event = H .. ':' .. h.epoch, h.tail, h.sse == '1' and ARGV[at + 2] or ''
     if #event > 0 then
@@ -149,8 +164,7 @@ local function finish(h, status, code, completed, retention, at)
     end
     redis.call('XADD', log, tail .. '-1', 's', status, 'c', code, 't', completed)
     expire(log, math.max(tonumber(retention), REMAINS))
-    redis.call('HSET', log .. ':ended', h.worker, 1)
-    redis.call('PEXPIRE', log .. ':ended', AWAY)
+    note_end(h.worker, h.epoch, code == 'producer_lost' and 'interrupted' or code)
     redis.call('HSET', H, 'status', status, 'code', code, 'completed', completed, 'tail', tail,
         'expires', text(now() + retention))
     redis.call('HDEL', H, 'wait', 'held')

@@ -7,6 +7,7 @@ if lacking then return lacking end
 for _, item in ipairs(queued(h)) do
     if item.w == worker then
         redis.call('HDEL', H, 'q:' .. item.epoch)
+        note_end(worker, item.epoch, 'interrupted')
         table.insert(reply, item.epoch)
     end
 end

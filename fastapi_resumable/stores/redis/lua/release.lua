@@ -8,5 +8,7 @@ redis.call('HDEL', H, 'q:' .. epoch)
 if h.epoch == epoch and h.status == 'in_progress' then
     finish(h, 'interrupted', 'producer_lost', completed, retention, 5)
 end
+-- Only its own worker releases an epoch, and writes no more of it from then on.
+redis.call('UNLINK', H .. ':' .. epoch .. ':ended')
 tidy(ttl)
 return {}

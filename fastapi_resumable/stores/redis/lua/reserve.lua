@@ -2,8 +2,8 @@
 
 local epoch, worker, idem, rule, requested, ttl = unpack(ARGV)
 local h = load()
--- A second attempt, and it was stopped after the first, as `BEGIN` will tell; or has begun.
-if h['x:' .. epoch] or h.epoch == epoch then return {'queued', 0} end
+-- A further attempt, and it was ended after the first, as `BEGIN` will tell; or has begun.
+if why_ended(h, epoch) or h.epoch == epoch then return {'queued', 0} end
 local list, mine = queued(h), h['q:' .. epoch]
 local live = h.status == 'in_progress'
 local replaces = live and #list == (mine and 1 or 0) and 1 or 0

@@ -4,7 +4,7 @@ local epoch, worker, head, sse, started, idem, ttl, offset = unpack(ARGV)
 local h = load()
 if h.epoch and (h.epoch ~= epoch or h.status ~= 'in_progress') then return {'ended'} end
 if not h.epoch then
-    if h['x:' .. epoch] or end_of(KEYS[2]) or redis.call('EXISTS', KEYS[2] .. ':ended') == 1 then return {'ended'} end
+    if why_ended(h, epoch) or end_of(KEYS[2]) then return {'ended'} end
     -- What is written again need not be cut into the same pieces.
     redis.call('UNLINK', KEYS[2])
 end
