@@ -19,7 +19,8 @@ _ENDS: dict[Form, re.Pattern[bytes]] = {"events": re.compile(_LINE_END * 2), "it
 # An event without `data` is not dispatched (WHATWG HTML, 9.2.6), but httpx-sse hands it out.
 _DATA = re.compile(rb"(?:^|[\r\n])data(?:[:\r\n]|$)")
 _TERMINAL = {"error": StreamFailed, "cancelled": StreamCancelled}
-_LAST_EVENT = re.compile(rb"(?:\n[\r\n]*\n|\r\r)([^\r\n]*\n?[^\r\n]*\n?\n?)\Z")
+# There is only one way for a line to match, so that nothing that comes makes it slow.
+_LAST_EVENT = re.compile(rb"(?:\n\r?\n|\r\r\n?)([^\r\n]+(?:\n[^\r\n]*)?\n?\n?)\Z")
 _OUTAGE = b'event: error\ndata: {"code":"store_unavailable"'
 MAX_OUTAGE = 1024
 

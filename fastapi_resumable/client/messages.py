@@ -117,9 +117,17 @@ def first_offset(request: httpx.Request) -> int | None:
 
 def is_replay(url: str, replay_url: str) -> bool:
     """Whether `url` is that of a replay, in either form: a `from` of any other is the application's own."""
-    asked, kept = httpx.URL(url), httpx.URL(replay_url).path
-    # A proxy may have removed a part of the path, which the server does not know of then.
-    return asked.path.endswith(kept) or f"{asked.path}/{asked.params.get('conv_id')}".endswith(kept)
+    asked, kept = httpx.URL(url), _in_path(httpx.URL(replay_url))
+    # The server names an id that does not fit into a path in the query, even if it was asked for in the path. And a
+    # proxy may have removed a part of the path, which the server does not know of then.
+    return asked.path.endswith(kept) or _in_path(asked).endswith(kept)
+
+
+def _in_path(url: httpx.URL) -> str:
+    """The path, and the id that is named in the query, if there is one, at its end."""
+    # Of several, the server reads the last one.
+    stream_id = ["", *url.params.get_list("conv_id")][-1]
+    return f"{url.path}/{stream_id}" if stream_id else url.path
 
 
 def whole_number(text: str | None) -> int | None:

@@ -192,8 +192,11 @@ class BaseStream(ResumableStream):
             self._first, self._offset = self._engine.head, self._machine.offset
 
     async def _stop(self) -> None:
-        # A stop of a stream that has ended would delete it for readers that come later.
-        if self.state not in (StreamState.DONE, StreamState.STOPPED, StreamState.FAILED):
+        # A stop of a stream that has ended would delete it for readers that come later; one that is not kept has ended
+        # with its connection.
+        ended = (StreamState.DONE, StreamState.STOPPED, StreamState.FAILED)
+        is_gone = self.replay_url is None and self._machine.is_over
+        if self.state not in ended and not is_gone:
             await self._engine.stop(self._backoff)
 
     async def _close(self) -> None:
@@ -230,7 +233,8 @@ class ClientStream(BaseStream):
     def stop(self) -> None:
         """Stop the stream at the server. What has come so far can still be read; then the iteration ends.
 
-        May be called from another thread, and after `close`. If the stream has ended, this does nothing.
+        May be called from another thread, and after `close`. If the stream has ended, or its connection has
+        and the server does not keep it, this does nothing.
 
         Raises:
             ClientError: The server did not confirm it.

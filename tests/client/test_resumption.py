@@ -26,7 +26,7 @@ from fastapi_resumable.client import (
     StreamFailed,
     StreamState,
 )
-from fastapi_resumable.client.decoder import Decoder, Item, charset_of, terminal
+from fastapi_resumable.client.decoder import Decoder, Item, charset_of, outage_size, terminal
 from fastapi_resumable.client.engine import run
 from fastapi_resumable.client.machine import Resumption
 from fastapi_resumable.client.messages import Ask, Head
@@ -742,6 +742,12 @@ def test_nothing_of_a_log_is_held_back_for_good(log: bytes, cuts: list[int]) -> 
     assert (machine.state, machine.offset) == (StreamState.DONE, len(log))
 
 
+def test_no_chunk_makes_it_slow_to_look_for_what_a_server_says_of_its_store() -> None:
+    """If each way to divide this chunk were tried, it would take a second, and all of them minutes."""
+    for _ in range(1000):
+        assert outage_size(b"\n" * 400 + b"x" * 500 + b"\ny\nid: 1\n\n") == 0
+
+
 @pytest.mark.parametrize("form", [*FORMS, "yield"])
 @pytest.mark.parametrize("cuts", [0, 2])
 def test_an_end_that_is_recorded_without_an_id_is_the_end(form: str, cuts: int) -> None:
@@ -795,6 +801,24 @@ def test_what_cannot_be_resumed_cannot_be_stopped() -> None:
     machine.head(Head(200, {}, URL))
     with pytest.raises(RuntimeError, match="Close it"):
         machine.stop()
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_to_stop_what_cannot_be_resumed_is_nothing_once_its_connection_has_ended(is_cut: bool) -> None:
+    """By a cut, or because the caller has left."""
+
+    def body() -> Iterator[bytes]:
+        yield b"ab"
+        raise httpx.ReadError("The connection broke before the end.")
+
+    http = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, content=body())))
+    with ResumableClient(http, backoff=ENDLESS).stream("POST", "http://server/") as stream:
+        if is_cut:
+            with pytest.raises(ConnectionLost):
+                list(stream.iter_bytes())
+            stream.stop()
+    stream.stop()
+    assert stream.state is (StreamState.LOST if is_cut else StreamState.DETACHED)
 
 
 def test_states_are_reported_as_they_change() -> None:

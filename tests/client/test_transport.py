@@ -128,10 +128,24 @@ def test_a_replay_from_the_middle_survives_cuts_too(server: Server, backoff: Bac
 
 
 @pytest.mark.parametrize(
-    ("path", "place"),
-    [("/v1/stream/a/b", 2), ("/api/v1/stream/a/b", 2), ("/v1/stream?conv_id=a/b", 2), ("/export", 0), ("/a/b", 0)],
+    ("path", "kept", "place"),
+    [
+        ("/v1/stream/a/b", "/v1/stream/a/b", 2),
+        ("/api/v1/stream/a/b", "/v1/stream/a/b", 2),
+        ("/v1/stream/a/b?conv_id=x", "/v1/stream/a/b", 2),
+        ("/v1/stream?conv_id=a/b", "/v1/stream/a/b", 2),
+        ("/v1/stream?conv_id=x&conv_id=a/b", "/v1/stream/a/b", 2),
+        ("/export", "/v1/stream/a/b", 0),
+        ("/a/b", "/v1/stream/a/b", 0),
+        *[
+            (path, f"/v1/stream?conv_id={stream_id}", 2)
+            for stream_id in ("a%2F%2Fb", "%2Fa", "a%2F", "a%2F..%2Fb")
+            for path in (f"/v1/stream/{stream_id}", f"/api/v1/stream?conv_id={stream_id}")
+        ],
+        ("/v1/stream/b", "/v1/stream?conv_id=a%2F%2Fb", 0),
+    ],
 )
-def test_only_the_from_of_a_replay_is_a_place_in_the_stream(path: str, place: int, backoff: Backoff) -> None:
+def test_only_the_from_of_a_replay_is_a_place_in_the_stream(path: str, kept: str, place: int, backoff: Backoff) -> None:
     """An endpoint may have a parameter of that name, too."""
     asked: list[str] = []
 
@@ -141,7 +155,7 @@ def test_only_the_from_of_a_replay_is_a_place_in_the_stream(path: str, place: in
             raise httpx.ReadError("the connection broke")
 
     def answer(request: httpx.Request) -> httpx.Response:
-        headers = {"Content-Location": "/v1/stream/a/b", "X-Stream-Epoch": "mfrggzdfmztwq2lk"}
+        headers = {"Content-Location": kept, "X-Stream-Epoch": "mfrggzdfmztwq2lk"}
         if request.method == "HEAD":
             return httpx.Response(200, headers={**headers, "X-Stream-Status": "completed"})
         asked.append(request.url.params["from"])

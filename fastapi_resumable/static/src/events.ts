@@ -64,8 +64,9 @@ export function readTerminal({ type, data }: StreamEvent) {
   } catch {}
 }
 
-const OUTAGE = 'event: error\ndata: {"code":"store_unavailable"';
-const LAST_EVENT = /(?:\n[\r\n]*\n|\r\r)(.*\n?.*\n?\n?)$/;
+const OUTAGE = 'event: error\ndata: {"code":"store_';
+// There is only one way for a line to match, so that nothing that comes makes it slow.
+const LAST_EVENT = /[\r\n]{2}(.+(\n.*)?\n?\n?)$/;
 
 /**
  * How many of the last bytes may be the event by which a server ends a response because it has lost its store, or the

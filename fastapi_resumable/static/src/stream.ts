@@ -9,9 +9,6 @@ import { clipDelay, STOP_PATIENCE, SUSPICIOUS_SILENCE, Timers } from "./time.js"
 type Options = FollowOptions & { method?: string | undefined; body?: unknown };
 type Bytes = Uint8Array<ArrayBuffer>;
 
-/** The last bytes of a chunk, a character for each: enough for what a server says of its store. */
-const readBytes = (chunk: number[]) => String.fromCharCode(...chunk.slice(-999));
-
 export class Stream<Saved> extends EventTarget {
   state: StreamState = "connecting";
   error: unknown = null;
@@ -35,7 +32,7 @@ export class Stream<Saved> extends EventTarget {
   /** Whether the answer can be had again. If not, an earlier one may be recorded under its id. */
   #isRecorded = true;
   /** What came after that and is not delivered, because it is not in the log, as it seems. */
-  #held: number[] = [];
+  #held: Bytes | never[] = [];
   #holdsBack = true;
   /** Removes the listeners of the page's events. */
   #pageListeners = new AbortController();
@@ -163,15 +160,19 @@ export class Stream<Saved> extends EventTarget {
           return {};
         });
         this.#timers.unwatch();
-        const bytes = [...this.#held, ...value];
-        const recent = (this.#isFresh ? "\n\n" : this.#tail) + readBytes(bytes);
-        if (this.epoch && this.#holdsBack) this.#held = bytes.splice(bytes.length - measureOutage(recent));
-        if (!bytes.length) continue;
-        this.#received += bytes.length;
+        // A chunk may be large, so it is copied only where something has to come before it.
+        const bytes = this.#held[0] ? new Uint8Array([...this.#held, ...value]) : value;
+        // The last bytes, a character for each: enough for what a server says of its store.
+        const text = String.fromCharCode(...bytes.slice(-999));
+        const held = this.epoch && this.#holdsBack ? measureOutage((this.#isFresh ? "\n\n" : this.#tail) + text) : 0;
+        const size = bytes.length - held;
+        this.#held = bytes.slice(size);
+        if (!size) continue;
+        this.#received += size;
         this.#timers.failures = 0;
         this.#isFresh = false;
-        this.#tail = (this.#tail + readBytes(bytes)).slice(-3);
-        return new Uint8Array(bytes);
+        this.#tail = (this.#tail + text.slice(0, text.length - held)).slice(-3);
+        return bytes.subarray(0, size);
       } catch (error) {
         await this.#recover(error as ResumableError);
       }
@@ -223,7 +224,7 @@ export class Stream<Saved> extends EventTarget {
     const { headers } = await this.#ask("HEAD").catch(({ status }) => {
       // It may not be asked, or was replaced since: the end of the response is the best that there is.
       if (!this.#held.length && [401, 403, 405, 409, 501].includes(status)) this.#finish("done");
-      throw new Error("The connection broke.");
+      throw new Error("Disconnected.");
     });
     const status = headers.get("X-Stream-Status") ?? "completed";
     const missing = +(headers.get("X-Stream-Total-Bytes") as string) - this.#received;
@@ -233,7 +234,7 @@ export class Stream<Saved> extends EventTarget {
     if (status === "cancelled") this.#finish("stopped");
     if (/^fa|^int/.test(status) && isAll) throw new ResumableError(`The stream has ${status}.`, { code: status });
     if (status === "completed" && isAll) this.#finish("done");
-    throw new Error("The connection broke.");
+    throw new Error("Disconnected.");
   }
 
   async #recover(error: ResumableError) {

@@ -11,8 +11,11 @@ const LONGEST_TIMER = 2 ** 31 - 1;
 /** A page that becomes visible again replaces a connection on which nothing has come for so many milliseconds. */
 export const SUSPICIOUS_SILENCE = 20_000;
 
-/** After a stop, a connection on which nothing has come for so many milliseconds is closed. */
-export const STOP_PATIENCE = 1000;
+/**
+ * After a stop, a connection on which nothing has come for so many milliseconds is closed. A stop that came before its
+ * request is repeated when the head comes, which the server holds back for `head_timeout`: 1 s by default.
+ */
+export const STOP_PATIENCE = 3000;
 
 /** What a server asks for as a pause, as a number from 0 to `LONGEST_DELAY`. */
 export function clipDelay(ms: number) {

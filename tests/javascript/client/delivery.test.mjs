@@ -78,6 +78,20 @@ test("bytes arrive exactly once", async () => {
   });
 });
 
+test("bytes are handed out as they came, not copied: a download may be large", async () => {
+  const chunks = [new Uint8Array(100_000), new Uint8Array(100_000).fill(1)];
+  const body = new ReadableStream({ start: (controller) => chunks.forEach((chunk) => controller.enqueue(chunk)) });
+  const headers = { "X-Stream-Epoch": "a".repeat(16), "Content-Location": "/v1/stream/x" };
+  const received = [];
+  const fetch = async () => new Response(body, { headers });
+  for await (const chunk of resumable("http://x/download", { fetch }).bytes()) {
+    received.push(chunk);
+    if (received.length === chunks.length) break;
+  }
+  assert.deepEqual(received, chunks);
+  assert.ok(received.every((chunk, n) => chunk.buffer === chunks[n].buffer));
+});
+
 test("an event that no connection could carry whole arrives over several", async () => {
   await broken(server, 5, 2000, async (line) => {
     const huge = "漢".repeat(30_000);

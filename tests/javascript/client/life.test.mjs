@@ -4,9 +4,12 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import http from "node:http";
 import { after, before, test } from "node:test";
+import { fileURLToPath } from "node:url";
+
+import { build } from "esbuild";
 
 import { ResumableError, restore, resumable, resume, stop } from "../../../fastapi_resumable/static/resumable.js";
-import { becomes, collect, memoryStore, script, send, startLine, startServer, states, until } from "./support.mjs";
+import { Clock, becomes, collect, memoryStore, script, send, startLine, startServer, states, until } from "./support.mjs";
 
 let server;
 let prefix;
@@ -388,6 +391,25 @@ test("a stop that overtook its own request is repeated, with the epoch", async (
   fake.stop();
 });
 
+test("a stop that overtook its own request waits for the head, which a server may hold back", async () => {
+  const clock = new Clock();
+  const deletes = [];
+  let answer;
+  const slow = async (url, { method, signal }) => {
+    if (method === "DELETE") return new Response(null, { status: deletes.push(url) && 204 });
+    return new Promise((resolve, reject) => {
+      answer = () => resolve(new Response("data: 1\n\n", { headers: { "X-Stream-Epoch": "a".repeat(16) } }));
+      signal.addEventListener("abort", () => reject(signal.reason));
+    });
+  };
+  const stream = resumable("http://x/start", { method: "POST", prefix: "http://x/v1", fetch: slow, clock });
+  await stream.stop();
+  clock.pass(2000);
+  answer();
+  for await (const _ of stream) break;
+  assert.deepEqual(deletes.map((url) => new URL(url).searchParams.get("epoch")), ["", "a".repeat(16)]);
+});
+
 test("a stop that its own request overtook is repeated, with the epoch", async () => {
   const epochs = [];
   let hold;
@@ -636,6 +658,16 @@ test("so do readers of bytes and text, who do not get it either", async () => {
     assert.equal(parts.join(""), "data: 1\n\ndata: 2\n\n");
     assert.deepEqual(fake.requests, ["GET 0", "HEAD 9", "GET 9", "HEAD 18"]);
     fake.stop();
+  }
+});
+
+test("no input makes it slow to look for what a server says of its store", async () => {
+  const source = fileURLToPath(new URL("../../../fastapi_resumable/static/src/events.ts", import.meta.url));
+  const { outputFiles } = await build({ entryPoints: [source], bundle: true, format: "esm", write: false });
+  const { measureOutage } = await import(`data:text/javascript,${encodeURIComponent(outputFiles[0].text)}`);
+  assert.equal(measureOutage(`data: 1\n\n${lost}`), lost.length);
+  for (const part of ["x", "\n", "\r\n", "x\n"]) {
+    assert.equal(measureOutage(`\n\n${part.repeat(1e6)}\ny\nid: 1\n\n`), 0);
   }
 });
 
