@@ -25,6 +25,15 @@ def secret() -> StreamingResponse:
     return StreamingResponse(words("SECRET"), media_type="text/event-stream")
 
 
+def in_two_parts(go_on: asyncio.Event) -> StreamingResponse:
+    async def parts() -> AsyncIterator[str]:
+        yield "data: one\n\n"
+        await go_on.wait()
+        yield "data: two\n\n"
+
+    return StreamingResponse(parts(), media_type="text/event-stream")
+
+
 def refuse() -> None:
     """A check that no caller of these tests passes."""
     raise HTTPException(401)
@@ -161,13 +170,7 @@ async def test_a_stream_that_another_resumable_follows_begins_no_second_one() ->
 
     async def chat() -> StreamingResponse:
         calls.append("chat")
-
-        async def parts() -> AsyncIterator[str]:
-            yield "data: one\n\n"
-            await go_on.wait()
-            yield "data: two\n\n"
-
-        return StreamingResponse(parts(), media_type="text/event-stream")
+        return in_two_parts(go_on)
 
     app.post("/chat")(chat)
     for resumable in (inner, outer):
@@ -214,12 +217,7 @@ async def test_what_listens_for_a_disconnect_before_the_endpoint_does_not_hear_o
     resumable, app, go_on = Resumable(), FastAPI(), asyncio.Event()
 
     async def chat(_body: dict[str, str]) -> StreamingResponse:
-        async def parts() -> AsyncIterator[str]:
-            yield "data: one\n\n"
-            await go_on.wait()
-            yield "data: two\n\n"
-
-        return StreamingResponse(parts(), media_type="text/event-stream")
+        return in_two_parts(go_on)
 
     app.post("/chat")(chat)
     app.include_router(resumable.router)
