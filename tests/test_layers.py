@@ -96,3 +96,16 @@ def test_all_names_everything_that_is_public_once_and_sorted():
     assert names == sorted(set(names))
     assert all(hasattr(fastapi_resumable, name) for name in names)
     assert set(names) <= set(dir(fastapi_resumable))
+
+
+def test_modules_and_functions_fit_on_a_few_screens() -> None:
+    """300 lines, and 40."""
+    long = []
+    for name, path in MODULES.items():
+        text = path.read_text(encoding="utf-8")
+        long += [name] * (len(text.splitlines()) > 300)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                long += [f"{name}:{node.name}"] * (node.end_lineno - node.lineno >= 40)
+    assert long == []

@@ -32,7 +32,7 @@ class AppAdmission(RouteAdmission):
     ) -> None:
         super().__init__(service, scope, identity, body, send)
         self._has_endpoint = has_endpoint
-        self._app_scope = scope
+        self._app_scope: Scope = {}
 
     async def serve(self, app: ASGIApp, scope: Scope) -> None:
         """Serve the request.
@@ -158,18 +158,26 @@ async def serve(
         )
         await upload.serve(app, inner_scope(inner, lambda: upload.producer))
         return
+    admission = inner[service.scope_key] = Admission(service, request, identity, body, send)
+    await _decide_and_serve(admission, app, scope, inner, body.receive, send)
+
+
+async def _decide_and_serve(
+    admission: Admission, app: ASGIApp, scope: Scope, inner: Scope, receive: Receive, send: Send
+) -> None:
+    """Serve a request to an application that cannot be asked first; `inner` is the scope of one that is recorded."""
+    service = admission.service
     if service.settings.owner is None:
         service.warn_once(
             "a resume at an endpoint that is not FastAPI's is answered before the application can check the user: "
             "anyone who knows a stream id can read that stream, and replace it. "
             "Set Resumable(owner=...) to a dependency that returns the user's id."
         )
-    admission = inner[service.scope_key] = Admission(service, request, identity, body, send)
     answer = await admission.decide()
     if answer is not None:
         with http_errors():
-            await answer(request, body.receive, send)
+            await answer(admission.scope, receive, send)
     elif admission.exchange is None:
-        await app(scope, body.receive, send)
+        await app(scope, receive, send)
     else:
-        await run_to_the_end(admission.exchange, app, inner, body.receive, send)
+        await run_to_the_end(admission.exchange, app, inner, receive, send)
