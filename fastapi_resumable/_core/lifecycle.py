@@ -226,7 +226,7 @@ def stop(slot: Slot, epoch: str | None, now: float) -> Outcome:
         current = None
     if not gone:
         return Outcome(slot)
-    left = tuple(request for request in slot.queued if request not in stopped)
+    left = tuple(request for request in slot.queued if epoch not in (None, request.epoch))
     marks = (*slot.gone, *(Gone(each, "cancelled", now) for each in gone))
     return _restated(Slot(current, left, marks), changes)
 
@@ -274,7 +274,8 @@ def _ended(current: Current, status: ResumableStatus, code: str, now: float, exp
 def _dequeue(slot: Slot, lost: list[Queued]) -> Outcome:
     if not lost:
         return Outcome(slot)
-    left = tuple(request for request in slot.queued if request not in lost)
+    epochs = {request.epoch for request in lost}
+    left = tuple(request for request in slot.queued if request.epoch not in epochs)
     return _restated(slot._replace(queued=left), [Change(request, ResumableStatus.FAILED) for request in lost])
 
 

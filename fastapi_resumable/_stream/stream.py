@@ -42,15 +42,18 @@ class Limits:
     retention: float = 300.0
     event_ids: bool | Literal["first"] = True
     terminal_event: TerminalEvent = "sse"
-    block_size: int = field(init=False)
-    """In blocks of how many bytes a log is kept, so that a small one is bounded, too."""
-    check_every: int = field(init=False)
-    """After how many bytes a stream looks whether it is within its bounds: often enough for all of them."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "block_size", max(1, min(BLOCK_SIZE, self.max_stream_bytes // 8)))
-        every = max(1, min(4096, self.max_stream_bytes // 8, self.max_total_bytes // 1024))
-        object.__setattr__(self, "check_every", every)
+    @property
+    def block_size(self) -> int:
+        """In blocks of how many bytes a log is kept, so that a small one is bounded, too."""
+        return max(1, min(BLOCK_SIZE, self.max_stream_bytes // 8))
+
+    @property
+    def check_every(self) -> int:
+        """After how many bytes a stream looks whether it is within its bounds: often enough for all of them."""
+        # What all streams together write between two looks is a sixteenth of what they may hold.
+        in_total = self.max_total_bytes // max(1024, 16 * self.max_streams)
+        return max(1, min(4096, self.max_stream_bytes // 8, in_total))
 
 
 @dataclass(slots=True, weakref_slot=True)

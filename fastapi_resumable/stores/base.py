@@ -22,7 +22,7 @@ from ..models import ResumableStatus, ResumableStreamItem
 Notify = Callable[[ResumableStreamItem], None]
 
 LOOKED_UP_AT_ONCE = 256
-"""How many ids a lookup looks at before others run."""
+"""How many ids or streams are looked at before others run."""
 WATCH_OVERHEAD = 512
 """How many bytes a watched id is counted for, in addition to its own."""
 

@@ -5,14 +5,15 @@ import math
 import sys
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from weakref import ref
 
+from .._core.ids import StreamKey
 from .._core.log import Budget
 from .._stream.memory import MemoryStream
 from .._stream.stream import Head, Limits
 from ..exceptions import TooManyStreams, TooManyStreamsOfOwner
-from .base import Reservation
+from .base import LOOKED_UP_AT_ONCE, Reservation
 
 STREAM_OVERHEAD = 1024
 """What a stream, queued or not, is counted for beside its bytes, id and keys: otherwise empty ones would be free."""
@@ -20,14 +21,21 @@ HEADER_OVERHEAD = 128
 """What each header is counted for beside its bytes."""
 HEAD_OVERHEAD = 512
 """What a head is counted for beside its headers."""
+EXPIRED_AT_ONCE = 32
+"""How many streams expire before others run."""
 
 
 class Capacity:
-    """Counts what is queued and live, and says whether there is room for one more."""
+    """Counts what is queued and live, says whether there is room for one more, and makes it where there is not."""
 
-    def __init__(self, budget: Budget, ended: "EndedStreams") -> None:
+    def __init__(self, budget: Budget, ended: "EndedStreams", streams: Callable[[], Iterable[MemoryStream]]) -> None:
+        """`streams` returns those that are kept, and those that are not but may have readers yet."""
         self._budget = budget
+        budget.on_excess = self.shrink
         self._ended = ended
+        self._streams = streams
+        self._shrunk_at: float = 0
+        self._sharing: Iterator[bool] | None = None
         self.live = 0
         """How many streams are queued or live."""
         self._live_of_owner: Counter[str] = Counter()
@@ -55,9 +63,53 @@ class Capacity:
             raise TooManyStreams("The server has reached its limit of live streams. Try again in a moment.")
         # What has expired, or may expire early, must not be the reason to refuse a request.
         self._ended.make_room(self._budget, size)
-        self._budget.on_excess()
+        self.shrink()
         if self._budget.used + size > limits.max_total_bytes:
             raise TooManyStreams("The server's memory for streams is full. Try again in a moment.")
+
+    def shrink(self) -> None:
+        """Make finished streams expire early, oldest first, and then live ones keep less; none of these is ended."""
+        budget = self._budget
+        self._ended.make_room(budget, 0)
+        if self._shrunk_at == math.inf:
+            # A stream that shrinks calls back here.
+            return
+        if not budget.is_exceeded:
+            self._shrunk_at = 0
+        elif budget.used > self._shrunk_at:
+            self._shrunk_at = math.inf
+            # A step for each write, and then none before there is enough to be had: this looks at all streams.
+            self._sharing = self._sharing or self._share_out()
+            is_unfinished = next(self._sharing, False)
+            if not is_unfinished:
+                self._sharing = None
+            self._shrunk_at = 0 if is_unfinished else max(budget.used, budget.limit) + budget.limit // 64
+
+    def _share_out(self) -> Iterator[bool]:
+        """Hold each stream to an equal share; what readers of live ones have yet to read comes off that of the rest.
+
+        It yields `True` after each step.
+        """
+        # Weak, because a stream may be freed between two steps.
+        streams = [ref(stream) for stream in self._streams()]
+        held: list[int] = []
+        unread: list[int] = []
+        for stream in _in_steps(streams):
+            if stream is None:
+                yield True
+                continue
+            held.append(stream.held)
+            if stream.gone is None:
+                unread.append(stream.unread)
+        left = self._budget.limit - (self._budget.used - sum(held))
+        share = left // max(1, len(held))
+        kept = [size for size in unread if size > share]
+        share = max(0, (left - sum(kept)) // max(1, len(held) - len(kept)))
+        for stream in _in_steps(streams):
+            if stream is None:
+                yield True
+            else:
+                stream.shrink(int(share))
 
     def share_head(self, head: Head) -> Head:
         """An equal head that is held already, or this one, which is counted for as long as a stream has it."""
@@ -87,11 +139,22 @@ def stream_size(reservation: Reservation) -> int:
     return size if key is None else size + sys.getsizeof(key)
 
 
+def _in_steps(streams: Iterable[ref[MemoryStream]]) -> Iterator[MemoryStream | None]:
+    """Those of the streams that hold something, and `None` after each step, as a place to let others run."""
+    for count, weak in enumerate(streams, 1):
+        stream = weak()
+        if stream is not None and (stream.gone is None or stream.is_read):
+            yield stream
+        if count % LOOKED_UP_AT_ONCE == 0:
+            stream = None
+            yield stream
+
+
 class EndedStreams:
     """The streams that have ended and are kept for the retention, in the order in which they expire."""
 
-    def __init__(self, clock: Callable[[], float], expire: Callable[[MemoryStream, float], bool]) -> None:
-        """`expire` gets a stream whose time has come; it `discard`s the stream and returns true."""
+    def __init__(self, clock: Callable[[], float], expire: Callable[[StreamKey, float], object]) -> None:
+        """`expire` gets the key of a stream whose time has come, and the time; it `discard`s the stream."""
         self._clock = clock
         self._expire = expire
         # Retention is one constant, so streams expire in the order in which they ended.
@@ -112,20 +175,17 @@ class EndedStreams:
         """Keep a stream no longer."""
         self._streams.pop(stream, None)
 
-    def expire(self) -> None:
-        """Forget the streams whose time has come."""
-        now = self._clock()
-        while self.expire_oldest(now):
-            pass
-
-    def expire_oldest(self, now: float) -> bool:
-        """Forget the first stream if its time has come; return whether there was one."""
+    def _expire_oldest(self, now: float) -> bool:
+        """Forget the first stream if its time has come; return whether it was forgotten."""
         stream, expires_at = next(iter(self._streams.items()), (None, math.inf))
-        return stream is not None and expires_at <= now and self._expire(stream, now)
+        if stream is None or expires_at > now:
+            return False
+        self._expire(stream.key, now)
+        return True
 
     def make_room(self, budget: Budget, size: int) -> None:
         """Forget streams before their time, the oldest first, until the budget has room for `size` bytes more."""
-        while budget.used + size > budget.limit and self.expire_oldest(math.inf):
+        while budget.used + size > budget.limit and self._expire_oldest(math.inf):
             pass
 
     def _arm(self) -> None:
@@ -139,7 +199,11 @@ class EndedStreams:
 
     def _on_timer(self) -> None:
         self._timer_loop = None
-        self.expire()
+        now = self._clock()
+        # All that ended in one second expire in one second, too, and others are to run in between.
+        for _ in range(EXPIRED_AT_ONCE):
+            if not self._expire_oldest(now):
+                break
         self._arm()
 
     def close(self) -> None:
@@ -147,7 +211,7 @@ class EndedStreams:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = self._timer_loop = None
-        while self.expire_oldest(math.inf):
+        while self._expire_oldest(math.inf):
             pass
 
 

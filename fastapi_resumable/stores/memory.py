@@ -5,7 +5,6 @@ No method waits between looking and deciding, so on one event loop each call is 
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -48,10 +47,10 @@ class MemoryStore:
         self._clock = clock
         self._wall_clock = wall_clock
         self._limits = Limits()
-        self._budget = Budget(on_excess=self._shrink)
+        self._budget = Budget()
         self._traffic = Traffic()
-        self._ended = EndedStreams(clock, self._expire)
-        self._capacity = Capacity(self._budget, self._ended)
+        self._ended = EndedStreams(clock, self._slot)
+        self._capacity = Capacity(self._budget, self._ended, lambda: (*self._streams.values(), *self._still_read))
         self._watchers = Watchers(self._budget)
         # What a slot has, by owner and id: a `StreamKey`, or a plain pair, which is made in less time. Most slots have
         # nothing but a stream that has ended.
@@ -60,7 +59,6 @@ class MemoryStore:
         self._requests: dict[str, Reservation] = {}  # what is queued, by epoch
         self._variants = VariantIndex()
         self._still_read: WeakSet[MemoryStream] = WeakSet()  # what is not kept any more; some of it has readers yet
-        self._shrunk_at: float = 0
 
     @property
     def held_bytes(self) -> int:
@@ -88,7 +86,6 @@ class MemoryStore:
         key = reservation.key
         request = Queued(reservation.epoch, idempotency_key=reservation.idempotency_key)
         while True:
-            self._ended.expire()
             outcome = lifecycle.reserve(self._slot(key), request, on_conflict)
             if outcome.verdict is Verdict.QUEUED:
                 break
@@ -158,9 +155,14 @@ class MemoryStore:
 
     # What follows from a transition.
 
-    def _slot(self, key: Key) -> Slot:
+    def _slot(self, key: Key, now: float | None = None) -> Slot:
+        """What there is under a key; a stream that is past its retention is forgotten."""
         stream = self._streams.get(key)
-        return Slot(None if stream is None else stream.state, self._queued.get(key, ()))
+        held = Slot(None if stream is None else stream.state, self._queued.get(key, ()))
+        slot = lifecycle.expire(held, self._clock() if now is None else now)
+        if slot is not held:
+            self._apply(key, Outcome(slot), "expired")
+        return slot
 
     def _apply(self, key: Key, outcome: Outcome, why: str = "", begun: MemoryStream | None = None) -> None:
         """Take the outcome of a transition. `why` the stream of before is kept no longer; `begun` is the new one."""
@@ -224,23 +226,21 @@ class MemoryStore:
 
     async def find(self, key: StreamKey, timeout: float, *, live: bool = False) -> Stream:
         """Return the current epoch, after waiting for one that is queued."""
-        self._ended.expire()
         try:
             async with asyncio.timeout(timeout):
-                while (stream := self._streams.get(key)) is None or (live and stream.is_final):
-                    if (queued := self._queued.get(key)) is None:
+                while (slot := self._slot(key)).queued:
+                    if slot.current is not None and (slot.current.is_live or not live):
                         break
                     with suppress(StreamCancelled, StreamReplaced):
-                        await self._requests[queued[0].epoch].settled()
+                        await self._requests[slot.queued[0].epoch].settled()
         except TimeoutError:
             raise StreamPending from None
-        if stream is None:
+        if slot.current is None:
             raise StreamNotFound
-        return stream
+        return self._streams[key]
 
     async def lookup(self, owner: str | None, ids: Sequence[str]) -> list[ResumableStreamItem]:
         """Return the streams with these `ids`, each once, in the order asked for."""
-        self._ended.expire()
         found: dict[str, ResumableStreamItem] = {}
         looked_at = 0
         for asked in dict.fromkeys(ids):
@@ -264,36 +264,6 @@ class MemoryStore:
         return self._watchers.add(owner, ids, notify)
 
     # What is given back.
-
-    def _expire(self, stream: MemoryStream, now: float) -> bool:
-        """Forget a stream that has ended, if it is past its retention."""
-        left = lifecycle.expire(before := self._slot(stream.key), now)
-        if left is before:
-            return False
-        self._apply(stream.key, Outcome(left), "expired")
-        return True
-
-    def _shrink(self) -> None:
-        """Make finished streams expire early, oldest first, and then live ones keep less; none of these is ended."""
-        budget = self._budget
-        self._ended.make_room(budget, 0)
-        if not budget.is_exceeded:
-            self._shrunk_at = 0
-        elif budget.used > self._shrunk_at:
-            # Seldom, as this looks at all of them. A stream that shrinks calls back here, so the mark comes first.
-            self._shrunk_at = math.inf
-            self._share_out()
-            self._shrunk_at = max(budget.used, budget.limit) + budget.limit // 64
-
-    def _share_out(self) -> None:
-        """Hold each stream to an equal share; what readers of live ones have yet to read comes off that of the rest."""
-        streams = [*self._streams.values(), *(stream for stream in self._still_read if stream.is_read)]
-        left = self._budget.limit - (self._budget.used - sum(stream.held for stream in streams))
-        share = left // max(1, len(streams))
-        kept = [unread for stream in self._streams.values() if (unread := stream.unread) > share]
-        share = (left - sum(kept)) // max(1, len(streams) - len(kept))
-        for stream in streams:
-            stream.shrink(max(0, int(share)))
 
     async def aclose(self) -> None:
         """Forget every stream that has ended."""

@@ -151,6 +151,31 @@ async def test_a_live_stream_that_is_silent_gives_up_what_is_over_its_share() ->
         await begin(store, "one more")
 
 
+async def test_many_live_streams_share_what_there_is_in_steps() -> None:
+    """No write has the event loop wait until all of them have been looked at."""
+    store = store_of(max_total_bytes=4 * MIB)
+    streams = [await begin(store, f"{number}") for number in range(1000)]
+    most = 0
+    for _ in range(8):
+        for stream in streams:
+            floors = [other.log.floor for other in streams]
+            fill(stream, 1024, 1024)
+            most = max(most, sum(other.log.floor != floor for other, floor in zip(streams, floors, strict=True)))
+    assert 100 < most <= 256 + 1
+    assert store.held_bytes < 1.1 * 4 * MIB
+    assert min(stream.log.size for stream in streams) > MIB // 1000
+
+
+async def test_many_streams_that_have_yet_to_write_little_hold_no_more_than_there_may_be() -> None:
+    """However small a part of it each of them is."""
+    store = store_of(max_total_bytes=4 * MIB)
+    streams = [await begin(store, f"{number}") for number in range(2000)]
+    for _ in range(10):
+        for stream in streams:
+            fill(stream, 300, 300)
+    assert store.held_bytes < 1.1 * 4 * MIB
+
+
 async def test_unfinished_events_of_silent_generators_give_up_what_is_over_their_share() -> None:
     """They are shown as far as they are there, and go on to their ends."""
     store = store_of(max_total_bytes=4 * MIB)

@@ -146,6 +146,27 @@ async def test_a_finished_stream_expires_by_the_timer_too(store, clock):
     await store.aclose()
 
 
+async def test_many_streams_that_expire_together_are_forgotten_in_steps(store, clock):
+    """Requests get turns in between, and do not see those whose turn is yet to come."""
+    for number in range(100):
+        await ended(store, f"chat::{number}", 1024)
+    clock.now += 11
+    store._ended._on_timer()
+
+    assert 50 < len(store._ended) < 100
+    assert [item.conversation_id for item in await store.lookup(None, ["chat"])] == []
+    for number in range(100):
+        await ended(store, f"chat::{number}", 1024)
+    clock.now += 11
+    with pytest.raises(StreamNotFound):
+        await store.find(StreamKey(None, "chat::99"), 0)
+    assert await store.reserve(Told(StreamKey(None, "chat::98"), "b").reservation, "attach") is None
+    for _ in range(4):
+        store._ended._on_timer()
+    assert len(store._ended) == len(store._streams) == 0
+    await store.aclose()
+
+
 async def test_stopping_what_has_ended_forgets_it(store):
     """DELETE on a finished stream is a 204, and then a 404."""
     one = Told(KEY, "a")
