@@ -236,7 +236,6 @@ async def test_a_failure_in_mid_stream_ends_every_reader_alike(face: str, kind: 
     else:
         end = terminal_of(body)
         assert exchange.clean
-        assert end is not None
         assert (end.event, end.json()["code"]) == ("error", "producer_failed")
 
 

@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream
 from tests.support.asgi import bounded, data_of, parse_events, running, settle, until
-from tests.support.life_apps import ID, Run, Stage, answer, make, sse, stage
+from tests.support.life_apps import ID, Run, Stage, answer, app_under, make, sse, stage, starlette_app
 from tests.support.params import spread
 
 FASTAPI_FACES = ("decorator", "dependency", "route_class", "middleware")
@@ -110,79 +110,33 @@ async def test_dependencies_close_in_reverse_order_and_once(face: str) -> None:
 
 def _with_endpoint(face: str, made: Stage, dependency: Any) -> tuple[FastAPI, Run]:
     """A fresh app whose endpoint needs ``dependency`` and streams one run."""
-    resumable = make()
-    app = FastAPI()
-    app.include_router(resumable.router)
     run = made.new_run()
 
-    async def plain(needed: Any = dependency) -> Any:
-        return StreamingResponse(run.frames(sse), media_type="text/event-stream")
+    async def chat(needed: Any = dependency) -> Any:
+        return answer(run, "async generator")
 
-    async def with_stream(stream: Annotated[ResumableStream, Depends(resumable)], needed: Any = dependency) -> Any:
-        return stream(StreamingResponse(run.frames(sse), media_type="text/event-stream"))
-
-    match face:
-        case "decorator":
-            app.post("/chat")(resumable.stream(plain))
-        case "dependency":
-            app.post("/chat")(with_stream)
-        case "both":
-            app.post("/chat")(resumable.stream(with_stream))
-        case "route_class":
-            router = APIRouter(route_class=resumable.route_class)
-            router.post("/chat")(plain)
-            app.include_router(router)
-        case "middleware":
-            app.post("/chat")(plain)
-            app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
-    return app, run
+    return app_under(face, chat), run
 
 
-@every_face
+def _with_background(face: str, kind: str, task: Any) -> tuple[Any, Run]:
+    """An app whose endpoint answers with one run and a background task."""
+    run = Stage().new_run()
+
+    async def chat() -> Any:
+        response = answer(run, kind)
+        response.background = BackgroundTask(task)
+        return response
+
+    return app_under(face, chat), run
+
+
+@every_fastapi_face
 async def test_a_background_task_of_the_response_runs_after_the_stream(face: str) -> None:
     """`StreamingResponse(background=...)` keeps its promise too, with the client gone."""
     ran: list[str] = []
-    resumable = make()
-    app = FastAPI()
-    app.include_router(resumable.router)
-    made = Stage()
-    run = made.new_run()
-
-    def response() -> StreamingResponse:
-        task = BackgroundTask(ran.append, "ran")
-        return StreamingResponse(run.frames(sse), media_type="text/event-stream", background=task)
-
-    async def plain() -> Any:
-        return response()
-
-    async def with_stream(stream: Annotated[ResumableStream, Depends(resumable)]) -> Any:
-        return stream(response())
-
-    async def raw(scope: Any, receive: Any, send: Any) -> None:
-        await response()(scope, receive, send)
-
-    url = "/chat"
-
-    match face:
-        case "decorator":
-            app.post("/chat")(resumable.stream(plain))
-        case "dependency":
-            app.post("/chat")(with_stream)
-        case "both":
-            app.post("/chat")(resumable.stream(with_stream))
-        case "route_class":
-            router = APIRouter(route_class=resumable.route_class)
-            router.post("/chat")(plain)
-            app.include_router(router)
-        case "middleware":
-            app.post("/chat")(plain)
-            app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
-        case "mounted":
-            app.mount("/raw", raw)
-            url = "/raw/chat"
-            app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/raw/chat"])
+    app, run = _with_background(face, "async generator", lambda: ran.append("ran"))
     async with running(app) as client:
-        exchange = client.start("POST", url, headers={ID: "chat-1"})
+        exchange = client.start("POST", "/chat", headers={ID: "chat-1"})
         run.put("one")
         await exchange.head()
         exchange.disconnect()
@@ -194,17 +148,17 @@ async def test_a_background_task_of_the_response_runs_after_the_stream(face: str
     assert ran == ["ran"]
 
 
+async def _stamp(request: Request, call_next: Any) -> Any:
+    response = await call_next(request)
+    response.headers["x-stamp"] = "here"
+    return response
+
+
 @spread(both_specs, every_face)
 async def test_a_base_http_middleware_is_no_obstacle(face: str, spec: str) -> None:
     """`BaseHTTPMiddleware` around everything: the stream flows, survives its client, stops, and replays."""
     made = stage(face)
-
-    async def stamp(request: Request, call_next: Any) -> Any:
-        response = await call_next(request)
-        response.headers["x-stamp"] = "here"
-        return response
-
-    made.app.add_middleware(BaseHTTPMiddleware, dispatch=stamp)
+    made.app.add_middleware(BaseHTTPMiddleware, dispatch=_stamp)
     async with running(made.app, spec_version=spec) as client:
         exchange, run = await made.begin(client, "chat-1", "one")
         assert (await exchange.head()).headers["x-stamp"] == "here"
@@ -227,23 +181,14 @@ async def test_a_base_http_middleware_is_no_obstacle(face: str, spec: str) -> No
 
 async def test_a_base_http_middleware_inside_the_resumable_one_is_no_obstacle() -> None:
     """Added before `ResumableMiddleware`, it runs inside the recorded app."""
-    made = Stage()
-    run = made.new_run()
-    resumable = make()
-    made.app.include_router(resumable.router)
+    run = Stage().new_run()
 
-    @made.app.post("/chat")
     async def chat() -> Any:
-        return StreamingResponse(run.frames(sse), media_type="text/event-stream")
+        return answer(run, "async generator")
 
-    async def stamp(request: Request, call_next: Any) -> Any:
-        response = await call_next(request)
-        response.headers["x-stamp"] = "here"
-        return response
-
-    made.app.add_middleware(BaseHTTPMiddleware, dispatch=stamp)
-    made.app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
-    async with running(made.app) as client:
+    app = FastAPI()
+    app.add_middleware(BaseHTTPMiddleware, dispatch=_stamp)
+    async with running(app_under("middleware", chat, app=app)) as client:
         exchange = client.start("POST", "/chat", headers={ID: "chat-1"})
         run.put("one")
         await exchange.read_until(b"one")
@@ -352,36 +297,20 @@ async def test_a_router_with_a_prefix_works(face: str) -> None:
 
 def _finite_app(face: str) -> FastAPI:
     """An app for the synchronous `TestClient`: its generator ends by itself."""
-    resumable = make()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.started = True
         yield
 
-    app = FastAPI(lifespan=lifespan)
-    app.include_router(resumable.router)
-
     async def tokens() -> AsyncIterator[str]:
         for token in ("one", "two", "three"):
             yield sse(token)
 
-    async def plain() -> Any:
+    async def chat() -> Any:
         return StreamingResponse(tokens(), media_type="text/event-stream")
 
-    async def with_stream(stream: Annotated[ResumableStream, Depends(resumable)]) -> Any:
-        return stream(StreamingResponse(tokens(), media_type="text/event-stream"))
-
-    if face == "route_class":
-        router = APIRouter(route_class=resumable.route_class)
-        router.post("/chat")(plain)
-        app.include_router(router)
-    else:
-        endpoint: Any = {"decorator": resumable.stream(plain), "both": resumable.stream(with_stream)}
-        app.post("/chat")(endpoint.get(face, with_stream if face == "dependency" else plain))
-    if face == "middleware":
-        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
-    return app
+    return app_under(face, chat, app=FastAPI(lifespan=lifespan))
 
 
 @every_fastapi_face
@@ -415,43 +344,18 @@ def test_the_test_client_works_with_with(face: str) -> None:
 @spread(both_specs, every_fastapi_face)
 async def test_an_uploaded_file_is_readable_until_the_end(face: str, spec: str) -> None:
     """The upload hangs on the request: the generator reads it after the client has left, then it is closed."""
-    made = Stage()
-    run = made.new_run()
+    run = Stage().new_run()
     files: list[UploadFile] = []
-    resumable = make()
-    app = made.app
-    app.include_router(resumable.router)
 
     async def upper(file: UploadFile) -> AsyncIterator[str]:
         async for step in run.frames(int):
             yield sse((await file.read(step)).decode().upper())
 
-    async def plain(file: Annotated[UploadFile, File()], note: Annotated[str, Form()]) -> Any:
+    async def chat(file: Annotated[UploadFile, File()], note: Annotated[str, Form()]) -> Any:
         files.append(file)
         return StreamingResponse(upper(file), media_type="text/event-stream")
 
-    async def with_stream(
-        file: Annotated[UploadFile, File()],
-        note: Annotated[str, Form()],
-        stream: Annotated[ResumableStream, Depends(resumable)],
-    ) -> Any:
-        files.append(file)
-        return stream(StreamingResponse(upper(file), media_type="text/event-stream"))
-
-    match face:
-        case "decorator":
-            app.post("/chat")(resumable.stream(plain))
-        case "dependency":
-            app.post("/chat")(with_stream)
-        case "both":
-            app.post("/chat")(resumable.stream(with_stream))
-        case "route_class":
-            router = APIRouter(route_class=resumable.route_class)
-            router.post("/chat")(plain)
-            app.include_router(router)
-        case "middleware":
-            app.post("/chat")(plain)
-            app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    app = app_under(face, chat)
     boundary = b"--frontier\r\n"
     body = (
         boundary
@@ -485,8 +389,7 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 @spread(every_fastapi_face, pytest.mark.parametrize("kind", ["async generator", "sync generator"]))
 async def test_context_variables_last_as_long_as_the_producer(face: str, kind: str) -> None:
     """Set by a middleware and by a dependency, seen to the end, reset in their own context, leaked nowhere."""
-    made = Stage()
-    run = made.new_run()
+    run = Stage().new_run()
     seen: list[tuple[str, str]] = []
     inner: contextvars.ContextVar[str] = contextvars.ContextVar("inner", default="unset")
     resets: list[str] = []
@@ -514,37 +417,11 @@ async def test_context_variables_last_as_long_as_the_producer(face: str, kind: s
         seen.append((variable.get(), inner.get()))
         return sse(value)
 
-    resumable = make()
-    app = made.app
-    app.include_router(resumable.router)
-
-    def response() -> StreamingResponse:
-        frames: AsyncIterator[Any] | Iterator[Any]
+    async def chat(scope: Annotated[None, Depends(scoped)]) -> Any:
         frames = run.frames(look) if kind == "async generator" else run.frames_in_thread(look)
         return StreamingResponse(frames, media_type="text/event-stream")
 
-    async def plain(scope: Annotated[None, Depends(scoped)]) -> Any:
-        return response()
-
-    async def with_stream(
-        scope: Annotated[None, Depends(scoped)], stream: Annotated[ResumableStream, Depends(resumable)]
-    ) -> Any:
-        return stream(response())
-
-    match face:
-        case "decorator":
-            app.post("/chat")(resumable.stream(plain))
-        case "dependency":
-            app.post("/chat")(with_stream)
-        case "both":
-            app.post("/chat")(resumable.stream(with_stream))
-        case "route_class":
-            router = APIRouter(route_class=resumable.route_class)
-            router.post("/chat")(plain)
-            app.include_router(router)
-        case "middleware":
-            app.post("/chat")(plain)
-            app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    app = app_under(face, chat)
     app.add_middleware(Outer)
     async with running(app) as client:
         exchange = client.start("POST", "/chat", headers={ID: "chat-1"})
@@ -564,30 +441,11 @@ async def test_context_variables_last_as_long_as_the_producer(face: str, kind: s
 @every_fastapi_face
 async def test_a_plain_json_answer_under_a_stream_id_is_recorded_too(face: str) -> None:
     """An endpoint may turn out not to stream: its JSON can be replayed like any stream."""
-    resumable = make()
-    app = FastAPI()
-    app.include_router(resumable.router)
 
-    async def plain() -> Any:
+    async def chat() -> Any:
         return JSONResponse({"answer": 42})
 
-    async def with_stream(stream: Annotated[ResumableStream, Depends(resumable)]) -> Any:
-        return stream(JSONResponse({"answer": 42}))
-
-    match face:
-        case "decorator":
-            app.post("/chat")(resumable.stream(plain))
-        case "dependency":
-            app.post("/chat")(with_stream)
-        case "both":
-            app.post("/chat")(resumable.stream(with_stream))
-        case "route_class":
-            router = APIRouter(route_class=resumable.route_class)
-            router.post("/chat")(plain)
-            app.include_router(router)
-        case "middleware":
-            app.post("/chat")(plain)
-            app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    app = app_under(face, chat)
     async with running(app) as client:
         first = await client.post("/chat", headers={ID: "chat-1"})
         replay = await client.get("/v1/stream/chat-1")
@@ -598,16 +456,11 @@ async def test_a_plain_json_answer_under_a_stream_id_is_recorded_too(face: str) 
 @pytest.mark.parametrize("face", ["decorator", "route_class"])
 async def test_an_endpoint_that_returns_a_plain_value_keeps_fastapis_serialisation(face: str) -> None:
     """A returned dict goes through FastAPI's own response building, with and without a stream id."""
-    resumable = make()
-    app = FastAPI()
-    app.include_router(resumable.router)
-    router = APIRouter(route_class=resumable.route_class) if face == "route_class" else APIRouter()
 
     async def chat() -> dict[str, int]:
         return {"answer": 42}
 
-    router.post("/chat", status_code=201)(chat if face == "route_class" else resumable.stream(chat))
-    app.include_router(router)
+    app = app_under(face, chat, status_code=201)
     async with running(app) as client:
         bare = await client.post("/chat")
         named = await client.post("/chat", headers={ID: "chat-1"})
@@ -711,8 +564,6 @@ async def test_the_middleware_leaves_other_paths_alone() -> None:
 async def test_the_middleware_works_over_an_app_without_fastapi() -> None:
     """Plain Starlette, the middleware wrapped around it; the routes are served by a FastAPI app beside it."""
     resumable = make()
-    from tests.support.life_apps import starlette_app
-
     made = Stage()
     wrapped = ResumableMiddleware(starlette_app(made, "async generator"), resumable=resumable, paths=["/chat"])
     routes = FastAPI()
@@ -776,37 +627,6 @@ def test_uploads_through_the_test_client_work() -> None:
         reply = client.post("/chat", headers={ID: "chat-1"}, files={"file": ("a.txt", io.BytesIO(b"abcdef"))})
         assert reply.content == b"abcdef"
         assert client.get("/v1/stream/chat-1?from=4").content == b"ef"
-
-
-def _with_background(face: str, kind: str, task: Any) -> tuple[FastAPI, Run]:
-    """An app whose endpoint answers with one run and a background task."""
-    resumable = make()
-    app = FastAPI()
-    app.include_router(resumable.router)
-    run = Stage().new_run()
-
-    def response() -> Any:
-        made = answer(run, kind)
-        made.background = BackgroundTask(task)
-        return made
-
-    async def plain() -> Any:
-        return response()
-
-    async def with_stream(stream: Annotated[ResumableStream, Depends(resumable)]) -> Any:
-        return stream(response())
-
-    router = APIRouter(route_class=resumable.route_class) if face == "route_class" else APIRouter()
-    endpoints: Any = {
-        "decorator": resumable.stream(plain),
-        "dependency": with_stream,
-        "both": resumable.stream(with_stream),
-    }
-    router.post("/chat")(endpoints.get(face, plain))
-    app.include_router(router)
-    if face == "middleware":
-        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
-    return app, run
 
 
 @spread(every_fastapi_face, pytest.mark.parametrize("kind", ["async generator", "sse-starlette"]))

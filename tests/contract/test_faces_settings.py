@@ -4,14 +4,13 @@ import inspect
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request
-from fastapi.responses import StreamingResponse
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
 from pydantic import BaseModel
 
 import fastapi_resumable
-from fastapi_resumable import Resumable, ResumableError, ResumableMiddleware, ResumableStream, body_field, header
+from fastapi_resumable import Resumable, ResumableError, body_field, header
 from tests.support.asgi import data_of, running
-from tests.support.life_apps import ID, Stage, make, sse, stage
+from tests.support.life_apps import ID, Stage, answer, app_under, make, stage
 
 KEYWORDS = (
     "store",
@@ -206,25 +205,11 @@ def test_the_router_is_documented() -> None:
 
 def _named_app(face: str, resumable: Resumable, path: str, made: Stage) -> FastAPI:
     """An app whose resumable endpoint sits at ``path``, GET and POST, under one face."""
-    app = made.app
-    app.include_router(resumable.router)
 
-    def response() -> StreamingResponse:
-        return StreamingResponse(made.new_run().frames(sse), media_type="text/event-stream")
+    async def chat() -> Any:
+        return answer(made.new_run(), "async generator")
 
-    async def plain() -> Any:
-        return response()
-
-    async def with_stream(stream: Annotated[ResumableStream, Depends(resumable)]) -> Any:
-        return stream(response())
-
-    router = APIRouter(route_class=resumable.route_class) if face == "route_class" else APIRouter()
-    endpoint: Any = {"decorator": resumable.stream(plain), "dependency": with_stream}.get(face, plain)
-    router.api_route(path, methods=["GET", "POST"])(endpoint)
-    app.include_router(router)
-    if face == "middleware":
-        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=[path])
-    return app
+    return app_under(face, chat, resumable, app=made.app, path=path, methods=("GET", "POST"))
 
 
 faces = pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "middleware"])
@@ -280,29 +265,17 @@ async def test_a_body_without_the_field_names_no_stream(face: str, body: bytes) 
 async def test_the_endpoint_still_reads_the_body_that_named_the_stream(face: str) -> None:
     """A body in several messages is read for its id and is there, whole, for the endpoint."""
     made = Stage()
-    resumable = make(stream_id=body_field("id"))
-    app = made.app
-    app.include_router(resumable.router)
     seen: list[Any] = []
 
     class Body(BaseModel):
         id: str
         text: str
 
-    async def plain(body: Body) -> Any:
+    async def chat(body: Body) -> Any:
         seen.append(body.text)
-        return StreamingResponse(made.new_run().frames(sse), media_type="text/event-stream")
+        return answer(made.new_run(), "async generator")
 
-    async def with_stream(body: Body, stream: Annotated[ResumableStream, Depends(resumable)]) -> Any:
-        seen.append(body.text)
-        return stream(StreamingResponse(made.new_run().frames(sse), media_type="text/event-stream"))
-
-    router = APIRouter(route_class=resumable.route_class) if face == "route_class" else APIRouter()
-    endpoint: Any = {"decorator": resumable.stream(plain), "dependency": with_stream}.get(face, plain)
-    router.post("/chat")(endpoint)
-    app.include_router(router)
-    if face == "middleware":
-        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    app = app_under(face, chat, make(stream_id=body_field("id")))
     text = b'{"id": "b-1", "text": "' + b"y" * 50 + b'"}'
     pieces = [text[i : i + 9] for i in range(0, len(text), 9)]
     headers = {"content-type": "application/json"}
@@ -478,6 +451,9 @@ async def test_a_client_can_let_the_server_choose_the_id() -> None:
             ids.append(reply.headers[ID.lower()])
             assert (await client.get(f"/v1/stream/{ids[-1]}")).body == reply.body
             assert (await client.get(reply.headers["content-location"])).body == reply.body
+        named, run = await made.begin(client, "mine")
+        run.finish()
+        assert (await named.reply()).headers[ID.lower()] == "mine"
     assert len(set(ids)) == 2
     assert all(len(one) >= 16 for one in ids)
 

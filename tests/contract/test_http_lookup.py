@@ -82,15 +82,6 @@ async def test_an_item_says_what_became_of_a_failed_stream(player: Player) -> No
     assert item["completed_at"] >= item["started_at"] > 0
 
 
-async def test_a_stopped_stream_is_not_found(player: Player) -> None:
-    """It is gone, here too."""
-    name = unique("stopped")
-    live = await player.post(name, send(b"data: one\n\n"), wait(name))
-    await live.read_until(b"\n\n")
-    await player.stop(name)
-    assert await player.lookup(name) == []
-
-
 async def test_an_item_counts_what_was_dropped(player: Player) -> None:
     """`total_bytes` is the tail, `dropped_bytes` the earliest offset that is left."""
     name = unique("dropped")

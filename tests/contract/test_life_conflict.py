@@ -37,7 +37,6 @@ async def test_replace_stops_the_old_stream_and_begins_a_new_epoch(face: str) ->
         replay = await client.get("/v1/stream/chat-1")
     for told in bodies:
         end = terminal_of(told)
-        assert end is not None
         assert (end.event, end.json()["code"]) == ("cancelled", "replaced")
     assert first.clean
     assert "finished" not in old.endings
@@ -163,7 +162,6 @@ async def test_two_posts_at_once_under_replace_leave_one_stream(face: str, order
     if order == (0, 1):
         end = terminal_of(early.body)
         assert early.status == 200
-        assert end is not None
         assert end.json()["code"] == "replaced"
     else:
         assert (early.status, early.code) == (409, "stream_replaced")

@@ -35,7 +35,6 @@ async def ended(made: Stage, client: Client, fate: str) -> tuple[Exchange, Run, 
 
 
 async def _end(made: Stage, client: Client, run: Run, fate: str) -> None:
-    assert made.resumable is not None
     match fate:
         case "failed":
             run.fail(ValueError("swordfish"))
@@ -59,7 +58,6 @@ async def test_the_default_terminal_event_names_code_and_message(face: str, fate
     status, code = FATES[fate]
     end = terminal_of(body)
     assert exchange.clean
-    assert end is not None
     assert end.event == ("cancelled" if status == "cancelled" else "error")
     told = end.json()
     assert set(told) == {"code", "message", "error"}
@@ -238,7 +236,6 @@ async def test_an_app_that_returns_without_ending_its_response_has_failed(media_
         assert not exchange.clean
     else:
         end = terminal_of(body)
-        assert end is not None
         assert end.json()["code"] == "producer_failed"
 
 
@@ -263,5 +260,4 @@ async def test_a_cancellation_of_the_apps_own_making_is_a_failure(face: str, kin
         assert not exchange.clean
     else:
         end = terminal_of(body)
-        assert end is not None
         assert end.json()["code"] == "producer_failed"

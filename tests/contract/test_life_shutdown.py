@@ -15,7 +15,6 @@ every_face = pytest.mark.parametrize("face", PLACES)
 async def test_new_streams_are_refused_during_a_shutdown(face: str) -> None:
     """503, a code, and a time to come back; the endpoint does not run."""
     made = stage(face, shutdown_grace=30.0)
-    assert made.resumable is not None
     async with running(made.app) as client:
         exchange, run = await made.begin(client, "chat-1", "one")
         closing = asyncio.ensure_future(made.resumable.shutdown())
@@ -35,17 +34,18 @@ async def test_new_streams_are_refused_during_a_shutdown(face: str) -> None:
 async def test_live_streams_may_finish_within_the_grace(face: str) -> None:
     """They go on, readers read on, and the shutdown is done as soon as they are."""
     made = stage(face, shutdown_grace=30.0)
-    assert made.resumable is not None
     async with running(made.app) as client:
         exchange, run = await made.begin(client, "chat-1", "one")
         await exchange.read_until(b"one")
         closing = asyncio.ensure_future(made.resumable.shutdown())
         await settle()
         assert not closing.done()
+        follower = client.start("GET", "/v1/stream/chat-1")
         run.put("two")
         await exchange.read_until(b"two")
         run.finish()
         rest = await exchange.rest()
+        assert data_of(await follower.rest()) == ["one", "two"]
         await bounded(closing, "the shutdown")
     assert exchange.clean
     assert terminal_of(b"\n\n" + rest) is None
@@ -56,7 +56,6 @@ async def test_live_streams_may_finish_within_the_grace(face: str) -> None:
 async def test_a_stream_past_the_grace_is_interrupted(face: str) -> None:
     """Its readers get the terminal event and end; its generator's finally runs."""
     made = stage(face, shutdown_grace=0.05)
-    assert made.resumable is not None
     records: list[FinishedStream] = []
     made.resumable.on_finish(records.append)
     async with running(made.app) as client:
@@ -68,7 +67,6 @@ async def test_a_stream_past_the_grace_is_interrupted(face: str) -> None:
         await run.wait_closed()
     for body in bodies:
         end = terminal_of(b"\n\n" + body)
-        assert end is not None
         assert (end.event, end.json()["code"]) == ("error", "interrupted")
     assert [record.status for record in records] == ["interrupted"]
     assert "finished" not in run.endings
@@ -87,7 +85,6 @@ async def test_the_apps_own_lifespan_shuts_the_streams_down(face: str) -> None:
 async def test_a_stream_without_readers_may_finish_within_the_grace() -> None:
     """The drain is waited for although its client has gone."""
     made = stage("decorator", shutdown_grace=30.0)
-    assert made.resumable is not None
     records: list[FinishedStream] = []
     made.resumable.on_finish(records.append)
     async with running(made.app) as client:
@@ -107,7 +104,6 @@ async def test_a_stream_without_readers_may_finish_within_the_grace() -> None:
 async def test_a_queued_request_is_answered_by_the_shutdown() -> None:
     """An endpoint that never begins does not keep the process alive, and its client is told."""
     made = stage("decorator", gated=True, shutdown_grace=0.05)
-    assert made.resumable is not None
     async with running(made.app) as client:
         exchange = made.post(client, "chat-1")
         run = await made.run()
@@ -121,12 +117,10 @@ async def test_a_queued_request_is_answered_by_the_shutdown() -> None:
 async def test_a_producer_that_ignores_its_cancellation_does_not_hold_the_shutdown_up() -> None:
     """A generator in a thread cannot be interrupted: its readers end all the same, and the shutdown is over in time."""
     made = stage("decorator", "sync generator", shutdown_grace=0.05, stop_grace=0.05)
-    assert made.resumable is not None
     async with running(made.app) as client:
         exchange, run = await made.begin(client, "chat-1", "one")
         await bounded(made.resumable.shutdown(), "the shutdown")
         end = terminal_of(await exchange.rest())
-        assert end is not None
         assert end.json()["code"] == "interrupted"
         run.finish()
         await run.wait_closed()
@@ -135,7 +129,6 @@ async def test_a_producer_that_ignores_its_cancellation_does_not_hold_the_shutdo
 async def test_shutting_down_twice_is_as_good_as_once() -> None:
     """By hand and by the lifespan, at the same time or one after the other."""
     made = stage("decorator", shutdown_grace=0.05)
-    assert made.resumable is not None
     async with running(made.app) as client:
         exchange, run = await made.begin(client, "chat-1", "one")
         await bounded(asyncio.gather(made.resumable.shutdown(), made.resumable.shutdown()), "both shutdowns")
@@ -148,7 +141,6 @@ async def test_shutting_down_twice_is_as_good_as_once() -> None:
 async def test_finished_streams_can_be_replayed_during_a_shutdown() -> None:
     """Refused are new streams only."""
     made = stage("decorator", shutdown_grace=30.0)
-    assert made.resumable is not None
     async with running(made.app) as client:
         first, done = await made.begin(client, "chat-1", "one")
         done.finish()
@@ -168,7 +160,6 @@ async def test_finished_streams_can_be_replayed_during_a_shutdown() -> None:
 async def test_on_finish_hooks_are_awaited_by_the_shutdown() -> None:
     """The answer that was interrupted is persisted before the process exits."""
     made = stage("decorator", shutdown_grace=5.0)
-    assert made.resumable is not None
     written: list[str] = []
 
     @made.resumable.on_finish

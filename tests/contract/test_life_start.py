@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query
+from fastapi import Depends, FastAPI, Header, HTTPException, Query
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream
+from fastapi_resumable import Resumable, ResumableStream
 from tests.support.asgi import Client, Exchange, data_of, parse_events, running, settle, until
-from tests.support.life_apps import ID, PLACES, Run, Stage, make, sse, stage
+from tests.support.life_apps import ID, PLACES, Run, Stage, answer, app_under, make, sse, stage
 from tests.support.params import spread
 
 every_face = pytest.mark.parametrize("face", PLACES)
@@ -100,10 +100,8 @@ ERRORS = {
 
 def _failing_app(face: str, made: Stage, resumable: Resumable) -> FastAPI:
     """``POST /chat?error=...`` fails in a given way, or else streams."""
-    app = made.app
-    app.include_router(resumable.router)
 
-    async def respond(error: str) -> Any:
+    async def chat(error: str = "", number: int = 0) -> Any:
         match error:
             case "raised 402":
                 raise HTTPException(402, "pay first", {"X-Price": "5"})
@@ -111,27 +109,13 @@ def _failing_app(face: str, made: Stage, resumable: Resumable) -> FastAPI:
                 return JSONResponse({"oops": "who are you?"}, 401, {"WWW-Authenticate": "Basic"})
             case "raised KeyError":
                 raise KeyError("secret")
-        return StreamingResponse(made.new_run().frames(sse), media_type="text/event-stream")
+        return answer(made.new_run(), "async generator")
 
-    async def plain(error: str = "", number: int = 0) -> Any:
-        return await respond(error)
-
-    async def with_stream(
-        stream: Annotated[ResumableStream, Depends(resumable)], error: str = "", number: int = 0
-    ) -> Any:
-        return stream(await respond(error))
-
-    @app.exception_handler(KeyError)
+    @made.app.exception_handler(KeyError)
     async def handler(request: Any, error: Exception) -> JSONResponse:
         return JSONResponse({"from": "the app's handler"}, 500)
 
-    router = APIRouter(route_class=resumable.route_class) if face == "route_class" else APIRouter()
-    endpoint: Any = {"decorator": resumable.stream(plain), "dependency": with_stream}.get(face, plain)
-    router.post("/chat")(endpoint)
-    app.include_router(router)
-    if face == "middleware":
-        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
-    return app
+    return app_under(face, chat, resumable, app=made.app)
 
 
 def _url(error: str) -> str:
@@ -320,9 +304,7 @@ class Guarded:
         self.auth = 0
         self.closed = 0
         self.seen: list[str] = []
-        self.resumable = resumable = make(stream_id=chat_id, **settings)
-        app = self.app = FastAPI()
-        app.include_router(resumable.router)
+        self.resumable = make(stream_id=chat_id, **settings)
 
         async def auth(key: Annotated[str, Query()] = "") -> AsyncIterator[str]:
             self.auth += 1
@@ -336,20 +318,10 @@ class Guarded:
             finally:
                 self.closed += 1
 
-        async def plain(key: Annotated[str, Depends(auth)]) -> Any:
-            return StreamingResponse(self.made.new_run().frames(sse), media_type="text/event-stream")
+        async def events(key: Annotated[str, Depends(auth)]) -> Any:
+            return answer(self.made.new_run(), "async generator")
 
-        async def with_stream(
-            key: Annotated[str, Depends(auth)], stream: Annotated[ResumableStream, Depends(resumable)]
-        ) -> Any:
-            return stream(StreamingResponse(self.made.new_run().frames(sse), media_type="text/event-stream"))
-
-        router = APIRouter(route_class=resumable.route_class) if face == "route_class" else APIRouter()
-        endpoint: Any = {"decorator": resumable.stream(plain), "both": resumable.stream(with_stream)}
-        router.get("/events")(endpoint.get(face, with_stream if face == "dependency" else plain))
-        app.include_router(router)
-        if face == "middleware":
-            app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/events"])
+        self.app = app_under(face, events, self.resumable, path="/events", methods=("GET",))
 
     async def open(self, client: Client) -> tuple[Exchange, Run]:
         """A live stream with two events."""

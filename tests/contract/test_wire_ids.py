@@ -141,14 +141,6 @@ async def test_a_live_stream_resumes_by_an_own_id(player: Player) -> None:
     assert payloads(await again.read_all()) == ["two"]
 
 
-async def test_an_unknown_own_id_is_refused(player: Player) -> None:
-    """It is not guessed where that might have been."""
-    name = unique("unknown")
-    await player.record(name, send(b"id: 1\ndata: one\n\n"))
-    assert (await player.resume(name, "11")).status == 400
-    assert b"unknown_event_id" in (await player.resume(name, "2")).body
-
-
 async def test_without_event_ids_the_bytes_are_the_applications_own(plain_player: Player) -> None:
     """`event_ids=False`: comments keep their blank lines, line ends and a BOM stay, nothing is added."""
     body = (

@@ -191,19 +191,6 @@ async def test_the_terminal_event_is_part_of_the_log(player: Player) -> None:
     assert types((await player.resume(name, before)).body) == ["error"]
 
 
-async def test_the_cancelled_event_is_what_every_reader_sees_last(player: Player) -> None:
-    """A stop is told on every wire with the same bytes."""
-    name = unique("cancelled")
-    first = await player.post(name, *sends(*FIVE), wait(name))
-    await player.waits_at(name)
-    others = [await player.follow(name) for _ in range(3)]
-    assert (await player.stop(name)).status == 204
-    whole = await first.read_all()
-    assert types(whole)[-1] == "cancelled"
-    for other in others:
-        assert await other.read_all() == whole
-
-
 async def test_a_stream_larger_than_the_bound_reaches_an_attached_reader_whole(bounded_player: Player) -> None:
     """What an attached reader still needs is not dropped, though the log is smaller than the stream."""
     name = unique("large")

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.support.apps.player import Player, fail, numbered, send, sends, unique, wait
+from tests.support.apps.player import Player, numbered, send, sends, unique, wait
 from tests.support.rawhttp import Reply
 from tests.support.server import Server, serve
-from tests.support.ssemodel import payloads, types
+from tests.support.ssemodel import payloads
 
 HOP_BY_HOP = [
     ("connection", "x-hop, close"),
@@ -105,39 +105,6 @@ async def test_bytes_that_are_no_events_are_shown_as_they_come(player: Player) -
     assert await late.read(3) == b'a":'
     await player.open(name)
     assert await live.read_all() == await late.read_all() == b"1}\n"
-
-
-@pytest.mark.parametrize("media_type", ["application/x-ndjson", "text/plain", "audio/mpeg"])
-async def test_a_failure_of_another_media_type_ends_uncleanly(player: Player, media_type: str) -> None:
-    """There is no event to say it with, so the connection says it, live and in a replay."""
-    name = unique("unclean")
-    live = await player.post(name, send(b"one\n"), wait(name), fail(), media_type=media_type)
-    assert await live.read(4) == b"one\n"
-    late = await player.follow(name)
-    await player.open(name)
-    assert await live.read_all() == b""
-    assert not live.clean
-    assert await late.read_all() == b"one\n"
-    assert not late.clean
-    replay = await player.replay(name)
-    assert (replay.status, replay.body, replay.clean) == (200, b"one\n", False)
-
-
-async def test_a_stop_of_another_media_type_ends_uncleanly(player: Player) -> None:
-    """A client can tell a stopped export from a whole one."""
-    name = unique("halted")
-    live = await player.post(name, send(b"one\n"), wait(name), media_type="text/csv")
-    await live.read(4)
-    await player.stop(name)
-    assert await live.read_all() == b""
-    assert not live.clean
-
-
-async def test_an_event_stream_that_fails_ends_cleanly(player: Player) -> None:
-    """There the terminal event says it, and the answer is whole."""
-    reply = await player.record(unique("said"), send(b"data: one\n\n"), fail())
-    assert types(reply.body) == ["message", "error"]
-    assert reply.clean
 
 
 def kept(reply: Reply) -> list[tuple[str, str]]:

@@ -21,14 +21,12 @@ T = TypeVar("T")
 MIB = 1024 * 1024
 ROOMS: dict[str, dict[str, Any]] = {
     "": {"pending_timeout": 60},
-    "hasty": {"pending_timeout": 0.5},
     "attach": {"on_conflict": "attach"},
     "reject": {"on_conflict": "reject"},
     "owned": {"owned": True, "max_streams_per_owner": 2},
     "small": {"max_stream_bytes": MIB},
     "brief": {"retention": 0.5},
     "plain": {"event_ids": False},
-    "pinging": {"ping": 0.05},
 }
 
 LEASE = 4.0

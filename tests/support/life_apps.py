@@ -263,6 +263,46 @@ def stage(
     return made
 
 
+def app_under(
+    face: str,
+    endpoint: Any,
+    resumable: Resumable | None = None,
+    *,
+    app: Any = None,
+    path: str = "/chat",
+    methods: tuple[str, ...] = ("POST",),
+    **options: Any,
+) -> Any:
+    """An app, or the one given, with an endpoint that returns a response, under one face."""
+    resumable = resumable or make()
+    app = app or FastAPI()
+    app.include_router(resumable.router)
+    if face in ("dependency", "both"):
+        endpoint = _through_its_handle(endpoint, resumable)
+    if face in ("decorator", "both"):
+        endpoint = resumable.stream(endpoint)
+    router = APIRouter(route_class=resumable.route_class) if face == "route_class" else APIRouter()
+    router.api_route(path, methods=list(methods), **options)(endpoint)
+    app.include_router(router)
+    if face in ("middleware", "mounted"):
+        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=[path])
+    return app
+
+
+def _through_its_handle(endpoint: Any, resumable: Resumable) -> Any:
+    """The endpoint as it is with the dependency: one parameter more, which its response goes through."""
+    handle = inspect.Parameter(
+        "stream", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[ResumableStream, Depends(resumable)]
+    )
+
+    async def with_stream(*, stream: ResumableStream, **values: Any) -> Any:
+        return stream(await endpoint(**values))
+
+    own = inspect.signature(endpoint)
+    with_stream.__signature__ = own.replace(parameters=[*own.parameters.values(), handle])  # type: ignore[attr-defined]
+    return with_stream
+
+
 def answer(run: Run, kind: str) -> Any:
     """The response of one kind."""
     match kind:

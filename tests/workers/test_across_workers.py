@@ -6,11 +6,10 @@ import json
 import pytest
 
 from tests.support.apps.player import Player, fail, forever, numbered, send, sends, unique, wait
-from tests.support.asgi import bounded
 from tests.support.params import representatives
 from tests.support.rawhttp import Response
-from tests.support.site import Site, code_of, until, whole, without_pings
-from tests.support.ssemodel import boundaries, last_ids, our_ids, without_ids
+from tests.support.site import Site, code_of, until, whole
+from tests.support.ssemodel import last_ids, our_ids, without_ids
 
 several_attempts = pytest.mark.parametrize("attempt", representatives(range(5), (0).__eq__))
 DISPATCHED = [b"data: one\n\n", b"data: \xe2\x98\x83\n\n", b"event: x\ndata: two\ndata: lines\n\n", b"data: four\n\n"]
@@ -42,30 +41,6 @@ async def test_what_one_worker_streams_another_replays_and_follows(site: Site) -
     assert reader.header("x-worker") != live.header("x-worker")
 
 
-async def test_a_byte_that_a_client_has_can_be_replayed_elsewhere_at_once(site: Site) -> None:
-    """Each event as it comes, while the stream is live: by its id and by its offset, on both other workers."""
-    name = unique("id")
-    gates = [unique("gate") for _ in DISPATCHED]
-    steps = [step for gate, event in zip(gates, DISPATCHED, strict=True) for step in (send(event), wait(gate))]
-    live = await site.player(0).post(name, *steps)
-    for number, gate in enumerate(gates):
-        while len(our_ids(live.body)) <= number or not live.body.endswith(b"\n\n"):
-            await live.read_some()
-        epoch, offset = our_ids(live.body)[number]
-        assert offset == len(live.body)
-        for other in (site.player(1), site.player(2)):
-            [item] = await other.lookup(name)
-            assert item["total_bytes"] == offset
-            replay = await other.follow(name)
-            assert await replay.read(offset) == live.body
-            tail = await other.follow(name, headers=[("last-event-id", f"{epoch}-{offset}")])
-            assert tail.status == 200
-            await closed(replay, tail)
-        await site.player(0).open(gate)
-    await live.read_all()
-    assert live.clean
-
-
 async def test_what_another_worker_has_shown_the_producers_own_knows(site: Site) -> None:
     """A client that reads on one worker and resumes on the other, again and again, is never past the end."""
     names = [unique("id") for _ in range(24)]
@@ -91,22 +66,6 @@ async def test_what_another_worker_has_shown_the_producers_own_knows(site: Site)
     async with asyncio.TaskGroup() as hops:
         for name in names:
             hops.create_task(hop(name))
-
-
-async def test_a_replay_elsewhere_begins_at_any_offset_and_event(site: Site) -> None:
-    """`from=` any byte, and `Last-Event-ID` of any event, give exactly the rest."""
-    name = unique("id")
-    body = (await site.player(0).record(name, *sends(*DISPATCHED))).body
-    for offset in range(len(body) + 1):
-        replay = await site.player(1 + offset % 2).replay(name, from_=offset)
-        assert (replay.status, replay.body, replay.clean) == (200, body[offset:], True), offset
-    ids = our_ids(body)
-    assert [offset for _, offset in ids] == boundaries(body)
-    for epoch, offset in ids[:-1]:
-        assert (await site.player(2).resume(name, f"{epoch}-{offset}")).body == body[offset:]
-    assert (await site.player(1).resume(name, f"{ids[-1][0]}-{len(body)}")).status == 204
-    assert (await site.player(1).replay(name, from_=len(body) + 1)).status == 416
-    assert (await site.player(1).resume(name, f"aaaaaaaaaaaaaaaa-{ids[0][1]}")).status == 409
 
 
 async def test_lookup_and_head_say_the_same_everywhere(site: Site) -> None:
@@ -160,50 +119,6 @@ async def test_a_stop_from_any_worker_reaches_the_producer(site: Site) -> None:
     assert live.clean and reader.clean
 
 
-async def test_a_reader_elsewhere_waits_for_a_stream_that_is_queued(site: Site) -> None:
-    """Up to `pending_timeout`, then 503; the stream's beginning wakes it."""
-    name, before = unique("id"), unique("before")
-    here = site.player(0)
-    posting = asyncio.create_task(here.post(name, send(DISPATCHED[0]), before=[wait(before)]))
-    await here.waits_at(before)
-    waiting = asyncio.create_task(site.player(1).replay(name))
-    # An answer to a later request of the same client is no proof that the earlier one waits, but it is nearly one.
-    assert [item["status"] for item in await site.player(1).lookup(name)] == ["queued"]
-    assert not waiting.done()
-    await here.open(before)
-    live = await posting
-    await live.read_all()
-    replay = await waiting
-    assert (replay.status, replay.body) == (200, live.body)
-
-
-async def test_a_reader_elsewhere_learns_that_the_stream_is_still_queued(site: Site) -> None:
-    """503 with `Retry-After` once `pending_timeout` is over."""
-    name, before = unique("id"), unique("before")
-    here = site.player(0, "hasty")
-    posting = asyncio.create_task(here.post(name, send(DISPATCHED[0]), before=[wait(before)]))
-    await here.waits_at(before)
-    pending = await site.player(1, "hasty").replay(name)
-    assert pending.status == 503
-    assert pending.header("retry-after")
-    assert json.loads(pending.body)["detail"]["code"] == "stream_pending"
-    await here.open(before)
-    await (await posting).read_all()
-
-
-async def test_a_stop_elsewhere_cancels_a_queued_request(site: Site) -> None:
-    """The waiting request is answered 400 `cancelled`, and a reader that waits for it, 404 or the like, at once."""
-    name, before = unique("id"), unique("before")
-    here = site.player(0)
-    posting = asyncio.create_task(here.record(name, send(DISPATCHED[0]), before=[wait(before)]))
-    await here.waits_at(before)
-    assert (await site.player(1).stop(name)).status == 204
-    cancelled = await bounded(posting)
-    assert cancelled.status == 400
-    assert json.loads(cancelled.body)["detail"]["code"] == "cancelled"
-    assert await site.player(2).lookup(name) == []
-
-
 async def test_an_earlier_stream_is_served_while_the_next_is_queued_elsewhere(site: Site) -> None:
     """It is touched only when the new one begins; a request that fails before that leaves it as it was."""
     name, before = unique("id"), unique("before")
@@ -251,20 +166,6 @@ async def test_of_two_simultaneous_requests_one_replaces_the_other(site: Site, a
 
 
 @several_attempts
-async def test_of_two_simultaneous_requests_one_follows_the_other(site: Site, attempt: int) -> None:
-    """Under `attach` the endpoint runs once, and both clients get the same stream."""
-    name, gate = unique("id"), unique("gate")
-    one, other = await live_streams(site.player(0, "attach"), site.player(1, "attach"), name, gate)
-    await site.player(0).open(gate)
-    await site.player(1).open(gate)
-    await asyncio.gather(one.read_all(), other.read_all())
-    assert (one.status, other.status) == (200, 200)
-    assert one.body == other.body
-    assert one.header("x-stream-epoch") == other.header("x-stream-epoch")
-    assert site.count(f"called:{name}") == 1
-
-
-@several_attempts
 @pytest.mark.parametrize("room", ["attach", ""])
 async def test_a_request_that_waits_for_another_follows_it_however_short_it_is(
     site: Site, room: str, attempt: int
@@ -282,22 +183,6 @@ async def test_a_request_that_waits_for_another_follows_it_however_short_it_is(
     await site.player(1).open(before)
     await site.player(0).open(before)
     assert (await first).body == (await second).body
-    assert site.count(f"called:{name}") == 1
-
-
-@several_attempts
-async def test_of_two_simultaneous_requests_one_is_rejected(site: Site, attempt: int) -> None:
-    """Under `reject` exactly one runs, and the other is answered 409."""
-    name, gate = unique("id"), unique("gate")
-    answers = await live_streams(site.player(0, "reject"), site.player(1, "reject"), name, gate)
-    accepted, rejected = sorted(answers, key=lambda answer: answer.status)
-    await rejected.read_all()
-    assert (accepted.status, rejected.status) == (200, 409)
-    assert json.loads(rejected.body)["detail"]["code"] == "stream_exists"
-    await site.player(0).open(gate)
-    await site.player(1).open(gate)
-    await accepted.read_all()
-    assert accepted.clean
     assert site.count(f"called:{name}") == 1
 
 
@@ -384,21 +269,6 @@ async def test_a_request_that_names_an_event_resumes_and_never_runs(site: Site) 
     assert again.body == first.body[offset:]
 
 
-async def test_a_failure_is_seen_elsewhere(site: Site) -> None:
-    """The terminal event is part of the log, live and later."""
-    name, gate = unique("id"), unique("gate")
-    live = await site.player(0).post(name, send(DISPATCHED[0]), wait(gate), fail())
-    reader = await site.player(1).follow(name)
-    await reader.read_until(b"\n\n")
-    await site.player(0).open(gate)
-    await live.read_all()
-    await reader.read_all()
-    late = await site.player(2).replay(name)
-    assert code_of(live.body) == "producer_failed"
-    assert reader.body == live.body == late.body
-    assert [item["status"] for item in await site.player(2).lookup(name)] == ["failed"]
-
-
 async def test_a_failure_of_what_has_no_events_ends_uncleanly_elsewhere(site: Site) -> None:
     """NDJSON resumes by offset, and its readers see that it broke off."""
     name, gate = unique("id"), unique("gate")
@@ -427,20 +297,6 @@ async def test_other_answers_are_recorded_for_all(site: Site) -> None:
     assert (await site.player(2, "plain").replay(name)).body == b"".join(DISPATCHED)
 
 
-async def test_keep_alives_are_part_of_the_log_everywhere(site: Site) -> None:
-    """A reader on another worker gets the same comments at the same places."""
-    name, gate = unique("id"), unique("gate")
-    live = await site.player(0, "pinging").post(name, send(DISPATCHED[0]), wait(gate), send(DISPATCHED[3]))
-    reader = await site.player(1, "pinging").follow(name)
-    for _ in range(3):
-        await reader.read_until(b": ping\n")
-    await site.player(0).open(gate)
-    await live.read_all()
-    await reader.read_all()
-    assert reader.body == live.body
-    assert without_ids(without_pings(live.body)) == DISPATCHED[0] + DISPATCHED[3]
-
-
 async def test_many_streams_at_once_are_whole_everywhere(site: Site) -> None:
     """Sixty at a time, each begun on one worker and followed on another."""
     names = [unique("many") for _ in range(60)]
@@ -455,17 +311,6 @@ async def test_many_streams_at_once_are_whole_everywhere(site: Site) -> None:
     for live, followed in await asyncio.gather(*map(one, range(len(names)))):
         assert followed == live
         assert without_ids(live) == whole(40, 60)
-
-
-async def test_an_endpoint_that_is_slow_to_begin_counts_from_its_beginning(site: Site) -> None:
-    """A request overtaken on another worker by one that has begun is told 409."""
-    name, before = unique("id"), unique("before")
-    posting = asyncio.create_task(site.player(0).record(name, send(DISPATCHED[0]), before=[wait(before)], name=name))
-    await site.player(0).waits_at(before)
-    new = await site.player(1).record(name, send(DISPATCHED[3]))
-    overtaken = await bounded(posting)
-    assert (overtaken.status, json.loads(overtaken.body)["detail"]["code"]) == (409, "stream_replaced")
-    assert (await site.player(2).replay(name)).body == new.body
 
 
 async def test_every_worker_answers_for_the_others_streams_under_one_address(site: Site) -> None:
