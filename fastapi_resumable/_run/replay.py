@@ -15,7 +15,7 @@ from .._core.sse import PING
 from .._core.terminal import terminal_event
 from .._stream.reader import Reader, Reading
 from .._stream.stream import Stream, blocks, ends_in_order, find_position, is_exhausted, run_search
-from ..exceptions import InvalidOffset, OffsetLost, ResumableError, StreamCancelled
+from ..exceptions import InvalidOffset, OffsetLost, ResumableError, StoreUnavailable, StreamCancelled
 from ..telemetry import StreamTelemetry
 from .body import client_gone
 from .breaking import break_off, end_of_body
@@ -72,7 +72,9 @@ async def _end(reader: Reader, reading: Reading, manager: StreamManager, scope: 
     if reading is Reading.LEFT or reader.has_sent_end:
         return
     stream, failure = reader.stream, reader.failure
-    if stream.head.is_event_stream and failure is not None:
+    # A client that loses its place because the store is away can come back for the rest. So it is cut off, and gets no
+    # byte that is not in the log, by which it would miscount its place.
+    if stream.head.is_event_stream and failure is not None and not isinstance(failure, StoreUnavailable):
         # In the default form, whatever `terminal_event` says: this end is the reader's own, and is not recorded.
         status = "cancelled" if isinstance(failure, StreamCancelled) else "failed"
         event = terminal_event("sse", status, failure.code, failure.message)

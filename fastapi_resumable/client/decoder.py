@@ -19,10 +19,6 @@ _ENDS: dict[Form, re.Pattern[bytes]] = {"events": re.compile(_LINE_END * 2), "it
 # An event without `data` is not dispatched (WHATWG HTML, 9.2.6), but httpx-sse hands it out.
 _DATA = re.compile(rb"(?:^|[\r\n])data(?:[:\r\n]|$)")
 _TERMINAL = {"error": StreamFailed, "cancelled": StreamCancelled}
-# There is only one way for a line to match, so that nothing that comes makes it slow.
-_LAST_EVENT = re.compile(rb"(?:\n\r?\n|\r\r\n?)([^\r\n]+(?:\n[^\r\n]*)?\n?\n?)\Z")
-_OUTAGE = b'event: error\ndata: {"code":"store_unavailable"'
-MAX_OUTAGE = 1024
 
 
 class Item(NamedTuple):
@@ -126,15 +122,6 @@ def terminal(event: ServerSentEvent) -> StreamIncomplete | None:
     except (ValueError, RecursionError):
         pass
     return None
-
-
-def outage_size(data: bytes) -> int:
-    """How many of the last bytes are, or begin, the event by which a server that has lost its store ends a response.
-
-    In the log, that event has an id.
-    """
-    last = _LAST_EVENT.search(data[-MAX_OUTAGE:])
-    return len(last[1]) if last and _OUTAGE.startswith(last[1][: len(_OUTAGE)]) else 0
 
 
 def charset_of(content_type: str) -> str:

@@ -190,7 +190,8 @@ class Engine:
             await self.close()
             self.machine.end()
             return b""
-        return self.machine.feed(chunk)
+        self.machine.feed(chunk)
+        return chunk
 
     async def _fail(self, error: Exception) -> None:
         await self.close()

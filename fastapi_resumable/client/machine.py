@@ -12,7 +12,6 @@ from urllib.parse import urlencode
 
 from ..exceptions import ConnectionLost, StreamCancelled, StreamFailed, StreamIncomplete
 from ..models import ResumableStatus
-from .decoder import outage_size
 from .messages import Ask, Backoff, Head, is_replay, origin, refusal, replay_url, retry_after, whole_number
 
 NOT_NOW = frozenset({408, 425, 429, 502, 503, 504})
@@ -26,7 +25,6 @@ _BAD_ENDS: Mapping[str, type[StreamIncomplete]] = {
     ResumableStatus.FAILED: StreamFailed,
     ResumableStatus.INTERRUPTED: StreamFailed,
 }
-_BORDER = b"\n\n"
 MAX_RETRY = 10**9
 """Milliseconds; so that what a stream asks for is a number of seconds, before it is clipped."""
 WITHHELD = (
@@ -91,11 +89,6 @@ class Resumption:
         """Why the next request asks how the stream is, instead of for its bytes."""
         self._may_probe = True
         self._failure: StreamIncomplete | None = None
-        self._tail = _BORDER
-        """The last bytes before `offset`; the first ones of an answer are taken for the beginning of an event."""
-        self._held = b""
-        """What came after them and is not delivered, because it is not in the log, as it seems."""
-        self._holds_back = False
 
     @property
     def is_over(self) -> bool:
@@ -125,7 +118,7 @@ class Resumption:
         """Take the head of an answer, and the `body` if it is no success; return whether a body is to be read."""
         probe, self._probe = self._probe, None
         if probe is None:
-            self._before, self._tail, self._held = self.offset, _BORDER, b""
+            self._before = self.offset
         if not head.is_success:
             self._refused(head, body, probe)
             return False
@@ -146,23 +139,15 @@ class Resumption:
         self._enter(StreamState.OPEN)
         return True
 
-    def feed(self, chunk: bytes) -> bytes:
-        """Take a part of the body; return what is to be delivered by now."""
-        if self._holds_back:
-            chunk = self._held + chunk
-            size = len(chunk) - outage_size(self._tail + chunk)
-            chunk, self._held = chunk[:size], chunk[size:]
-            self._tail = (self._tail + chunk)[-3:]
+    def feed(self, chunk: bytes) -> None:
+        """Take a part of the body."""
         self.offset += len(chunk)
-        return chunk
 
     def end(self) -> None:
         """Take the end of the body. It need not be the stream's: proxies end a response in order when they lose it."""
         # Where the server cannot be asked, the end of the response is the best that there is.
         if self.replay_url is not None and self._may_probe:
             self._probe = "end"
-        elif self._held:
-            self._fail(ConnectionError("the server has lost its store"))
         else:
             self._enter(StreamState.STOPPED if self.stopping else StreamState.DONE)
 
@@ -231,8 +216,6 @@ class Resumption:
         self.replay_url = replay_url(head) if self.knows_offset else None
         if self.may_be_start and self.replay_url is not None and not is_replay(head.url, self.replay_url):
             self.offset = self._before = 0
-        # What cannot be had again is delivered as it comes.
-        self._holds_back = self._is_event_stream and self.replay_url is not None
         # Both: a server that we were redirected to has no say in what is asked of the first one in our name.
         self._trusted = self.replay_url is None or {origin(head.url), origin(self.replay_url)} == {self._home}
 
@@ -262,7 +245,7 @@ class Resumption:
         # A stopped stream is forgotten at once, so a reconnection after the stop finds no stream, or a newer one.
         if self.stopping and status in (404, 409):
             self._enter(StreamState.STOPPED)
-        elif probe == "end" and not self._held and (knows_no_head or not (is_passing or status == 404)):
+        elif probe == "end" and (knows_no_head or not (is_passing or status == 404)):
             # Nothing is known but that the response has ended in order.
             self._enter(StreamState.STOPPED if self.stopping else StreamState.DONE)
         elif not knows_no_head:
@@ -278,10 +261,7 @@ class Resumption:
         """Tell the end of the stream from a stream that is silent, and from one that goes on elsewhere."""
         status = headers.get("x-stream-status", "")
         total = whole_number(headers.get("x-stream-total-bytes"))
-        # It is in the log, so it will come again: an end that was recorded without an id, or half an event.
-        if self._held and total == self.offset + len(self._held):
-            self._holds_back = False
-        is_all = total == self.offset or (has_ended and total is None and not self._held)
+        is_all = total == self.offset or (has_ended and total is None)
         if is_all and (status == ResumableStatus.COMPLETED or (has_ended and not status)):
             self._enter(StreamState.DONE)
         elif is_all and status in _BAD_ENDS:

@@ -18,7 +18,6 @@ from fastapi_resumable._core.sse import EventFramer
 from fastapi_resumable._core.terminal import terminal_event
 from fastapi_resumable.client import (
     Backoff,
-    ClientStream,
     ConnectionLost,
     RequestRefused,
     ResumableClient,
@@ -26,7 +25,7 @@ from fastapi_resumable.client import (
     StreamFailed,
     StreamState,
 )
-from fastapi_resumable.client.decoder import Decoder, Item, charset_of, outage_size, terminal
+from fastapi_resumable.client.decoder import Decoder, Item, charset_of, terminal
 from fastapi_resumable.client.engine import run
 from fastapi_resumable.client.machine import Resumption
 from fastapi_resumable.client.messages import Ask, Head
@@ -35,7 +34,6 @@ from tests.support.ssemodel import Event, parse
 EPOCH = "mfrggzdfmztwq2lk"
 URL = "http://server/v1/stream/one"
 ENDLESS = Backoff(retries=None, random=lambda: 0.0)
-LOST = terminal_event("sse", "failed", "store_unavailable", "m") or b""
 OURS = {"x-stream-epoch": EPOCH, "content-location": "/v1/stream/one", "x-conversation-id": "one"}
 
 pieces = st.lists(
@@ -78,19 +76,20 @@ def resumption(backoff: Backoff = ENDLESS, **options: Any) -> Resumption:
     return Resumption(backoff, "http://server/chat", **options)
 
 
-def drive(machine: Resumption, server: Server, cuts: Iterable[int], media_type: str = "text/plain") -> Iterator[bytes]:
+def drive(machine: Resumption, server: Server, cuts: Iterable[int]) -> Iterator[bytes]:
     """Deliver a stream over connections that break after so many bytes each; the last one is whole."""
     limits = iter(cuts)
     fed = random.Random(0)
     while (ask := machine.ask()) is not None:
         head, body = server.answer(ask)
-        if not machine.head(replace(head, headers={**head.headers, "content-type": media_type})):
+        if not machine.head(replace(head, headers={**head.headers, "content-type": "text/plain"})):
             continue
         limit = next(limits, None)
         body, rest = (body, b"") if limit is None else (body[:limit], body[limit:])
         while body:
             size = fed.randint(1, 3)
-            yield machine.feed(body[:size])
+            machine.feed(body[:size])
+            yield body[:size]
             body = body[size:]
         if limit is None:
             machine.end()
@@ -612,170 +611,14 @@ def test_an_applications_own_event_is_an_event(event: bytes) -> None:
     assert stream.state is StreamState.DONE
 
 
-@pytest.mark.parametrize("ids", [True, False])
-def test_a_server_that_has_lost_sight_of_the_stream_is_asked_again(ids: bool) -> None:
-    """`store_unavailable` is told to one client, and is not in the log."""
-    log = recorded(b"data: 1\n\ndata: 2\n\n", ids=ids)
-    half = len(log) // 2
-    seen: list[StreamState] = []
-    client = answering(log[:half] + LOST, log[half:])
-    with client.stream("POST", "/", on_state=seen.append) as stream:
-        assert [event.data for event in stream] == ["1", "2"]
-    assert StreamState.RECONNECTING in seen
-    assert (stream.state, stream.offset) == (StreamState.DONE, len(log))
-
-
-FORMS = ["events", "iter_bytes", "iter_lines"]
-
-
-def read(stream: ClientStream, form: str) -> list[Any]:
-    """All that the stream delivers in this form."""
-    items = list(getattr(stream, form)())
-    return [b"".join(items)] if form == "iter_bytes" else [getattr(item, "data", item) for item in items]
-
-
-def read_whole(log: bytes, form: str) -> list[Any]:
-    """The same of a log."""
-    if form == "events":
-        return [event.data for event in parse(log)]
-    return [log] if form == "iter_bytes" else log.decode().splitlines()
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("asked", [200, 503, None, httpx.ConnectError("no")])
-def test_what_a_server_says_to_one_client_leaves_no_gap(form: str, asked: int | Exception | None) -> None:
-    """It is delivered to nobody, as it is not in the log."""
-    log = recorded(b"data: 1\n\ndata: 2\n\ndata: %b\n\n" % (b"3" * 500))
-    half = log.index(b"data: 2")
-    heads = iter([asked])
-
-    def cut_off() -> Iterator[bytes]:
-        yield log[:half] + LOST
-        raise httpx.ReadError("The connection broke before the end.")
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        headers = {**OURS, "content-type": "text/event-stream"}
-        if request.method == "POST":
-            return httpx.Response(200, headers=headers, content=log[:half] + LOST if asked else cut_off())
-        offset = int(request.url.params["from"])
-        # The server refuses a place that is past the tail.
-        assert offset in (half, len(log))
-        told = {"x-stream-total-bytes": str(len(log)), "x-stream-status": "completed"}
-        status = (next(heads, 200) or 200) if request.method == "HEAD" else 200
-        if isinstance(status, Exception):
-            raise status
-        return httpx.Response(status, headers={**headers, **told}, content=log[offset:])
-
-    http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
-    with ResumableClient(http, backoff=ENDLESS, sleep=lambda _: None).stream("POST", "/") as stream:
-        assert read(stream, form) == read_whole(log, form)
-    assert (stream.state, stream.offset) == (StreamState.DONE, len(log))
-
-
-@pytest.mark.parametrize("is_cut", [True, False])
-@pytest.mark.parametrize("length", [1, 20, 60, len(LOST) - 1])
-@pytest.mark.parametrize("part", [b"", b"event: e"], ids=["whole", "part"])
-@pytest.mark.parametrize("form", FORMS)
-def test_a_part_of_what_a_server_says_to_one_client_leaves_no_gap(
-    form: str, part: bytes, length: int, is_cut: bool
-) -> None:
-    """The log is gone on with before that part; and if it ends with a part of an event itself, there is an end."""
-    before = recorded(b"data: 1\n\n")
-    log = before + b"data: 2\n\n" * 40 + part
-
-    def body() -> Iterator[bytes]:
-        yield before + LOST[:length]
-        if is_cut:
-            raise httpx.ReadError("The connection broke before the end.")
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        headers = {**OURS, "content-type": "text/event-stream"}
-        if request.method == "POST":
-            return httpx.Response(200, headers=headers, content=body())
-        headers |= {"x-stream-total-bytes": str(len(log)), "x-stream-status": "completed"}
-        content = b"" if request.method == "HEAD" else log[int(request.url.params["from"]) :]
-        return httpx.Response(200, headers=headers, content=content)
-
-    http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
-    with ResumableClient(http, backoff=ENDLESS, sleep=lambda _: None).stream("POST", "/") as stream:
-        assert read(stream, form) == read_whole(log, form)
-    assert (stream.state, stream.offset) == (StreamState.DONE, stream.offset if form == "events" else len(log))
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_server_that_loses_its_store_in_the_middle_of_an_event_spoils_none(form: str) -> None:
-    """A client that comes back within an event is answered, and then told at once."""
-    log = recorded(b"data: one\n\ndata: two\n\n")
-    bodies = iter([log[:5], LOST, LOST[:30], log[5:]])
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        told = {"x-stream-total-bytes": str(len(log)), "x-stream-status": "completed"}
-        content = b"" if request.method == "HEAD" else next(bodies)
-        return httpx.Response(200, headers={**OURS, "content-type": "text/event-stream", **told}, content=content)
-
-    http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
-    with ResumableClient(http, backoff=ENDLESS, sleep=lambda _: None).stream("POST", "/") as stream:
-        assert read(stream, form) == read_whole(log, form)
-    assert (stream.state, stream.offset) == (StreamState.DONE, len(log))
-
-
-def test_nothing_is_held_back_of_what_cannot_be_resumed() -> None:
+def test_an_answer_that_cannot_be_resumed_is_not_asked_about() -> None:
     """Nor is its request repeated, which would run the endpoint again."""
-    for body in (LOST[:12], LOST):
-        machine = resumption()
-        assert machine.ask() == Ask(0)
-        machine.head(Head(200, {"content-type": "text/event-stream"}, URL))
-        assert machine.feed(body) == body
-        machine.end()
-        assert (machine.state, machine.ask()) == (StreamState.DONE, None)
-
-
-@given(log=st.lists(pieces | st.sampled_from([LOST, LOST[:-1], LOST[:40], LOST[:9]])).map(b"".join), cuts=cuts)
-@example(log=LOST, cuts=[])
-@example(log=LOST + b"data: 1\n\n", cuts=[50])
-@example(log=b"\n\n" + LOST[:40], cuts=[])
-@example(log=LOST[:-1], cuts=[len(LOST) - 1])
-def test_nothing_of_a_log_is_held_back_for_good(log: bytes, cuts: list[int]) -> None:
-    """Whatever it has that looks like what a server says of its store."""
     machine = resumption()
-    assert b"".join(drive(machine, Server(log), cuts, "text/event-stream")) == log
-    assert (machine.state, machine.offset) == (StreamState.DONE, len(log))
-
-
-def test_no_chunk_makes_it_slow_to_look_for_what_a_server_says_of_its_store() -> None:
-    """If each way to divide this chunk were tried, it would take a second, and all of them minutes."""
-    for _ in range(1000):
-        assert outage_size(b"\n" * 400 + b"x" * 500 + b"\ny\nid: 1\n\n") == 0
-
-
-@pytest.mark.parametrize("form", [*FORMS, "yield"])
-@pytest.mark.parametrize("cuts", [0, 2])
-def test_an_end_that_is_recorded_without_an_id_is_the_end(form: str, cuts: int) -> None:
-    """With `event_ids=False`, the end of a stream whose store was lost looks as if only one server had lost it."""
-    log = recorded(b"data: 1\n\n" + LOST, ids=False)
-    asked: list[str] = []
-
-    def body(offset: int) -> Iterator[bytes]:
-        yield log[offset:]
-        if asked.count("GET") + 1 <= cuts:
-            raise httpx.ReadError("The connection broke before the end.")
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request.method)
-        told = {"x-stream-total-bytes": str(len(log)), "x-stream-status": "failed"}
-        content = b"" if request.method == "HEAD" else body(int(request.url.params.get("from", 0)))
-        return httpx.Response(200, headers={**OURS, "content-type": "text/event-stream", **told}, content=content)
-
-    http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
-    delivered: list[Any] = []
-    with ResumableClient(http, backoff=ENDLESS).stream("POST", "/") as stream:
-        items = stream.events("yield") if form == "yield" else getattr(stream, form)()
-        with pytest.raises(StreamFailed, match="store_unavailable: m") if form == "events" else nullcontext():
-            delivered.extend(items)
-    assert stream.state is StreamState.FAILED
-    assert len(asked) < 6
-    if form in ("events", "yield"):
-        assert [event.event for event in delivered] == ["message", "error"][: 1 + (form == "yield")]
+    assert machine.ask() == Ask(0)
+    machine.head(Head(200, {"content-type": "text/event-stream"}, URL))
+    machine.feed(b"data: 1\n\n")
+    machine.end()
+    assert (machine.state, machine.ask()) == (StreamState.DONE, None)
 
 
 def test_the_client_that_stops_a_stream_does_not_raise_that_it_was_stopped() -> None:

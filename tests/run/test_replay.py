@@ -11,6 +11,7 @@ from fastapi_resumable._run.manager import StreamManager
 from fastapi_resumable._run.replay import ReplayResponse, replay, serve
 from fastapi_resumable._stream.memory import MemoryStream
 from fastapi_resumable._stream.stream import Head, Limits, WritableStream
+from fastapi_resumable.exceptions import StoreUnavailable
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.settings import ResumableSettings
 from fastapi_resumable.stores.base import Reservation
@@ -113,6 +114,18 @@ async def test_other_media_types_break_off():
     """There is no other way to tell."""
     with pytest.raises(StreamBroken, match="lost its place"):
         await served(b"application/x-ndjson")
+
+
+async def test_a_client_that_can_come_back_for_the_rest_gets_no_byte_that_is_not_in_the_log():
+    """It is cut off when the store cannot be reached: an event about that would move its place."""
+    manager, client = make_manager(), Client()
+    stream = await begun(manager)
+    stream.failure = StoreUnavailable("gone")
+    with pytest.raises(StreamBroken, match="lost its place"):
+        await ReplayResponse(manager, stream, 0, None)({}, never, client.send)
+
+    assert b"data: 1\n\n".startswith(client.body)
+    assert all(message["more_body"] for message in client.messages if "more_body" in message)
 
 
 async def begun(manager: StreamManager, media_type: bytes = b"text/event-stream") -> WritableStream:

@@ -64,18 +64,5 @@ export function readTerminal({ type, data }: StreamEvent) {
   } catch {}
 }
 
-const OUTAGE = 'event: error\ndata: {"code":"store_';
-// There is only one way for a line to match, so that nothing that comes makes it slow.
-const LAST_EVENT = /[\r\n]{2}(.+(\n.*)?\n?\n?)$/;
-
-/**
- * How many of the last bytes may be the event by which a server ends a response because it has lost its store, or the
- * beginning of it. In the log, that event has an id.
- */
-export function measureOutage(tail: string) {
-  const [, event = ""] = LAST_EVENT.exec(tail) ?? [];
-  return OUTAGE.startsWith(event.slice(0, OUTAGE.length)) ? event.length : 0;
-}
-
 /** The bytes of a character that is not whole at the end of three bytes. */
 export const PART_OF_CHARACTER = /[\xc0-\xff]$|[\xe0-\xff].$|[\xf0-\xff]..$|$/s;

@@ -1,7 +1,7 @@
 /** One stream, over however many connections. */
 
 import type { FollowOptions, StreamState, StreamEvent } from "../resumable.js";
-import { EventDecoder, measureOutage, PART_OF_CHARACTER, readTerminal } from "./events.js";
+import { EventDecoder, PART_OF_CHARACTER, readTerminal } from "./events.js";
 import { keep, type Place } from "./place.js";
 import { ask, NOT_NOW, ResumableError, send } from "./request.js";
 import { clipDelay, STOP_PATIENCE, SUSPICIOUS_SILENCE, Timers } from "./time.js";
@@ -27,13 +27,8 @@ export class Stream<Saved> extends EventTarget {
   #body: ReadableStreamDefaultReader<Bytes> | undefined;
   /** Whether nothing has been delivered of this connection yet. */
   #isFresh = true;
-  /** The last three bytes that were delivered, a character for each. */
-  #tail = "";
   /** Whether the answer can be had again. If not, an earlier one may be recorded under its id. */
   #isRecorded = true;
-  /** What came after that and is not delivered, because it is not in the log, as it seems. */
-  #held: Bytes | never[] = [];
-  #holdsBack = true;
   /** Removes the listeners of the page's events. */
   #pageListeners = new AbortController();
 
@@ -119,9 +114,11 @@ export class Stream<Saved> extends EventTarget {
 
   async *text() {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: !!this.offset });
+    let tail = ""; // the last three bytes, a character for each
     for await (const chunk of this.bytes()) {
+      tail = (tail + String.fromCharCode(...chunk.slice(-3))).slice(-3);
       // So will a character that is not whole yet.
-      this.#place.offset = this.offset - (PART_OF_CHARACTER.exec(this.#tail) as unknown as [string])[0].length;
+      this.#place.offset = this.offset - (PART_OF_CHARACTER.exec(tail) as unknown as [string])[0].length;
       const text = decoder.decode(chunk, { stream: true });
       if (text) yield text;
     }
@@ -154,25 +151,17 @@ export class Stream<Saved> extends EventTarget {
       try {
         this.#body ??= await this.#connect();
         this.#watch();
-        const { value = await this.#conclude() } = await this.#body.read().catch((error): { value?: Bytes } => {
+        const { value: bytes = await this.#conclude() } = await this.#body.read().catch((error): { value?: Bytes } => {
           // A connection that breaks before its first byte may be the end of a stream that is complete.
           if (!this.#isFresh || !this.epoch) throw error;
           return {};
         });
         this.#timers.unwatch();
-        // A chunk may be large, so it is copied only where something has to come before it.
-        const bytes = this.#held[0] ? new Uint8Array([...this.#held, ...value]) : value;
-        // The last bytes, a character for each: enough for what a server says of its store.
-        const text = String.fromCharCode(...bytes.slice(-999));
-        const held = this.epoch && this.#holdsBack ? measureOutage((this.#isFresh ? "\n\n" : this.#tail) + text) : 0;
-        const size = bytes.length - held;
-        this.#held = bytes.slice(size);
-        if (!size) continue;
-        this.#received += size;
+        if (!bytes.length) continue;
+        this.#received += bytes.length;
         this.#timers.failures = 0;
         this.#isFresh = false;
-        this.#tail = (this.#tail + text.slice(0, text.length - held)).slice(-3);
-        return bytes.subarray(0, size);
+        return bytes;
       } catch (error) {
         await this.#recover(error as ResumableError);
       }
@@ -184,7 +173,6 @@ export class Stream<Saved> extends EventTarget {
     const { start } = place;
     this.#connection = new AbortController();
     this.#isFresh = true;
-    this.#held = [];
     this.#watch();
     const { signal } = this.#connection;
     const response = await (start ? send(start, { ...this.#options, signal } as RequestInit) : this.#ask("GET"));
@@ -223,14 +211,12 @@ export class Stream<Saved> extends EventTarget {
     this.#watch();
     const { headers } = await this.#ask("HEAD").catch(({ status }) => {
       // It may not be asked, or was replaced since: the end of the response is the best that there is.
-      if (!this.#held.length && [401, 403, 405, 409, 501].includes(status)) this.#finish("done");
+      if ([401, 403, 405, 409, 501].includes(status)) this.#finish("done");
       throw new Error("Disconnected.");
     });
     const status = headers.get("X-Stream-Status") ?? "completed";
     const missing = +(headers.get("X-Stream-Total-Bytes") as string) - this.#received;
     const isAll = this.response?.status === 204 || missing <= 0;
-    // It is in the log, so it comes again: an end that was recorded without an id, or half an event.
-    if (missing === this.#held.length && missing) this.#holdsBack = false;
     if (status === "cancelled") this.#finish("stopped");
     if (/^fa|^int/.test(status) && isAll) throw new ResumableError(`The stream has ${status}.`, { code: status });
     if (status === "completed" && isAll) this.#finish("done");

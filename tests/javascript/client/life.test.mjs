@@ -4,9 +4,6 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import http from "node:http";
 import { after, before, test } from "node:test";
-import { fileURLToPath } from "node:url";
-
-import { build } from "esbuild";
 
 import { ResumableError, restore, resumable, resume, stop } from "../../../fastapi_resumable/static/resumable.js";
 import { Clock, becomes, collect, memoryStore, script, send, startLine, startServer, states, until } from "./support.mjs";
@@ -574,125 +571,6 @@ test("a question about the end that is put off is asked again; one that cannot b
   };
   for (const status of [408, 425, 429, 503]) assert.deepEqual(await follow(status), [2, "done"]);
   for (const status of [401, 405, 501]) assert.deepEqual(await follow(status), [1, "done"]);
-});
-
-const said = { code: "store_unavailable", message: "Redis is away." };
-/** What a server that has lost its store says to one client. */
-const lost = `event: error\ndata: ${JSON.stringify({ ...said, error: said })}\n\n`;
-
-test("a reader whom the server lost sight of its store for comes back", async () => {
-  const fake = await startFake((number, response, { method }) => {
-    response.setHeader("X-Stream-Status", number < 3 ? "in_progress" : "completed");
-    if (method === "HEAD") response.end();
-    else response.end(number === 1 ? `data: 1\n\n${lost}` : "data: 2\n\n");
-  });
-  const stream = resume("x", { prefix: fake.prefix, ...quick });
-  assert.deepEqual((await collect(stream)).map(({ data }) => data), ["1", "2"]);
-  assert.deepEqual(fake.requests, ["GET 0", "HEAD 9", "GET 9", "HEAD 18"]);
-  fake.stop();
-});
-
-async function* characters(stream) {
-  for await (const chunk of stream.bytes()) yield Buffer.from(chunk).toString("latin1");
-}
-
-const data = (events) => events.map((event) => event.data);
-const text = (stream) => stream.text();
-
-test("a part of what a server says of its store is left out, once: if it comes again, it is recorded", async () => {
-  const borders = [["\n\n", ""], ["\r\n\r\n", "event: e"]];
-  for (const [border, part, read] of [undefined, text, characters].flatMap((read) => borders.map((b) => [...b, read]))) {
-    const log = `data: 1${border}${`data: 2${border}`.repeat(40)}${part}`;
-    for (const length of [1, 20, 60, lost.length - 1]) {
-      for (const isCut of [true, false]) {
-        const fake = await startFake((number, response, { method, url }) => {
-          response.setHeader("X-Stream-Status", "completed");
-          response.setHeader("X-Stream-Total-Bytes", `${log.length}`);
-          const from = new URL(url, "http://x").searchParams.get("from");
-          if (number > 1) return response.end(method === "HEAD" ? "" : log.slice(from));
-          response.write(`data: 1${border}${lost.slice(0, length)}`, () => isCut ? response.destroy() : response.end());
-        });
-        const stream = resume("x", { prefix: fake.prefix, ...quick });
-        if (read) assert.equal((await collect(read(stream))).join(""), log);
-        else assert.deepEqual(data(await collect(stream)), ["1", ...Array(40).fill("2")]);
-        assert.equal(stream.state, "done");
-        fake.stop();
-      }
-    }
-  }
-});
-
-test("what a server says of its store in the middle of an event spoils none", async () => {
-  for (const read of [undefined, text, characters]) {
-    const log = "data: one\n\ndata: two\n\n";
-    const bodies = [log.slice(0, 5), lost, lost.slice(0, 30), log.slice(5)];
-    const fake = await startFake((number, response, { method }) => {
-      response.setHeader("X-Stream-Status", "completed");
-      response.setHeader("X-Stream-Total-Bytes", `${log.length}`);
-      response.end(method === "HEAD" ? "" : bodies.shift());
-    });
-    const stream = resume("x", { prefix: fake.prefix, ...quick });
-    if (read) assert.equal((await collect(read(stream))).join(""), log);
-    else assert.deepEqual(data(await collect(stream)), ["one", "two"]);
-    fake.stop();
-  }
-});
-
-test("so do readers of bytes and text, who do not get it either", async () => {
-  for (const read of [text, characters]) {
-    const breaking = await startFake((number, response) => {
-      response.setHeader("X-Stream-Status", "completed");
-      if (number > 1) response.end("data: 2\n\n");
-      else response.write(`data: 1\n\n${lost}`, () => response.destroy());
-    });
-    const pieces = await collect(read(resume("x", { prefix: breaking.prefix, ...quick })));
-    assert.equal(pieces.join(""), "data: 1\n\ndata: 2\n\n");
-    assert.deepEqual(breaking.requests.slice(0, 2), ["GET 0", "GET 9"]);
-    breaking.stop();
-    const fake = await startFake((number, response, { method }) => {
-      response.setHeader("X-Stream-Status", number < 3 ? "in_progress" : "completed");
-      if (method === "HEAD") response.end();
-      else response.end(number === 1 ? `data: 1\n\n${lost}` : "data: 2\n\n");
-    });
-    const parts = await collect(read(resume("x", { prefix: fake.prefix, ...quick })));
-    assert.equal(parts.join(""), "data: 1\n\ndata: 2\n\n");
-    assert.deepEqual(fake.requests, ["GET 0", "HEAD 9", "GET 9", "HEAD 18"]);
-    fake.stop();
-  }
-});
-
-test("no input makes it slow to look for what a server says of its store", async () => {
-  const source = fileURLToPath(new URL("../../../fastapi_resumable/static/src/events.ts", import.meta.url));
-  const { outputFiles } = await build({ entryPoints: [source], bundle: true, format: "esm", write: false });
-  const { measureOutage } = await import(`data:text/javascript,${encodeURIComponent(outputFiles[0].text)}`);
-  assert.equal(measureOutage(`data: 1\n\n${lost}`), lost.length);
-  for (const part of ["x", "\n", "\r\n", "x\n"]) {
-    assert.equal(measureOutage(`\n\n${part.repeat(1e6)}\ny\nid: 1\n\n`), 0);
-  }
-});
-
-test("what a server has recorded of its store is the end", async () => {
-  const end = lost.replace(/\n$/, `id: ${"a".repeat(16)}-200\n\n`);
-  const fake = await startFake((_number, response) => response.end(`data: 1\n\n${end}`));
-  const { events, error } = await fail(resume("x", { prefix: fake.prefix, ...quick }));
-  assert.deepEqual(events, ["1"]);
-  assert.equal(error.code, "store_unavailable");
-  assert.deepEqual(fake.requests, ["GET 0"]);
-  fake.stop();
-});
-
-test("it is the end without an id too, if the stream has failed there", async () => {
-  const log = `data: 1\n\n${lost}`;
-  const fake = await startFake((_number, response, { method, url }) => {
-    response.setHeader("X-Stream-Status", "failed");
-    response.setHeader("X-Stream-Total-Bytes", `${log.length}`);
-    response.end(method === "HEAD" ? "" : log.slice(new URL(url, "http://x").searchParams.get("from")));
-  });
-  const { events, error } = await fail(resume("x", { prefix: fake.prefix, ...quick }));
-  assert.deepEqual(events, ["1"]);
-  assert.equal(error.code, "store_unavailable");
-  assert.deepEqual(fake.requests, ["GET 0", "HEAD 9", "GET 9"]);
-  fake.stop();
 });
 
 test("a response that a proxy has ended before the failure is gone on with", async () => {
