@@ -1061,6 +1061,33 @@ async def test_a_worker_that_was_frozen_gives_up_its_requests(plant: Plant) -> N
     assert new.codes == []
 
 
+async def test_a_watch_has_told_of_an_end_before_that_is_over(plant: Plant) -> None:
+    """However late the news comes: a server that exits ends its last streams, and then the watches."""
+    client, item = plant.meddled(), asyncio.Queue[ResumableStreamItem]()
+    store = plant.open(client)
+    remove = await store.watch(KEY.owner, [KEY.id], item.put_nowait)
+    stream = await Request().begin(store)
+    while (await item.get()).status is not ResumableStatus.IN_PROGRESS:
+        pass
+    held, posted = asyncio.Event(), asyncio.Event()
+
+    async def note() -> None:
+        posted.set()
+
+    # The listener's read, by its second word.
+    client.after["COUNT"] = held.wait  # type: ignore[assignment]
+    client.meddle(Script.POST, after=note)
+    finishing = asyncio.ensure_future(complete(store, stream))
+    await posted.wait()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    held.set()
+    await finishing
+    remove()
+    assert item.get_nowait().status is ResumableStatus.COMPLETED
+    assert item.empty()
+
+
 # A client of the application's own.
 
 
@@ -1079,6 +1106,19 @@ async def test_a_client_that_waits_less_than_a_blocking_read_is_no_outage(
     await two.stop(KEY, None)
     assert await request.told() == "cancelled"
     assert "cannot be used" not in caplog.text
+
+
+async def test_a_cancellation_is_not_lost_while_a_command_is_sent(plant: Plant) -> None:
+    """A client with a `socket_timeout` sends by `asyncio.wait_for`, which loses one on Python 3.11."""
+    client = Redis.from_url(plant.server.url, socket_timeout=6.0)
+    plant.clients.append(client)
+    store = plant.open(client)
+    await Request().reserve(store)
+    waiting = asyncio.ensure_future(store.find(KEY, 1.0))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
 
 
 def test_a_client_serves_one_event_loop_after_the_other(

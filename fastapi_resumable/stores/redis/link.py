@@ -7,7 +7,7 @@ import asyncio
 import logging
 import math
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any, TypeVar
@@ -124,9 +124,7 @@ class Link:
         begun, attempts = monotonic(), 0
         while not self.is_closed:
             try:
-                # redis-py by itself waits for a reply without a bound.
-                async with asyncio.timeout(self.outage.attempt):
-                    replies = await self._execute_whole(calls)
+                replies = await within(self.outage.attempt, self._execute_whole(calls))
                 failure = next((reply for reply in replies if isinstance(reply, Exception) and is_passing(reply)), None)
                 if failure is None:
                     self.outage.note_up()
@@ -250,6 +248,24 @@ class Link:
             return await self.client.execute_command(call.command, *call.keys, *call.args)
         except Exception as exc:  # noqa: BLE001  # the calls beside this one go on
             return exc
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """Do some work with redis-py, which by itself waits for a reply without a bound.
+
+    Raises:
+        TimeoutError: It takes longer than `seconds`.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    cancelled = task.cancelling()
+    async with asyncio.timeout(seconds):
+        result = await work
+        # Where a client has a `socket_timeout`, redis-py sends by `asyncio.wait_for`, which on Python 3.11 loses a
+        # cancellation that comes in the moment in which all is sent.
+        if task.cancelling() > cancelled:
+            raise asyncio.CancelledError
+    return result
 
 
 def in_parts(items: Sequence[T], size: int = TOGETHER) -> Iterator[Sequence[T]]:

@@ -16,7 +16,7 @@ from ..._stream.tasks import Tasks
 from ...exceptions import StoreUnavailable
 from ..shared.outage import UNAVAILABLE
 from .calls import Call
-from .link import Link, is_passing
+from .link import Link, is_passing, within
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -171,11 +171,12 @@ class _Group:
         ids = [self.places[key].last for key in keys]
         self._is_blocked = True
         try:
-            # A connection that died without a word would block the read for good.
-            async with asyncio.timeout(self._link.block + self._link.outage.attempt):
-                reply = await self._link.client.execute_command(
+            reply = await within(
+                self._link.block + self._link.outage.attempt,
+                self._link.client.execute_command(
                     "XREAD", "COUNT", COUNT, "BLOCK", int(self._link.block * 1000), "STREAMS", *keys, *ids
-                )
+                ),
+            )
         finally:
             self._is_blocked = False
         return [(key, _entries(raw)) for key, raw in (reply.items() if isinstance(reply, dict) else reply or ())]

@@ -5,14 +5,16 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 
 from ..._core.ids import StreamKey
 from ..._core.lifecycle import OnConflict, Verdict
 from ...exceptions import StoreUnavailable, TooManyStreams, TooManyStreamsOfOwner
-from ...models import ResumableStatus
+from ...models import ResumableStatus, ResumableStreamItem
 from ..base import Reservation, queued_item
 from ..shared.backend import Answer, SharedBackend
 from ..shared.local import LocalStream
+from ..shared.outage import RECHECK
 from ..shared.writes import KeyState
 from .calls import Calls, read_state
 from .link import Link, in_parts
@@ -161,8 +163,23 @@ class Transitions(SharedBackend):
         self.queue.run_later(*self.calls.free(stream.key, stream.epoch))
 
     async def announce(self, stream: LocalStream) -> None:
-        """Tell those that watch."""
-        await self.messages.announce(stream.key.owner, stream.item)
+        """Tell those that watch; those here before it goes on: an exiting server ends them after its last stream."""
+        (owner, stream_id), item, heard = stream.key, stream.item, asyncio.Event()
+
+        def note(told: ResumableStreamItem) -> None:
+            if told == item:
+                heard.set()
+
+        with ExitStack() as watching:
+            if is_watched := bool(self.watchers):
+                # Where there is no room for one more watch, they may hear of it later.
+                with suppress(TooManyStreams):
+                    watching.callback(self.watchers.add(owner, [stream_id], note))
+            await self.messages.announce(owner, item)
+            if is_watched:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(RECHECK):
+                        await heard.wait()
 
     async def notify_ended(self, key: StreamKey, told: Sequence[bytes], code: str) -> None:
         """Tell workers what a script has ended of theirs: in `told`, each worker is followed by an epoch."""
