@@ -36,13 +36,10 @@ T = TypeVar("T")
 
 PARALLEL = 32
 """How many requests may use Redis at a time, so how many connections they can take."""
-
 BLOCK = 2.0
 """The most seconds for which a read blocks."""
-
 SILENCE = 10.0
 """Seconds for which a refusal that was logged is not logged again."""
-
 TOGETHER = 64
 """How many streams are written by one call, and how many calls are made in one go for a request: it may ask for a
 thousand streams, and nothing else runs while redis-py reads replies that are there already."""
