@@ -93,11 +93,7 @@ class Link:
 
     @asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:
-        """Give up what takes longer than `timeout`, although Redis may answer all the while.
-
-        Raises:
-            StoreUnavailable: It was given up.
-        """
+        """Give up what takes longer than `timeout`, although Redis may answer: it raises `StoreUnavailable` then."""
         try:
             async with asyncio.timeout(self.outage.timeout):
                 yield
