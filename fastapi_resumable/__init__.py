@@ -5,9 +5,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ._fastapi.admission import header
 from ._fastapi.endpoint import ResumableStream
-from ._fastapi.request import body_field
+from ._fastapi.request import body_field, header
 from ._fastapi.resumable import Resumable, ResumableMiddleware
 from ._run.hooks import FinishedStream
 from .exceptions import (

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-import anyio.from_thread
+import anyio
 from fastapi import HTTPException, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -24,17 +24,19 @@ from .._run.headers import replay_path
 from .._run.manager import StreamManager
 from .._run.producer import Producer, reserve
 from .._run.recorder import FIND_PRODUCER
-from .._run.replay import counting_refusals, replay
+from .._run.replay import WATCH_DELAY, counting_refusals, replay
 from .._stream.stream import Stream
-from ..exceptions import InvalidStreamId, ResumableError, StoreUnavailable, StreamPending
-from ..settings import IdDependency, ResumableOptions
+from ..exceptions import ResumableError, StoreUnavailable, StreamPending
+from ..settings import ResumableOptions
 from .internals import threaded_generator
 from .request import (
     WHITESPACE,
+    HeaderId,
     Paths,
     Solvers,
     check_found,
     first_headers,
+    header,
     last_event_id,
     path_of,
     prefers_async,
@@ -52,28 +54,6 @@ FastAPI's own event streams end the body in order when their generator raises, a
 CLIENT_LEFT = 499  # what access logs show of a request whose client has left
 
 _T = TypeVar("_T")
-
-
-class _Header:
-    """A dependency that reads a header's raw bytes as UTF-8."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self.raw_name = name.lower().encode("ascii")
-
-    async def __call__(self, request: Request) -> str | None:
-        return self.decode(first_headers(request.scope).get(self.raw_name))
-
-    def decode(self, value: bytes | None) -> str | None:
-        try:
-            return None if value is None else str(value.strip(WHITESPACE), "utf-8")
-        except UnicodeDecodeError as exc:
-            raise InvalidStreamId(f"The header {self._name} is not valid UTF-8.") from exc
-
-
-def header(name: str) -> IdDependency:
-    """A dependency that takes the id (or the owner) from a request header, read as UTF-8."""
-    return _Header(name)
 
 
 # The one place that turns exceptions into answers.
@@ -126,12 +106,6 @@ class Service:
             self._warned.add(message)
             logger.warning(message)
 
-    def may_name_a_stream(self, scope: Scope) -> bool:
-        """Whether the request must be looked at: known at once of the most that name no stream."""
-        if self.settings.auto_id or not isinstance(self._stream_id, _Header):
-            return True
-        return self._stream_id.raw_name in dict(scope["headers"])
-
     def admission_of(self, scope: Scope) -> "Admission | None":
         """The admission of a request that was admitted already; not of one made in process from a copy of its scope."""
         admission: Admission | None = scope.get(self.scope_key)
@@ -147,7 +121,7 @@ class Service:
             return None
         headers = first_headers(request.scope)
         try:
-            if isinstance(self._stream_id, _Header):
+            if isinstance(self._stream_id, HeaderId):
                 found = self._stream_id.decode(headers.get(self._stream_id.raw_name))
             else:
                 found = check_found("stream_id", await solve(self._stream_id, request, receive, self._solvers))
@@ -261,15 +235,23 @@ class Admission:
 
     async def _unless_client_leaves(self, work: Coroutine[Any, Any, _T]) -> _T | None:
         """Do what may wait for another request's stream to begin; `None` once the client has left."""
-        leaving = asyncio.ensure_future(self._body.disconnected())
-        try:
-            with anyio.CancelScope() as scope:
+        leaving: asyncio.Task[None] | None = None
+        with anyio.CancelScope() as scope:
+
+            def watch() -> None:
+                nonlocal leaving
+                leaving = asyncio.ensure_future(self._body.disconnected())
                 leaving.add_done_callback(lambda _: scope.cancel())
+
+            timer = asyncio.get_running_loop().call_later(WATCH_DELAY, watch)
+            try:
                 return await work
-        finally:
-            leaving.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({leaving})
+            finally:
+                timer.cancel()
+                if leaving is not None:
+                    leaving.cancel()
+                    with anyio.CancelScope(shield=True):
+                        await asyncio.wait({leaving})
         return None
 
     # Called at the endpoint, where FastAPI has solved and validated everything.
@@ -279,14 +261,12 @@ class Admission:
         return await self.decide()
 
     async def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Run an `async def` endpoint, or return what stands in for its result."""
-        answer = await self.enter()
-        return self.note_response(await call()) if answer is None else answer
+        """Run an `async def` endpoint."""
+        return self.note_response(await call())
 
     def run_in_thread(self, call: Callable[[], Any]) -> Any:
-        """The same for a `def` endpoint, from within the thread that FastAPI runs it in."""
-        answer = anyio.from_thread.run(self.enter)
-        return self.note_response(call()) if answer is None else answer
+        """Run a `def` endpoint, from within the thread that FastAPI runs it in."""
+        return self.note_response(call())
 
     def note_response(self, response: Any) -> Any:
         """Return what the endpoint has returned, or FastAPI made of it, and note what generates it."""

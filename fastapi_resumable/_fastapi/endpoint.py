@@ -1,17 +1,18 @@
 """What stands in for an endpoint where FastAPI calls it: the decorator, the dependency's handle, and the interceptor.
 
-A decorated endpoint is the user's own function: FastAPI calls it with one more argument, the connection of the request,
-and for all other callers it is the function that it was. An interceptor is on the route that runs: FastAPI calls it in
-place of the endpoint, once the request was checked, and `route.endpoint` stays as it is.
+A decorated endpoint is the user's own function: FastAPI calls it with one more argument, the handle of the request's
+stream, and for all other callers it is the function that it was. An interceptor is on the route that runs: FastAPI
+calls it in place of the endpoint, once the request was checked, and `route.endpoint` stays as it is.
 """
 
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import anyio.from_thread
+import anyio.to_thread
 from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
@@ -26,14 +27,19 @@ from .responses import AnswerRoute, EndpointAdmission, record
 if TYPE_CHECKING:
     from fastapi.dependencies.models import Dependant
 
+LEND_DELAY = 0.01
+"""Seconds after which a thread that waits for a decision gives its place in the pool to another."""
+MAX_THREADS = 1000
+"""How many threads there may be at most for such a place to be given."""
 _REQUEST = "fastapi_resumable_request"
 _INTERCEPTED = "__fastapi_resumable_intercepted__"
 
+_T = TypeVar("_T")
 ResponseT = TypeVar("ResponseT", bound=Response)
 
 
-def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., Any]:
-    """Wrap `endpoint` so that FastAPI also hands in the connection, and the response is recorded.
+def decorate(endpoint: Callable[..., Any], handle: Callable[..., Any], parameter: str) -> Callable[..., Any]:
+    """Wrap `endpoint` so that FastAPI also hands in what the dependency `handle` returns, and that gets the response.
 
     Raises:
         TypeError: `endpoint` uses `yield`.
@@ -44,8 +50,6 @@ def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., An
             f"@resumable.stream cannot wrap {name!r}, because an endpoint that uses `yield` has its response built by "
             "FastAPI. Put it on a router made with APIRouter(route_class=resumable.route_class) instead."
         )
-    # Its own for each `Resumable`, because an endpoint may be one of several.
-    parameter = service.scope_key.replace(".", "_connection_")
     signature = _signature(endpoint)
     if parameter in signature.parameters:
         return endpoint
@@ -53,46 +57,23 @@ def decorate(endpoint: Callable[..., Any], service: Service) -> Callable[..., An
 
         @functools.wraps(endpoint)
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            request: Request | None = kwargs.pop(parameter, None)
-            call = functools.partial(endpoint, *args, **kwargs)
-            admission = None if request is None else await _decorated(request, service)
-            return await (call() if admission is None else admission.run(call))
+            stream: ResumableStream | None = kwargs.pop(parameter, None)
+            result = await endpoint(*args, **kwargs)
+            return result if stream is None else stream(result)
     else:
 
         @functools.wraps(endpoint)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            request: Request | None = kwargs.pop(parameter, None)
-            return _call_in_thread(functools.partial(endpoint, *args, **kwargs), name, request, service)
+            stream: ResumableStream | None = kwargs.pop(parameter, None)
+            result = endpoint(*args, **kwargs)
+            return result if stream is None else stream(result)
 
     # That of an object, or of a partial, is its class's: for FastAPI, the name of the operation.
     wrapper.__name__ = name
-    wrapper.__signature__ = _with_connection(signature, parameter)  # type: ignore[attr-defined]  # inspect's protocol
+    annotation = Annotated[Any, Depends(handle)]
+    extra = inspect.Parameter(parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    wrapper.__signature__ = _with_parameter(signature, extra)  # type: ignore[attr-defined]  # inspect's protocol
     return wrapper
-
-
-def _call_in_thread(call: Callable[[], Any], name: str, request: Request | None, service: Service) -> Any:
-    if request is None or not service.may_name_a_stream(request.scope):
-        return call()
-    if _is_in_event_loop():
-        # A decorator above made it `async`, and cannot wait for a store.
-        what = f"{name!r} is a `def` endpoint that is called in the event loop, so it is not resumable"
-        service.warn_once(f"{what}: make it `async def`.")
-        return call()
-    admission = anyio.from_thread.run(_decorated, request, service)
-    return call() if admission is None else admission.run_in_thread(call)
-
-
-async def _decorated(request: Request, service: Service) -> Admission | None:
-    """The admission of a request to a decorated endpoint; `None` if the request names no stream."""
-    admission = service.admission_of(request.scope) or await _admit(request, service)
-    if isinstance(admission, EndpointAdmission):
-        admission.records_result = True
-    return admission
-
-
-async def _admit(request: Request, service: Service) -> "EndpointAdmission | None":
-    identity = await service.identify(*body_again(request))
-    return None if identity is None else EndpointAdmission(service, request, identity)
 
 
 def _signature(endpoint: Callable[..., Any]) -> inspect.Signature:
@@ -103,21 +84,13 @@ def _signature(endpoint: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(endpoint)
 
 
-def _with_connection(signature: inspect.Signature, name: str) -> inspect.Signature:
+def _with_parameter(signature: inspect.Signature, extra: inspect.Parameter) -> inspect.Signature:
     """The signature of an endpoint, with a parameter more."""
     parameters = list(signature.parameters.values())
-    # FastAPI hands its connection to one parameter only; and a string may stand for such an annotation.
-    taken = any(each.annotation in (HTTPConnection, "HTTPConnection") for each in parameters)
-    annotation: Any = Annotated[Any, Depends(_connection)] if taken else HTTPConnection
     # Last, because class-based views take the first parameter for `self`; but nothing may come after `**kwargs`.
     at = len(parameters) - (bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
-    kind = inspect.Parameter.KEYWORD_ONLY
-    parameters.insert(at, inspect.Parameter(name, kind, default=None, annotation=annotation))
+    parameters.insert(at, extra)
     return signature.replace(parameters=parameters)
-
-
-async def _connection(connection: HTTPConnection) -> HTTPConnection:
-    return connection
 
 
 class ResumableStream:
@@ -154,20 +127,20 @@ class ResumableStream:
         if not isinstance(admission, EndpointAdmission) or admission.exchange is None:
             return response
         if not isinstance(response, Response):
-            # FastAPI has yet to render it; it passes through with the warning that the decorator gives.
-            admission.records_result = True
+            # FastAPI has yet to render it.
+            admission.is_unrendered = True
             return response
         return cast("ResponseT", record(response, admission.exchange))
 
 
-async def handle_of(request: Request, service: Service) -> ResumableStream:
+async def handle_of(request: HTTPConnection, service: Service) -> ResumableStream:
     """The handle of a request, with the same admission for all that ask for one."""
-    if isinstance(request.scope.get("route"), AnswerRoute):
-        # One of ours, behind a dependency that others share: these routes begin no stream.
+    if not isinstance(request, Request) or isinstance(request.scope.get("route"), AnswerRoute):
+        # A websocket, or one of our own routes, behind a dependency that others share: these begin no stream.
         return ResumableStream()
     admission = service.admission_of(request.scope)
-    if admission is None and (admission := await _admit(request, service)) is not None:
-        key = service.scope_key
+    if admission is None and (identity := await service.identify(*body_again(request))) is not None:
+        admission, key = EndpointAdmission(service, request, identity), service.scope_key
         request.scope[key] = admission
         # So that the request is freed when it is over: nothing leads from it back to itself.
         internals.dependency_stack(request.scope).callback(request.scope.pop, key, None)
@@ -206,15 +179,21 @@ def _intercepted(endpoint: Callable[..., Any], name: str | None, service: Servic
             # A recorded response closes its own.
             internals.dependency_stack(request.scope).push_async_callback(admission.close_generators)
         if not _is_in_event_loop():
-            return admission.run_in_thread(call)
+            answer = _from_thread(admission.enter)
+            return admission.run_in_thread(call) if answer is None else answer
         if generate is None:
-            return admission.run(call)
+            return _run(admission, call)
         generator = generate(call, admission)
         admission.generators.append(generator)
         return generator
 
     setattr(interceptor, _INTERCEPTED, (*getattr(endpoint, _INTERCEPTED, ()), service.scope_key))
     return interceptor
+
+
+async def _run(admission: Admission, call: Callable[[], Awaitable[Any]]) -> Any:
+    answer = await admission.enter()
+    return await admission.run(call) if answer is None else answer
 
 
 async def _generate_once_admitted(call: Callable[[], AsyncIterator[Any]], admission: Admission) -> AsyncIterator[Any]:
@@ -229,7 +208,7 @@ async def _generate_once_admitted(call: Callable[[], AsyncIterator[Any]], admiss
 
 
 def _generate_in_threads(call: Callable[[], Iterator[Any]], admission: Admission) -> Iterator[Any]:
-    if anyio.from_thread.run(_is_to_run, admission):
+    if _from_thread(functools.partial(_is_to_run, admission)):
         yield from call()
 
 
@@ -238,6 +217,34 @@ async def _is_to_run(admission: Admission) -> bool:
         return await admission.enter() is None
     except Exception:  # noqa: BLE001  # raised by the route's own handler, which waits for the same
         return False
+
+
+# A `def` endpoint waits for the decision in a thread of the application's pool.
+
+
+def _from_thread(work: Callable[[], Awaitable[_T]]) -> _T:
+    """Have the event loop do what a thread of a `def` endpoint waits for; another thread works if that takes a while.
+
+    So requests that wait for another's stream to begin, or for their client's body, hold up no others.
+    """
+    return anyio.from_thread.run(_lend_thread, work)
+
+
+async def _lend_thread(work: Callable[[], Awaitable[_T]]) -> _T:
+    limiter, lent = anyio.to_thread.current_default_thread_limiter(), 0
+
+    def lend() -> None:
+        nonlocal lent
+        if limiter.borrowed_tokens < MAX_THREADS:
+            limiter.total_tokens += 1
+            lent = 1
+
+    timer = asyncio.get_running_loop().call_later(LEND_DELAY, lend)
+    try:
+        return await work()
+    finally:
+        timer.cancel()
+        limiter.total_tokens -= lent
 
 
 def _is(kind: Callable[[Any], bool], endpoint: Any) -> bool:

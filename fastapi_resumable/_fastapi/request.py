@@ -18,7 +18,7 @@ from starlette.routing import NoMatchFound
 from starlette.types import ASGIApp, Message, Receive, Scope
 
 from .._core.sse import BOM
-from ..exceptions import InvalidRequest
+from ..exceptions import InvalidRequest, InvalidStreamId
 from ..settings import IdDependency
 from .internals import has_read_body
 
@@ -57,6 +57,28 @@ def check_found(name: str, value: Any) -> str | None:
         what = type(value).__name__
         raise TypeError(f"the dependency {name} must return str or None, not {what}: return str() of its value")
     return value
+
+
+class HeaderId:
+    """A dependency that reads a header's raw bytes as UTF-8."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.raw_name = name.lower().encode("ascii")
+
+    async def __call__(self, request: Request) -> str | None:
+        return self.decode(first_headers(request.scope).get(self.raw_name))
+
+    def decode(self, value: bytes | None) -> str | None:
+        try:
+            return None if value is None else str(value.strip(WHITESPACE), "utf-8")
+        except UnicodeDecodeError as exc:
+            raise InvalidStreamId(f"The header {self._name} is not valid UTF-8.") from exc
+
+
+def header(name: str) -> IdDependency:
+    """A dependency that takes the id (or the owner) from a request header, read as UTF-8."""
+    return HeaderId(name)
 
 
 def body_field(name: str) -> IdDependency:

@@ -172,8 +172,8 @@ class EndpointAdmission(Admission):
 
     is_of_app = False
     end_delay = 0.0
-    records_result = False
-    """Whether what the endpoint returns is recorded, rather than only what it hands to its handle."""
+    is_unrendered = False
+    """Whether the handle was given what FastAPI has yet to render."""
     _holds = False
 
     def __init__(self, service: Service, request: Request, identity: Identity) -> None:
@@ -195,9 +195,8 @@ class EndpointAdmission(Admission):
 
     async def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Run the endpoint so that a stop cancels it, and have its result recorded."""
-        answer = await self.enter()
-        if answer is not None or (exchange := self.exchange) is None:
-            return await call() if answer is None else answer
+        if (exchange := self.exchange) is None:
+            return await call()
         producer = exchange.producer
         try:
             with anyio.CancelScope() as scope:
@@ -211,9 +210,8 @@ class EndpointAdmission(Admission):
 
     def run_in_thread(self, call: Callable[[], Any]) -> Any:
         """The same, but nothing can cancel it."""
-        answer = anyio.from_thread.run(self.enter)
-        if answer is not None or (exchange := self.exchange) is None:
-            return call() if answer is None else answer
+        if (exchange := self.exchange) is None:
+            return call()
         try:
             result = call()
         except Exception as exc:  # noqa: BLE001  # raised again, unless the client has its answer
@@ -222,12 +220,10 @@ class EndpointAdmission(Admission):
 
     async def _finish(self, exchange: Exchange, result: Any) -> Any:
         """What FastAPI gets in place of the endpoint's result."""
-        if self.records_result and isinstance(result, Response):
-            return record(result, exchange)
         if is_recorded(result, exchange):
             return result
         await exchange.release()
-        if self.records_result:
+        if self.is_unrendered:
             path = getattr(self.scope.get("route"), "path", "a route")
             self.service.warn_once(
                 f"the endpoint of {path} returned a {type(result).__name__}, which FastAPI has yet to "

@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -114,9 +115,11 @@ class Resumable:
         Raises:
             TypeError: The endpoint uses `yield`; the message names the route class that serves those.
         """
-        return decorate(endpoint, self._service)  # type: ignore[return-value]  # the same to call
+        # A parameter of its own for each `Resumable`, because an endpoint may be one of several.
+        parameter = self._service.scope_key.replace(".", "_stream_")
+        return decorate(endpoint, self, parameter)  # type: ignore[return-value]  # the same to call
 
-    async def __call__(self, request: Request) -> ResumableStream:
+    async def __call__(self, request: HTTPConnection) -> ResumableStream:
         """The dependency: `stream: Annotated[ResumableStream, Depends(resumable)]`."""
         return await handle_of(request, self._service)
 

@@ -16,7 +16,7 @@ FACES = [
     ("decorator", "decorator"),
     ("dependency", "dependency"),
     ("dependency", "dependency turned"),
-    ("dependency", "decorator"),
+    ("decorator", "dependency"),
     ("route_class", "decorator"),
     ("route_class", "dependency"),
     ("middleware", "decorator"),

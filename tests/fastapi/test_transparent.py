@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, WebSocket
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from pydantic import AfterValidator
@@ -97,12 +97,11 @@ def test_other_decorators_around_ours_leave_the_endpoint_resumable(order: str, k
         assert client.post("/chat?q=x").text == "data: x\n\n"
 
 
-async def test_a_def_endpoint_that_a_decorator_calls_in_the_event_loop_is_served_as_without_us(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """It cannot wait for a store there: said once."""
+async def test_a_def_endpoint_that_a_decorator_calls_in_the_event_loop_is_recorded() -> None:
+    """FastAPI awaits what the decorator makes of it."""
     resumable = Resumable()
     app = FastAPI()
+    app.include_router(resumable.router)
 
     def in_the_loop(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -118,9 +117,25 @@ async def test_a_def_endpoint_that_a_decorator_calls_in_the_event_loop_is_served
         return PlainTextResponse("here")
 
     async with running(app) as client:
-        for _ in range(2):
-            assert (await client.post("/chat", headers={ID: "a"})).body == b"here"
-    assert caplog.text.count("make it `async def`") == 1
+        assert (await client.post("/chat", headers={ID: "a"})).body == b"here"
+        assert (await client.get("/v1/stream/a")).body == b"here"
+
+
+def test_a_handle_that_a_router_asks_for_leaves_its_websockets_alone() -> None:
+    """They get a handle of no stream."""
+    resumable = Resumable()
+    router = APIRouter(dependencies=[Depends(resumable)])
+
+    @router.websocket("/ws")
+    async def talk(websocket: WebSocket, stream: Annotated[ResumableStream, Depends(resumable)]) -> None:
+        await websocket.accept()
+        await websocket.send_json(bool(stream))
+        await websocket.close()
+
+    app = FastAPI()
+    app.include_router(router)
+    with TestClient(app) as client, client.websocket_connect("/ws", headers={ID: "a"}) as connection:
+        assert connection.receive_json() is False
 
 
 @pytest.mark.parametrize("face", ["decorator", "dependency", "route_class"])

@@ -1,0 +1,92 @@
+"""A request to a `def` endpoint takes one place of the application's thread pool, and none while it only waits."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import anyio.to_thread
+import pytest
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.responses import StreamingResponse
+
+from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream
+from tests.support.asgi import bounded, running, until
+
+every_face = pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "middleware"])
+RETRY = {"X-Conversation-Id": "a", "Idempotency-Key": "k"}
+
+
+@pytest.fixture
+async def limiter() -> AsyncIterator[anyio.CapacityLimiter]:
+    """The pool of the application's threads; there is a single one."""
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    before, limiter.total_tokens = limiter.total_tokens, 1
+    yield limiter
+    limiter.total_tokens = before
+
+
+def serving(face: str, resumable: Resumable, respond: Any) -> FastAPI:
+    """An application with a `def` endpoint at `/chat`, and another one."""
+    app = FastAPI()
+
+    def handled(stream: Annotated[ResumableStream, Depends(resumable)]) -> Any:
+        return stream(respond())
+
+    def chat() -> Any:
+        return respond()
+
+    endpoint = resumable.stream(chat) if face == "decorator" else handled if face == "dependency" else chat
+    router = APIRouter(route_class=resumable.route_class) if face == "route_class" else APIRouter()
+    router.post("/chat")(endpoint)
+    app.include_router(router)
+    app.include_router(resumable.router)
+    app.get("/other")(lambda: "other")
+    if face == "middleware":
+        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    return app
+
+
+@every_face
+async def test_an_owner_in_a_thread_does_not_wait_for_the_thread_of_its_endpoint(
+    face: str, limiter: anyio.CapacityLimiter
+) -> None:
+    """As many requests at a time as there are threads would wait for each other for ever."""
+
+    def owner() -> str:
+        return "me"
+
+    def respond() -> Any:
+        return StreamingResponse(iter(["data: here\n\n"]), media_type="text/event-stream")
+
+    async with running(serving(face, Resumable(owner=owner), respond)) as client:
+        assert b"here" in (await client.post("/chat", headers=RETRY)).body
+        assert b"here" in (await client.get("/v1/stream/a")).body
+    assert limiter.total_tokens == 1
+
+
+@every_face
+async def test_retries_that_wait_hold_up_no_other_endpoint(face: str, limiter: anyio.CapacityLimiter) -> None:
+    """They get the answer of the request that they wait for, and the pool is as large as before."""
+    go_on, runs = asyncio.Event(), []
+
+    async def words() -> AsyncIterator[str]:
+        await go_on.wait()
+        yield "data: here\n\n"
+
+    def respond() -> Any:
+        runs.append("chat")
+        return StreamingResponse(words(), media_type="text/event-stream")
+
+    resumable = Resumable(head_timeout=60, pending_timeout=60)
+    async with running(serving(face, resumable, respond)) as client:
+        first = client.start("POST", "/chat", headers=RETRY)
+        await until(lambda: runs == ["chat"] and not limiter.borrowed_tokens, "the first request")
+        retries = [client.start("POST", "/chat", headers=RETRY) for _ in range(3)]
+        await until(lambda: limiter.borrowed_tokens == 3, "the retries")
+        assert (await bounded(client.get("/other"))).json() == "other"
+        go_on.set()
+        body = (await first.reply()).body
+        assert [(await retry.reply()).body for retry in retries] == [body] * 3
+        await until(lambda: not limiter.borrowed_tokens, "the threads")
+    assert runs == ["chat"]
+    assert limiter.total_tokens == 1
