@@ -276,7 +276,7 @@ class SqliteBackend(SharedBackend):
                     await self._has_dead.wait()
             self._has_dead.clear()
             if not is_more:
-                self._reader.renew()
+                self._reader.poll_if_needed()
                 self.report_again()
             with suppress(StoreUnavailable):  # It is done later.
                 is_more = await self._writer.run(Transactions.clean_up)

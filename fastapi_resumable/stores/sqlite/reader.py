@@ -5,7 +5,6 @@ import logging
 import math
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from .threads import File, FileThread, PendingJob, answer
 logger = logging.getLogger("fastapi_resumable")
 
 FAST = 0.004
-"""Seconds between looks of the thread at the file while something is expected of other workers."""
+"""Seconds between polls of the file while something is expected of other workers."""
 CALM = 0.4
 """The same, once nothing has come for long, and after a failure; in between, it is one part in `PATIENCE` of the
 silence."""
@@ -30,7 +29,7 @@ PATIENCE = 50
 CHECK = 0.5
 """The fewest seconds between looks at whether the other workers are alive."""
 HEARTBEAT = 1.0
-"""The most seconds between jobs, while a reader here depends on the thread: by one that fails, it is known to hang."""
+"""The most seconds between looks while a reader here depends on the thread: by one that fails, it is known to hang."""
 MOST_CHANGES = 1000
 """How many changes are read at once, at most."""
 
@@ -43,19 +42,6 @@ class Changed(NamedTuple):
     code: str
     item: ResumableStreamItem | None
     """For those that watch, if anything does."""
-
-
-class Look(NamedTuple):
-    """What the thread looks for by itself. The event loop replaces it as a whole, so that both can read it."""
-
-    change: int | None
-    """The last change of state that is known here."""
-    offsets: Mapping[str, int]
-    """Up to where each stream that is followed is known."""
-    expected_at: float
-    """When something was expected of other workers last."""
-    is_waiting: bool
-    """Whether each change of the file may be what something waits for."""
 
 
 class Found(NamedTuple):
@@ -72,8 +58,8 @@ class Found(NamedTuple):
 class ReaderThread(FileThread):
     """Reads the file, and looks for what others have changed, for as long as anything here could be concerned.
 
-    It polls the file by itself, which costs the event loop nothing until something is found. A look that is to be made
-    at once, or that failed, is made as a job, with the timeout of all jobs.
+    The thread polls the file by itself, which costs the event loop nothing until something has changed. That is then
+    read as a job, with the timeout of all jobs.
     """
 
     use = "read"
@@ -97,11 +83,15 @@ class ReaderThread(FileThread):
         self._on_death = on_death
         self._is_due = asyncio.Event()
         self._change: int | None = None
+        """The last change of state that is known here."""
+        # Set on the event loop, read in the thread.
+        self._is_polling = False
         self._expected_at = -math.inf
-        self._look: Look | None = None
-        """Set on the event loop, read in the thread; without one, the thread rests."""
-        self._answered: Look | None = None
-        self._looked_at = self._checked_at = -math.inf
+        """When something was expected of other workers last."""
+        # Of the thread alone.
+        self._version: int | None = None
+        """Of the file, when it was polled or read last."""
+        self._polled_at = self._checked_at = -math.inf
 
     # On the event loop.
 
@@ -109,47 +99,42 @@ class ReaderThread(FileThread):
         """This worker has changed the file itself: what watches here is to hear of it at once."""
         if self._backend.watchers:
             self.look_now()
-        elif self._look is None:
+        elif not self._is_polling:
             # Something here could be concerned by what others do from now on.
-            self.renew()
+            self.poll_if_needed()
 
     def look_now(self) -> None:
-        """Look at once, and read all again."""
+        """Look at once."""
         self._is_due.set()
 
     def expect_news(self) -> None:
-        """Look often from now on."""
+        """Poll often from now on."""
         self._expected_at = monotonic()
-        self.renew()
+        self.poll_if_needed()
         self.wake()
 
-    def renew(self) -> None:
-        """Have the thread look for what matters here now."""
-        was_resting, streams = self._look is None, self._backend.streams
-        is_needed = streams.followed or streams.local or streams.queued or self._backend.watchers or self.waiting
-        self._look = self._next_look() if is_needed else None
-        if was_resting:
+    def poll_if_needed(self) -> None:
+        """Have the thread poll while anything here could be concerned by what others do, and rest otherwise."""
+        was_polling, streams = self._is_polling, self._backend.streams
+        self._is_polling = bool(
+            streams.followed or streams.local or streams.queued or self._backend.watchers or self.waiting
+        )
+        if self._is_polling and not was_polling:
             self.wake()
 
-    def _next_look(self) -> Look:
-        offsets = {epoch: stream.log.tail for epoch, stream in self._backend.streams.followed.items()}
-        return Look(self._change, offsets, self._expected_at, bool(self.waiting))
-
     async def run_looks(self) -> None:
-        """Look whenever it is to be done at once; and end the readings here if the thread does nothing any more."""
+        """Look whenever something has changed, and so often that a thread that hangs is noticed."""
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(HEARTBEAT if self._backend.streams.followed else None):
-                    await self._is_due.wait()
+            heartbeat = self._loop.call_later(HEARTBEAT, self.look_now) if self._backend.streams.followed else None
+            await self._is_due.wait()
+            if heartbeat is not None:
+                heartbeat.cancel()
+            self._is_due.clear()
             try:
-                if self._is_due.is_set():
-                    self._is_due.clear()
-                    await self.look()
-                else:
-                    await self.run(lambda _: None)
+                await self.look()
             except Exception as exc:
                 # Nothing that it was to find may be passed over.
-                self._is_due.set()
+                self.look_now()
                 if not isinstance(exc, StoreUnavailable):
                     raise
                 self._backend.on_outage(exc)
@@ -162,35 +147,14 @@ class ReaderThread(FileThread):
             StoreUnavailable: The file cannot be read.
         """
         while True:
-            look = self._next_look()
-            found = await self.run(partial(self._find, look))
+            known, streams = self._change, self._backend.streams.followed
+            offsets = {epoch: stream.log.tail for epoch, stream in streams.items()}
+            found = await self.run(partial(self._find, known, offsets))
             if found.has_gap:
                 found = await self._add_watched(found)
             # Another look, at the same time, may have been faster: nothing is to be heard of twice.
-            if look.change == self._change:
+            if known == self._change:
                 break
-        self._take_over(found)
-        # The thread may be at rest until after the time of its next look.
-        self.wake()
-
-    async def _add_watched(self, found: Found) -> Found:
-        """Give those that watch what there is now, instead of what was missed."""
-        changes = list(found.changes)
-        for owner, ids in self._backend.watchers.watched().items():
-            states = await self._backend.states(owner, ids)
-            changes += [Changed(owner, "", "", state.item) for state in states]
-        return found._replace(changes=changes)
-
-    def _take_answer(self, look: Look, answer: Found | Exception) -> None:
-        """Take over what the thread has found by itself; if that is not all, or known already, a job looks again."""
-        if isinstance(answer, Exception):
-            self.note_failure(answer)
-        elif not answer.has_gap and look.change == self._change:
-            self._take_over(answer)
-            return
-        self.look_now()
-
-    def _take_over(self, found: Found) -> None:
         self._change = found.change
         if found.news and not any(piece.is_missing for piece in found.news):
             self._expected_at = monotonic()
@@ -200,16 +164,23 @@ class ReaderThread(FileThread):
             for stream in waiting:
                 stream.note_room()
         finally:
-            self.renew()
+            self.poll_if_needed()
         if len(found.changes) >= MOST_CHANGES or any(piece.end < piece.tail for piece in found.news):
             self.look_now()
+
+    async def _add_watched(self, found: Found) -> Found:
+        """Give those that watch what there is now, instead of what was missed."""
+        changes = list(found.changes)
+        for owner, ids in self._backend.watchers.watched().items():
+            states = await self._backend.states(owner, ids)
+            changes += [Changed(owner, "", "", state.item) for state in states]
+        return found._replace(changes=changes)
 
     # In the thread.
 
     def on_open(self, connection: sqlite3.Connection) -> None:
         """Nothing is known of a new connection's version."""
-        self._version: int | None = None
-        """Of the file when the thread had read all that it looks for; `None` if it has to read that again."""
+        self._version = None
 
     def work(self, connection: sqlite3.Connection, pending: Sequence[PendingJob]) -> Sequence[Any]:
         """Read what is asked for."""
@@ -219,54 +190,43 @@ class ReaderThread(FileThread):
         return results
 
     def tick(self) -> float | None:
-        """Look, if it is time to; return in how many seconds it is again."""
-        if (look := self._look) is None:
+        """Poll the file, if it is time to; return in how many seconds it is again."""
+        if not self._is_polling:
             return None
-        # The event loop is not given the same once more if it is busy; nor does it have to wake this thread each time.
-        if look is self._answered:
-            return FAST
         now = monotonic()
-        interval = min(CALM, max(FAST, (now - look.expected_at) / PATIENCE))
-        if (pause := self._looked_at + interval - now) > 0:
+        interval = min(CALM, max(FAST, (now - self._expected_at) / PATIENCE))
+        if (pause := self._polled_at + interval - now) > 0:
             return pause
-        self._looked_at = now
-        found: Found | Exception | None
+        self._polled_at = now
         try:
-            found = self._poll(look, self.open())
-        except Exception as exc:  # noqa: BLE001  # it counts as an outage, and passes
+            self._poll(self.open())
+        except Exception as exc:  # noqa: BLE001  # a look finds out whether that goes on, and says so
             self.reconnect_after(exc)
-            self._version, found = None, exc
-        if found is None:
-            return interval
-        self._answered = look
-        self.call(self._take_answer, look, found)
-        return FAST
+            self.call(self.look_now)
+            return CALM
+        return interval
 
-    def _poll(self, look: Look, connection: sqlite3.Connection) -> Found | None:
-        """What is new, if anything is."""
-        if self._looked_at - self._checked_at >= CHECK:
-            self._checked_at = self._looked_at
+    def _poll(self, connection: sqlite3.Connection) -> None:
+        if self._polled_at - self._checked_at >= CHECK:
+            self._checked_at = self._polled_at
             self._worker_lock.keep()
             if self._worker_lock.find_dead(read_workers(connection)):
                 self.call(self._on_death)
-        # Costs microseconds, and changes only if another connection has changed the file.
-        (version,) = connection.execute("PRAGMA data_version").fetchone()
-        if version == self._version:
-            return None
-        found = self._find(look, connection)
-        if found.news:
-            self.sync()
-        # Another look, handed over meanwhile, may be for something else that is in it.
-        is_read = look is self._look and not any(piece.is_missing for piece in found.news)
-        self._version = version if is_read else None
-        return found if found.news or found.changes or found.has_gap or look.is_waiting else None
+        if self._has_changed(connection):
+            self.call(self.look_now)
 
-    def _find(self, look: Look, connection: sqlite3.Connection) -> Found:
+    def _has_changed(self, connection: sqlite3.Connection) -> bool:
+        # Costs microseconds, and changes only if another connection has changed the file.
+        before, (self._version,) = self._version, connection.execute("PRAGMA data_version").fetchone()
+        return self._version != before
+
+    def _find(self, known: int | None, offsets: Mapping[str, int], connection: sqlite3.Connection) -> Found:
+        self._has_changed(connection)
         # One snapshot for both: a change must not be seen without the bytes that came before it.
         with connection:
             connection.execute("BEGIN")
-            news = read_news(connection, look.offsets)
-            last, changes, has_gap = self._find_changes(connection, look.change)
+            news = read_news(connection, offsets)
+            last, changes, has_gap = self._find_changes(connection, known)
         return Found(last, news, changes, has_gap)
 
     def _find_changes(self, connection: sqlite3.Connection, known: int | None) -> tuple[int, list[Changed], bool]:

@@ -113,12 +113,13 @@ class FileThread(ABC):
 
     async def _try(self, jobs: Sequence[Job]) -> list[Any]:
         future: Caller = self._loop.create_future()
-        self._put((jobs, future))
-        await asyncio.wait({future}, timeout=self.outage.attempt)
-        if future.done():
-            return future.result()
-        future.cancel()
-        return [TimeoutError("the disk does not answer")] * len(jobs)
+        late = [TimeoutError("the disk does not answer")] * len(jobs)
+        timer = self._loop.call_later(self.outage.attempt, _deliver, [(future, late)])
+        try:
+            self._put((jobs, future))
+            return await future
+        finally:
+            timer.cancel()
 
     def wake(self) -> None:
         """Have the thread look whether something is due."""
