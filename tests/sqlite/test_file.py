@@ -375,6 +375,26 @@ def test_a_clean_up_deletes_many_logs_one_after_the_other(tmp_path: Path, monkey
     assert left == [2, 1]
 
 
+def test_a_limit_that_was_lowered_holds_nothing_up_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no longer fits goes one after the other, and new streams begin meanwhile."""
+    monkeypatch.setattr("fastapi_resumable.stores.sqlite.log.STEP", 0.0)
+    path = tmp_path / "streams.db"
+
+    async def main(store: SqliteStore, count: int) -> list[int]:
+        left = []
+        connection = sqlite3.connect(path)
+        for number in range(count):
+            await written(store, b"x" * 60 * KIB, key=StreamKey(None, f"{count} {number}"), head=TEXT)
+            left.append(connection.execute("SELECT count(*) FROM streams").fetchone()[0])
+        connection.close()
+        await store.aclose()
+        return left
+
+    asyncio.run(main(*in_store(path, 1), 20))
+    left = asyncio.run(main(*in_store(path, 1, max_total_bytes=256 * KIB, max_stream_bytes=64 * KIB), 4))
+    assert 20 > left[0] > left[-1] > 10
+
+
 @pytest.mark.parametrize("failure", [AttributeError, RuntimeError, OSError, sqlite3.OperationalError, MemoryError])
 @pytest.mark.parametrize(
     "place",

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -29,8 +30,10 @@ CHANGES_KEPT = 60.0
 """Seconds for which a change can be read by other workers."""
 UNREAD = 5.0
 """Seconds after which the log of a stopped or replaced stream goes, unless a reader is known to follow it."""
-STEP = 0.02
-"""Seconds for which a clean-up goes on at most, as no worker can write meanwhile."""
+STEP = 0.01
+"""Seconds after which a clean-up leaves the rest to the next one, as no worker can write meanwhile."""
+MOST_DELETED = 1000
+"""How many rows of a table one clean-up deletes at most."""
 VACUUM_FROM = 256
 """How many pages may lie free before the file is made smaller."""
 TOGETHER = 64
@@ -191,19 +194,22 @@ class Logs:
         return self._unchecked >= min(1024 * 1024, self._limits.max_total_bytes // 64)
 
     def shrink(self) -> bool:
-        """Delete what has no reader any more, and finished streams before their time, until there is room; whether."""
-        self._unchecked = 0
+        """Delete what has no reader any more, and finished streams before their time; return whether that gives room.
+
+        If it takes long, because the limit was higher before, the rest is left to the next time.
+        """
+        self._unchecked, until = 0, monotonic() + STEP
         while not self._has_room():
+            # In the order of their index. What is known of those that are gone is still needed.
+            query = "SELECT stream FROM streams WHERE expires_at IS NOT NULL AND gone = '' ORDER BY expires_at LIMIT 1"
             if unread := self._find_unread(time.time(), 1):
                 self._delete_log(*unread)
-                continue
-            # In the order of their index. What is known of those that are gone is still needed.
-            oldest = self._execute(
-                "SELECT stream FROM streams WHERE expires_at IS NOT NULL AND gone = '' ORDER BY expires_at LIMIT 1"
-            ).fetchone()
-            if oldest is None:
+            elif oldest := self._execute(query).fetchone():
+                self.delete(*oldest)
+            else:
                 return False
-            self.delete(oldest[0])
+            if monotonic() >= until:
+                break
         return True
 
     def _has_room(self) -> bool:
@@ -225,22 +231,24 @@ class Logs:
 
     def clean_up(self) -> bool:
         """Delete what is past its time; return whether more of that is left than there was time for."""
-        begun, now = monotonic(), time.time()
-        expired = self._execute("SELECT stream FROM streams WHERE expires_at <= ? LIMIT 1000", (now,)).fetchall()
-        due = [(self._delete_log, stream) for stream in self._find_unread(now - UNREAD, 1000)]
+        until, now = monotonic() + STEP, time.time()
+        query = "SELECT stream FROM streams WHERE expires_at <= ? LIMIT ?"
+        expired = self._execute(query, (now, MOST_DELETED)).fetchall()
+        due = [(self._delete_log, stream) for stream in self._find_unread(now - UNREAD, MOST_DELETED)]
         due += [(self.delete, stream) for (stream,) in expired]
         while due:
             delete, stream = due.pop()
             delete(stream)
-            if monotonic() - begun >= STEP:
+            if monotonic() >= until:
                 break
         # Nor is anything kept that is of the future, since the clock was set back.
         self._execute("DELETE FROM readers WHERE until NOT BETWEEN ? AND ?", (now, now + 2 * READER))
-        first = "SELECT change FROM changes WHERE at BETWEEN ? AND ? ORDER BY change LIMIT 1"
-        about = (now - CHANGES_KEPT, now + CHANGES_KEPT)
-        self._execute(f"DELETE FROM changes WHERE change < coalesce(({first}), 9e18)", about)  # noqa: S608  # no input
+        changes = self._execute("SELECT change, at FROM changes ORDER BY change LIMIT ?", (MOST_DELETED,)).fetchall()
+        old = [change for change, _ in takewhile(lambda row: abs(now - row[1]) > CHANGES_KEPT, changes)]
+        if old:
+            self._execute("DELETE FROM changes WHERE change <= ?", old[-1:])
         self.shrink()
-        return bool(due) or self._give_room_back(begun + STEP)
+        return bool(due) or len(old) == MOST_DELETED or self._give_room_back(until)
 
     def _find_unread(self, since: float, most: int) -> list[int]:
         """Streams that are gone `since` then, and whose logs are still there, but not read."""
