@@ -13,7 +13,6 @@ from ..exceptions import (
     ResumableError,
     ShuttingDown,
     StreamCancelled,
-    StreamPending,
     StreamReplaced,
     TooManyStreams,
 )
@@ -86,21 +85,18 @@ class Reservation:
         # One for all that wait: they go on in the order in which they came.
         self._settled: asyncio.Future[Stream | None] | None = None
 
-    async def settled(self, timeout: float | None = None) -> Stream | None:
+    async def settled(self) -> Stream | None:
         """Wait until the stream has begun, and return it, whatever has become of it since; or until it never will.
 
         Raises:
             StreamCancelled: It was stopped before it began.
             StreamReplaced: A newer request has begun before it.
             ShuttingDown: It was interrupted before it began.
-            StreamPending: It takes longer than `timeout` seconds.
         """
         if self._settled is None:
             self._settled = asyncio.get_running_loop().create_future()
-        # Unlike `wait_for`, it does not cancel what others wait for, too.
-        await asyncio.wait({self._settled}, timeout=timeout)
-        if not self._settled.done():
-            raise StreamPending
+        # Should this task be cancelled, that does not cancel what others wait for, too.
+        await asyncio.wait({self._settled})
         if self.stop_code is not None:
             raise stop_error(self.stop_code)
         return self._settled.result()
@@ -142,6 +138,7 @@ class Store(Protocol):
         Raises:
             StreamCancelled: What it waited for was stopped.
             StreamReplaced: What it waited for was replaced.
+            StreamPending: It has waited for `pending_timeout`, for however many of them.
             StreamExists: The id has a live or queued stream, and the rule is `reject`.
             TooManyStreams: A limit is reached.
         """

@@ -85,6 +85,8 @@ class MemoryStore:
             warn_of_workers()
         key = reservation.key
         request = Queued(reservation.epoch, idempotency_key=reservation.idempotency_key)
+        timeout = reservation.pending_timeout
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         while True:
             outcome = lifecycle.reserve(self._slot(key), request, on_conflict)
             if outcome.verdict is Verdict.QUEUED:
@@ -93,7 +95,11 @@ class MemoryStore:
                 raise StreamExists
             if outcome.verdict is Verdict.FOLLOW:
                 return self._streams[key]
-            stream = await self._requests[outcome.rival].settled(reservation.pending_timeout)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    stream = await self._requests[outcome.rival].settled()
+            except TimeoutError:
+                raise StreamPending from None
             if stream is not None:
                 assert isinstance(stream, MemoryStream)
                 if stream.gone in ("cancelled", "replaced"):

@@ -208,6 +208,22 @@ async def test_a_request_that_gave_up_waiting_disturbs_no_other(store):
     assert await store.find(KEY, 0) is stream
 
 
+async def test_a_request_waits_for_pending_timeout_however_many_it_waits_for(store):
+    """Each that gives up, and leaves its place to the next one, adds nothing."""
+    rival, last = Told(KEY, "a"), Told(KEY, "b").reservation
+    last.pending_timeout = 0.05
+    await store.reserve(rival.reservation, "attach")
+    waiting = asyncio.ensure_future(store.reserve(last, "attach"))
+    async with asyncio.timeout(10):
+        while not waiting.done():
+            await asyncio.sleep(0)
+            await store.release(rival.reservation)
+            rival = Told(KEY, "a")
+            await store.reserve(rival.reservation, "attach")
+    with pytest.raises(StreamPending):
+        await waiting
+
+
 async def ended(store: MemoryStore, name: str, size: int) -> None:
     """One answer that has ended; of 32 events."""
     told = Told(StreamKey(None, name), "a")

@@ -73,6 +73,8 @@ class SharedStore(ABC):
         self, backend: SharedBackend, reservation: Reservation, on_conflict: OnConflict
     ) -> Stream | None:
         key, epoch, now = reservation.key, reservation.epoch, time.time()
+        timeout = reservation.pending_timeout
+        deadline = float("inf") if timeout is None else backend.loop.time() + timeout
         while True:
             # Before the call: a stop by another worker may be here before the reply is.
             backend.streams.queued[epoch] = reservation
@@ -83,21 +85,20 @@ class SharedStore(ABC):
             if answer.verdict is Verdict.EXISTS:
                 raise StreamExists
             is_over = partial(_is_settled, answer.rival)
-            state = await self._wait_for_state(backend, key, is_over, reservation.pending_timeout)
+            state = await self._wait_for_state(backend, key, is_over, deadline)
             _check_code(state.gone.get(answer.rival))
             if state.current is not None and state.current.epoch == answer.rival:
                 # It may be over by now: that is what was waited for, and it is followed.
                 return backend.open(state.current)
 
     async def _wait_for_state(
-        self, backend: SharedBackend, key: StreamKey, is_over: Callable[[KeyState], bool], timeout: float | None
+        self, backend: SharedBackend, key: StreamKey, is_over: Callable[[KeyState], bool], deadline: float
     ) -> KeyState:
         if is_over(state := await backend.state(key)):
             return state
         changed = asyncio.Event()
         # Subscribed before the second look, so that no change is missed in between.
         unsubscribe = await backend.subscribe(key.owner, [key.id], lambda _: changed.set())
-        deadline = float("inf") if timeout is None else backend.loop.time() + timeout
         try:
             while not is_over(state := await backend.state(key)):
                 left = deadline - backend.loop.time()
@@ -166,7 +167,7 @@ class SharedStore(ABC):
 
         try:
             await backend.start()
-            state = await self._wait_for_state(backend, key, is_here, timeout)
+            state = await self._wait_for_state(backend, key, is_here, backend.loop.time() + timeout)
         except StoreUnavailable:
             # The readers here can still have what is produced here.
             if local := backend.streams.find(key):
