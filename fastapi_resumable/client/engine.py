@@ -6,7 +6,7 @@ for what interrupts it.
 """
 
 import sys
-import time
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from types import ModuleType
 from typing import Any, TypeVar
@@ -67,7 +67,10 @@ class Engine:
         # A copy, because a client adds headers to a request as it sends it, and those of one attempt may be wrong for
         # the next.
         self._headers = start.headers.copy()
-        self._sleep = sleep or (anyio.sleep if is_async else time.sleep)
+        # A load balancer may set one by which it finds the worker that has the stream.
+        self._cookies = module.Cookies()
+        self._sleep = sleep
+        self._is_stopped = anyio.Event() if is_async else threading.Event()
         self._is_async = is_async
         self._decoded = decoded
         # The body of the last answer. A transport puts another one in its place in `response`.
@@ -115,6 +118,8 @@ class Engine:
             decoded=self._decoded,
         )
         await stopping.fetch()
+        self.machine.is_stopped = True
+        self._is_stopped.set()
 
     async def close(self) -> None:
         """Close the connection, or give it back. The stream itself goes on."""
@@ -124,22 +129,25 @@ class Engine:
 
     def _request(self, ask: Ask) -> httpx.Request:
         headers = next_headers(self._headers, trusted=ask.trusted, replay=True)
-        return type(self._start)(ask.method or "", ask.url, headers=headers, extensions=self._start.extensions)
+        request = type(self._start)(ask.method or "", ask.url, headers=headers, extensions=self._start.extensions)
+        if ask.trusted:
+            self._cookies.set_cookie_header(request)
+        return request
 
     async def _ask(self, ask: Ask) -> Head:
         """Make a request; return the head of its answer."""
         request = self._start if ask.method is None else self._request(ask)
         self.response = response = await settle(self._send(request, ask.trusted))
         self._stream = stream = response.stream
+        if not self._decoded:
+            response.request = request
+        self._cookies.extract_cookies(response)
         if self._is_async:
             # Below a client there is no decoder between us and the socket: the client decodes what we hand out.
             self._chunks = response.aiter_bytes() if self._decoded else aiter(stream)
         else:
             self._chunks = response.iter_bytes() if self._decoded else iter(stream)
-        # A client may have followed redirects, a transport never has; and the response of a transport has no request
-        # yet.
-        url = str(response.url if self._decoded else request.url)
-        self.head, self.is_reading = Head(response.status_code, response.headers, url), True
+        self.head, self.is_reading = Head(response.status_code, response.headers, str(response.url)), True
         return self.head
 
     async def _next_chunk(self) -> bytes | None:
@@ -151,7 +159,9 @@ class Engine:
         """Connect, and read the first `wanted` bytes of the body; `None` if there is none."""
         while (ask := self.machine.ask()) is not None:
             if ask.delay:
-                await settle(self._sleep(ask.delay))
+                await self._pause(ask.delay)
+                # It may have been stopped meanwhile.
+                continue
             try:
                 head = await self._ask(ask)
                 if not accept(head):
@@ -173,6 +183,16 @@ class Engine:
                 await self.close()
                 raise
         return None
+
+    async def _pause(self, delay: float) -> None:
+        """Wait before the next attempt; not on after a stop, as a server may ask for a minute."""
+        if self._sleep is not None:
+            await settle(self._sleep(delay))
+        elif isinstance(self._is_stopped, threading.Event):
+            self._is_stopped.wait(delay)
+        else:
+            with anyio.move_on_after(delay):
+                await self._is_stopped.wait()
 
     async def _read_on(self) -> bytes:
         try:

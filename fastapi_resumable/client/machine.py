@@ -68,6 +68,8 @@ class Resumption:
         self.state = StreamState.CONNECTING
         self.stopping = False
         """Whether it is this client that stops the stream."""
+        self.is_stopped = False
+        """Whether the server has confirmed that, so that there is nothing to come back for."""
         self.replay_url: str | None = None
         self.epoch: str | None = None
         self.knows_offset = offset is not None
@@ -100,6 +102,8 @@ class Resumption:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+        if self.is_stopped and not self.is_over:
+            self._enter(StreamState.STOPPED)
         if self.is_over:
             return None
         delay, self._delay = self._delay, 0.0

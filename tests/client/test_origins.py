@@ -1,8 +1,10 @@
 """What servers of bad will, or in a bad way, can make of a client: on real sockets, two origins."""
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -217,3 +219,87 @@ def test_an_answer_to_a_lookup_that_is_none_is_a_client_error(body: bytes) -> No
         pytest.raises(ClientError, match="prefix"),
     ):
         ResumableClient(http, prefix=url, backoff=FEW).lookup(["one"])
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["client", "transport"])
+def test_a_cookie_that_comes_with_the_answer_goes_with_what_follows(below: bool) -> None:
+    """A load balancer finds the worker by it that has the stream; another origin does not get it."""
+    for elsewhere in (False, True):
+        with origin(stream()) as (other, foreign):
+            play = stream(f"{other}/replay" if elsewhere else "/replay")
+
+            def answer(handler: BaseHTTPRequestHandler, play: Answer = play) -> None:
+                handler.send_response_only = partial(send_cookie, handler)  # type: ignore[method-assign]
+                play(handler)
+
+            with origin(answer) as (url, own):
+                if below:
+                    with httpx.Client(transport=ResumableTransport(backoff=FEW)) as http:
+                        assert http.post(url, headers={"X-Conversation-Id": "one"}).content == LOG
+                else:
+                    with httpx.Client() as http, ResumableClient(http, backoff=FEW).stream("POST", url) as body:
+                        assert b"".join(body.iter_bytes()) == LOG
+        asked = [headers.get("cookie") for _, _, headers in [*own, *foreign]]
+        assert asked == [None, *[None if elsewhere else "worker=2"] * 2]
+
+
+def send_cookie(handler: BaseHTTPRequestHandler, status: int, message: str | None = None) -> None:
+    BaseHTTPRequestHandler.send_response_only(handler, status, message)
+    handler.send_header("set-cookie", "worker=2; Path=/")
+
+
+def pausing(asked: threading.Event) -> Answer:
+    """A stream that breaks off, and a server that wants it to be asked for much later."""
+    play = stream()
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if handler.command == "GET":
+            asked.set()
+            say(handler, 503, {"retry-after": "100000"})
+        elif handler.command == "DELETE":
+            say(handler, 204, {})
+        else:
+            play(handler)
+
+    return answer
+
+
+PATIENT = Backoff(initial=0.001, server_maximum=100_000.0)
+
+
+def test_a_stop_ends_a_pause() -> None:
+    """However long the server has asked to wait: there is nothing to come back for."""
+    asked = threading.Event()
+    with origin(pausing(asked)) as (url, seen), httpx.Client() as http:
+        with ResumableClient(http, backoff=PATIENT).stream("POST", url) as body:
+
+            def stop() -> None:
+                asked.wait()
+                body.stop()
+
+            stopper = threading.Thread(target=stop)
+            stopper.start()
+            assert b"".join(body.iter_bytes()) == LOG[:5]
+            stopper.join()
+        assert body.state is StreamState.STOPPED
+        assert [command for command, _, _ in seen] == ["POST", "GET", "DELETE"]
+
+
+async def test_a_stop_ends_a_pause_of_the_asynchronous_client() -> None:
+    """The one that reads is another task."""
+    asked = threading.Event()
+    with origin(pausing(asked)) as (url, seen):
+        async with (
+            httpx.AsyncClient() as http,
+            AsyncResumableClient(http, backoff=PATIENT).stream("POST", url) as body,
+        ):
+
+            async def stop() -> None:
+                await asyncio.to_thread(asked.wait)
+                await body.stop()
+
+            stopper = asyncio.ensure_future(stop())
+            assert b"".join([chunk async for chunk in body.iter_bytes()]) == LOG[:5]
+            await stopper
+        assert body.state is StreamState.STOPPED
+        assert [command for command, _, _ in seen] == ["POST", "GET", "DELETE"]
