@@ -495,6 +495,42 @@ async def test_who_comes_after_an_outage_is_not_sent_away_with_those_before(plan
             assert await late.end() == b"onetwo"
 
 
+async def test_who_leaves_after_an_outage_does_not_take_those_along_who_came_since(plant: Plant) -> None:
+    """The producer goes on to wait for them."""
+    one, two = plant.open(), plant.open()
+    stream = await begin(one, head=TEXT)
+    await write(stream, b"one")
+    async with following(await two.find(KEY, 0.0)) as slow:
+        slow.pace = asyncio.Event()
+        await until(lambda: slow._reader._sending_since, "a delivery")
+        backend_of(two).on_outage(StoreUnavailable("gone"))
+        async with following(await two.find(KEY, 0.0)) as late:
+            await late.reach(3)
+            await backend_of(two).queue.flush()
+            await slow.leave()
+            await backend_of(two).queue.flush()
+            assert plant.server.control.hkeys(f"{plant.keys.stream(KEY)}:{stream.epoch}:readers")
+            await complete(one, stream)
+            assert await late.end() == b"one"
+
+
+async def test_an_answer_that_was_asked_for_before_an_end_does_not_undo_that(plant: Plant) -> None:
+    """The news of the end come by another connection, and may be faster."""
+    client = plant.meddled()
+    one, two = plant.open(), plant.open(client)
+    stream = await begin(one, head=TEXT)
+    view = await two.find(KEY, 0.0)
+
+    async def end() -> None:
+        async with following(view) as follower:
+            await complete(one, stream)
+            await follower.end()
+
+    client.meddle(Script.PEEK, after=end)
+    assert await two.find(KEY, 0.0) is view
+    assert (view.is_final, view.status) == (True, ResumableStatus.COMPLETED)
+
+
 async def test_a_message_that_cannot_be_read_holds_up_no_other(plant: Plant) -> None:
     """A worker of another version may write what this one does not know."""
     one, two = plant.open(), plant.open()

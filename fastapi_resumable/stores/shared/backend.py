@@ -68,7 +68,7 @@ class SharedBackend(StreamBackend, ABC):
         self.budget = Budget(limits.max_total_bytes)
         self.degrade = degrade
         self.tasks = Tasks()
-        self.queue: WriteQueue[Any] = WriteQueue(self.next_job, self.take_reply, self.write)
+        self.queue: WriteQueue[Any] = WriteQueue(self._next_job, self.take_reply, self.write)
         self.mark = self.queue.mark
         self.streams = WorkerStreams()
         self.watchers = Watchers(self.budget)
@@ -245,6 +245,11 @@ class SharedBackend(StreamBackend, ABC):
             self.mark(stream)
 
     # What the write queue asks for.
+
+    def _next_job(self, stream: LocalStream | RemoteStream) -> Any:
+        # A view that has failed may have a successor, whose readers must not be reported as gone.
+        is_latest = isinstance(stream, LocalStream) or self.streams.views.get(stream.epoch) is stream
+        return self.next_job(stream) if is_latest else None
 
     @abstractmethod
     def next_job(self, stream: LocalStream | RemoteStream) -> Any:

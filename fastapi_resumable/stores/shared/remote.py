@@ -39,6 +39,9 @@ class RemoteStream:
 
     def update(self, state: RemoteState) -> None:
         """Take what the backend says of the stream now."""
+        if self.is_final:
+            # It may have been asked before the stream ended.
+            return
         self._tail = state.tail
         self.earliest = state.earliest
         """The first offset that can be resumed from, when the backend was last asked."""
