@@ -107,12 +107,9 @@ class Service:
             logger.warning(message)
 
     def admission_of(self, scope: Scope) -> "Admission | None":
-        """The admission of a request that was admitted already; not of one made in process from a copy of its scope."""
+        """The admission of a request that was admitted already."""
         admission: Admission | None = scope.get(self.scope_key)
-        if admission is None or admission.is_of_app:
-            return admission
-        made_for = admission.scope
-        return admission if scope["path"] == made_for["path"] and scope["method"] == made_for["method"] else None
+        return admission if admission is not None and admission.is_for(scope) else None
 
     async def identify(self, request: Request, receive: Receive) -> Identity | None:
         """Find owner and id, if there is one; never raises. `receive` gives the body to a dependency that reads it."""
@@ -166,6 +163,11 @@ class Admission:
         """Those of an endpoint that uses `yield`, and of the response that FastAPI sends."""
         self._body = body
         self._send = send
+
+    def is_for(self, scope: Scope) -> bool:
+        """Whether it is for the request of a scope; not if that was made in process from a copy of ours."""
+        ours = self.scope
+        return self.is_of_app or (scope["path"] == ours["path"] and scope["method"] == ours["method"])
 
     async def decide(self) -> Response | None:
         """Decide, once; return the answer that stands in for the endpoint's, or `None` if the endpoint is to run.
@@ -277,3 +279,16 @@ class Admission:
         """Close what the endpoint generates before its dependencies are closed; a stop may leave it suspended."""
         for generator in self.generators:
             await close_generator(generator)
+
+
+def admissions_of(scope: Scope) -> list[Admission]:
+    """The admissions of a request, which several `Resumable`s may record: the outermost first."""
+    return [value for value in scope.values() if isinstance(value, Admission) and value.is_for(scope)]
+
+
+async def enter_all(admissions: list[Admission]) -> Response | None:
+    """What to answer instead of running the endpoint; if an outer one answers, inner ones have nothing to record."""
+    for admission in admissions:
+        if (answer := await admission.enter()) is not None:
+            return answer
+    return None

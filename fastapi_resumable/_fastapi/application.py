@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .._run.body import RequestBody
 from .._run.recorder import inner_scope
 from . import internals
-from .admission import CLIENT_LEFT, END_DELAY, Admission, Identity, Service, http_errors
+from .admission import CLIENT_LEFT, END_DELAY, Admission, Identity, Service, admissions_of, enter_all, http_errors
 from .endpoint import intercept
 from .responses import run_to_the_end
 from .route import RouteAdmission
@@ -43,7 +43,7 @@ class AppAdmission(RouteAdmission):
         """
 
         async def up_to_admission(scope: Scope, receive: Receive, send: Send) -> None:
-            is_refusal = False
+            passes_by = False
 
             async def receive_and_enter() -> Message:
                 message = await receive()
@@ -52,13 +52,15 @@ class AppAdmission(RouteAdmission):
                 return message
 
             async def enter_and_send(message: Message) -> None:
-                nonlocal is_refusal
+                nonlocal passes_by
                 if not self._has_reached_endpoint and message["type"] == "http.response.start":
-                    # The application's own checks come first, and what they refuse is not recorded.
-                    is_refusal = not 200 <= message["status"] < 300
+                    # The application's own checks come first, and what they refuse is not recorded; nor is what
+                    # another face answers that stands around this one.
+                    outer = [each for each in admissions_of(scope) if each is not self]
+                    passes_by = not 200 <= message["status"] < 300 or await enter_all(outer) is not None
                     # One that uses `yield` is about to be begun. Else it is not the endpoint that answers.
                     self._has_endpoint = bool(self.generators)
-                if not is_refusal:
+                if not passes_by:
                     await self.enter()
                 await send(message)
 
@@ -152,7 +154,7 @@ async def serve(
     # One that is refused needs no more of its body, and a limit may have been the end of that.
     is_partial = endpoints is None and identity.refusal is None and not body.is_complete
     if endpoints is not None or (is_partial and (await body.peek()).get("more_body", True)):
-        intercept(endpoints or [], service)
+        intercept(endpoints or [])
         upload = inner[service.scope_key] = AppAdmission(
             service, request, identity, body, send, has_endpoint=endpoints is not None
         )

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from .._run.exchange import close_generator
 from .._run.producer import Producer
 from . import internals
-from .admission import Admission, Service
+from .admission import Admission, Service, admissions_of, enter_all
 from .request import body_again
 from .responses import AnswerRoute, EndpointAdmission, record
 
@@ -145,23 +145,23 @@ async def handle_of(request: HTTPConnection, service: Service) -> ResumableStrea
         # So that the request is freed when it is over: nothing leads from it back to itself.
         internals.dependency_stack(request.scope).callback(request.scope.pop, key, None)
         # A resume is answered there, in place of the endpoint.
-        intercept(internals.running_dependants(request.scope), service)
+        intercept(internals.running_dependants(request.scope))
     return ResumableStream(admission)
 
 
-def intercept(dependants: "list[Dependant]", service: Service) -> None:
+def intercept(dependants: "list[Dependant]") -> None:
     """Put interceptors before endpoints that have none yet. Requests without an admission go by them."""
     for dependant in dependants:
         endpoint, name = dependant.call, dependant.request_param_name
-        if endpoint is None or service.scope_key in getattr(endpoint, _INTERCEPTED, ()):
+        if endpoint is None or hasattr(endpoint, _INTERCEPTED):
             continue
         if name is None:
             # FastAPI hands the request in under this name.
             dependant.request_param_name = _REQUEST
-        dependant.call = _intercepted(endpoint, name, service)
+        dependant.call = _intercepted(endpoint, name)
 
 
-def _intercepted(endpoint: Callable[..., Any], name: str | None, service: Service) -> Callable[..., Any]:
+def _intercepted(endpoint: Callable[..., Any], name: str | None) -> Callable[..., Any]:
     generate: Callable[..., Any] | None = None
     if _is(inspect.isasyncgenfunction, endpoint):
         generate = _generate_once_admitted
@@ -171,23 +171,24 @@ def _intercepted(endpoint: Callable[..., Any], name: str | None, service: Servic
     @functools.wraps(endpoint)
     def interceptor(*args: Any, **values: Any) -> Any:
         request: Any = values.pop(_REQUEST, None) if name is None else values.get(name)
-        admission = None if request is None else service.admission_of(request.scope)
+        admissions = [] if request is None else admissions_of(request.scope)
         call = functools.partial(endpoint, *args, **values)
-        if admission is None:
-            return call()
-        if not isinstance(admission, EndpointAdmission):
-            # A recorded response closes its own.
-            internals.dependency_stack(request.scope).push_async_callback(admission.close_generators)
-        if not _is_in_event_loop():
-            answer = _from_thread(admission.enter)
-            return admission.run_in_thread(call) if answer is None else answer
-        if generate is None:
-            return _run(admission, call)
-        generator = generate(call, admission)
-        admission.generators.append(generator)
-        return generator
+        for admission in admissions:
+            if not isinstance(admission, EndpointAdmission):
+                # A recorded response closes its own.
+                internals.dependency_stack(request.scope).push_async_callback(admission.close_generators)
+        if generate is not None and admissions:
+            generator = generate(call, admissions)
+            for admission in admissions:
+                admission.generators.append(generator)
+            return generator
+        # The outermost is the first to enter.
+        run = _run if _is_in_event_loop() else _run_in_thread
+        for admission in reversed(admissions):
+            call = functools.partial(run, admission, call)
+        return call()
 
-    setattr(interceptor, _INTERCEPTED, (*getattr(endpoint, _INTERCEPTED, ()), service.scope_key))
+    setattr(interceptor, _INTERCEPTED, True)
     return interceptor
 
 
@@ -196,9 +197,16 @@ async def _run(admission: Admission, call: Callable[[], Awaitable[Any]]) -> Any:
     return await admission.run(call) if answer is None else answer
 
 
-async def _generate_once_admitted(call: Callable[[], AsyncIterator[Any]], admission: Admission) -> AsyncIterator[Any]:
+def _run_in_thread(admission: Admission, call: Callable[[], Any]) -> Any:
+    answer = _from_thread(admission.enter)
+    return admission.run_in_thread(call) if answer is None else answer
+
+
+async def _generate_once_admitted(
+    call: Callable[[], AsyncIterator[Any]], admissions: list[Admission]
+) -> AsyncIterator[Any]:
     """The generator of an endpoint; it has nothing if the request is answered otherwise."""
-    if await _is_to_run(admission):
+    if await _is_to_run(admissions):
         generator = call()
         try:
             async for item in generator:
@@ -207,14 +215,14 @@ async def _generate_once_admitted(call: Callable[[], AsyncIterator[Any]], admiss
             await close_generator(generator)
 
 
-def _generate_in_threads(call: Callable[[], Iterator[Any]], admission: Admission) -> Iterator[Any]:
-    if _from_thread(functools.partial(_is_to_run, admission)):
+def _generate_in_threads(call: Callable[[], Iterator[Any]], admissions: list[Admission]) -> Iterator[Any]:
+    if _from_thread(functools.partial(_is_to_run, admissions)):
         yield from call()
 
 
-async def _is_to_run(admission: Admission) -> bool:
+async def _is_to_run(admissions: list[Admission]) -> bool:
     try:
-        return await admission.enter() is None
+        return await enter_all(admissions) is None
     except Exception:  # noqa: BLE001  # raised by the route's own handler, which waits for the same
         return False
 

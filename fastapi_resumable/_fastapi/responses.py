@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .._run.body import RequestBody
 from .._run.exchange import Exchange, close_generator
+from .._run.replay import ReplayResponse
 from ..stores.base import stop_error
 from . import internals
 from .admission import Admission, Identity, Service, http_error, http_errors
@@ -222,6 +223,9 @@ class EndpointAdmission(Admission):
         """What FastAPI gets in place of the endpoint's result."""
         if is_recorded(result, exchange):
             return result
+        if isinstance(result, ReplayResponse):
+            # Another `Resumable` at the same endpoint has answered.
+            return record(result, exchange)
         await exchange.release()
         if self.is_unrendered:
             path = getattr(self.scope.get("route"), "path", "a route")

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .._run.body import RequestBody
 from .._run.recorder import inner_scope
 from . import internals
-from .admission import END_DELAY, Admission, Identity, Service
+from .admission import END_DELAY, Admission, Identity, Service, admissions_of, enter_all
 from .endpoint import intercept
 from .responses import run_to_the_end
 
@@ -164,7 +164,7 @@ def route_class(service: Service) -> type[APIRoute]:
                 if not isinstance(admission, RouteAdmission):
                     return response
                 admission.note_response(response)
-                if (answer := await admission.enter()) is None:
+                if (answer := await enter_all(admissions_of(request.scope))) is None:
                     return response
                 answer.background = response.background
                 return answer
@@ -181,7 +181,7 @@ def route_class(service: Service) -> type[APIRoute]:
             if identity is None:
                 await super().handle(scope, body.receive, send)
                 return
-            intercept(internals.running_dependants(scope), service)
+            intercept(internals.running_dependants(scope))
             admission = RouteAdmission(service, scope, identity, body, send)
             inner = inner_scope({**scope, service.scope_key: admission}, lambda: admission.producer)
             await admission.serve(super().handle, inner)

@@ -290,9 +290,6 @@ def inner_scope(scope: Scope, find_producer: Callable[[], Producer | None]) -> S
 
 
 def find_outer(scope: Scope) -> Callable[[], Producer | None]:
-    """What returns the producer of another `Resumable` that records what this request sends, once there is one.
-
-    Behind the middleware, both may decide at the same endpoint, and this one first.
-    """
+    """What returns the producer of another `Resumable` that records what this request sends, once there is one."""
     find: Callable[[], Producer | None] = scope.get(FIND_PRODUCER, lambda: None)
     return find

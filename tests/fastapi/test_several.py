@@ -10,13 +10,14 @@ from fastapi.responses import StreamingResponse
 
 from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream, header
 from tests.support.asgi import bounded, running
+from tests.support.life_apps import YIELDS
 from tests.support.params import spread
 
 FACES = [
     ("decorator", "decorator"),
     ("dependency", "dependency"),
     ("dependency", "dependency turned"),
-    ("decorator", "dependency"),
+    ("dependency", "decorator"),
     ("route_class", "decorator"),
     ("route_class", "dependency"),
     ("middleware", "decorator"),
@@ -24,7 +25,7 @@ FACES = [
     ("middleware", "route_class"),
     ("middleware", "middleware"),
 ]
-"""The outer one and the inner one."""
+"""The outer one and the inner one: of what FastAPI solves for an endpoint, what it solves first is the outer one."""
 every_pair = pytest.mark.parametrize(("outer", "inner"), FACES)
 every_media_type = pytest.mark.parametrize("media_type", ["text/event-stream", "text/plain"])
 HEADERS = {"X-Outer": "a", "X-Inner": "b"}
@@ -67,15 +68,15 @@ class Endpoint:
         async def chat_inner(stream: Second) -> Any:
             return stream(respond())
 
-        async def chat_both(second: Second, first: First) -> Any:
+        async def chat_both(first: First, second: Second) -> Any:
             return second(first(respond())) if inner.endswith("turned") else first(second(respond()))
 
         if outer == "dependency" and inner != "decorator":
             return chat_both
         endpoint: Any = chat_outer if outer == "dependency" else chat_inner if inner == "dependency" else chat
-        if inner == "decorator":
-            endpoint = self.second.stream(endpoint)
-        return self.first.stream(endpoint) if outer == "decorator" else endpoint
+        if outer == "decorator":
+            endpoint = self.first.stream(endpoint)
+        return self.second.stream(endpoint) if inner == "decorator" else endpoint
 
     async def _parts(self) -> AsyncIterator[str]:
         try:
@@ -155,3 +156,55 @@ async def test_one_of_them_answers_a_client_that_does_not_wait(outer: str, inner
         assert replayed.count(b"data: two") == 1
         assert (await client.get("/inner/stream/b")).body == replayed
     assert exchange.error is None
+
+
+AGAIN = {"X-Outer": "a", "X-Inner": "b", "Idempotency-Key": "k"}
+
+
+@every_pair
+async def test_what_the_outer_one_answers_begins_no_stream_of_the_inner_one(outer: str, inner: str) -> None:
+    """Whichever of them had the first request to the endpoint."""
+    endpoint = Endpoint(outer, inner, "text/event-stream")
+    endpoint.go_on.set()
+    async with running(endpoint.app) as client:
+        await client.post("/chat", headers={"X-Inner": "earlier"})
+        first = await client.post("/chat", headers=AGAIN)
+        assert (await client.post("/chat", headers=AGAIN | {"X-Inner": "c"})).body == first.body
+        assert await client.head_status("/inner/stream/c") == 404
+
+
+@every_pair
+async def test_the_outer_one_records_what_the_inner_one_answers(outer: str, inner: str) -> None:
+    endpoint = Endpoint(outer, inner, "text/event-stream")
+    endpoint.go_on.set()
+    async with running(endpoint.app) as client:
+        first = await client.post("/chat", headers=AGAIN)
+        assert (await client.post("/chat", headers=AGAIN | {"X-Outer": "c"})).body == first.body
+        assert (await client.get("/outer/stream/c")).body == first.body
+
+
+@pytest.mark.skipif(not YIELDS, reason="FastAPI's own streams came later")
+@pytest.mark.parametrize("inner", ["middleware", "route_class"])
+async def test_what_the_outer_one_answers_for_an_endpoint_with_yield_begins_no_stream(inner: str) -> None:
+    """FastAPI has made a response of it by then."""
+    app, runs = FastAPI(), []
+    first, second = (Resumable(prefix=f"/{name}", stream_id=header(f"X-{name}")) for name in ("outer", "inner"))
+    router = APIRouter(route_class=second.route_class) if inner == "route_class" else APIRouter()
+
+    @router.post("/chat")
+    async def chat() -> AsyncIterator[int]:
+        runs.append("chat")
+        yield 1
+
+    app.include_router(router)
+    for resumable, is_around in ((second, inner == "middleware"), (first, True)):
+        app.include_router(resumable.router)
+        if is_around:
+            app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    async with running(app) as client:
+        recorded = await client.post("/chat", headers=AGAIN)
+        assert recorded.status == 200
+        assert (await client.post("/chat", headers=AGAIN | {"X-Inner": "c"})).body == recorded.body
+        assert await client.head_status("/inner/stream/c") == 404
+        assert (await client.get("/inner/stream/b")).body == recorded.body
+    assert runs == ["chat"]
