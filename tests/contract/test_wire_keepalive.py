@@ -1,13 +1,14 @@
 """A keep-alive is a line of the log like any other."""
 
 import asyncio
+import gzip
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.support.apps.player import Player, numbered, send, sends, unique, wait
+from tests.support.apps.player import Player, fail, numbered, send, sends, unique, wait
 from tests.support.server import Server, serve
 from tests.support.ssemodel import boundaries, dispatched_at_blank_lines, our_ids, parse, payloads, without_ids
 
@@ -128,6 +129,22 @@ async def test_only_event_streams_have_keep_alives(player: Player) -> None:
     assert (await player.lookup(name))[0]["total_bytes"] == len(lines[0])
     await player.open(name)
     assert [json.loads(line) for line in (await live.read_all()).splitlines()] == [{"a": 1}, {"b": 2}]
+
+
+async def test_a_body_that_the_app_has_encoded_is_bytes(player: Player) -> None:
+    """No keep-alive, no id and no terminal event goes into it, though its media type is that of events."""
+    name, clock = unique("encoded"), unique("clock")
+    encoded = gzip.compress(b"data: one\n\ndata: two\n\n")
+    own = [("content-encoding", "gzip")]
+    await player.prepare(name, send(encoded[:9]), wait(name), send(encoded[9:]), fail(), headers=own)
+    live = await player.open_request("GET", f"/play/{name}", [("x-conversation-id", name)])
+    pinged = await player.post(clock, send(b"data: x\n\n"), wait(name))
+    await pinged.read_until(PING * 3)
+    assert (await player.lookup(name))[0]["total_bytes"] == 9
+    await player.open(name)
+    assert (await live.read_all(), live.clean) == (encoded, False)
+    replay = await player.replay(name, from_=4)
+    assert (replay.body, replay.clean, replay.header("content-encoding")) == (encoded[4:], False, "gzip")
 
 
 async def test_204_is_not_kept_back_by_keep_alives_at_the_end(player: Player) -> None:

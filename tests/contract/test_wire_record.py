@@ -139,6 +139,19 @@ async def test_end_to_end_headers_are_recorded_and_others_are_not(player: Player
     assert kept(first) == sorted(END_TO_END)
 
 
+@pytest.mark.parametrize(
+    ("media_type", "policy"), [("Text/HTML", "sandbox"), ("image/svg+xml", "sandbox"), ("text/plain", None)]
+)
+async def test_a_replay_of_html_runs_no_scripts(player: Player, media_type: str, policy: str | None) -> None:
+    """It has a URL of its own, on the application's origin, which a browser could be led to."""
+    name = unique("html")
+    first = await player.record(name, send(b"<script>alert(1)</script>"), media_type=media_type)
+    assert first.header("content-security-policy") is None
+    for reply in (await player.replay(name), await player.head(name)):
+        assert reply.header("content-security-policy") == policy
+        assert reply.header("x-content-type-options") == "nosniff"
+
+
 async def test_hop_by_hop_headers_are_never_replayed(player: Player) -> None:
     """Neither the known ones nor those that `Connection` names."""
     name = unique("hops")
