@@ -17,6 +17,8 @@ MAX_IDEMPOTENCY_KEY_BYTES = 512
 _BASE_32_OF_BYTE = b"abcdefghijklmnopqrstuvwxyz234567" * 8
 # Without leading zeros, so that a position has one spelling; an offset has at most 19 digits, as in 63 bits.
 _EVENT_ID = re.compile(r"([a-z2-7]{16})-(0|[1-9][0-9]{0,18})")
+# Not where an id begins: an empty one is none.
+_BEFORE_VARIANT = re.compile(r"(?!^)(?=::)")
 _DIGITS = re.compile(r"[0-9]+")
 # The largest integer that SQLite can store; Redis' stream ids end at 2**64.
 _MAX_COUNT = 2**63 - 1
@@ -104,36 +106,21 @@ def parse_idempotency_key(value: str | None) -> str | None:
     return value
 
 
-def parse_offset(text: str | None) -> int | None:
-    """Read `?from=`; `None` if it is absent or has no value.
+def parse_count(name: str, text: str | None) -> int | None:
+    """Read a parameter of a query that counts bytes or events; `None` if it is absent or has no value.
 
     Raises:
         InvalidOffset: It is not a non-negative integer in ASCII digits.
     """
-    return _parse_count(text, "`from` counts bytes: give a non-negative integer in decimal digits, like from=1024.")
-
-
-def parse_sequence_number(text: str | None) -> int | None:
-    """Read `?starting_after=`; `None` if it is absent or has no value.
-
-    Raises:
-        InvalidOffset: It is not a non-negative integer in ASCII digits.
-    """
-    return _parse_count(
-        text, "`starting_after` is the `sequence_number` of an event: give a non-negative integer in decimal digits."
-    )
-
-
-def _parse_count(text: str | None, complaint: str) -> int | None:
     if not text:
         return None
     if not _DIGITS.fullmatch(text):
-        raise InvalidOffset(complaint)
+        raise InvalidOffset(f"`{name}` must be a non-negative integer in decimal digits, like {name}=1024.")
     # Counts too large to exist are clipped, not refused; and `int` refuses more than 4,300 digits.
     return int(text) if len(text) <= 18 else _MAX_COUNT
 
 
 def variants(stream_id: str) -> list[str]:
     """The shorter ids of which `stream_id` is a variant: `a` and `a::b` for `a::b::c`."""
-    parts = stream_id.split("::")
-    return ["::".join(parts[:count]) for count in range(1, len(parts))]
+    # Those of `a:::b` are `a` and `a:`, so two `::` may overlap.
+    return [stream_id[: found.start()] for found in _BEFORE_VARIANT.finditer(stream_id)]

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from starlette.routing import Match
 from starlette.types import Scope
 
-from .._core.ids import StreamKey, parse_offset, parse_sequence_number, require_stream_id
+from .._core.ids import StreamKey, parse_count, require_stream_id
 from .._run.headers import describe
 from .._run.manager import StreamManager
 from .._run.replay import counting_refusals, read_kind, replay, replay_after
@@ -57,8 +57,8 @@ async def replay_stream(
     key, manager = key_of(owner, stream_id), service.manager
     event_id = last_event_id(request.scope, first_headers(request.scope))
     # A client that reconnects by itself repeats its URL, and says in the header how far it has come since.
-    number = None if event_id else parse_sequence_number(query.starting_after)
-    offset = None if event_id or number is not None else parse_offset(query.start)
+    number = None if event_id else parse_count("starting_after", query.starting_after)
+    offset = None if event_id or number is not None else parse_count("from", query.start)
     with counting_refusals(manager, read_kind(event_id, number is not None, offset)):
         stream = await manager.store.find(key, service.settings.pending_timeout)
         # Before the position is looked at: an offset of another epoch means nothing here.

@@ -6,7 +6,6 @@ level-triggered (a reader looks again by itself after each delivery), so no wake
 
 import asyncio
 import math
-from collections.abc import Callable
 from time import monotonic
 
 from .._core.log import BLOCK_SIZE, ByteLog
@@ -30,32 +29,16 @@ class Traffic:
     processor that goes through the same code again and again is much faster than one that alternates.
     """
 
-    __slots__ = ("_due", "_last_write", "_loop")
+    __slots__ = ("_last_write",)
 
     def __init__(self) -> None:
         self._last_write = -math.inf
-        self._due: list[Callable[[], None]] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def is_dense(self, now: float) -> bool:
         """Note a write; return whether there was another just before."""
         is_dense = now - self._last_write < SAME_TURN
         self._last_write = now
         return is_dense
-
-    def defer(self, flush: Callable[[], None]) -> None:
-        """Call `flush` in the next turn of the event loop. One callback for all costs less than one for each."""
-        loop = asyncio.get_running_loop()
-        if not self._due or self._loop is not loop:
-            # What waited on an event loop of before is not called on this one.
-            self._loop, self._due = loop, []
-            loop.call_soon(self._flush)
-        self._due.append(flush)
-
-    def _flush(self) -> None:
-        due, self._due = self._due, []
-        for flush in due:
-            flush()
 
 
 class Cursor:
@@ -152,7 +135,7 @@ class Fanout:
             asyncio.get_running_loop().call_later(FLUSH_INTERVAL, self.flush)
         elif self._traffic.is_dense(now):
             self.is_due = True
-            self._traffic.defer(self.flush)
+            asyncio.get_running_loop().call_soon(self.flush)
         else:
             self.flush()
 

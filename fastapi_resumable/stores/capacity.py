@@ -229,7 +229,7 @@ class VariantIndex:
 
     def note(self, owner: str | None, stream_id: str, *, held: bool) -> None:
         """Note whether there is a stream under an id that has a `::`."""
-        root = (owner, _root(stream_id))
+        root = (owner, stream_id.partition("::")[0])
         ids = self._by_root.get(root, [])
         at = bisect_left(ids, stream_id)
         was_held = ids[at : at + 1] == [stream_id]
@@ -243,12 +243,7 @@ class VariantIndex:
 
     def find(self, owner: str | None, stream_id: str) -> list[str]:
         """The ids that are variants of `stream_id`, sorted."""
-        ids = self._by_root.get((owner, _root(stream_id)))
-        if ids is None:
-            return []
+        first = stream_id + "::"
+        ids = self._by_root.get((owner, first.partition("::")[0]), [])
         # Right after `::`, in the order of characters, comes `:;`.
-        return ids[bisect_left(ids, stream_id + "::") : bisect_left(ids, stream_id + ":;")]
-
-
-def _root(stream_id: str) -> str:
-    return stream_id.partition("::")[0]
+        return ids[bisect_left(ids, first) : bisect_left(ids, stream_id + ":;")]

@@ -80,7 +80,7 @@ class Naming(Conformance):
     async def test_a_lookup_shows_what_was_asked_for_and_its_variants_once(self, store: Store) -> None:
         """In the order of the question, in every state; and nothing that merely looks alike."""
         live = await begin(store, StreamKey("ann", "live"))
-        for stream_id in ["done", "done::x", "done::x::y", "done:x", "done/x", "donee", "do", "x::only"]:
+        for stream_id in ["done", "done::x", "done::x::y", "done:x", "done/x", "donee", "do", "x::only", "y:::z"]:
             await written(store, b"data: x\n\n", key=StreamKey("ann", stream_id))
         await Request(StreamKey("ann", "queued::v")).reserve(store)
         for owner in ["bob", None]:
@@ -94,6 +94,7 @@ class Naming(Conformance):
         assert await shown("", "::", "none", "foreign", "only", "don", "queued::") == []
         assert sorted(await shown("done")) == ["done", "done::x", "done::x::y"]
         assert sorted(await shown("done::x")) == ["done::x", "done::x::y"]
+        assert await shown("y") == await shown("y:") == ["y:::z"]
         assert await shown("x", "live", "do", "live") == ["x::only", "live", "do"]
         assert await shown("queued", "live", "do") == ["queued::v", "live", "do"]
         assert await shown("done::x::y", "done::x") == ["done::x::y", "done::x"]

@@ -184,9 +184,9 @@ async def watch_a_release(here: Store, there: Store) -> None:
 async def watch_variants(here: Store, there: Store) -> None:
     """Watch on `there` while streams of many names come on `here`."""
     watcher, nobody, last = Watcher(), Watcher(), Request(LAST)
-    asked: Sequence[str] = ["chat", "chat::b", "chat"]
+    asked: Sequence[str] = ["chat", "chat::b", "chat", "x:"]
     ends = [await there.watch(owner, asked, each.notify) for owner, each in (("ann", watcher), (None, nobody))]
-    variants = [Request(StreamKey("ann", stream_id)) for stream_id in ["chat::a", "chat::b::c"]]
+    variants = [Request(StreamKey("ann", stream_id)) for stream_id in ["chat::a", "chat::b::c", "x:::y"]]
     others = [Request(StreamKey("ann", stream_id)) for stream_id in ["chats", "chat:b", "cha", "other"]]
     nobodys = Request(StreamKey(None, "chat::b"))
     for request in [*variants, *others, Request(StreamKey("bob", "chat")), nobodys, last]:

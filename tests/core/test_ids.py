@@ -8,8 +8,8 @@ from fastapi_resumable._core.ids import (
     EPOCH_BYTES,
     EventId,
     format_epoch,
+    parse_count,
     parse_event_id,
-    parse_offset,
     parse_stream_id,
     require_stream_id,
     variants,
@@ -35,19 +35,19 @@ def test_anything_else_is_taken_for_an_id_of_the_applications_own(text):
     assert parse_event_id(text) is None
 
 
-@pytest.mark.parametrize("text", ["-1", "+5", "1e3", "1.0", " 5", "5 ", "0x10", "٣", "²", "NaN", "5\n"])
+@pytest.mark.parametrize("text", ["-1", "+5", "1e3", "1.0", " 5", "5 ", "0x10", "1_0", "٣", "²", "½", "NaN", "5\n"])
 def test_an_offset_is_ascii_digits_and_nothing_else(text):
     """What Python would take for an integer is not taken for one."""
-    with pytest.raises(InvalidOffset):
-        parse_offset(text)
+    with pytest.raises(InvalidOffset, match="`from`"):
+        parse_count("from", text)
 
 
 def test_an_offset_may_be_absent_or_larger_than_any_log():
     """No value is no offset; a huge one is out of range, not an error of form."""
-    assert parse_offset(None) is None
-    assert parse_offset("") is None
-    assert parse_offset("007") == 7
-    assert parse_offset("9" * 5000) == 2**63 - 1
+    assert parse_count("from", None) is None
+    assert parse_count("from", "") is None
+    assert parse_count("from", "007") == 7
+    assert parse_count("from", "9" * 5000) == 2**63 - 1
 
 
 @pytest.mark.parametrize("value", ["a\x00b", "a\nb", "\x7f", "a\x85b", "x" * 513, "é" * 257, "\ud800"])
@@ -75,3 +75,5 @@ def test_the_variants_of_an_id_are_its_prefixes_at_double_colons():
     assert variants("a") == []
     assert variants("a::b::c") == ["a", "a::b"]
     assert variants("a::") == ["a"]
+    assert variants("::a") == []
+    assert variants("a:::b") == ["a", "a:"]

@@ -9,7 +9,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastapi_resumable._core import search
-from fastapi_resumable._core.ids import parse_sequence_number
 from fastapi_resumable._core.search import (
     Place,
     SequenceFilter,
@@ -18,7 +17,6 @@ from fastapi_resumable._core.search import (
     sequence_number,
 )
 from fastapi_resumable._core.sse import BOM, EventFramer
-from fastapi_resumable.exceptions import InvalidOffset
 from tests.support.searches import result_of
 
 
@@ -191,25 +189,6 @@ def test_a_filter_lets_an_endless_event_through(monkeypatch: pytest.MonkeyPatch)
     assert b"".join(result_of(wanted.feed(b"data: " + b"x" * 60)) for _ in range(3))
     assert wanted._framer.oversize
     assert isinstance(wanted._framer, EventFramer)
-
-
-@pytest.mark.parametrize("text", [None, ""])
-def test_no_number_is_as_if_absent(text) -> None:
-    """As with `from=`."""
-    assert parse_sequence_number(text) is None
-
-
-@pytest.mark.parametrize(("text", "number"), [("0", 0), ("007", 7), ("9" * 18, 10**18 - 1), ("9" * 5000, 2**63 - 1)])
-def test_a_number_is_read(text, number) -> None:
-    """One that is too large to exist is clipped."""
-    assert parse_sequence_number(text) == number
-
-
-@pytest.mark.parametrize("text", ["-1", "+1", "1.0", "1e3", " 1", "1 ", "abc", "٣", "½", "1_0", "0x1", "1\n", "null"])
-def test_what_is_no_plain_number_is_refused(text) -> None:
-    """With a sentence that names the parameter."""
-    with pytest.raises(InvalidOffset, match="starting_after"):
-        parse_sequence_number(text)
 
 
 @pytest.mark.parametrize("size", [63, 64, 65, 66, 1000, 200_000])
