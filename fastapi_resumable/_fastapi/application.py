@@ -16,6 +16,9 @@ from .endpoint import intercept
 from .responses import run_to_the_end
 from .route import RouteAdmission
 
+_FOUND = ("route", "endpoint")
+"""What a router puts into the scope of a request that it has a route for."""
+
 
 class AppAdmission(RouteAdmission):
     """Admits one request to an application: runs it up to its endpoint, if that is FastAPI's and the body has come.
@@ -28,9 +31,19 @@ class AppAdmission(RouteAdmission):
     end_delay = END_DELAY
 
     def __init__(
-        self, service: Service, scope: Scope, identity: Identity, body: RequestBody, send: Send, *, has_endpoint: bool
+        self,
+        service: Service,
+        scope: Scope,
+        identity: Identity,
+        body: RequestBody,
+        send: Send,
+        *,
+        outer_scope: Scope,
+        has_endpoint: bool,
     ) -> None:
+        """With the scope of the request as what stands around this face has it, too."""
         super().__init__(service, scope, identity, body, send)
+        self._outer_scope = outer_scope
         self._has_endpoint = has_endpoint
         self._app_scope: Scope = {}
 
@@ -74,14 +87,17 @@ class AppAdmission(RouteAdmission):
             self._app_scope = {}
 
     async def _go_on(self, task: "asyncio.Task[None]") -> None:
+        # The application's router has put it into a scope of the application's own. Telemetry looks for it here, and
+        # middleware around this face in its own.
+        found = {key: self._app_scope[key] for key in _FOUND if key in self._app_scope}
+        self._outer_scope.update(found)
+        self.scope = {**self.scope, **found}
         try:
             answer = await self.decide()
         except Exception:
             await self._dismiss(task, None)
             raise
         if answer is None:
-            # The application's router has put it into the scope of the application. Telemetry looks for it here.
-            self.scope = {**self.scope, "route": self._app_scope.get("route")}
             await super()._go_on(task)
             return
         await self._dismiss(task, answer)
@@ -156,7 +172,7 @@ async def serve(
     if endpoints is not None or (is_partial and (await body.peek()).get("more_body", True)):
         intercept(endpoints or [])
         upload = inner[service.scope_key] = AppAdmission(
-            service, request, identity, body, send, has_endpoint=endpoints is not None
+            service, request, identity, body, send, outer_scope=scope, has_endpoint=endpoints is not None
         )
         await upload.serve(app, inner_scope(inner, lambda: upload.producer))
         return
@@ -171,8 +187,9 @@ async def _decide_and_serve(
     service = admission.service
     if service.settings.owner is None:
         service.warn_once(
-            "a resume at an endpoint that is not FastAPI's is answered before the application can check the user: "
-            "anyone who knows a stream id can read that stream, and replace it. "
+            "a resume at an endpoint that is not FastAPI's, or inside a wrapper that does not keep its application as "
+            "`app`, is answered before the application can check the user: anyone who knows a stream id can read that "
+            "stream, and replace it. "
             "Set Resumable(owner=...) to a dependency that returns the user's id."
         )
     answer = await admission.decide()

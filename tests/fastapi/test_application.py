@@ -231,3 +231,23 @@ async def test_what_listens_for_a_disconnect_before_the_endpoint_does_not_hear_o
         go_on.set()
         assert data_of((await client.get("/v1/stream/a")).body) == ["one", "two"]
         await exchange.served()
+
+
+async def test_what_stands_around_the_middleware_sees_the_route_as_without_it() -> None:
+    """Metrics name a request by it: one without an id, a recorded one, and one that is answered from the log."""
+    resumable, app, seen = Resumable(), FastAPI(), []
+
+    class Names(Around):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await super().__call__(scope, receive, send)
+            if scope["type"] == "http":
+                seen.append((scope["route"].path, scope["endpoint"]))
+
+    app.post("/chat/{name}")(secret)
+    app.include_router(resumable.router)
+    app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat/{name}"])
+    app.add_middleware(Names)
+    async with running(app) as client:
+        for headers in ({}, AGAIN, AGAIN):
+            assert (await client.post("/chat/a", headers=headers)).status == 200
+    assert seen == [("/chat/{name}", secret)] * 3
