@@ -15,7 +15,7 @@ import anyio
 import httpx
 
 from .machine import Resumption
-from .messages import Ask, Backoff, Head, next_headers
+from .messages import Ask, Backoff, next_headers
 
 ResultT = TypeVar("ResultT")
 Sleep = Callable[[float], Awaitable[None] | None]
@@ -58,8 +58,6 @@ class Engine:
         self.machine = machine
         self.response: Any = None
         """The last answer."""
-        self.head: Head | None = None
-        """Its head."""
         self.is_reading = False
         """Whether its body is being read."""
         self._send = send
@@ -81,12 +79,12 @@ class Engine:
         """Read the body of the first request, so that it can be sent again."""
         await settle(self._start.aread() if self._is_async else self._start.read())
 
-    async def begin(self, accept: Callable[[Head], bool]) -> bool:
+    async def begin(self, accept: Callable[[httpx.Response], bool]) -> bool:
         """Make the first request, once; return whether `accept` takes its answer for a stream to be followed."""
         head = await self._ask(Ask(0))
         return accept(head) and self.machine.head(head)
 
-    async def open(self, accept: Callable[[Head], bool] = lambda _: True) -> bool:
+    async def open(self, accept: Callable[[httpx.Response], bool] = lambda _: True) -> bool:
         """Connect; return whether there is a body to be read. `accept` may keep an answer from the machine."""
         return await self._open(accept, 0) is not None
 
@@ -134,28 +132,27 @@ class Engine:
             self._cookies.set_cookie_header(request)
         return request
 
-    async def _ask(self, ask: Ask) -> Head:
-        """Make a request; return the head of its answer."""
+    async def _ask(self, ask: Ask) -> httpx.Response:
+        """Make a request; return its answer, of which only the head has come."""
         request = self._start if ask.method is None else self._request(ask)
         self.response = response = await settle(self._send(request, ask.trusted))
-        self._stream = stream = response.stream
+        self._stream, self.is_reading = response.stream, True
         if not self._decoded:
             response.request = request
         self._cookies.extract_cookies(response)
         if self._is_async:
             # Below a client there is no decoder between us and the socket: the client decodes what we hand out.
-            self._chunks = response.aiter_bytes() if self._decoded else aiter(stream)
+            self._chunks = response.aiter_bytes() if self._decoded else aiter(self._stream)
         else:
-            self._chunks = response.iter_bytes() if self._decoded else iter(stream)
-        self.head, self.is_reading = Head(response.status_code, response.headers, str(response.url)), True
-        return self.head
+            self._chunks = response.iter_bytes() if self._decoded else iter(self._stream)
+        return self.response  # type: ignore[no-any-return]
 
     async def _next_chunk(self) -> bytes | None:
         if isinstance(self._chunks, AsyncIterator):
             return await anext(self._chunks, None)
         return next(self._chunks, None)
 
-    async def _open(self, accept: Callable[[Head], bool], wanted: float) -> bytes | None:
+    async def _open(self, accept: Callable[[httpx.Response], bool], wanted: float) -> bytes | None:
         """Connect, and read the first `wanted` bytes of the body; `None` if there is none."""
         while (ask := self.machine.ask()) is not None:
             if ask.delay:

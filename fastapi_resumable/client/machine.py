@@ -10,9 +10,11 @@ from enum import StrEnum
 from typing import Literal
 from urllib.parse import urlencode
 
+import httpx
+
 from ..exceptions import ConnectionLost, StreamCancelled, StreamFailed, StreamIncomplete
 from ..models import ResumableStatus
-from .messages import Ask, Backoff, Head, is_replay, origin, refusal, replay_url, retry_after, whole_number
+from .messages import Ask, Backoff, is_replay, origin, refusal, replay_url, retry_after, whole_number
 
 NOT_NOW = frozenset({408, 425, 429, 502, 503, 504})
 """Answers to a request that has not begun yet, and may later."""
@@ -118,7 +120,7 @@ class Resumption:
         self.stopping = True
         return self._replay(0.0, "DELETE", {})
 
-    def head(self, head: Head, body: bytes = b"") -> bool:
+    def head(self, head: httpx.Response, body: bytes = b"") -> bool:
         """Take the head of an answer, and the `body` if it is no success; return whether a body is to be read."""
         probe, self._probe = self._probe, None
         if probe is None:
@@ -212,7 +214,7 @@ class Resumption:
             if self._on_state is not None:
                 self._on_state(state)
 
-    def _begin(self, head: Head) -> None:
+    def _begin(self, head: httpx.Response) -> None:
         self._begun = True
         self._is_event_stream = "text/event-stream" in head.headers.get("content-type", "")
         self.epoch = head.headers.get("x-stream-epoch")
@@ -236,7 +238,7 @@ class Resumption:
         self._enter(StreamState.RECONNECTING if self._begun else StreamState.CONNECTING)
         self._delay = self._backoff.delay(self._failures, max(self._retry, asked))
 
-    def _refused(self, head: Head, body: bytes, probe: str | None) -> None:
+    def _refused(self, head: httpx.Response, body: bytes, probe: str | None) -> None:
         status = head.status_code
         if probe is not None and status in NO_PLACE:
             # Bytes are missing, and only the answer to a GET has a body that says why.

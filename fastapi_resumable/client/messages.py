@@ -70,27 +70,13 @@ class Ask:
     """Whether the request may carry the credentials of the one that begins the stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The head of an answer; `headers` are looked up by lower-case names."""
-
-    status_code: int
-    headers: Mapping[str, str]
-    url: str
-
-    @property
-    def is_success(self) -> bool:
-        """Whether there is a body to be read."""
-        return 200 <= self.status_code < 300
-
-
-def origin(url: str) -> str:
+def origin(url: object) -> str:
     """The scheme, host and port of a URL (RFC 6454)."""
     # httpx drops the default port, and spells scheme and host in small letters.
-    return str(httpx.URL(url).copy_with(userinfo=b"", raw_path=b"/", fragment=None))
+    return str(httpx.URL(str(url)).copy_with(userinfo=b"", raw_path=b"/", fragment=None))
 
 
-def replay_url(head: Head) -> str | None:
+def replay_url(head: httpx.Response) -> str | None:
     """Where an answer can be had again; `None` if it cannot."""
     location = head.headers.get("content-location")
     # `Content-Location` alone is common HTTP and no promise of a replay; and what is compressed on the way has other
@@ -98,7 +84,7 @@ def replay_url(head: Head) -> str | None:
     if not location or "x-stream-epoch" not in head.headers or head.headers.get("content-encoding"):
         return None
     try:
-        url = httpx.URL(head.url).join(location).copy_with(fragment=None)
+        url = httpx.URL(str(head.url)).join(location).copy_with(fragment=None)
     except (httpx.InvalidURL, ValueError):
         return None
     # httpx takes a port of any size, and the socket raises an `OverflowError` later.
@@ -115,9 +101,9 @@ def first_offset(request: httpx.Request) -> int | None:
     return (is_get and whole_number(query.get("from", [""])[-1])) or 0
 
 
-def is_replay(url: str, replay_url: str) -> bool:
-    """Whether `url` is that of a replay, in either form: a `from` of any other is the application's own."""
-    asked, kept = httpx.URL(url), _in_path(httpx.URL(replay_url))
+def is_replay(asked: httpx.URL, replay_url: str) -> bool:
+    """Whether the URL `asked` for is that of a replay, in either form, so that its `from` is a place in the stream."""
+    kept = _in_path(httpx.URL(replay_url))
     # The server names an id that does not fit into a path in the query, even if it was asked for in the path. And a
     # proxy may have removed a part of the path, which the server does not know of then.
     return asked.path.endswith(kept) or _in_path(asked).endswith(kept)

@@ -4,13 +4,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Generic, Literal, Self, TypeVar
 
+import httpx
 from httpx_sse import ServerSentEvent
 
 from ..exceptions import ClientError, StreamIncomplete
 from .decoder import Decoder, Form, Item, charset_of, terminal
 from .engine import Engine, run
 from .machine import StreamState
-from .messages import Backoff, Head
+from .messages import Backoff
 
 ValueT = TypeVar("ValueT")
 TerminalEvents = Literal["raise", "yield"]
@@ -20,7 +21,7 @@ TerminalEvents = Literal["raise", "yield"]
 class ResumableStream:
     """A stream, over as many connections as it takes: its name, and this client's place in it."""
 
-    def __init__(self, engine: Engine, backoff: Backoff, first: Head | None = None) -> None:
+    def __init__(self, engine: Engine, backoff: Backoff, first: httpx.Response | None = None) -> None:
         self._engine = engine
         self._machine = engine.machine
         self._backoff = backoff
@@ -35,7 +36,7 @@ class ResumableStream:
     @property
     def id(self) -> str:
         """The stream id."""
-        return self._head.headers.get("x-conversation-id", "")
+        return str(self._head.headers.get("x-conversation-id", ""))
 
     @property
     def epoch(self) -> str:
@@ -63,7 +64,7 @@ class ResumableStream:
         return self._machine.replay_url
 
     @property
-    def _head(self) -> Head:
+    def _head(self) -> httpx.Response:
         if self._first is None:
             raise RuntimeError(
                 "The stream is not open. Use it in a `with` block: `with client.stream(...) as stream:`."
@@ -189,7 +190,7 @@ class BaseStream(ResumableStream):
     async def _open(self) -> None:
         await self._engine.load()
         if await self._engine.open():
-            self._first, self._offset = self._engine.head, self._machine.offset
+            self._first, self._offset = self._engine.response, self._machine.offset
 
     async def _stop(self) -> None:
         # A stop of a stream that has ended would delete it for readers that come later; one that is not kept has ended

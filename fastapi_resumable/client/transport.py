@@ -19,7 +19,7 @@ import httpx
 from ..exceptions import ClientError
 from .engine import Engine, Sleep, flavour, run
 from .machine import Resumption
-from .messages import Backoff, Head, first_offset, replay_url
+from .messages import Backoff, first_offset, is_replay, replay_url
 from .streams import ResumableStream
 
 logger = logging.getLogger("fastapi_resumable")
@@ -145,15 +145,18 @@ class ResumableTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         request.headers["Accept-Encoding"] = "identity"
         return True
 
-    def _accepts(self, request: httpx.Request, engine: Engine, head: Head) -> bool:
+    def _accepts(self, request: httpx.Request, engine: Engine, head: httpx.Response) -> bool:
         """Whether an answer is a stream that can be resumed."""
+        url = replay_url(head)
         if (
             not head.is_success
             or request.method == "HEAD"
             or not engine.machine.knows_offset
             # The body of a 202 is a lookup item, which its caller wants as it is.
             or "preference-applied" in head.headers
-            or replay_url(head) is None
+            or url is None
+            # A `from` may be the application's own, or a proxy may have led the request to the replay by another path.
+            or (engine.machine.offset and not is_replay(request.url, url))
         ):
             return False
         if self._read_timeout is not None and "text/event-stream" in head.headers.get("content-type", ""):
@@ -171,7 +174,7 @@ class _Body(ResumableStream):
 
     def __init__(self, engine: Engine, backoff: Backoff, on_close: OnClose) -> None:
         # This back-off is that of the stop alone. A caller is waiting for `close`, so it does not try for long.
-        super().__init__(engine, replace(backoff, retries=2, server_maximum=1.0), engine.head)
+        super().__init__(engine, replace(backoff, retries=2, server_maximum=1.0), engine.response)
         self._on_close = on_close
         self._tail = b""
         self._done = False

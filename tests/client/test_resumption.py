@@ -4,7 +4,6 @@ import asyncio
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -28,7 +27,7 @@ from fastapi_resumable.client import (
 from fastapi_resumable.client.decoder import Decoder, Item, charset_of, terminal
 from fastapi_resumable.client.engine import run
 from fastapi_resumable.client.machine import Resumption
-from fastapi_resumable.client.messages import Ask, Head
+from fastapi_resumable.client.messages import Ask
 from tests.support.ssemodel import Event, parse
 
 EPOCH = "mfrggzdfmztwq2lk"
@@ -52,6 +51,11 @@ def recorded(sent: bytes, *, ids: bool = True) -> bytes:
     return log + framer.finish(len(log))
 
 
+def answered(status: int, headers: dict[str, str], url: str) -> httpx.Response:
+    """The head of an answer."""
+    return httpx.Response(status, headers=httpx.Headers(headers, "utf-8"), request=httpx.Request("GET", url))
+
+
 class Server:
     """A model of the replay route: one finished stream."""
 
@@ -60,7 +64,7 @@ class Server:
         self.status = status
         self.asked: list[str] = []
 
-    def answer(self, ask: Ask) -> tuple[Head, bytes]:
+    def answer(self, ask: Ask) -> tuple[httpx.Response, bytes]:
         """The whole answer to a request."""
         query = parse_qs(urlsplit(ask.url).query)
         offset = int(query.get("from", ["0"])[0])
@@ -69,7 +73,7 @@ class Server:
         assert offset <= len(self.log)
         self.asked.append("start" if ask.method is None else ask.method)
         told = {"x-stream-status": self.status, "x-stream-total-bytes": str(len(self.log))}
-        return Head(200, {**OURS, **(told if ask.method == "HEAD" else {})}, URL), self.log[offset:]
+        return answered(200, {**OURS, **(told if ask.method == "HEAD" else {})}, URL), self.log[offset:]
 
 
 def resumption(backoff: Backoff = ENDLESS, **options: Any) -> Resumption:
@@ -82,7 +86,8 @@ def drive(machine: Resumption, server: Server, cuts: Iterable[int]) -> Iterator[
     fed = random.Random(0)
     while (ask := machine.ask()) is not None:
         head, body = server.answer(ask)
-        if not machine.head(replace(head, headers={**head.headers, "content-type": "text/plain"})):
+        head.headers["content-type"] = "text/plain"
+        if not machine.head(head):
             continue
         limit = next(limits, None)
         body, rest = (body, b"") if limit is None else (body[:limit], body[limit:])
@@ -176,7 +181,7 @@ def test_a_stream_can_be_taken_up_by_another_client_after_any_event(sent: bytes,
 def machine_after_head(backoff: Backoff = ENDLESS, **headers: str) -> Resumption:
     machine = resumption(backoff)
     assert machine.ask() == Ask(0)
-    assert machine.head(Head(200, {**OURS, **headers}, URL))
+    assert machine.head(answered(200, {**OURS, **headers}, URL))
     return machine
 
 
@@ -193,7 +198,7 @@ def test_waits_grow_from_failure_to_failure_and_start_again_with_a_byte() -> Non
     machine = machine_after_head(Backoff(initial=1, maximum=5, random=lambda: next(drawn)))
     machine.feed(b"x")
     assert [lose(machine).delay for _ in range(4)] == [1, 1, 4, 5]
-    machine.head(Head(200, OURS, URL))
+    machine.head(answered(200, OURS, URL))
     machine.feed(b"x")
     assert lose(machine).delay == 1
 
@@ -246,7 +251,7 @@ def test_what_the_stream_asks_clients_to_wait_is_the_least() -> None:
 def test_retry_after_is_the_least_to_wait(headers: dict[str, str], wait: float, status: int) -> None:
     """Seconds, or a date, which counts from the answer's own."""
     machine = resumption(Backoff(random=lambda: 0))
-    assert not machine.head(Head(status, headers, URL), b"{}")
+    assert not machine.head(answered(status, headers, URL), b"{}")
     assert machine.ask() == Ask(wait)
 
 
@@ -259,7 +264,7 @@ def test_a_final_answer_is_raised_with_the_servers_code_and_message(status: int,
         machine.feed(b"x")
         lose(machine)
     with pytest.raises(RequestRefused) as caught:
-        machine.head(Head(status, {}, URL), b'{"detail": {"code": "c", "message": "m", "tail": 3}}')
+        machine.head(answered(status, {}, URL), b'{"detail": {"code": "c", "message": "m", "tail": 3}}')
     error = caught.value
     assert (error.status_code, error.code, error.message, error.detail["tail"]) == (status, "c", "m", 3)
     assert machine.state is StreamState.LOST
@@ -280,18 +285,18 @@ def test_a_final_answer_is_raised_with_the_servers_code_and_message(status: int,
 def test_a_refusal_of_any_other_form_is_one_too(body: bytes, message: str) -> None:
     """A proxy's page, or FastAPI's own."""
     with pytest.raises(RequestRefused) as caught:
-        resumption().head(Head(403, {}, URL), body)
+        resumption().head(answered(403, {}, URL), body)
     assert (caught.value.code, caught.value.message) == ("", message)
 
 
 def test_an_error_of_the_server_is_final_at_the_start_alone() -> None:
     """An endpoint that fails would fail again, at a price; a replay route that does is having a bad time."""
     with pytest.raises(RequestRefused):
-        resumption().head(Head(500, {}, URL))
+        resumption().head(answered(500, {}, URL))
     machine = machine_after_head()
     machine.feed(b"x")
     lose(machine)
-    assert not machine.head(Head(500, {}, URL))
+    assert not machine.head(answered(500, {}, URL))
     assert machine.state is StreamState.RECONNECTING
 
 
@@ -301,7 +306,7 @@ def test_an_answer_that_is_not_the_stream_counts_as_none() -> None:
     machine.feed(b"x")
     lose(machine)
     for headers in ({}, {**OURS, "x-stream-epoch": "a" * 16}, {**OURS, "content-encoding": "gzip"}):
-        assert not machine.head(Head(200, headers, URL))
+        assert not machine.head(answered(200, headers, URL))
         ask = machine.ask()
         assert ask and ask.url == f"{URL}?epoch={EPOCH}&from=1"
 
@@ -309,12 +314,12 @@ def test_an_answer_that_is_not_the_stream_counts_as_none() -> None:
 def test_an_answer_without_a_way_back_is_read_as_it_is() -> None:
     """To its end; a cut says why it cannot be mended."""
     machine = resumption()
-    assert machine.head(Head(200, {}, URL))
+    assert machine.head(answered(200, {}, URL))
     machine.feed(b"x")
     machine.end()
     assert machine.state is StreamState.DONE
     machine = resumption()
-    machine.head(Head(200, {}, URL))
+    machine.head(answered(200, {}, URL))
     with pytest.raises(ConnectionLost, match="Content-Location"):
         machine.cut(ConnectionError())
 
@@ -338,13 +343,13 @@ def test_credentials_go_to_no_other_origin(location: str, asked: str, trusted: b
     assert machine.stop().trusted is trusted
     if not trusted:
         with pytest.raises(RequestRefused, match="none of the credentials"):
-            machine.head(Head(401, {}, asked), b"{}")
+            machine.head(answered(401, {}, asked), b"{}")
 
 
 def test_a_server_that_it_was_redirected_to_sends_it_nowhere_with_credentials() -> None:
     """Not back to the first one either: that would be a request of its choice in the caller's name."""
     machine = resumption()
-    machine.head(Head(200, {**OURS, "content-location": "http://server/account"}, "http://evil/"))
+    machine.head(answered(200, {**OURS, "content-location": "http://server/account"}, "http://evil/"))
     assert not machine.stop().trusted
 
 
@@ -386,7 +391,7 @@ def test_a_total_that_is_no_number_is_none(total: str) -> None:
     machine = machine_after_head()
     assert lose(machine).method == "HEAD"
     head = {**OURS, "x-stream-status": "completed", "x-stream-total-bytes": total}
-    assert not machine.head(Head(200, head, URL))
+    assert not machine.head(answered(200, head, URL))
     assert machine.ask() == Ask(0, "GET", f"{URL}?epoch={EPOCH}&from=0")
 
 
@@ -427,10 +432,10 @@ def test_where_head_is_not_to_be_had_it_goes_on_without() -> None:
     """Some proxies refuse it."""
     machine = machine_after_head()
     assert lose(machine).method == "HEAD"
-    assert not machine.head(Head(405, {}, URL))
+    assert not machine.head(answered(405, {}, URL))
     ask = machine.ask()
     assert ask and ask.method == "GET"
-    machine.head(Head(200, OURS, URL))
+    machine.head(answered(200, OURS, URL))
     assert lose(machine).method == "GET"
 
 
@@ -478,7 +483,7 @@ def test_an_end_that_cannot_be_asked_about_is_the_streams(answer: int) -> None:
     machine.feed(b"abc")
     machine.end()
     assert machine.ask()
-    assert not machine.head(Head(answer, {}, URL), b"{}")
+    assert not machine.head(answered(answer, {}, URL), b"{}")
     assert (machine.state, machine.ask()) == (StreamState.DONE, None)
 
 
@@ -490,16 +495,16 @@ def test_a_place_that_is_gone_when_the_response_ends_is_not_the_end(status: int)
         machine.feed(b"abc")
         machine.end()
         assert machine.ask()
-        assert not machine.head(Head(status, {}, URL))
+        assert not machine.head(answered(status, {}, URL))
         ask = machine.ask()
         assert ask and (ask.method, ask.delay) == ("GET", 0)
         if is_head_alone:
-            assert machine.head(Head(200, OURS, URL))
+            assert machine.head(answered(200, OURS, URL))
             machine.end()
             assert (machine.state, machine.ask()) == (StreamState.DONE, None)
         else:
             with pytest.raises(RequestRefused, match="offset_lost"):
-                machine.head(Head(status, {}, URL), b'{"detail": {"code": "offset_lost", "message": "m"}}')
+                machine.head(answered(status, {}, URL), b'{"detail": {"code": "offset_lost", "message": "m"}}')
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-stream-status": "completed"}])
@@ -509,7 +514,7 @@ def test_a_server_that_does_not_say_how_the_stream_is_is_believed_its_end(header
     machine.feed(b"abc")
     machine.end()
     assert machine.ask()
-    assert not machine.head(Head(200, {**OURS, **headers}, URL))
+    assert not machine.head(answered(200, {**OURS, **headers}, URL))
     assert machine.state is StreamState.DONE
 
 
@@ -520,7 +525,7 @@ def test_a_stream_that_is_gone_when_its_response_ends_is_not_taken_for_whole() -
     machine.end()
     assert machine.ask()
     with pytest.raises(RequestRefused, match="404"):
-        machine.head(Head(404, {}, URL), b"{}")
+        machine.head(answered(404, {}, URL), b"{}")
     assert machine.state is StreamState.LOST
 
 
@@ -615,7 +620,7 @@ def test_an_answer_that_cannot_be_resumed_is_not_asked_about() -> None:
     """Nor is its request repeated, which would run the endpoint again."""
     machine = resumption()
     assert machine.ask() == Ask(0)
-    machine.head(Head(200, {"content-type": "text/event-stream"}, URL))
+    machine.head(answered(200, {"content-type": "text/event-stream"}, URL))
     machine.feed(b"data: 1\n\n")
     machine.end()
     assert (machine.state, machine.ask()) == (StreamState.DONE, None)
@@ -634,14 +639,14 @@ def test_the_client_that_stops_a_stream_does_not_raise_that_it_was_stopped() -> 
     stop = machine.stop()
     assert (stop.method, stop.url) == ("DELETE", f"{URL}?epoch={EPOCH}")
     lose(machine)
-    assert not machine.head(Head(404, {}, URL), b"{}")
+    assert not machine.head(answered(404, {}, URL), b"{}")
     assert (machine.state, machine.ask()) == (StreamState.STOPPED, None)
 
 
 def test_what_cannot_be_resumed_cannot_be_stopped() -> None:
     """The server does not know it."""
     machine = resumption()
-    machine.head(Head(200, {}, URL))
+    machine.head(answered(200, {}, URL))
     with pytest.raises(RuntimeError, match="Close it"):
         machine.stop()
 
@@ -675,7 +680,7 @@ def test_states_are_reported_as_they_change() -> None:
 def test_an_answer_about_the_stream_leads_to_it() -> None:
     """`Prefer: respond-async` is answered 202."""
     machine = resumption()
-    head = Head(202, {**OURS, "preference-applied": "respond-async"}, URL)
+    head = answered(202, {**OURS, "preference-applied": "respond-async"}, URL)
     assert not machine.head(head)
     ask = machine.ask()
     assert ask and (ask.method, ask.url) == ("GET", f"{URL}?epoch={EPOCH}&from=0")
@@ -693,7 +698,7 @@ def test_an_interruption_by_the_user_is_no_failure() -> None:
     machine = resumption()
     machine.interrupted()
     assert machine.ask() == Ask(0)
-    machine.head(Head(200, {}, URL))
+    machine.head(answered(200, {}, URL))
     machine.interrupted()
     assert machine.ask() is None
 

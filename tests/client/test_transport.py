@@ -135,18 +135,20 @@ def test_a_replay_from_the_middle_survives_cuts_too(server: Server, backoff: Bac
         ("/v1/stream/a/b?conv_id=x", "/v1/stream/a/b", 2),
         ("/v1/stream?conv_id=a/b", "/v1/stream/a/b", 2),
         ("/v1/stream?conv_id=x&conv_id=a/b", "/v1/stream/a/b", 2),
-        ("/export", "/v1/stream/a/b", 0),
-        ("/a/b", "/v1/stream/a/b", 0),
+        ("/export", "/v1/stream/a/b", None),
+        ("/a/b", "/v1/stream/a/b", None),
         *[
             (path, f"/v1/stream?conv_id={stream_id}", 2)
             for stream_id in ("a%2F%2Fb", "%2Fa", "a%2F", "a%2F..%2Fb")
             for path in (f"/v1/stream/{stream_id}", f"/api/v1/stream?conv_id={stream_id}")
         ],
-        ("/v1/stream/b", "/v1/stream?conv_id=a%2F%2Fb", 0),
+        ("/v1/stream/b", "/v1/stream?conv_id=a%2F%2Fb", None),
     ],
 )
-def test_only_the_from_of_a_replay_is_a_place_in_the_stream(path: str, kept: str, place: int, backoff: Backoff) -> None:
-    """An endpoint may have a parameter of that name, too."""
+def test_only_the_from_of_a_replay_is_a_place_in_the_stream(
+    path: str, kept: str, place: int | None, backoff: Backoff
+) -> None:
+    """Of another path it may be the application's own, or the replay's behind a proxy: a cut is an error."""
     asked: list[str] = []
 
     class Cut(httpx.SyncByteStream):
@@ -162,9 +164,10 @@ def test_only_the_from_of_a_replay_is_a_place_in_the_stream(path: str, kept: str
         return httpx.Response(200, headers=headers, stream=Cut()) if len(asked) == 1 else httpx.Response(404)
 
     transport = ResumableTransport(httpx.MockTransport(answer), backoff=backoff)
-    with httpx.Client(transport=transport) as http, pytest.raises(httpx.ReadError, match="404"):
+    error = "404" if place else "the connection broke"
+    with httpx.Client(transport=transport) as http, pytest.raises(httpx.ReadError, match=error):
         http.get(f"http://server{path}", params=[*httpx.URL(path).params.multi_items(), ("from", "2")])
-    assert asked == ["2", str(place + 3)]
+    assert asked == ["2", *([str(place + 3)] if place else [])]
 
 
 @pytest.mark.parametrize("place", ["starting_after", "lastEventId", "last_event_id", "startIndex"])
