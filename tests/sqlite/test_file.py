@@ -48,7 +48,7 @@ def test_a_path_or_a_url_names_the_file(setting: object, path: Path, synchronous
 @pytest.mark.parametrize(
     "setting",
     ["", "sqlite:", "sqlite://", "sqlite:///", "sqlite://host/x.db", ":memory:", "sqlite:///:memory:",
-     "sqlite:///x.db?synchronous=off", "sqlite:///x.db?mode=ro", 7, None],
+     "sqlite+aiosqlite:///x.db", "sqlite:///x.db?synchronous=off", "sqlite:///x.db?mode=ro", 7, None],
 )  # fmt: skip
 def test_anything_else_is_refused_with_an_example(setting: Any) -> None:
     with pytest.raises(ValueError, match=r"sqlite:///streams\.db|synchronous"):
@@ -480,7 +480,7 @@ async def test_a_report_that_fails_ends_no_reading(
     view = await there.find(stream.key, 0)
 
     def fails(*_: object) -> None:
-        raise sqlite3.OperationalError("as the test says")
+        raise sqlite3.DatabaseError("as the test says")
 
     async with following(view) as far:
         await write(stream, b"data: 1\n\n")

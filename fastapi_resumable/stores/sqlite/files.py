@@ -7,7 +7,6 @@ import math
 import os
 import re
 import sqlite3
-import threading
 import weakref
 from collections.abc import Iterable
 from contextlib import closing, suppress
@@ -31,8 +30,8 @@ APPLICATION_ID = 0x46415253
 VERSION = 1
 """The version of the tables in `schema.sql`; a file of another version is refused."""
 SYNCHRONOUS = ("normal", "full")
-GRACE = 2.0
-"""Seconds within which a worker makes its file anew that somebody has deleted."""
+GRACE = 10.0
+"""Seconds within which a worker makes its file anew that somebody has deleted: at the latest when it cleans up."""
 
 # SQLite's write-ahead log needs memory that all workers share, and locks that hold; over a network there is neither.
 _NETWORK = {
@@ -54,7 +53,7 @@ def parse_path(path_or_url: object) -> tuple[Path, str]:
         raise ValueError(f"SqliteStore needs a file, not {path_or_url!r}: {example}.")
     synchronous = "full"
     path = path_or_url
-    if path.startswith("sqlite:"):
+    if path.startswith("sqlite:") or "://" in path:
         if not path.startswith("sqlite:///"):
             raise ValueError(f"{path_or_url!r} has no path: {example}.")
         path, _, query = path.removeprefix("sqlite:///").partition("?")
@@ -168,19 +167,11 @@ def check_file(path: Path) -> None:
             check_tables(connection, path)
 
 
-def is_of_the_whole_file(failure: BaseException) -> bool:
-    """Whether nothing else can be done with the file either, as with a full disk; not so for one damaged page."""
-    name = str(getattr(failure, "sqlite_errorname", ""))
-    return isinstance(failure, UnusableFileError | OSError) or name.startswith(
-        ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_NOTADB", "SQLITE_CANTOPEN")
-    )
-
-
 class WorkerLock:
     """The lock of this worker, on a file of its own in a directory beside the database.
 
     A process that is stopped keeps its lock, so it is not taken for dead. The lock belongs to the open file, so two
-    stores in one process are two workers. Both threads of a worker use it.
+    stores in one process are two workers. The writer's thread takes it and gives it back.
     """
 
     def __init__(self, path: Path, worker: str) -> None:
@@ -189,31 +180,24 @@ class WorkerLock:
         self._fd: int | None = None
         self._missing: dict[str, float] = {}
         """Since when the files of workers have been missing."""
-        self._guard = threading.Lock()
         # A child that this process forks would keep the lock for it.
         os.register_at_fork(after_in_child=partial(_close_in_child, weakref.ref(self)))
 
     def take(self) -> None:
         """Take the lock; again, if somebody has deleted the file."""
-        with self._guard:
-            if self._fd is None or not self._is_in_place(self._fd):
-                self.close()
-                self._directory.mkdir(exist_ok=True)
-                fd = os.open(self._directory / self._worker, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                # It is this worker's alone, except for a moment in which another one asks whether it is locked.
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                self._fd = fd
+        if self._fd is None or not self._is_in_place(self._fd):
+            self.close()
+            self._directory.mkdir(exist_ok=True)
+            fd = os.open(self._directory / self._worker, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            # It is this worker's alone, except for a moment in which another one asks whether it is locked.
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            self._fd = fd
 
     def _is_in_place(self, fd: int) -> bool:
         try:
             return (self._directory / self._worker).stat().st_ino == os.fstat(fd).st_ino
         except FileNotFoundError:
             return False
-
-    def keep(self) -> None:
-        """Take the lock again, if it was taken and somebody has deleted the file since."""
-        if self._fd is not None:
-            self.take()
 
     def close(self) -> None:
         """Give the lock back; a process that this one was forked from keeps it."""

@@ -209,7 +209,6 @@ class ReaderThread(FileThread):
     def _poll(self, connection: sqlite3.Connection) -> None:
         if self._polled_at - self._checked_at >= CHECK:
             self._checked_at = self._polled_at
-            self._worker_lock.keep()
             if self._worker_lock.find_dead(read_workers(connection)):
                 self.call(self._on_death)
         if self._has_changed(connection):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ...exceptions import ResumableError, StoreUnavailable
 from ..shared.outage import FIRST_PAUSE, UNAVAILABLE, Outage
-from .files import UnusableFileError, connect, is_of_the_whole_file
+from .files import UnusableFileError, connect
 
 logger = logging.getLogger("fastapi_resumable")
 T = TypeVar("T")
@@ -191,7 +191,8 @@ class FileThread(ABC):
             return self.work(self.open(), pending)
         except Exception as exc:  # noqa: BLE001  # it goes to the callers
             self.reconnect_after(exc)
-            if len(pending) == 1 or is_of_the_whole_file(exc):
+            # A disk, or a lock, is in the way of all of them. A damaged page is not, and is another error.
+            if len(pending) == 1 or isinstance(exc, sqlite3.OperationalError | UnusableFileError | OSError):
                 return [exc] * len(pending)
         return [result for each in pending for result in self._perform([each])]
 

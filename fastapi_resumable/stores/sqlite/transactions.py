@@ -53,7 +53,6 @@ class Transactions:
         Raises:
             TooManyStreams: A limit is reached.
         """
-        self._lock.take()
         state = self._load(key)
         if self.reap(state.state.workers):
             state = self._load(key)
@@ -253,7 +252,6 @@ class WriterThread(FileThread):
 
     def on_open(self, connection: sqlite3.Connection) -> None:
         """Begin with a file that has just been opened."""
-        self._lock.take()
         if self._identity not in (None, self._find_identity()):
             # It may be a copy, made while this worker lived, which lacks the streams that have begun since.
             connection.execute("UPDATE workers SET started_at = ? WHERE worker = ?", (time.time(), self._worker))
@@ -272,6 +270,8 @@ class WriterThread(FileThread):
         if len(appends) == len(pending) and not transactions.logs.grow(size) and append_plainly(connection, appends):
             results: list[Any] = [Written()] * len(pending)
         else:
+            # Before anything belongs to this worker; and again with each clean-up, should its file be missing.
+            self._lock.take()
             # Committed, or rolled back should anything fail.
             with connection:
                 # Not `BEGIN`: a transaction that reads first fails to write (SQLITE_BUSY_SNAPSHOT) once another worker
