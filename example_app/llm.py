@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +155,13 @@ async def relay(client: httpx.AsyncClient, request: ChatRequest) -> Response:
     raise HTTPException(502, {"code": "upstream_failed", "message": f"The language model's server {reason}"})
 
 
-def text_of(stream: bytes) -> str:
-    """Read the words of an answer, or of the part there is, from the bytes of its stream."""
+def text_of(answer: bytes) -> str:
+    """Read the words of an answer, or of the part there is, from its bytes: of a stream, or of one JSON document."""
+    text = answer.decode(errors="replace")
     words: list[str] = []
-    for line in stream.decode(errors="replace").split("\n"):
-        if line.startswith("data: {") and line.endswith("}"):
-            choices = json.loads(line.removeprefix("data: ")).get("choices", [])
-            words += [choice["delta"].get("content") or "" for choice in choices]
+    for document in re.findall(r"^data: ?(.*)$", text, re.MULTILINE) or [text]:
+        # Not each has words: `[DONE]`, an error, or what a server has of its own.
+        with suppress(ValueError, LookupError, TypeError, AttributeError):
+            choices = json.loads(document)["choices"]
+            words += [(choice.get("delta") or choice.get("message") or {}).get("content") or "" for choice in choices]
     return "".join(words)

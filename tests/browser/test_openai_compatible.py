@@ -5,10 +5,11 @@ import openai
 import pytest
 from playwright.sync_api import BrowserContext, expect
 
+from example_app.llm import text_of
 from tests.browser.chat import FIRST, WHOLE, Model, ask, client_of, conversation, turns
 from tests.browser.conftest import example_app
 from tests.browser.fake_openai import WORDS
-from tests.support.server import Server
+from tests.support.server import Server, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -59,7 +60,28 @@ def test_the_official_client_sees_a_stop(app: Server, model: Model) -> None:
 
 
 def test_a_client_that_wants_no_stream_gets_none(app: Server) -> None:
-    """The whole answer as one JSON."""
+    """The whole answer as one JSON; it is in the conversation, too."""
     with client_of(app) as client:
-        whole = client.chat.completions.create(model="any", messages=[{"role": "user", "content": "At once, please"}])
+        messages = [{"role": "user", "content": "At once, please"}]
+        named = {"X-Conversation-Id": "at-once"}
+        whole = client.chat.completions.create(model="any", messages=messages, extra_headers=named)
         assert whole.choices[0].message.content == WHOLE
+    wait_until(lambda: [turn["answer"] for turn in turns(app, "at-once")] == [WHOLE], "the answer to be kept")
+
+
+def test_what_a_language_model_says_beside_its_words_does_no_harm() -> None:
+    """Servers send chunks without choices, without a delta, or with an error; and an answer may end in mid-chunk."""
+    chunks = [
+        '{"choices": [{"delta": {"role": "assistant", "content": null}}]}',
+        '{"choices": [{"delta": {"content": "one "}}]}',
+        '{"choices": []}',
+        '{"choices": [{"finish_reason": "stop"}], "usage": null}',
+        '{"error": {"message": "no"}}',
+        "[1]",
+        '{"choices": [{"delta": {"content": "two"}}]}',
+        "[DONE]",
+        '{"choices": [{"de',
+    ]
+    assert text_of("\n\n".join(f"data: {chunk}" for chunk in chunks).encode()) == "one two"
+    assert text_of(b'{\n  "choices": [{"message": {"content": "three"}}]\n}') == "three"
+    assert text_of(b"") == ""
