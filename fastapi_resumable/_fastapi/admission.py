@@ -56,11 +56,8 @@ CLIENT_LEFT = 499  # what access logs show of a request whose client has left
 _T = TypeVar("_T")
 
 
-# The one place that turns exceptions into answers.
-
-
 def http_error(error: ResumableError) -> HTTPException:
-    """The HTTPException for one of our errors."""
+    """The HTTPException for one of our errors; nothing else turns exceptions into answers."""
     return HTTPException(error.status_code, detail=error.detail, headers=error.headers or None)
 
 
@@ -149,6 +146,8 @@ class Admission:
     is_of_app = True
     """Whether it is for all that an application does for its request, whatever it makes of the scope."""
     end_delay = END_DELAY
+    can_send = True
+    """Whether the client can be answered before the application's response has its channel."""
     exchange: Exchange | None = None
     """The exchange of a request that is to run and be recorded."""
     producer: Producer | None = None
@@ -218,9 +217,15 @@ class Admission:
         """Prepare to run the application, or answer with the stream that the request is to follow."""
         manager, is_async = self.service.manager, self._answers_at_once()
         if isinstance(started, Producer):
-            self.producer, delay = started, self.end_delay
+            self.producer = started
             self.exchange = Exchange(
-                started, self._body, self._send, location=location, end_delay=delay, respond_async=is_async
+                started,
+                self._body,
+                self._send,
+                location=location,
+                end_delay=self.end_delay,
+                respond_async=is_async,
+                can_send=self.can_send,
             )
             return None
         if is_async:

@@ -10,6 +10,7 @@ import anyio
 import anyio.from_thread
 from fastapi import Request
 from fastapi.routing import APIRoute
+from starlette.requests import empty_send
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -179,6 +180,8 @@ class EndpointAdmission(Admission):
 
     def __init__(self, service: Service, request: Request, identity: Identity) -> None:
         super().__init__(service, request.scope, identity, RequestBody(request.receive), internals.send_of(request))
+        # That of a request which the application has made without it, as its own class of requests may be, only raises.
+        self.can_send = self._send is not empty_send
         self._request = request
 
     async def enter(self) -> Response | None:

@@ -54,16 +54,18 @@ class Exchange:
         location: str | None,
         end_delay: float,
         respond_async: bool,
+        can_send: bool,
     ) -> None:
         """Set up the exchange.
 
-        With `respond_async` the client is answered 202 at the beginning, or when `pending_timeout` is over. The end of
-        the body waits `end_delay` seconds for its application to return, in case it raises instead.
+        With `respond_async` the client is answered 202 at the beginning, or after `pending_timeout`, if it can be
+        sent to by then. The end of the body waits `end_delay` seconds for its application to return or to raise.
         """
         self._manager = manager = producer.manager
         self.producer = producer
         self._body = body
         self._send = send
+        self._accept_timeout = manager.settings.pending_timeout if can_send else None
         self._location = location
         self.recorder = Recorder(
             producer, body, on_begin=self._read_from_start, pass_on=self._pass_on, end_delay=end_delay
@@ -254,7 +256,7 @@ class Exchange:
 
     async def _accept(self) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._manager.settings.pending_timeout):
+            async with asyncio.timeout(self._accept_timeout):
                 await self.recorder.settled.wait()
         stream = self.producer.stream
         # The application has answered without a stream, and that answer is passed on.

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, Body, Depends, FastAPI, Form, HTTPException, Request, UploadFile
+from fastapi import APIRouter, Body, Depends, FastAPI, Form, HTTPException, Request, Response, UploadFile
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
@@ -424,6 +425,52 @@ async def test_an_endpoint_that_fails_after_202_leaves_nothing_behind(face, capl
         assert exchange.error is None
         assert (await client.get("/v1/stream/chat-1")).status == 404
     assert "failed before it began" in caplog.text
+
+
+class Shouting(Request):
+    """A request of the application's own, made as FastAPI's documentation shows it: without a `send`."""
+
+    async def body(self) -> bytes:
+        return (await super().body()).upper()
+
+
+class OfShouting(APIRoute):
+    """A route whose endpoint gets it."""
+
+    def get_route_handler(self):
+        handle = super().get_route_handler()
+
+        async def handle_shouting(request: Request) -> Response:
+            return await handle(Shouting(request.scope, request.receive))
+
+        return handle_shouting
+
+
+@pytest.mark.parametrize("face", ["decorator", "dependency"])
+async def test_a_request_of_the_applications_own_class_is_answered_202_with_its_response(face):
+    """It has no way to be answered before that."""
+    app, resumable = make(pending_timeout=0)
+    app.router.route_class = OfShouting
+    release = asyncio.Event()
+
+    def respond(body: dict[str, str]):
+        return JSONResponse(body)
+
+    async def chat(body: dict[str, str]):
+        await release.wait()
+        return respond(body)
+
+    async def handled(body: dict[str, str], stream: Annotated[ResumableStream, Depends(resumable)]):
+        await release.wait()
+        return stream(respond(body))
+
+    app.post("/chat")(resumable.stream(chat) if face == "decorator" else handled)
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers=ID | {"Prefer": "respond-async"}, json={"a": "b"})
+        await settle()
+        release.set()
+        assert (await exchange.reply()).status == 202
+        assert (await client.get("/v1/stream/chat-1")).json() == {"A": "B"}
 
 
 async def test_an_answer_that_is_no_stream_is_dropped_after_202():
