@@ -11,7 +11,7 @@ import re
 from collections.abc import Generator, Iterable
 from typing import NamedTuple, TypeVar
 
-from .sse import BLANK_LINE, BOM, CR, DATA, ID, EventFramer, Line, events, find_boundary, split_events
+from .sse import BLANK_LINE, BOM, DATA, ID, EventFramer, events, split_events
 
 T = TypeVar("T")
 Search = Generator[None, None, T]
@@ -24,15 +24,12 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 _NAME = b'"sequence_number"'
 _AT_ONCE = 256
 """How many events are looked at before others run."""
-_STEP = 64 * 1024
-"""How many bytes are looked through before others run."""
+_LARGE = 64 * 1024
+"""An event of more bytes is not parsed, which cannot be done in steps."""
 _MARK = re.compile(rb'["\\{}\[\]]')
 _MARKED_STEP = 16 * 1024
-"""The same, where each of them may have to be looked at by itself."""
+"""How many bytes are looked through before others run, where each may have to be looked at by itself."""
 _NUMBER = re.compile(rb'"sequence_number"\s*:\s*([0-9]{1,18})\s*[,}]')
-_PATTERN_BYTES = 64
-"""How much of an event id goes into a pattern: `re` takes long to compile a client's long one, and keeps it."""
-_END_OF_LINE = re.compile(rb"[ \t]*+(?=[\r\n])")
 
 
 def search_dispatch(blocks: Iterable[bytes]) -> Search[bool]:
@@ -48,32 +45,27 @@ def search_dispatch(blocks: Iterable[bytes]) -> Search[bool]:
 
 def search_event_id(blocks: Iterable[bytes], event_id: str) -> Search[int | None]:
     """The position right after the first event whose id is `event_id`; `None` if no event has it."""
-    # The bytes of the header as they came, which need not be UTF-8.
-    wanted = event_id.encode("utf-8", "surrogateescape")
-    head, rest = wanted[:_PATTERN_BYTES], wanted[_PATTERN_BYTES:]
-    data = b"".join(blocks)
-    # The line has to be whole. Spaces around a value do not come back in a header.
-    id_line = Line(rb"id:[ \t]*" + re.escape(head) + (b"" if rest else _END_OF_LINE.pattern))
-    position = turn = len(BOM) if data.startswith(BOM) else 0
-    at_start, event_end, has_cr = True, 0, CR in data
-    while position < len(data):
-        if position >= turn:
+    # The bytes of the header as they came, which need not be UTF-8, but for spaces, which do not come back around it.
+    wanted = event_id.encode("utf-8", "surrogateescape").strip(b" \t")
+    position = 0
+    for count, event in enumerate(split_events(blocks)):
+        if event is None or count % _AT_ONCE == 0:
             yield
-            turn = position + _STEP
-        line = id_line.search(data, position, position + _STEP + len(head) + 64, at_start=at_start)
-        at_start = False
-        if line is None:
-            position += _STEP
+        if event is None:
             continue
-        position = line.end()
-        if not (data.startswith(rest, position) and _END_OF_LINE.match(data, position + len(rest))):
-            continue
-        if position > event_end:
-            event_end = find_boundary(data, position, has_cr=has_cr)
-            event_end = len(data) if event_end < 0 else event_end
-        # The last id of an event is the one that counts.
-        if ID.search(data, position, event_end, at_start=False) is None:
-            return event_end
+        lines = event if position else event.removeprefix(BOM)
+        position += len(event)
+        # To look for the bytes alone is far cheaper, and few events have them.
+        if wanted in lines and _last_id(lines) == wanted:
+            return position
+    return None
+
+
+def _last_id(event: bytes) -> bytes | None:
+    """The last id of an event, which is the one that counts; `None` if it has none, or that line is not whole."""
+    for line in reversed(event.splitlines(keepends=True)):
+        if found := ID.search(line):
+            return found[0][3:].strip(b" \t") if found.end() < len(line) else None
     return None
 
 
@@ -102,8 +94,8 @@ def sequence_number(event: bytes) -> int | None:
 
 
 def _number_of(event: bytes) -> Search[int | None]:
-    """The number of an event of any size; a large one is not parsed, which cannot be done in steps, but scanned."""
-    if len(event) <= _STEP or _NAME not in event:
+    """The number of an event of any size; a large one is scanned."""
+    if len(event) <= _LARGE or _NAME not in event:
         return sequence_number(event)
     event = event.removeprefix(BOM)
     data = DATA.search(event)

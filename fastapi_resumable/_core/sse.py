@@ -30,17 +30,14 @@ class Line:
     def __init__(self, form: bytes) -> None:
         self._first, self._after_lf, self._after_cr = (re.compile(before + form) for before in (b"", rb"\n", rb"\r"))
 
-    def search(
-        self, data: bytes, start: int = 0, stop: int | None = None, *, at_start: bool = True
-    ) -> re.Match[bytes] | None:
-        """The first such line between `start`, which a line begins at if `at_start`, and `stop`."""
-        stop = len(data) if stop is None else stop
-        if at_start and (match := self._first.match(data, start, stop)):
+    def search(self, data: bytes, *, at_start: bool = True) -> re.Match[bytes] | None:
+        """The first such line of `data`, where a line begins if `at_start`."""
+        if at_start and (match := self._first.match(data)):
             return match
-        match = self._after_lf.search(data, start, stop)
+        match = self._after_lf.search(data)
         if CR not in data:
             return match
-        return self._after_cr.search(data, start, stop if match is None else match.start()) or match
+        return self._after_cr.search(data, 0, len(data) if match is None else match.start()) or match
 
 
 DATA = Line(rb"data(?=[:\r\n]|\Z)")
