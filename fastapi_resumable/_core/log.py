@@ -14,7 +14,11 @@ BLOCK_SIZE = 64 * 1024
 
 
 class Budget:
-    """How many bytes everything holds that shares it; `on_excess` is to be called when that is more than `limit`."""
+    """How many bytes everything holds that shares it; `on_excess` is to be called when that is more than `limit`.
+
+    What is freed by the garbage collector is counted back wherever that runs, in any thread. So nothing may be called
+    between the two halves of a `used += size`: `size` has to be known before.
+    """
 
     __slots__ = ("limit", "on_excess", "used")
 
@@ -104,8 +108,7 @@ class ByteLog:
 
     def trim(self, offset: int, *, exactly: bool = False) -> None:
         """Drop the bytes before `offset`, whole blocks of them unless `exactly` those are to go."""
-        self._budget.used -= self.size
-        count = 0
+        size, count = self.size, 0
         while count < len(self._blocks) and self._starts[count] + len(self._blocks[count]) <= offset:
             count += 1
         self._blocks, self._starts = self._blocks[count:], self._starts[count:]
@@ -116,11 +119,13 @@ class ByteLog:
             else:
                 self._open = self._open[offset - self._open_start :]
                 self._open_start = offset
-        self._budget.used += self.size
+        dropped = size - self.size
+        self._budget.used -= dropped
 
     def restart(self, offset: int) -> None:
         """Drop all bytes, and go on at `offset`."""
-        self._budget.used -= self.size
+        size = self.size
+        self._budget.used -= size
         self._blocks = self._starts = ()
         self._open = bytearray()
         self._open_start = self.tail = offset

@@ -143,7 +143,8 @@ class EventFramer:
                 chunk = chunk[1:]
         position = max(0, len(pending) - 3)
         pending += chunk
-        self._budget.used += len(chunk)
+        size = len(chunk)
+        self._budget.used += size
         ready: list[bytes] = []
         size = start = 0
         has_cr = self._has_cr = self._has_cr or CR in chunk

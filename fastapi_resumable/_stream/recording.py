@@ -75,7 +75,8 @@ class Recording:
 
     def _drop_framer(self) -> None:
         if self.framer is not None:
-            self.budget.used -= self.framer.held_back
+            held_back = self.framer.held_back
+            self.budget.used -= held_back
             self.framer = None
 
     @property

@@ -1,5 +1,7 @@
 """The short way of an event: as careful as the long one, only not each time."""
 
+import sys
+
 import pytest
 
 from fastapi_resumable._core.ids import StreamKey
@@ -11,14 +13,15 @@ from fastapi_resumable._stream.stream import Head, Limits
 from fastapi_resumable.models import ResumableStatus
 
 TEXT = Head(200, ((b"content-type", b"text/plain"),))
+EVENTS = Head(200, ((b"content-type", b"text/event-stream"),))
 BOUND = 64 * 1024
 
 
-def make(budget: Budget | None = None, **limits: int) -> MemoryStream:
+def make(budget: Budget | None = None, head: Head = TEXT, **limits: int) -> MemoryStream:
     return MemoryStream(
         StreamKey(None, "s"),
         "a" * 16,
-        TEXT,
+        head,
         limits=Limits(**{"max_stream_bytes": BOUND} | limits),
         budget=budget or Budget(),
         started_at=0.0,
@@ -76,3 +79,41 @@ def test_what_is_too_large_is_left_to_be_cut():
     stream = make(max_stream_bytes=4 * PIECE)
     assert not stream.offer(b"x" * (PIECE + 1), 0.0)
     assert stream.offer(b"x" * PIECE, 0.0)
+
+
+class Dropping:
+    """Drops a stream at one of the calls that are made meanwhile, as the garbage collector may do at any of them."""
+
+    def __init__(self, budget: Budget, at: int) -> None:
+        self.left = at
+        self.held = [make(budget)]
+        assert self.held[0].offer(b"x" * 1000, 0.0)
+
+    def __call__(self, *_: object) -> None:
+        self.left -= 1
+        if not self.left:
+            self.held.clear()
+
+
+@pytest.mark.parametrize("at", range(1, 120))
+def test_what_is_freed_while_others_write_is_given_back(at: int):
+    """Whatever they are doing just then."""
+    budget = Budget()
+    text, events = make(budget, max_stream_bytes=800), make(budget, EVENTS, max_stream_bytes=800)
+    for stream in (text, events):
+        stream.attach(cursor := Cursor(0))
+        stream.offer(b"x" * 700, 0.0)
+        stream.detach(cursor)
+    dropping = Dropping(budget, at)
+    sys.setprofile(dropping)
+    try:
+        for chunk in (b"y" * 300, b"data: ", b"z" * 200, b"\n\n"):
+            text.offer(chunk, 0.0)
+            events.offer(chunk, 0.0)
+        text.discard("replaced")
+        events.offer(b"data: ", 0.0)
+        events.end(ResumableStatus.FAILED, "", "", 1.0)
+    finally:
+        sys.setprofile(None)
+    dropping.held.clear()
+    assert budget.used == text.held + events.held
