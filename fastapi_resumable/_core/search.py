@@ -45,8 +45,8 @@ def search_dispatch(blocks: Iterable[bytes]) -> Search[bool]:
 
 def search_event_id(blocks: Iterable[bytes], event_id: str) -> Search[int | None]:
     """The position right after the first event whose id is `event_id`; `None` if no event has it."""
-    # The bytes of the header as they came, which need not be UTF-8, but for spaces, which do not come back around it.
-    wanted = event_id.encode("utf-8", "surrogateescape").strip(b" \t")
+    # The bytes of the header as they came, which need not be UTF-8.
+    wanted = event_id.encode("utf-8", "surrogateescape")
     position = 0
     for count, event in enumerate(split_events(blocks)):
         if event is None or count % _AT_ONCE == 0:
@@ -56,17 +56,20 @@ def search_event_id(blocks: Iterable[bytes], event_id: str) -> Search[int | None
         lines = event if position else event.removeprefix(BOM)
         position += len(event)
         # To look for the bytes alone is far cheaper, and few events have them.
-        if wanted in lines and _last_id(lines) == wanted:
+        if wanted in lines and _has_id(lines, wanted):
             return position
     return None
 
 
-def _last_id(event: bytes) -> bytes | None:
-    """The last id of an event, which is the one that counts; `None` if it has none, or that line is not whole."""
+def _has_id(event: bytes, wanted: bytes) -> bool:
+    """Whether the last id of an event, which is the one that counts, is `wanted`, and its line is whole."""
     for line in reversed(event.splitlines(keepends=True)):
         if found := ID.search(line):
-            return found[0][3:].strip(b" \t") if found.end() < len(line) else None
-    return None
+            value = found[0][3:]
+            # Spaces around a value do not come back in a header.
+            is_wanted = wanted in value and value.strip(b" \t") == wanted.strip(b" \t")
+            return is_wanted and found.end() < len(line)
+    return False
 
 
 class Place(NamedTuple):
