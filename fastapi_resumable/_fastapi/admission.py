@@ -19,7 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from .._core.ids import StreamKey, parse_stream_id
 from .._run.body import RequestBody
-from .._run.exchange import Exchange, accepted, close_generator
+from .._run.errors import close_generators
+from .._run.exchange import Exchange, accepted
 from .._run.headers import replay_path
 from .._run.manager import StreamManager
 from .._run.producer import Producer, reserve
@@ -280,10 +281,10 @@ class Admission:
         self.generators += getattr(response, "body_iterator", None), threaded_generator(response)
         return response
 
-    async def close_generators(self) -> None:
+    async def close_generators(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         """Close what the endpoint generates before its dependencies are closed; a stop may leave it suspended."""
-        for generator in self.generators:
-            await close_generator(generator)
+        is_stopped = self.producer is not None and self.producer.stop_code is not None
+        await close_generators(self.generators, error, is_stopped=is_stopped)
 
 
 def admissions_of(scope: Scope) -> list[Admission]:

@@ -17,7 +17,7 @@ from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from .._run.exchange import close_generator
+from .._run.errors import close_generator
 from .._run.producer import Producer
 from . import internals
 from .admission import Admission, Service, admissions_of, enter_all
@@ -176,7 +176,7 @@ def _intercepted(endpoint: Callable[..., Any], name: str | None) -> Callable[...
         for admission in admissions:
             if not isinstance(admission, EndpointAdmission):
                 # A recorded response closes its own.
-                internals.dependency_stack(request.scope).push_async_callback(admission.close_generators)
+                internals.dependency_stack(request.scope).push_async_exit(admission.close_generators)
         if generate is not None and admissions:
             generator = generate(call, admissions)
             for admission in admissions:

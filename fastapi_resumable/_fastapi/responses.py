@@ -16,7 +16,8 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .._run.body import RequestBody
-from .._run.exchange import Exchange, close_generator
+from .._run.errors import close_generator
+from .._run.exchange import Exchange
 from .._run.replay import ReplayResponse
 from ..stores.base import stop_error
 from . import internals

@@ -1,14 +1,18 @@
-"""What the exceptions of a recorded application stand for, and what they keep alive."""
+"""What the exceptions of a recorded application stand for, and what it leaves behind that has to be closed."""
 
 import asyncio
 import gc
 import traceback
+from collections.abc import Iterable
 
 import anyio
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 MAX_YOUNG_OBJECTS = 50_000
 """With more, a collection takes over 5 ms, and does not look for what a stopped application has left."""
+CLOSING_TURNS = 8
+"""Turns of the event loop in which it closes what is left: two for a generator, and two for what that iterated over."""
 
 
 class StreamStopped(OSError):
@@ -22,8 +26,20 @@ def is_disconnect(error: BaseException) -> bool:
     return isinstance(error, asyncio.CancelledError | StreamStopped | ClientDisconnect | anyio.BrokenResourceError)
 
 
-def release_frames(error: BaseException) -> None:
-    """Free what the frames of an exception hold, such as a generator that was cut short, which then closes itself."""
+async def close_remains(error: BaseException | None) -> None:
+    """Have the event loop close what a stopped application has left behind, like a generator that it iterated over."""
+    if error is not None:
+        _clear_frames(error)
+    # A task group of anyio's leaves the exceptions of its tasks in a cycle with their frames, and may return as if
+    # there were none. They are the youngest objects there are, so this looks at few; unless collection is turned off,
+    # and all objects are young.
+    if gc.get_count()[0] < MAX_YOUNG_OBJECTS:
+        gc.collect(1)
+    for _ in range(CLOSING_TURNS):
+        await asyncio.sleep(0)
+
+
+def _clear_frames(error: BaseException) -> None:
     pending, seen = [error], set()
     while pending:
         exc = pending.pop()
@@ -37,10 +53,37 @@ def release_frames(error: BaseException) -> None:
         pending += [linked for linked in (exc.__cause__, exc.__context__) if linked is not None]
         if isinstance(exc, BaseExceptionGroup):
             pending += exc.exceptions
-    # A task group of anyio's leaves the exceptions of its tasks in a cycle with their frames. They are the youngest
-    # objects there are, so this looks at few; unless collection is turned off, and all objects are young.
-    if gc.get_count()[0] < MAX_YOUNG_OBJECTS:
-        gc.collect(1)
+
+
+async def close_generator(generator: object) -> None:
+    """Close a generator that was cut short; frameworks leave it to the garbage collector.
+
+    One that runs in threads is closed in a thread, like each of its steps.
+    """
+    # One that has come to its end has no frame any more, and nothing to close; one that runs is being closed already,
+    # or is at work in a thread.
+    for kind in ("ag", "gi"):
+        if getattr(generator, f"{kind}_frame", generator) is None or getattr(generator, f"{kind}_running", False):
+            return
+    if (aclose := getattr(generator, "aclose", None)) is not None:
+        with anyio.CancelScope(shield=True):
+            await aclose()
+            # It drops any generator that it has iterated, which the event loop then closes in its next turns.
+            for _ in range(3):
+                await asyncio.sleep(0)
+    elif (close := getattr(generator, "close", None)) is not None:
+        with anyio.CancelScope(shield=True):
+            await run_in_threadpool(close)
+
+
+async def close_generators(generators: Iterable[object], error: BaseException | None, *, is_stopped: bool) -> None:
+    """Close all that an application generates, before what it uses is closed; `error` is what it has raised."""
+    for generator in generators:
+        await close_generator(generator)
+    if is_stopped:
+        with anyio.CancelScope(shield=True):
+            # The traceback of any other error is still to be logged.
+            await close_remains(error if error is not None and is_disconnect(error) else None)
 
 
 def unwrap(error: BaseException) -> BaseException:

@@ -9,7 +9,6 @@ import logging
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 import anyio
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Scope, Send
 
@@ -267,27 +266,6 @@ class Exchange:
         # A server of ASGI 2.4 raises this once the client has gone, which does not matter to the stream.
         with suppress(OSError):
             await response({"type": "http"}, self._body.receive, self._send)
-
-
-async def close_generator(generator: object) -> None:
-    """Close a generator that was cut short; frameworks leave it to the garbage collector.
-
-    One that runs in threads is closed in a thread, like each of its steps.
-    """
-    # One that has come to its end has no frame any more, and nothing to close; one that runs is being closed already,
-    # or is at work in a thread.
-    for kind in ("ag", "gi"):
-        if getattr(generator, f"{kind}_frame", generator) is None or getattr(generator, f"{kind}_running", False):
-            return
-    if (aclose := getattr(generator, "aclose", None)) is not None:
-        with anyio.CancelScope(shield=True):
-            await aclose()
-            # It drops any generator that it has iterated, which the event loop then closes in its next turns.
-            for _ in range(3):
-                await asyncio.sleep(0)
-    elif (close := getattr(generator, "close", None)) is not None:
-        with anyio.CancelScope(shield=True):
-            await run_in_threadpool(close)
 
 
 def accepted(stream: Stream | Reservation, location: str | None) -> Response:

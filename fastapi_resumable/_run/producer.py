@@ -19,7 +19,7 @@ from ..exceptions import ShuttingDown
 from ..models import ResumableStatus
 from ..stores.base import Reservation
 from ..telemetry import StreamTelemetry
-from .errors import is_disconnect, release_frames
+from .errors import close_remains, is_disconnect
 from .hooks import FinishedStream
 from .manager import StreamManager
 
@@ -143,9 +143,9 @@ class Producer:
                         "The answer could not be completed." if error else "The answer ended before it was complete."
                     )
         finally:
-            if self.stop_code is not None and error is not None:
-                # An application that was stopped may be kept alive by its traceback, and its generators with it.
-                release_frames(error)
+            if self.stop_code is not None:
+                # Before what hangs on the request is closed, which its generators use.
+                await close_remains(error)
         if is_torn_down and error is not None:
             raise error
 
