@@ -587,6 +587,31 @@ def test_a_look_that_fails_loses_no_stop(tmp_path: Path, monkeypatch: pytest.Mon
     asyncio.run(main())
 
 
+async def test_a_look_that_is_given_up_loses_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that watches may leave while the file is read for it, and nothing may change in it afterwards."""
+    here, there = in_store(tmp_path / "streams.db", 2)
+    request = await Request().reserve(here)
+    reader = here._backend._reader
+    is_read, goes_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        is_read.set()
+        goes_on.wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ReaderThread, "tick", lambda _: 0.001)
+        await there.stop(request.reservation.key, None)
+        patch.setattr(reader, "sync", wait)
+        watch = asyncio.create_task(here.watch("ann", ["other"], lambda _: None))
+        await asyncio.to_thread(is_read.wait)
+        watch.cancel()
+        await asyncio.wait({watch})
+    goes_on.set()
+    assert await request.told() == "cancelled"
+    for store in (here, there):
+        await store.aclose()
+
+
 def test_the_error_of_a_system_without_file_locks_names_what_to_use() -> None:
     """Windows has no `fcntl`."""
     code = "import sys; sys.modules['fcntl'] = None; import fastapi_resumable as f; f.Resumable(store='sqlite:///x.db')"

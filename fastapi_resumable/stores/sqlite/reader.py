@@ -132,11 +132,7 @@ class ReaderThread(FileThread):
             self._is_due.clear()
             try:
                 await self.look()
-            except Exception as exc:
-                # Nothing that it was to find may be passed over.
-                self.look_now()
-                if not isinstance(exc, StoreUnavailable):
-                    raise
+            except StoreUnavailable as exc:
                 self._backend.on_outage(exc)
                 await asyncio.sleep(CALM)
 
@@ -146,6 +142,14 @@ class ReaderThread(FileThread):
         Raises:
             StoreUnavailable: The file cannot be read.
         """
+        try:
+            self._take_over(await self._find_news())
+        except BaseException:
+            # The thread has polled what this was to find, and would not say so again.
+            self.look_now()
+            raise
+
+    async def _find_news(self) -> Found:
         while True:
             known, streams = self._change, self._backend.streams.followed
             offsets = {epoch: stream.log.tail for epoch, stream in streams.items()}
@@ -154,7 +158,9 @@ class ReaderThread(FileThread):
                 found = await self._add_watched(found)
             # Another look, at the same time, may have been faster: nothing is to be heard of twice.
             if known == self._change:
-                break
+                return found
+
+    def _take_over(self, found: Found) -> None:
         self._change = found.change
         if found.news and not any(piece.is_missing for piece in found.news):
             self._expected_at = monotonic()
