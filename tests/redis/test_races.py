@@ -6,6 +6,7 @@ Two stores stand for two workers. Their clients do what a test tells them to, at
 import asyncio
 import gc
 import logging
+import math
 import sys
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,6 +28,7 @@ from fastapi_resumable._stream.reader import Reading
 from fastapi_resumable._stream.stream import Limits, is_exhausted
 from fastapi_resumable.exceptions import ResumableError, StoreUnavailable, StreamCancelled
 from fastapi_resumable.models import ResumableStatus, ResumableStreamItem
+from fastapi_resumable.stores.redis import backend as backend_module
 from fastapi_resumable.stores.redis import link as link_module
 from fastapi_resumable.stores.redis import transitions as transitions_module
 from fastapi_resumable.stores.redis import worker as worker_module
@@ -807,6 +809,41 @@ async def test_a_lookup_of_many_ids_is_given_up_where_redis_is_slow(plant: Plant
         with pytest.raises(StoreUnavailable):
             await store.lookup(KEY.owner, [f"none-{number}" for number in range(1000)])
         link.latency = 0.0
+
+
+async def test_a_worker_whose_lease_has_gone_in_an_outage_gets_the_time_to_renew_it(plant: Plant) -> None:
+    """Although somebody had begun to ask for it before that outage."""
+    client = plant.meddled()
+    one, two = plant.open(), plant.open(client)
+    await begin(one)
+    await two.find(KEY, 0.0)
+    here, name = backend_of(two), backend_of(one).name
+    # It had been there for long, as far as this worker knew.
+    here.outage.up_since = here.lease._late_at = -math.inf
+
+    async def lose() -> None:
+        plant.server.control.delete(plant.keys.worker(name))
+        raise RedisConnectionError("the connection was lost")
+
+    client.before[plant.keys.worker(name)] = lose
+    assert await here.lease.dead([name]) == set()
+
+
+async def test_a_producer_may_put_its_stream_back_within_its_lease_after_redis_says_it_is_lost(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after Redis was away: a node of a Cluster may be away for longer than the others."""
+    one, two = plant.open(), plant.open(lease=10.0)
+    await begin(one)
+    view = await two.find(KEY, 0.0)
+    here, clock = backend_of(two), [1.0]
+    monkeypatch.setattr(backend_module, "monotonic", lambda: clock[0])
+    async with following(view):
+        here._on_return()
+        for now, failed in ((100.0, False), (109.0, False), (111.0, True)):
+            clock[0] = now
+            here._take_report(view, b"lost")
+            assert isinstance(view.failure, StoreUnavailable) is failed
 
 
 async def test_a_crowd_of_requests_does_not_hold_up_the_lease_and_the_streams(plant: Plant) -> None:

@@ -11,8 +11,9 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,7 @@ import redis
 
 from tests.support.server import HOST, Server, free_port, wait_until
 
+SLOTS = 16384
 EXECUTABLE = os.environ.get("REDIS_SERVER", "redis-server")
 
 
@@ -37,12 +39,14 @@ class RedisServer:
         self.directory = directory
         self.port = free_port()
         self._certificates = Certificates(directory) if tls else None
-        self._cluster = cluster
         self._options = [word for option in options for word in option.split(" ")]
         if appendonly:
             self._options += ["--appendonly", "yes", "--appendfsync", "always"]
         if cluster:
-            self._options += ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+            self.cluster_port = free_port()
+            self._options += ["--cluster-enabled", "yes", "--cluster-port", str(self.cluster_port)]
+            # How long it may be away before the others take it for gone.
+            self._options += ["--cluster-node-timeout", "2000"]
         self.process = self._launch()
 
     def _launch(self) -> Server:
@@ -55,10 +59,6 @@ class RedisServer:
         process = Server([EXECUTABLE, *port, *basics, "no", *replication, *self._options], {}, port=self.port)
         try:
             wait_until(lambda: self._answers(process), f"an answer of Redis on port {self.port}")
-            if self._cluster and self._control.cluster("info")["cluster_slots_assigned"] == "0":
-                self._control.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
-            if self._cluster:
-                wait_until(lambda: self._control.cluster("info")["cluster_state"] == "ok", "the cluster")
         except BaseException:
             process.kill()
             raise
@@ -180,6 +180,29 @@ class RedisServer:
     ) -> None:
         self._control.close()
         self.kill()
+
+
+@contextmanager
+def cluster_of(count: int, directory: Path) -> Iterator[list[RedisServer]]:
+    """Some nodes that share the slots of a Cluster."""
+    with ExitStack() as stack:
+        nodes: list[RedisServer] = []
+        for number in range(count):
+            (home := directory / f"node-{number}").mkdir()
+            node = stack.enter_context(RedisServer(home, cluster=True))
+            first, end = (SLOTS * each // count for each in (number, number + 1))
+            node.control.execute_command("CLUSTER ADDSLOTSRANGE", first, end - 1)
+            if nodes:
+                node.control.execute_command("CLUSTER MEET", HOST, nodes[0].port, nodes[0].cluster_port)
+            nodes.append(node)
+        for node in nodes:
+            wait_until(partial(_is_in_cluster, node, count), "the cluster")
+        yield nodes
+
+
+def _is_in_cluster(node: RedisServer, count: int) -> bool:
+    info = node.control.cluster("info")
+    return info["cluster_state"] == "ok" and int(info["cluster_known_nodes"]) == count
 
 
 class Certificates:

@@ -162,10 +162,11 @@ class RedisBackend(Transitions):
 
     def _take_report(self, stream: RemoteStream, word: bytes, about: bytes | int = 0) -> None:
         """Note what Redis says of a stream to those that read it here."""
+        was_doubtful, stream.is_doubtful = stream.is_doubtful, word == b"lost"
         missing, stream.missing_since = stream.missing_since, None
         match word:
             case b"live":
-                if missing is not None:
+                if was_doubtful:
                     self.check(stream.worker, stream.key, stream.epoch)
                 if about:
                     self.messages.send(stream.worker, "room", stream.epoch)
@@ -237,7 +238,7 @@ class RedisBackend(Transitions):
         if waiting:
             self.tasks.spawn(self._queue_again(waiting), "resumable queue")
         for followed in self.streams.followed.values():
-            followed.missing_since = followed.missing_since or monotonic()
+            followed.is_doubtful = True
 
     async def _queue_again(self, waiting: Sequence[Reservation]) -> None:
         # Each was admitted by its own rule before; Redis has only forgotten it.
@@ -285,6 +286,6 @@ class RedisBackend(Transitions):
                 stream.fail(exc)
             raise
         for stream in followed:
-            if stream.missing_since is not None or stream.worker in dead:
-                stream.missing_since = stream.missing_since or monotonic()
+            if stream.is_doubtful or stream.worker in dead:
+                stream.is_doubtful = True
                 stream.report()

@@ -99,6 +99,11 @@ class Lease:
         # By less than the lease, as others may have renewed theirs a quarter of it earlier.
         return monotonic() - self._renewed > self._seconds * 2 / 3
 
+    @property
+    def _is_unsure(self) -> bool:
+        # What keeps this worker from renewing its lease, such as a Redis that takes no writes, may keep others from it.
+        return self._is_late or monotonic() - max(self._late_at, self._link.outage.up_since) < GRACE
+
     async def watch(self) -> None:
         """Notice when this process stood still, whatever Redis does meanwhile."""
         awake_at = monotonic()
@@ -121,12 +126,15 @@ class Lease:
     async def dead(self, workers: Iterable[str]) -> set[str]:
         """Those of `workers` that have let their lease expire."""
         others = [worker for worker in set(workers) if worker != self._worker]
-        # What keeps this worker from renewing its lease, such as a Redis that takes no writes, may keep others from it.
-        unsure_at = max(self._late_at, self._link.outage.up_since)
-        if not others or self._is_late or monotonic() - unsure_at < GRACE:
+        if not others or self._is_unsure:
             return set()
+        asked = monotonic()
         alive = await self._link.run(*(Call("EXISTS", [self._keys.worker(worker)]) for worker in others))
-        return {worker for worker, exists in zip(others, alive, strict=True) if not exists}
+        if monotonic() - asked > GRACE:
+            # Asked again and again: a part of a Cluster may have been away while another one answered.
+            self._late_at = monotonic()
+        # Once more, as Redis may have gone and come back, without the leases, while it was asked.
+        return set() if self._is_unsure else {name for name, exists in zip(others, alive, strict=True) if not exists}
 
 
 class Messages:

@@ -27,9 +27,9 @@ class RemoteStream:
         self.failure: ResumableError | None = None
         self.is_final = False
         self.missing_since: float | None = None
-        """Since when the backend has not known of it, or may not have: the next report finds out."""
-        self.unseen_since: float | None = None
-        """Since when looks at the backend have not found it, which reports have no part in."""
+        """Since when the backend has not known of it."""
+        self.is_doubtful = False
+        """Whether the next report is to find out if the backend still knows of it."""
         self.log = ByteLog(BLOCK_SIZE, state.tail, backend.budget)
         self._fanout = Fanout(self.log)
         # How often the producer's worker gets a report of the readers here: for each step of so many bytes.
@@ -151,7 +151,7 @@ class RemoteStream:
 
     def on_outage(self, failure: StoreUnavailable) -> None:
         """End the readings if the report was to find out what has become of the stream; else it is made later."""
-        if self.missing_since is not None:
+        if self.is_doubtful:
             self.fail(failure)
 
     def advance(self, cursor: Cursor, size: int) -> None:

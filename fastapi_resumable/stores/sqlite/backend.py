@@ -250,11 +250,11 @@ class SqliteBackend(SharedBackend):
     def _take(self, stream: RemoteStream, piece: Piece) -> None:
         if piece.is_missing:
             # Its worker puts back what a loss of the file has taken, if it lives.
-            stream.unseen_since = stream.unseen_since or monotonic()
-            if monotonic() - stream.unseen_since > self._reader.file.timeout:
+            stream.missing_since = stream.missing_since or monotonic()
+            if monotonic() - stream.missing_since > self._reader.file.timeout:
                 stream.fail(StoreUnavailable("The store has lost the stream. Start it again."))
             return
-        stream.unseen_since = None
+        stream.missing_since = None
         # Where there is no data, all of it was dropped before it came here.
         stream.take(piece.start if piece.data else piece.tail, piece.data)
         if piece.ending is not None:
