@@ -135,17 +135,25 @@ class Engine:
     async def _ask(self, ask: Ask) -> httpx.Response:
         """Make a request; return its answer, of which only the head has come."""
         request = self._start if ask.method is None else self._request(ask)
-        self.response = response = await settle(self._send(request, ask.trusted))
+        try:
+            response = await settle(self._send(request, ask.trusted))
+        except self.module.HTTPStatusError as exc:
+            # A client may have a hook that calls `raise_for_status`; which answers are final is for the machine to say.
+            response = exc.response
+        self.response = response
         self._stream, self.is_reading = response.stream, True
         if not self._decoded:
             response.request = request
         self._cookies.extract_cookies(response)
-        if self._is_async:
+        if response.is_closed and not response.is_stream_consumed:
+            # Such a hook may have left the body unread.
+            self._chunks = iter(())
+        elif self._is_async:
             # Below a client there is no decoder between us and the socket: the client decodes what we hand out.
             self._chunks = response.aiter_bytes() if self._decoded else aiter(self._stream)
         else:
             self._chunks = response.iter_bytes() if self._decoded else iter(self._stream)
-        return self.response  # type: ignore[no-any-return]
+        return response  # type: ignore[no-any-return]
 
     async def _next_chunk(self) -> bytes | None:
         if isinstance(self._chunks, AsyncIterator):

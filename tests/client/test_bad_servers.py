@@ -133,6 +133,25 @@ def test_an_end_in_good_order_that_is_not_the_streams_is_noticed(place: int) -> 
         assert seen == ["POST", f"HEAD {place}", f"GET {place}", f"HEAD {len(LOG)}"]
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_hook_that_raises_for_a_status_changes_nothing(reads: bool) -> None:
+    """As in httpx's documentation: an answer that holds for now is no end, and a refusal has the server's words."""
+
+    def raise_for_status(response: httpx.Response) -> None:
+        if reads and response.is_error:
+            response.read()
+        response.raise_for_status()
+
+    refused = b'{"detail": {"code": "c", "message": "m"}}'
+    answers = [cut(30), NOISE["500"], NOISE["503 and a date"], head("404 Gone", len(refused)) + refused]
+    hooks = {"response": [raise_for_status]}
+    with server(*answers) as (url, _), httpx.Client(base_url=url, event_hooks=hooks) as http:
+        client = ResumableClient(http, backoff=FEW, sleep=lambda _: None)
+        with pytest.raises(RequestRefused) as caught, client.stream("POST", "/chat") as stream:
+            list(stream)
+    assert (caught.value.status_code, caught.value.code) == (404, "c" if reads else "")
+
+
 def test_below_a_transport_too() -> None:
     """The caller gets one body."""
     with (
