@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
-from email.message import Message
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from httpx_sse import EventSource, ServerSentEvent
@@ -124,12 +123,9 @@ def terminal(event: ServerSentEvent) -> StreamIncomplete | None:
     return None
 
 
-def charset_of(content_type: str) -> str:
-    """The charset of a text; UTF-8 if there is none, or none that can be read."""
-    # The parser of mail headers knows quotes and RFC 2231, and is the standard library's only one.
-    message = Message()
-    message["Content-Type"] = content_type
-    charset = message.get_content_charset("utf-8")
+def known_charset(charset: str | None) -> str:
+    """The charset of a text; UTF-8 if it names none, or none that can be read."""
+    charset = charset or "utf-8"
     try:
         # `codecs.lookup` would also find codecs that decode no bytes, like rot13.
         b"\xff".decode(charset, "replace")

@@ -6,7 +6,7 @@ for what interrupts it.
 """
 
 import sys
-import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from types import ModuleType
 from typing import Any, TypeVar
@@ -18,6 +18,8 @@ from .machine import Resumption
 from .messages import Ask, Backoff, next_headers
 
 ResultT = TypeVar("ResultT")
+NAP = 0.1
+"""Seconds after which a client that waits looks whether its stream was stopped."""
 Sleep = Callable[[float], Awaitable[None] | None]
 
 MAX_REFUSAL = 65536
@@ -68,7 +70,6 @@ class Engine:
         # A load balancer may set one by which it finds the worker that has the stream.
         self._cookies = module.Cookies()
         self._sleep = sleep
-        self._is_stopped = anyio.Event() if is_async else threading.Event()
         self._is_async = is_async
         self._decoded = decoded
         # The body of the last answer. A transport puts another one in its place in `response`.
@@ -117,7 +118,6 @@ class Engine:
         )
         await stopping.fetch()
         self.machine.is_stopped = True
-        self._is_stopped.set()
 
     async def close(self) -> None:
         """Close the connection, or give it back. The stream itself goes on."""
@@ -190,14 +190,15 @@ class Engine:
         return None
 
     async def _pause(self, delay: float) -> None:
-        """Wait before the next attempt; not on after a stop, as a server may ask for a minute."""
+        """Wait before the next attempt."""
         if self._sleep is not None:
             await settle(self._sleep(delay))
-        elif isinstance(self._is_stopped, threading.Event):
-            self._is_stopped.wait(delay)
-        else:
-            with anyio.move_on_after(delay):
-                await self._is_stopped.wait()
+            return
+        # A server may ask for a minute, and another thread or task stop the stream meanwhile. Not by an event: Ctrl-C
+        # does not end the wait for one everywhere.
+        while delay > 0 and not self.machine.is_stopped:
+            await settle((anyio.sleep if self._is_async else time.sleep)(min(delay, NAP)))
+            delay -= NAP
 
     async def _read_on(self) -> bytes:
         try:

@@ -8,7 +8,7 @@ import httpx
 from httpx_sse import ServerSentEvent
 
 from ..exceptions import ClientError, StreamIncomplete
-from .decoder import Decoder, Form, Item, charset_of, terminal
+from .decoder import Decoder, Form, Item, known_charset, terminal
 from .engine import Engine, run
 from .machine import StreamState
 from .messages import Backoff
@@ -148,7 +148,7 @@ class BaseStream(ResumableStream):
             content_type = self._head.headers.get("content-type", "")
             if form == "events" and content_type.partition(";")[0].strip().lower() != "text/event-stream":
                 raise ClientError(f"The answer is {content_type!r}, not text/event-stream: use iter_lines().")
-            self._decoder = Decoder(form, self._offset, charset_of(content_type))
+            self._decoder = Decoder(form, self._offset, known_charset(self._head.charset_encoding))
             self._form = form
         return Items(self)
 
