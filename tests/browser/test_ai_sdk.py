@@ -1,81 +1,26 @@
 """The chat of docs/how-to/ai-sdk.md, its backend and its React page as the page shows them, in a browser."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Page, Response, expect
 
 from tests.browser.chat import FIRST, WHOLE, Model, expect_text, wait_in
-from tests.browser.fake_openai import API_KEY
-from tests.docs.player import ROOT, blocks
+from tests.browser.pages import serve_page
 from tests.support.line import Line
-from tests.support.server import HOST, Server, wait_until
+from tests.support.server import Server, wait_until
 
 pytestmark = pytest.mark.browser
 
 OpenTab = Callable[..., Page]
 
-JAVASCRIPT = ROOT / "tests" / "javascript"
-
-# In the place of the page's stand-in: a model that writes when it is told to.
-MODEL = """
-import os
-
-import openai
-
-client = openai.AsyncOpenAI()
-
-
-async def answer(question):
-    if question == "Fail.":
-        raise RuntimeError("as the test says")
-    message = {"role": "user", "content": question}
-    chunks = await client.chat.completions.create(model="fake-model", messages=[message], stream=True)
-    async for chunk in chunks:
-        yield chunk.choices[0].delta.content
-"""
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of the page, and what its last command makes of them."""
-    folder = tmp_path_factory.mktemp("ai-sdk")
-    found = list(blocks(ROOT / "docs" / "how-to" / "ai-sdk.md"))
-    for block in found:
-        if block.title:
-            (folder / block.title).parent.mkdir(exist_ok=True)
-            (folder / block.title).write_text(block.code)
-    (folder / "model.py").write_text(MODEL)
-    [bundle] = [block.code for block in found if "npx esbuild" in block.code]
-    modules = JAVASCRIPT / "node_modules"
-    if not modules.is_dir():
-        pytest.fail("The npm packages are missing: run `make js` first.")
-    command = ["bash", ROOT / "tools" / "node", "bash", "-c", bundle.removeprefix("$ npx ")]
-    environ = {**os.environ, "NODE_PATH": str(modules), "PATH": f"{modules / '.bin'}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run(command, cwd=folder, env=environ, check=True, timeout=240)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def app(folder: Path, model: Model) -> Iterator[Server]:
+def app(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Iterator[Server]:
     """The backend, on its real server."""
-    uvicorn = [sys.executable, "-m", "uvicorn", "main:app", "--host", HOST, "--port", "0"]
-    env = {
-        "OPENAI_BASE_URL": f"{model.url}/v1",
-        "OPENAI_API_KEY": API_KEY,
-        "FASTAPI_RESUMABLE_SHUTDOWN_GRACE": "0.1",
-    }
-    server = Server(uvicorn, env, cwd=folder)
-    try:
-        server.wait_ready()
+    with serve_page("ai-sdk", tmp_path_factory.mktemp("ai-sdk"), model) as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture

@@ -1,58 +1,19 @@
 """The pages of the how-tos on the JavaScript client, as they show them, in a browser."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.browser.chat import FIRST, WHOLE, Model, expect_text
-from tests.browser.fake_openai import API_KEY
-from tests.browser.test_ai_sdk import JAVASCRIPT, MODEL
-from tests.docs.player import ROOT, blocks
+from tests.browser.pages import serve_page
 from tests.support.line import Line
 from tests.support.params import representatives
-from tests.support.server import HOST, Server, wait_until
+from tests.support.server import wait_until
 
 pytestmark = pytest.mark.browser
 
 OpenTab = Callable[..., Page]
-
-
-@contextmanager
-def serve_page(page: str, folder: Path, model: Model) -> Iterator[Line]:
-    """The application of a page on its real server, with a model that writes when it is told to, behind a line."""
-    for block in blocks(ROOT / "docs" / "how-to" / f"{page}.md"):
-        if block.title:
-            (folder / block.title).parent.mkdir(exist_ok=True)
-            (folder / block.title).write_text(block.code)
-        if "npx esbuild" in block.code:
-            bundle(folder, block.code)
-    (folder / "model.py").write_text(MODEL)
-    env = {"OPENAI_BASE_URL": f"{model.url}/v1", "OPENAI_API_KEY": API_KEY, "FASTAPI_RESUMABLE_SHUTDOWN_GRACE": "0.1"}
-    uvicorn = [sys.executable, "-m", "uvicorn", "main:app", "--host", HOST, "--port", "0"]
-    server = Server(uvicorn, env, cwd=folder)
-    try:
-        server.wait_ready()
-        with Line(server.port) as line:
-            yield line
-    finally:
-        server.kill()
-
-
-def bundle(folder: Path, commands: str) -> None:
-    """Run the page's `npx esbuild`."""
-    modules = JAVASCRIPT / "node_modules"
-    if not modules.is_dir():
-        pytest.fail("The npm packages are missing: run `make js` first.")
-    [command] = [line.removeprefix("$ npx ") for line in commands.splitlines() if "npx esbuild" in line]
-    environ = {**os.environ, "NODE_PATH": str(modules), "PATH": f"{modules / '.bin'}{os.pathsep}{os.environ['PATH']}"}
-    node = ["bash", str(ROOT / "tools" / "node"), "bash", "-c", command]
-    subprocess.run(node, cwd=folder, env=environ, check=True, timeout=240)
 
 
 PAGES = ["javascript-client", "mobile", "react"]
@@ -62,7 +23,8 @@ one_page = pytest.mark.parametrize("line", representatives(PAGES, "javascript-cl
 @pytest.fixture(scope="module", params=PAGES)
 def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model: Model) -> Iterator[Line]:
     """The line between browser and server, for each of the pages."""
-    with serve_page(request.param, tmp_path_factory.mktemp(request.param), model) as line:
+    folder = tmp_path_factory.mktemp(request.param)
+    with serve_page(request.param, folder, model) as server, Line(server.port) as line:
         yield line
 
 

@@ -1,6 +1,5 @@
 """The sidebar of docs/how-to/sidebar.md, as the page shows it, in a browser."""
 
-import sys
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -8,11 +7,9 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.browser.chat import Model
-from tests.browser.fake_openai import API_KEY
-from tests.browser.test_ai_sdk import MODEL
-from tests.docs.player import ROOT, blocks
+from tests.browser.pages import serve_page
 from tests.support.line import Line
-from tests.support.server import HOST, Server
+from tests.support.server import Server
 
 pytestmark = pytest.mark.browser
 
@@ -22,19 +19,8 @@ OpenTab = Callable[[], Page]
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Iterator[Server]:
     """The page's application, on its real server, with a model that writes when it is told to."""
-    folder = tmp_path_factory.mktemp("sidebar")
-    for block in blocks(ROOT / "docs" / "how-to" / "sidebar.md"):
-        if block.title:
-            (folder / block.title).write_text(block.code)
-    (folder / "model.py").write_text(MODEL)
-    env = {"OPENAI_BASE_URL": f"{model.url}/v1", "OPENAI_API_KEY": API_KEY, "FASTAPI_RESUMABLE_SHUTDOWN_GRACE": "0.1"}
-    uvicorn = [sys.executable, "-m", "uvicorn", "main:app", "--host", HOST, "--port", "0"]
-    server = Server(uvicorn, env, cwd=folder)
-    try:
-        server.wait_ready()
+    with serve_page("sidebar", tmp_path_factory.mktemp("sidebar"), model) as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture

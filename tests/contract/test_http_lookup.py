@@ -114,14 +114,6 @@ async def test_an_id_matches_its_variants(player: Player) -> None:
     assert deeper == {f"{name}::a::b"}
 
 
-async def test_a_variant_is_found_where_the_id_itself_is_no_stream(player: Player) -> None:
-    """A client that does not know which model answers asks by its own id."""
-    name = unique("base")
-    await player.record(f"{name}::model", send(b"data: one\n\n"))
-    assert [item["conversation_id"] for item in await player.lookup(name)] == [f"{name}::model"]
-    assert (await player.replay(name)).status == 404
-
-
 async def test_a_stream_found_twice_is_listed_once(player: Player) -> None:
     """By an id that is repeated, and by an id and its variant."""
     name = unique("twice")
@@ -129,14 +121,6 @@ async def test_a_stream_found_twice_is_listed_once(player: Player) -> None:
     await player.record(f"{name}::v", send(b"data: one\n\n"))
     found = [item["conversation_id"] for item in await player.lookup(name, name, f"{name}::v", name)]
     assert sorted(found) == [name, f"{name}::v"]
-
-
-async def test_the_newest_epoch_of_an_id_is_listed(player: Player) -> None:
-    """One item for an id, however often it was used."""
-    name = unique("again")
-    await player.record(name, send(b"data: one\n\n"))
-    epoch = (await player.record(name, send(b"data: two\n\n"))).header("x-stream-epoch")
-    assert [item["epoch"] for item in await player.lookup(name)] == [epoch]
 
 
 async def test_a_foreign_stream_does_not_exist(player: Player, stranger: Player) -> None:

@@ -273,29 +273,19 @@ async def test_a_repeated_key_attaches_to_the_running_stream(face: str, rule: st
     assert len(made.runs) == 1
 
 
-@spread(every_face, rules)
-async def test_a_repeated_key_replays_the_finished_stream(face: str, rule: str) -> None:
-    """A retry is safe just after the end, too."""
+@spread(every_face, rules, pytest.mark.parametrize("fails", [False, True]))
+async def test_a_repeated_key_replays_the_finished_stream(face: str, rule: str, fails: bool) -> None:
+    """A retry is safe just after the end, too; and no second attempt at work that has failed."""
     made = stage(face, on_conflict=rule)
     async with running(made.app) as client:
         first, run = await made.begin(client, "chat-1", "one", headers=key("k-1"))
-        run.finish()
+        if fails:
+            run.fail(ValueError("no"))
+        else:
+            run.finish()
         body = await first.rest()
         retry = await made.post(client, "chat-1", headers=key("k-1")).reply()
     assert retry.status == 200
-    assert retry.body == body
-    assert len(made.runs) == 1
-
-
-@every_face
-async def test_a_repeated_key_replays_a_failed_stream(face: str) -> None:
-    """A retry is no second attempt at the work: it shows how the first one ended."""
-    made = stage(face)
-    async with running(made.app) as client:
-        first, run = await made.begin(client, "chat-1", "one", headers=key("k-1"))
-        run.fail(ValueError("no"))
-        body = await first.rest()
-        retry = await made.post(client, "chat-1", headers=key("k-1")).reply()
     assert retry.body == body
     assert len(made.runs) == 1
 

@@ -4,15 +4,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 
-import httpx
-import httpx_sse
 import openai
 import pytest
 
-from tests.support.apps.player import Player, fail, script_body, send, sends, unique, wait
+from tests.support.apps.player import Player, fail, send, sends, unique, wait
 from tests.support.rawhttp import TIMEOUT
 from tests.support.server import Server, serve
-from tests.support.ssemodel import parse, payloads, types
+from tests.support.ssemodel import parse, types
 
 PING = b": ping\n"
 
@@ -79,67 +77,12 @@ async def test_the_openai_sdk_reads_a_stream_with_ids_and_keep_alives(player: Pl
     assert [event.id != "" for event in parse(body)] == [True, True, True]
 
 
-async def test_the_openai_sdk_raises_on_our_error_event(player: Player, sdk: openai.AsyncOpenAI) -> None:
-    """A failure in mid-stream is an `APIError`, not a short answer."""
-    name = unique("sdk-error")
-    await player.prepare(name, send(completion("Good ")), wait(name), fail("the secret reason"))
-    stream = await ask(sdk, name)
-    watcher = await player.follow(name)
-    await watcher.read_until(PING)
-    await player.open(name)
-    chunks = aiter(stream)
-    assert (await anext(chunks)).choices[0].delta.content == "Good "
-    with pytest.raises(openai.APIError) as caught:
-        await anext(chunks)
-    assert caught.value.code == "producer_failed"
-    assert "secret" not in str(caught.value)
-
-
-async def test_the_openai_sdk_raises_when_the_stream_is_stopped(player: Player, sdk: openai.AsyncOpenAI) -> None:
-    """Nor is a stop taken for the end of the answer."""
-    name = unique("sdk-stop")
-    await player.prepare(name, send(completion("Good ")), wait(name))
-    stream = await ask(sdk, name)
-    await player.waits_at(name)
-    await player.stop(name)
-    with pytest.raises(openai.APIError) as caught:
-        [chunk async for chunk in stream]
-    assert caught.value.code == "cancelled"
-
-
 async def test_the_openai_sdk_reads_a_plain_refusal(player: Player, sdk: openai.AsyncOpenAI) -> None:
     """An endpoint that answers 429 before its stream is what the SDK sees as that."""
     name = unique("sdk-refusal")
     await player.prepare(name, before=[["http_error", 429]])
     with pytest.raises(openai.RateLimitError):
         await ask(sdk, name)
-
-
-async def test_httpx_sse_reads_and_resumes(server: Server, player: Player) -> None:
-    """It reads two events, loses its connection, and asks for the rest by the last id."""
-    name = unique("httpx")
-    body = script_body(
-        *sends(b"data: one\n\n", b"event: word\ndata: two\n\n"), wait(name), send(b"data: three\r\n\r\n")
-    )
-    headers = {"x-conversation-id": name, "content-type": "application/json"}
-    async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT) as client:
-        seen = []
-        async with httpx_sse.aconnect_sse(client, "POST", "/script", content=body, headers=headers) as source:
-            replay_url = source.response.headers["content-location"]
-            events = source.aiter_sse()
-            seen = [await anext(events), await anext(events)]
-            await events.aclose()
-        await player.open(name)
-        again = {"last-event-id": seen[-1].id}
-        async with httpx_sse.aconnect_sse(client, "GET", replay_url, headers=again) as source:
-            seen += [event async for event in source.aiter_sse()]
-        assert [(event.event, event.data) for event in seen] == [
-            ("message", "one"),
-            ("word", "two"),
-            ("message", "three"),
-        ]
-        done = await client.get(replay_url, headers={"last-event-id": seen[-1].id})
-        assert done.status_code == 204
 
 
 async def curl(*arguments: str) -> tuple[int, bytes]:
@@ -151,21 +94,6 @@ async def curl(*arguments: str) -> tuple[int, bytes]:
         output, _ = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output
-
-
-async def test_curl_starts_reads_and_resumes(server: Server, player: Player) -> None:
-    """By id and by offset, in the path and in the query."""
-    name = unique("curl")
-    body = script_body(*sends(b"data: one\n\n", b"data: two\n\n")).decode()
-    given = ["-H", f"X-Conversation-Id: {name}", "-H", "Content-Type: application/json", "-d", body]
-    code, whole = await curl(*given, f"{server.url}/script")
-    assert (code, payloads(whole)) == (0, ["one", "two"])
-    first = parse(whole)[0].id
-    offset = first.split("-")[1]
-    by_id = await curl("-H", f"Last-Event-ID: {first}", f"{server.url}/v1/stream/{name}")
-    by_offset = await curl(f"{server.url}/v1/stream/{name}?from={offset}")
-    by_query = await curl(f"{server.url}/v1/stream?conv_id={name}&from={offset}")
-    assert by_id == by_offset == by_query == (0, whole[int(offset) :])
 
 
 async def test_curl_can_tell_a_failed_download(server: Server, player: Player) -> None:

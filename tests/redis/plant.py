@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,26 +93,9 @@ class Plant:
         """Check that a worker's log says what is wrong."""
         await asyncio.to_thread(self.site.servers[worker].wait_for_output, pattern)
 
-    @asynccontextmanager
-    async def staying_healthy(self, *workers: int) -> AsyncIterator[None]:
+    def staying_healthy(self, *workers: int) -> AbstractAsyncContextManager[None]:
         """Ask all the time how the workers are; each answer comes soon, also on a busy machine."""
-        over = asyncio.Event()
-
-        async def ask(worker: int) -> None:
-            while not over.is_set():
-                async with asyncio.timeout(BUSY):
-                    assert (await self.player(worker).fetch("GET", "/health")).status == 200
-                await asyncio.sleep(0.02)  # one question after the other
-
-        asking = [asyncio.create_task(ask(worker)) for worker in workers]
-        try:
-            yield
-        finally:
-            over.set()
-            try:
-                await asyncio.gather(*asking)
-            except TimeoutError:
-                raise AssertionError(f"/health took more than {BUSY} seconds") from None
+        return self.site.staying_healthy(*workers, seconds=BUSY)
 
 
 @asynccontextmanager

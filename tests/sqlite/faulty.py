@@ -26,27 +26,8 @@ async def workers(directory: Path, notes: Path, count: int = 2, **store: Any) ->
     # Without keep-alives, which would come on a busy machine.
     rooms = {"": {"ping": 3600.0}}
     about = environment(f"sqlite:///{directory}/streams.db", notes / "notes", store=settings, rooms=rooms)
-    async with site_of([about] * count) as site, staying_healthy(site, count):
+    async with site_of([about] * count) as site, site.staying_healthy(*range(count), seconds=HEALTHY):
         yield site
-
-
-@asynccontextmanager
-async def staying_healthy(site: Site, count: int) -> Any:
-    """Ask all the time how the workers are: each answer comes soon."""
-    over = asyncio.Event()
-
-    async def ask(worker: int) -> None:
-        while not over.is_set():
-            async with asyncio.timeout(HEALTHY):
-                assert (await site.player(worker).fetch("GET", "/health")).status == 200
-            await asyncio.sleep(0.02)  # one question after the other
-
-    asking = [asyncio.create_task(ask(worker)) for worker in range(count)]
-    try:
-        yield
-    finally:
-        over.set()
-        await asyncio.gather(*asking)
 
 
 async def within(seconds: float, awaitable: Awaitable[Any]) -> Any:

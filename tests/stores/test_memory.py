@@ -1,4 +1,4 @@
-"""stores/memory.py: who may begin, who is followed, and what is forgotten when."""
+"""stores/memory.py: what is forgotten when, and what is held meanwhile; the rest is in the conformance suite."""
 
 import asyncio
 import gc
@@ -9,10 +9,8 @@ import pytest
 from fastapi_resumable import (
     MemoryStore,
     ResumableStatus,
-    StreamCancelled,
     StreamNotFound,
     StreamPending,
-    StreamReplaced,
 )
 from fastapi_resumable._core.ids import StreamKey
 from fastapi_resumable._stream.stream import Head, Limits
@@ -48,81 +46,6 @@ def store(clock) -> MemoryStore:
     made = MemoryStore(clock=clock, wall_clock=clock)
     made.configure(Limits(retention=10.0))
     return made
-
-
-async def test_a_younger_request_that_begins_first_wins_over_an_older_one(store):
-    """The older is told that it was replaced, and cannot begin any more."""
-    older, younger = Told(KEY, "a"), Told(KEY, "b")
-    await store.reserve(older.reservation, "replace")
-    await store.reserve(younger.reservation, "replace")
-    stream = await store.begin(younger.reservation, HEAD)
-
-    assert older.codes == ["replaced"]
-    with pytest.raises(StreamReplaced):
-        await store.begin(older.reservation, HEAD)
-    assert await store.find(KEY, 0) is stream
-
-
-async def test_a_stopped_request_cannot_begin(store):
-    """A stop while queued is final."""
-    one = Told(KEY, "a")
-    await store.reserve(one.reservation, "replace")
-    await store.stop(KEY, "b" * 16)
-    assert one.codes == []
-
-    await store.stop(KEY, None)
-
-    assert one.codes == ["cancelled"]
-    with pytest.raises(StreamCancelled):
-        await store.begin(one.reservation, HEAD)
-    with pytest.raises(StreamNotFound):
-        await store.find(KEY, 0)
-
-
-@pytest.mark.parametrize("how", ["stop", "release", "begin"])
-async def test_a_reader_of_a_queued_stream_learns_what_becomes_of_it(store, how):
-    """It waits for the beginning; a stop or a refusal ends the wait."""
-    one = Told(KEY, "a")
-    await store.reserve(one.reservation, "replace")
-    with pytest.raises(StreamPending):
-        await store.find(KEY, 0)
-    waiting = asyncio.ensure_future(store.find(KEY, 60))
-    await asyncio.sleep(0)
-    if how == "begin":
-        stream = await store.begin(one.reservation, HEAD)
-        assert await waiting is stream
-        return
-    await (store.stop(KEY, None) if how == "stop" else store.release(one.reservation))
-    with pytest.raises(StreamNotFound):
-        await waiting
-
-
-@pytest.mark.parametrize(("rule", "keys"), [("attach", (None, None)), ("replace", ("k", "k"))])
-@pytest.mark.parametrize("how", ["stop", "release", "begin"])
-async def test_a_request_that_waits_for_another_follows_it_or_takes_its_place(store, rule, keys, how):
-    """It never starts what was stopped, and always what was refused."""
-    first, second = Told(KEY, "a", keys[0]), Told(KEY, "b", keys[1])
-    await store.reserve(first.reservation, rule)
-    waiting = asyncio.ensure_future(store.reserve(second.reservation, rule))
-    await asyncio.sleep(0)
-    if how == "begin":
-        stream = await store.begin(first.reservation, HEAD)
-        assert await waiting is stream
-    elif how == "release":
-        await store.release(first.reservation)
-        assert await waiting is None
-    else:
-        await store.stop(KEY, None)
-        with pytest.raises(StreamCancelled):
-            await waiting
-
-
-async def test_another_idempotency_key_is_another_request(store):
-    """Only the same key attaches; the rule decides about any other."""
-    first, second = Told(KEY, "a", "one"), Told(KEY, "b", "two")
-    await store.reserve(first.reservation, "replace")
-
-    assert await store.reserve(second.reservation, "replace") is None
 
 
 async def test_a_finished_stream_expires_by_the_timer_too(store, clock):
@@ -167,20 +90,6 @@ async def test_many_streams_that_expire_together_are_forgotten_in_steps(store, c
     await store.aclose()
 
 
-async def test_stopping_what_has_ended_forgets_it(store):
-    """DELETE on a finished stream is a 204, and then a 404."""
-    one = Told(KEY, "a")
-    await store.reserve(one.reservation, "replace")
-    stream = await store.begin(one.reservation, HEAD)
-    await store.finish(stream, ResumableStatus.COMPLETED, "", "")
-    await store.stop(KEY, None)
-
-    assert await store.lookup("ann", ["chat"]) == []
-    assert stream.status is ResumableStatus.COMPLETED
-    await store.release(one.reservation)
-    await store.aclose()
-
-
 async def test_a_variant_is_forgotten_with_its_last_stream(store):
     """The index of variants holds no more than the streams that there are."""
     for name, stream_id in (("a", "chat::x"), ("b", "chat::y")):
@@ -192,20 +101,6 @@ async def test_a_variant_is_forgotten_with_its_last_stream(store):
     await store.stop(StreamKey("ann", "chat::y"), None)
 
     assert not store._variants
-
-
-async def test_a_request_that_gave_up_waiting_disturbs_no_other(store):
-    """Cancelled in the same turn in which the other begins."""
-    first, second = Told(KEY, "a"), Told(KEY, "b")
-    await store.reserve(first.reservation, "attach")
-    waiting = asyncio.ensure_future(store.reserve(second.reservation, "attach"))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    stream = await store.begin(first.reservation, HEAD)
-
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert await store.find(KEY, 0) is stream
 
 
 async def test_a_request_waits_for_pending_timeout_however_many_it_waits_for(store):
@@ -286,16 +181,3 @@ async def test_a_lookup_shows_what_a_validated_item_would():
     assert item.model_dump_json() == validated.model_dump_json()
     assert repr(item.model_copy()) == repr(validated)
     assert item.model_fields_set == validated.model_fields_set
-
-
-async def test_who_has_waited_for_a_request_follows_its_stream_even_if_that_is_over(store):
-    """A short answer may end before the other request has its turn; it is not run again for that."""
-    first, second = Told(KEY, "a"), Told(KEY, "b")
-    await store.reserve(first.reservation, "attach")
-    following = asyncio.ensure_future(store.reserve(second.reservation, "attach"))
-    await asyncio.sleep(0)
-    stream = await store.begin(first.reservation, HEAD)
-    await store.finish(stream, ResumableStatus.COMPLETED, "", "")
-
-    assert not following.done()
-    assert await asyncio.wait_for(following, 10) is stream

@@ -71,6 +71,27 @@ class Site:
         """How often something was noted, by all or by one."""
         return sum(1 for who, what in self.noted() if what == entry and pid in (None, who))
 
+    @asynccontextmanager
+    async def staying_healthy(self, *workers: int, seconds: float) -> AsyncIterator[None]:
+        """Ask all the time how the workers are: each answer comes within so many seconds."""
+        over = asyncio.Event()
+
+        async def ask(worker: int) -> None:
+            while not over.is_set():
+                async with asyncio.timeout(seconds):
+                    assert (await self.player(worker).fetch("GET", "/health")).status == 200
+                await asyncio.sleep(0.02)  # one question after the other
+
+        asking = [asyncio.create_task(ask(worker)) for worker in workers]
+        try:
+            yield
+        finally:
+            over.set()
+            try:
+                await asyncio.gather(*asking)
+            except TimeoutError:
+                raise AssertionError(f"/health took more than {seconds:g} seconds") from None
+
     async def until_noted(self, entry: str, count: int = 1, deadline: float = 60.0) -> None:
         """Wait for a note of any worker."""
         await until(lambda: self.count(entry) >= count, f"{count} x {entry!r}", deadline)

@@ -1,7 +1,6 @@
 """Three workers on each store that several workers can share."""
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,20 +12,22 @@ from tests.support.site import Site, environment, serving
 
 
 @pytest.fixture(scope="session", params=[pytest.param("redis", marks=pytest.mark.redis), "sqlite"])
-def workers(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[list[Server], Path]]:
-    """Three workers on a store of that kind, for every test that does them no harm."""
-    directory = tmp_path_factory.mktemp("workers")
-    with ExitStack() as stack:
-        if request.param == "redis":
-            url = stack.enter_context(RedisServer(directory)).url
-        else:
-            url = f"sqlite:///{directory}/streams.db"
-        yield (
-            stack.enter_context(serving([environment(url, directory / "notes", rooms=ROOMS)] * 3)),
-            directory / "notes",
-        )
+def store_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A store of that kind, for every test that does it no harm."""
+    directory = tmp_path_factory.mktemp("store")
+    if request.param == "redis":
+        with RedisServer(directory) as redis:
+            yield redis.url
+    else:
+        yield f"sqlite:///{directory}/streams.db"
+
+
+@pytest.fixture(scope="session")
+def workers(store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Server], Path]]:
+    """Three workers on it, for every test that does them no harm."""
+    notes = tmp_path_factory.mktemp("workers") / "notes"
+    with serving([environment(store_url, notes, rooms=ROOMS)] * 3) as servers:
+        yield servers, notes
 
 
 @pytest.fixture
