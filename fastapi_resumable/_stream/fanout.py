@@ -18,6 +18,9 @@ this interval in one piece. A stream with more time between its events never wai
 streams take for an event each: with less, a slow machine would join nothing, just when that matters.
 """
 
+WOKEN_AT_ONCE = 500
+"""How many readers of a stream are sent what has come before the event loop does anything else."""
+
 SAME_TURN = 0.0002
 """Seconds between two writes that are probably in the same turn of the event loop."""
 
@@ -167,9 +170,14 @@ class Fanout:
                 if len(data) != size:
                     data = b""
         # A copy, because a delivery may detach its reader, or attach another one.
-        for cursor in tuple(self.cursors):
+        self._wake_in_turn(tuple(self.cursors), data, tail)
+
+    def _wake_in_turn(self, cursors: tuple[Cursor, ...], data: bytes, tail: int) -> None:
+        for cursor in cursors[:WOKEN_AT_ONCE]:
             if cursor.offset < tail:
                 cursor.on_append(data, tail)
+        if len(cursors) > WOKEN_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._wake_in_turn, cursors[WOKEN_AT_ONCE:], data, tail)
 
     def notify(self) -> None:
         """Have every reader look, and a producer that waits: the log has ended, or cannot be read any further."""

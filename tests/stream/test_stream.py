@@ -147,3 +147,35 @@ async def test_a_producer_waits_for_the_slowest_cursor_alone():
         async with asyncio.timeout(5):
             await waiting
         write(stream, b"y" * 50)
+
+
+class Noting(Cursor):
+    """A reader that notes what it is woken for, and takes all of it."""
+
+    def __init__(self, stream: MemoryStream) -> None:
+        super().__init__(0)
+        self.stream = stream
+        self.had = b""
+
+    def on_append(self, data: bytes, tail: int) -> None:
+        missing = self.stream.log.read(self.offset, tail - self.offset)
+        assert missing.endswith(data)
+        self.had += missing
+        self.stream.advance(self, tail - self.offset)
+
+
+async def test_the_readers_of_a_stream_that_has_thousands_get_what_comes_in_several_turns():
+    """So that no event holds up the event loop until all of them have it; each gets every byte once, in order."""
+    stream = make()
+    cursors = [Noting(stream) for _ in range(1800)]
+    for cursor in cursors:
+        stream.attach(cursor)
+    for chunk in (b"one", b"two", b"three"):
+        before = sum(cursor.offset for cursor in cursors)
+        write(stream, chunk)
+        stream.fanout.flush()
+        assert before < sum(cursor.offset for cursor in cursors) <= before + 500 * stream.tail
+        await asyncio.sleep(0)
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert {cursor.had for cursor in cursors} == {b"onetwothree"}
