@@ -10,7 +10,7 @@ from starlette.types import Message, Scope, Send
 
 from .manager import StreamManager
 from .recorder import find_outer
-from .servers import is_in_middleware, takes_cancellation, takes_close, takes_return, transport_of
+from .servers import is_in_middleware, server_of_task, transport_of
 
 MARK_TIMEOUT = 1.0
 """Seconds in which middleware has to pass on the last parts of a response that breaks off, once it has taken them.
@@ -48,10 +48,6 @@ def _mark(act: Callable[[], bool]) -> Message:
     return {"type": "http.response.body", "body": mark, "more_body": True}
 
 
-def _broken(why: str) -> BaseException:
-    return QuietlyBroken(why) if takes_cancellation() else StreamBroken(why)
-
-
 def end_of_body() -> Message:
     """The message that ends a response in order; a new one each time, because middleware changes what it passes on."""
     return {"type": "http.response.body", "body": b"", "more_body": False}
@@ -74,7 +70,7 @@ async def break_off(why: str, manager: StreamManager, scope: Scope, send: Send, 
         return
     if at_once:
         transport.abort()
-    elif takes_close():
+    elif server_of_task() == "uvicorn":
         transport.close()
     else:
         await _close_in_turn(transport, send)
@@ -104,14 +100,15 @@ async def _leave_open(why: str, send: Send, *, at_once: bool) -> None:
     """Leave a response without an end, on a server whose connections are not known."""
 
     def give_up() -> bool:
-        raise _broken(why)
+        raise QuietlyBroken(why) if server_of_task() == "hypercorn" else StreamBroken(why)
 
-    if takes_return():
+    server = server_of_task()
+    if server == "granian":
         if not at_once:
             # A head alone is not sent before the first part.
             await send({"type": "http.response.body", "body": b"", "more_body": True})
         return
-    if not at_once and not takes_cancellation():
-        await send(_mark(takes_return))
+    if not at_once and server != "hypercorn":
+        await send(_mark(lambda: server_of_task() == "granian"))
         await send(_mark(give_up))
     give_up()

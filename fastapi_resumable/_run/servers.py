@@ -100,28 +100,20 @@ def is_in_middleware() -> bool:
     return False
 
 
-def takes_close() -> bool:
-    """Whether the current task is one of uvicorn's, which closes a connection at once."""
-    return getattr(getattr(_coroutine(), "cr_code", None), "co_name", None) == "run_asgi"
+def server_of_task() -> str | None:
+    """Which server's task the current one is, of those that close a connection without an error in their log.
 
-
-def takes_cancellation() -> bool:
-    """Whether the current task is one of hypercorn's: it closes the connection of a request that is cancelled."""
-    code = getattr(_coroutine(), "cr_code", None)
-    return code is not None and code.co_name == "_handle" and "hypercorn" in code.co_filename
-
-
-def takes_return() -> bool:
-    """Whether the current task is one of granian's: it closes the connection of a request without an end."""
-    # On uvloop it steps its coroutines by itself, and its tasks are stand-ins.
-    code = getattr(_coroutine(), "cr_code", None)
-    name = type(asyncio.current_task()).__module__ if code is None else code.co_filename
-    return "granian" in name and "_futures" in name
-
-
-def _coroutine() -> Any:
+    `uvicorn` does so at once, `hypercorn` for a request that is cancelled, and `granian` for one without an end.
+    """
     task = asyncio.current_task()
-    return None if task is None else task.get_coro()
+    code = getattr(task and task.get_coro(), "cr_code", None)
+    # On uvloop, granian steps its coroutines by itself, and its tasks are stand-ins.
+    name, place = ("", type(task).__module__) if code is None else (code.co_name, code.co_filename)
+    if name == "run_asgi":
+        return "uvicorn"
+    if name == "_handle" and "hypercorn" in place:
+        return "hypercorn"
+    return "granian" if "granian" in place and "_futures" in place else None
 
 
 def transport_of(scope: Scope, servers: Sequence[Server | Hypercorn]) -> asyncio.Transport | None:
@@ -139,8 +131,9 @@ def transport_of(scope: Scope, servers: Sequence[Server | Hypercorn]) -> asyncio
 def _cycles(servers: Sequence[Server | Hypercorn]) -> list[Any]:
     """The exchanges of uvicorn among which that of the current request is."""
     uvicorns = [found for found in servers if isinstance(found, Server)]
-    if uvicorns and takes_close():
-        return [_coroutine().cr_frame.f_locals["self"]]
+    if uvicorns and (task := asyncio.current_task()) is not None and server_of_task() == "uvicorn":
+        coroutine: Any = task.get_coro()
+        return [coroutine.cr_frame.f_locals["self"]]
     # In a task of a middleware's.
     connections = [connection for found in uvicorns for connection in found.server_state.connections]
     if len(connections) > MAX_CONNECTIONS:
