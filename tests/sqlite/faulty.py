@@ -1,4 +1,4 @@
-"""Workers on a SQLite file that is about to fail, and what all faults have in common."""
+"""Workers on a SQLite file, in this process or in others, and what all faults have in common."""
 
 import asyncio
 import subprocess
@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from fastapi_resumable import SqliteStore
+from fastapi_resumable._stream.stream import Limits
 from tests.support.apps.player import numbered, unique, wait
 from tests.support.rawhttp import Response
 from tests.support.site import Site, environment, site_of, whole
@@ -17,6 +19,14 @@ ANSWERED = STORE_TIMEOUT + 30
 """Seconds within which every request is answered while the file cannot be used, also on a busy machine."""
 HEALTHY = 20.0
 """Seconds within which a route that needs no store answers, likewise."""
+
+
+def open_stores(path: Path, count: int, store_timeout: float = 10.0, **limits: Any) -> list[SqliteStore]:
+    """Several workers on one file, in this process."""
+    stores = [SqliteStore(path, store_timeout=store_timeout) for _ in range(count)]
+    for store in stores:
+        store.configure(Limits(**limits))
+    return stores
 
 
 @asynccontextmanager

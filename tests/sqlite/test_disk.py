@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from fastapi_resumable import SqliteStore
 from fastapi_resumable._stream.reader import Reading
 from fastapi_resumable._stream.stream import Limits
 from fastapi_resumable.exceptions import StoreUnavailable
@@ -19,14 +18,7 @@ from fastapi_resumable.stores.sqlite.files import WorkerLock
 from fastapi_resumable.stores.sqlite.threads import File
 from fastapi_resumable.stores.sqlite.transactions import WriterThread
 from tests.conformance.tools import KEY, Request, begin, complete, content, following, write, written
-
-
-def open_stores(path: Path, count: int, store_timeout: float = 10.0) -> list[SqliteStore]:
-    """Several workers on one file."""
-    stores = [SqliteStore(path, store_timeout=store_timeout) for _ in range(count)]
-    for store in stores:
-        store.configure(Limits())
-    return stores
+from tests.sqlite.faulty import open_stores
 
 
 class Power:

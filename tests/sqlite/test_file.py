@@ -25,6 +25,7 @@ from fastapi_resumable.stores.sqlite.reader import Found, ReaderThread
 from fastapi_resumable.stores.sqlite.rows import read_states
 from fastapi_resumable.stores.sqlite.transactions import Transactions
 from tests.conformance.tools import TEXT, Request, begin, complete, content, following, write, written
+from tests.sqlite.faulty import open_stores
 from tests.support.site import until
 
 KIB = 1024
@@ -127,8 +128,7 @@ def test_a_file_of_another_version_or_of_something_else_is_refused(tmp_path: Pat
 
 async def recorded(path: Path) -> None:
     """Record one stream."""
-    store = SqliteStore(path)
-    store.configure(Limits())
+    [store] = open_stores(path, 1)
     await written(store, b"data: \xe2\x98\x83\n\n")
     await store.aclose()
 
@@ -195,7 +195,7 @@ def test_to_read_what_has_ended_writes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "streams.db"
 
     async def main() -> None:
-        here, there = in_store(path, 2)
+        here, there = open_stores(path, 2)
         stream = await written(here, b"data: 1\n\n")
         outside = sqlite3.connect(path)
         version = outside.execute("PRAGMA data_version").fetchone()
@@ -211,14 +211,6 @@ def test_to_read_what_has_ended_writes_nothing(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def in_store(path: Path, count: int, **limits: Any) -> list[SqliteStore]:
-    """Several workers on one file."""
-    stores = [SqliteStore(path) for _ in range(count)]
-    for store in stores:
-        store.configure(Limits(**limits))
-    return stores
-
-
 def used(path: Path) -> int:
     """Bytes of the file and its log."""
     return sum(each.stat().st_size for each in path.parent.glob(path.name + "*") if each.is_file())
@@ -229,7 +221,7 @@ def test_all_workers_together_keep_within_max_total_bytes(tmp_path: Path) -> Non
     path = tmp_path / "streams.db"
 
     async def main() -> None:
-        here, there = in_store(path, 2, max_total_bytes=1024 * KIB, max_stream_bytes=512 * KIB)
+        here, there = open_stores(path, 2, max_total_bytes=1024 * KIB, max_stream_bytes=512 * KIB)
         for number in range(40):
             store = (here, there)[number % 2]
             await written(store, b"x" * 60 * KIB, key=StreamKey(None, str(number)), head=TEXT)
@@ -262,7 +254,7 @@ def test_room_is_given_back_to_the_disk(tmp_path: Path, monkeypatch: pytest.Monk
     path, most = tmp_path / "streams.db", list[int]()
 
     async def main() -> None:
-        [store] = in_store(path, 1, retention=4.0)
+        [store] = open_stores(path, 1, retention=4.0)
         for number in range(40):
             await written(store, *[b"x" * 60 * KIB] * 4, key=StreamKey(None, str(number)), head=TEXT)
             most.append(used(path))
@@ -287,7 +279,7 @@ def test_what_was_stopped_or_replaced_goes_when_it_is_read_no_longer(
     path = tmp_path / "streams.db"
 
     async def main() -> None:
-        here, there = in_store(path, 2)
+        here, there = open_stores(path, 2)
         stream = await begin(here, head=TEXT)
         await write(stream, *[b"x" * 60 * KIB] * 8)
         async with following(await there.find(stream.key, 0)) as far:
@@ -307,7 +299,7 @@ def test_what_is_known_of_a_stopped_stream_is_not_given_up_for_room(tmp_path: Pa
     path = tmp_path / "streams.db"
 
     async def main() -> None:
-        here, there = in_store(path, 2, max_total_bytes=1024 * KIB, max_stream_bytes=512 * KIB)
+        here, there = open_stores(path, 2, max_total_bytes=1024 * KIB, max_stream_bytes=512 * KIB)
         stream = await begin(here, head=TEXT)
         await there.stop(stream.key, None)
         for number in range(40):
@@ -347,7 +339,7 @@ def test_a_clean_up_holds_nothing_up_for_long(tmp_path: Path, monkeypatch: pytes
         return is_more
 
     async def main() -> None:
-        [store] = in_store(path, 1)
+        [store] = open_stores(path, 1)
         monkeypatch.setattr(Transactions, "clean_up", counted)
         await store.lookup("ann", ["chat"])
         await until(lambda: bool(left) and left[-1] == 0, "the clean-ups")
@@ -390,8 +382,8 @@ def test_a_limit_that_was_lowered_holds_nothing_up_for_long(tmp_path: Path, monk
         await store.aclose()
         return left
 
-    asyncio.run(main(*in_store(path, 1), 20))
-    left = asyncio.run(main(*in_store(path, 1, max_total_bytes=256 * KIB, max_stream_bytes=64 * KIB), 4))
+    asyncio.run(main(*open_stores(path, 1), 20))
+    left = asyncio.run(main(*open_stores(path, 1, max_total_bytes=256 * KIB, max_stream_bytes=64 * KIB), 4))
     assert 20 > left[0] > left[-1] > 10
 
 
@@ -419,7 +411,7 @@ def test_no_thread_and_no_task_ends_with_what_it_raises(
         return original(*given, **named)
 
     async def main() -> None:
-        here, there = in_store(tmp_path / "streams.db", 2)
+        here, there = open_stores(tmp_path / "streams.db", 2)
         stream = await begin(here)
         async with following(await there.find(stream.key, 0)) as far:
             await write(stream, b"data: 1\n\n")
@@ -454,7 +446,7 @@ def test_a_look_that_failed_once_is_no_outage_that_goes_on(
         return find(reader, *given)
 
     async def main() -> None:
-        here, there = in_store(tmp_path / "streams.db", 2)
+        here, there = open_stores(tmp_path / "streams.db", 2)
         stream, unread = await begin(here), await begin(here, StreamKey("ann", "unread"))
         async with following(await there.find(stream.key, 0)) as far:
             await write(stream, b"data: 1\n\n")
@@ -475,7 +467,7 @@ async def test_a_report_that_fails_ends_no_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not even of a stream that looks do not find: its worker is putting it back."""
-    here, there = in_store(tmp_path / "streams.db", 2)
+    here, there = open_stores(tmp_path / "streams.db", 2)
     stream = await begin(here)
     view = await there.find(stream.key, 0)
 
@@ -508,7 +500,7 @@ def test_nothing_is_kept_for_hours_when_the_clock_is_set_back(tmp_path: Path, mo
     change(path, "UPDATE changes SET at = at + 36000", "INSERT INTO readers SELECT stream, 'w', 0, 9e9 FROM streams")
 
     async def main() -> None:
-        [store] = in_store(path, 1)
+        [store] = open_stores(path, 1)
         await store.lookup("ann", ["chat"])
         connection = sqlite3.connect(path)
         query = "SELECT (SELECT count(*) FROM changes), (SELECT count(*) FROM readers)"
@@ -535,7 +527,7 @@ def test_a_log_handler_that_fails_keeps_no_stream_of_a_dead_worker_live(
         return True
 
     async def main() -> None:
-        [store] = in_store(path, 1)
+        [store] = open_stores(path, 1)
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         [item] = await store.lookup("ann", ["chat"])
         assert item.status is ResumableStatus.INTERRUPTED
@@ -562,7 +554,7 @@ def test_a_look_that_fails_loses_no_stop(tmp_path: Path, monkeypatch: pytest.Mon
         sync(reader)
 
     async def main() -> None:
-        here, there = in_store(tmp_path / "streams.db", 2)
+        here, there = open_stores(tmp_path / "streams.db", 2)
         request = await Request(StreamKey("ann", "queued")).reserve(here)
         stream = await begin(there)
         async with following(stream) as near, following(await here.find(stream.key, 0)) as far:
@@ -589,7 +581,7 @@ def test_a_look_that_fails_loses_no_stop(tmp_path: Path, monkeypatch: pytest.Mon
 
 async def test_a_look_that_is_given_up_loses_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that watches may leave while the file is read for it, and nothing may change in it afterwards."""
-    here, there = in_store(tmp_path / "streams.db", 2)
+    here, there = open_stores(tmp_path / "streams.db", 2)
     request = await Request().reserve(here)
     reader = here._backend._reader
     is_read, goes_on = threading.Event(), threading.Event()
@@ -621,7 +613,7 @@ def test_the_error_of_a_system_without_file_locks_names_what_to_use() -> None:
 
 async def test_a_request_that_is_to_follow_another_waits_for_pending_timeout(tmp_path: Path) -> None:
     """However long the other one takes to begin, and whichever worker it waits on."""
-    here, there = in_store(tmp_path / "streams.db", 2)
+    here, there = open_stores(tmp_path / "streams.db", 2)
     await Request().reserve(here)
     for store in (here, there):
         late = Request()

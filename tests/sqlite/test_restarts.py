@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from fastapi_resumable import SqliteStore
 from fastapi_resumable._core.ids import StreamKey
-from fastapi_resumable._stream.stream import Limits, WritableStream
+from fastapi_resumable._stream.stream import WritableStream
 from fastapi_resumable.models import ResumableStatus
 from fastapi_resumable.stores.sqlite.transactions import WriterThread
 from tests.conformance.tools import KEY, Request, begin, complete, content, following, write
+from tests.sqlite.faulty import open_stores
 from tests.support.apps.player import forever, numbered, send, sends, unique, wait
 from tests.support.params import representatives
 from tests.support.site import code_of, drain, environment, site_of, until
@@ -176,8 +176,7 @@ async def test_a_stopped_worker_is_not_dead_and_writes_nothing_once_another_has_
 
 async def test_a_stream_whose_end_was_forgotten_is_not_begun_anew(tmp_path: Path) -> None:
     """Its worker stood still when it was stopped, and for so long that the file has nothing of it any more."""
-    store = SqliteStore(tmp_path / "streams.db")
-    store.configure(Limits())
+    [store] = open_stores(tmp_path / "streams.db", 1)
     request = Request()
     stream = await request.begin(store)
     async with following(stream) as near:
@@ -199,8 +198,7 @@ async def test_a_stream_whose_end_was_forgotten_is_not_begun_anew(tmp_path: Path
 async def test_a_copy_that_is_put_back_gets_the_streams_that_it_lacks(tmp_path: Path) -> None:
     """It was made while their worker lived, which it knows."""
     path, copy = tmp_path / "streams.db", tmp_path / "copy.db"
-    store = SqliteStore(path)
-    store.configure(Limits())
+    [store] = open_stores(path, 1)
     first = await begin(store, StreamKey("ann", "first"))
     shell = sqlite3.connect(path)
     shell.execute("VACUUM INTO ?", (str(copy),))
@@ -222,8 +220,7 @@ async def test_a_copy_that_is_put_back_gets_the_streams_that_it_lacks(tmp_path: 
 
 async def test_a_watch_goes_on_after_changes_that_were_forgotten(tmp_path: Path) -> None:
     """It gets the state that there is now, if its worker stood still for longer than changes are kept."""
-    store = SqliteStore(tmp_path / "streams.db")
-    store.configure(Limits())
+    [store] = open_stores(tmp_path / "streams.db", 1)
     stream = await begin(store)
     seen = asyncio.Queue[ResumableStatus]()
     remove = await store.watch(KEY.owner, [KEY.id], lambda item: seen.put_nowait(item.status))
@@ -242,8 +239,7 @@ async def test_a_watch_goes_on_after_changes_that_were_forgotten(tmp_path: Path)
 def test_the_locks_of_dead_workers_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of those that had begun no stream, of which the database knows nothing."""
     monkeypatch.setattr("fastapi_resumable.stores.sqlite.backend.UPKEEP", 0.05)
-    store = SqliteStore(tmp_path / "streams.db")
-    store.configure(Limits())
+    [store] = open_stores(tmp_path / "streams.db", 1)
 
     async def main() -> None:
         stream = await begin(store)
@@ -264,8 +260,7 @@ def test_an_event_loop_may_end_before_the_store_is_closed(
 ) -> None:
     """As in a script, or with a test client: the loop waits for no stream, and no thread and no lock is left."""
     before = set(threading.enumerate())
-    store = SqliteStore(tmp_path / "streams.db")
-    store.configure(Limits())
+    [store] = open_stores(tmp_path / "streams.db", 1)
 
     async def produce(stream: WritableStream) -> None:
         try:

@@ -68,8 +68,8 @@ def parse_path(path_or_url: object) -> tuple[Path, str]:
     return Path(os.path.expanduser(path)).resolve(), synchronous  # noqa: PTH111  # `Path`'s raises for unknown users
 
 
-def check_place(path: Path) -> None:
-    """Raise `ValueError` unless the file may be where it is to be."""
+def check_path(path: Path) -> None:
+    """Raise `ValueError` for a file that can never be used, before the first request."""
     if not path.parent.is_dir():
         raise ValueError(f"SqliteStore: the directory {path.parent} does not exist. Create it, or give another path.")
     if path.is_dir():
@@ -79,6 +79,10 @@ def check_place(path: Path) -> None:
             f"SqliteStore: {path.parent} is on a network file system ({kind}), where SQLite cannot share a file "
             "safely. Use a local disk; for several machines, use RedisStore."
         )
+    if path.exists():
+        # What may pass, like a lock, is for the first request to meet.
+        with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=0.1, isolation_level=None)) as connection:
+            check_tables(connection, path)
 
 
 def file_system(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
@@ -157,14 +161,6 @@ def check_tables(connection: sqlite3.Connection, path: Path) -> bool:
     if application != APPLICATION_ID and (application or version or tables):
         raise UnusableFileError(f"{path} is a SQLite database of something else. Give the store a file of its own.")
     return bool(application)
-
-
-def check_file(path: Path) -> None:
-    """Raise `UnusableFileError` for a file that can never be used, before the first request."""
-    if path.exists():
-        # What may pass, like a lock, is for the first request to meet.
-        with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=0.1, isolation_level=None)) as connection:
-            check_tables(connection, path)
 
 
 class WorkerLock:

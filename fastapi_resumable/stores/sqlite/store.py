@@ -5,7 +5,7 @@ from os import PathLike
 from ..shared.backend import SharedBackend
 from ..shared.store import OnStoreFailure, SharedStore
 from .backend import SqliteBackend
-from .files import check_file, check_place, parse_path
+from .files import check_path, parse_path
 from .threads import File
 
 
@@ -37,8 +37,7 @@ class SqliteStore(SharedStore):
         super().__init__(store_timeout, on_store_failure)
         path, synchronous = parse_path(path_or_url)
         # Complains now, rather than at the first request.
-        check_place(path)
-        check_file(path)
+        check_path(path)
         self._file = File(path, synchronous, self._timeout)
 
     def __repr__(self) -> str:

@@ -246,7 +246,6 @@ class WriterThread(FileThread):
         self._worker = worker
         self._limits = _with_events_made(limits)
         self._lock = lock
-        self._transactions: Transactions | None = None
 
     # In the thread.
 
@@ -264,7 +263,6 @@ class WriterThread(FileThread):
     def work(self, connection: sqlite3.Connection, pending: Sequence[PendingJob]) -> Sequence[Any]:
         """Do all jobs in one transaction."""
         transactions = self._transactions
-        assert transactions is not None
         appends = [job for job, _ in pending if isinstance(job, Append) and job.is_plain]
         size = sum(len(append.write.data) for append in appends)
         if len(appends) == len(pending) and not transactions.logs.grow(size) and append_plainly(connection, appends):
