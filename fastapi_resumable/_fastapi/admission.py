@@ -153,7 +153,8 @@ class Admission:
     """The exchange of a request that is to run and be recorded."""
     producer: Producer | None = None
     _is_decided = False
-    _answer: Response | None = None
+    answer: Response | None = None
+    """What stands in for the endpoint's answer."""
 
     def __init__(self, service: Service, scope: Scope, identity: Identity, body: RequestBody, send: Send) -> None:
         self.service = service
@@ -181,9 +182,9 @@ class Admission:
                 if self.identity.refusal is not None:
                     raise self.identity.refusal
                 await self._body.begin(self.service.settings.head_timeout)
-                self._answer = await self._admit()
+                self.answer = await self._admit()
             self._is_decided = True
-        return self._answer
+        return self.answer
 
     async def _admit(self) -> Response | None:
         service, key, headers = self.service, self.identity.key, self.identity.headers
@@ -262,10 +263,8 @@ class Admission:
                         await asyncio.wait({leaving})
         return None
 
-    # Called at the endpoint, where FastAPI has solved and validated everything.
-
     async def enter(self) -> Response | None:
-        """What to answer instead of running the endpoint; `None`: run it."""
+        """Decide at the endpoint, where FastAPI has solved and validated everything."""
         return await self.decide()
 
     async def run(self, call: Callable[[], Awaitable[Any]]) -> Any:

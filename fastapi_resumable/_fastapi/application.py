@@ -113,7 +113,7 @@ class AppAdmission(RouteAdmission):
             task.cancel()
             return
         # In place of what its endpoint returns; so its dependencies are closed in order.
-        self._answer = _NoAnswer(answer)
+        self.answer = _NoAnswer(answer)
         self._channel = self._body.receive, _drop
         self._goes_on.set()
         await asyncio.wait({task})

@@ -21,7 +21,7 @@ from .._run.exchange import Exchange
 from .._run.replay import ReplayResponse
 from ..stores.base import stop_error
 from . import internals
-from .admission import Admission, Identity, Service, http_error, http_errors
+from .admission import Admission, Identity, Service, admissions_of, http_error, http_errors
 
 logger = logging.getLogger("fastapi_resumable")
 
@@ -103,11 +103,6 @@ def record(response: Response, exchange: Exchange) -> Response:
         response.__dict__, _exchanges=sorted((*exchanges, exchange), key=lambda each: -each.producer.created)
     )
     return recorded
-
-
-def is_recorded(result: Any, exchange: Exchange) -> bool:
-    """Whether what an endpoint has returned is a response that is recorded by this exchange."""
-    return isinstance(result, RecordedResponse) and exchange in result._exchanges  # noqa: SLF001  # of this module
 
 
 @lru_cache(maxsize=256)
@@ -225,10 +220,10 @@ class EndpointAdmission(Admission):
 
     async def _finish(self, exchange: Exchange, result: Any) -> Any:
         """What FastAPI gets in place of the endpoint's result."""
-        if is_recorded(result, exchange):
+        if isinstance(result, RecordedResponse) and exchange in result._exchanges:  # noqa: SLF001  # of this module
             return result
-        if isinstance(result, ReplayResponse):
-            # Another `Resumable` at the same endpoint has answered.
+        if isinstance(result, ReplayResponse) and any(result is each.answer for each in admissions_of(self.scope)):
+            # Another `Resumable` has answered, within this one. A replay of the endpoint's own is not recorded.
             return record(result, exchange)
         await exchange.release()
         if self.is_unrendered:

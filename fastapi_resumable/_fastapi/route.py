@@ -35,7 +35,7 @@ class RouteAdmission(Admission):
         self._stands = asyncio.Event()
         """Set while the route waits at its endpoint, and when it has ended: its own dependencies may refuse it."""
         self._goes_on = asyncio.Event()
-        """Set when it is decided how the route goes on: by `_refusal` or `_answer`, if there is one."""
+        """Set when it is decided how the route goes on: by `_refusal` or `answer`, if there is one."""
         self._refusal: BaseException | None = None
         self._channel: tuple[Receive, Send] = self._body.receive, self._send
         self._cancel_scope = anyio.CancelScope()
@@ -50,7 +50,7 @@ class RouteAdmission(Admission):
             await self._goes_on.wait()
         if self._refusal is not None:
             raise self._refusal
-        return self._answer
+        return self.answer
 
     async def serve(self, route: ASGIApp, scope: Scope) -> None:
         """Serve the request.

@@ -1,10 +1,11 @@
 """Requests to the library's own routes, and answers of its own in place of an endpoint's."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.routing import BaseRoute, Match
 
@@ -298,3 +299,33 @@ async def test_the_middleware_finds_its_paths_below_any_root_path(root_path: str
     async with running(app, root_path=root_path, lifespan=False) as client:
         reply = await client.post(f"{root_path.rstrip('/')}/chat", headers=ID)
     assert (reply.status, "x-stream-epoch" in reply.headers) == (200, True)
+
+
+async def test_a_replay_of_the_applications_own_is_not_recorded_again() -> None:
+    """Not behind a dependency either that asks for the handle, for a request that names the stream."""
+    resumable, app, go_on = Resumable(), FastAPI(), asyncio.Event()
+
+    async def parts() -> AsyncIterator[str]:
+        yield "data: one\n\n"
+        await go_on.wait()
+        yield "data: two\n\n"
+
+    @app.post("/chat")
+    @resumable.stream
+    async def chat() -> StreamingResponse:
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
+    @app.get("/mine", dependencies=[Depends(resumable)])
+    async def mine(request: Request) -> Response:
+        return await resumable.replay(request, "a")
+
+    app.include_router(resumable.router)
+    async with running(app) as client:
+        exchange = client.start("POST", "/chat", headers={"X-Conversation-Id": "a"})
+        await exchange.read_until(b"one")
+        replay = client.start("GET", "/mine", headers={"X-Conversation-Id": "a"})
+        await replay.read_until(b"one")
+        go_on.set()
+        assert b"event: cancelled" not in await exchange.rest() + await replay.rest()
+        epoch = (await exchange.head()).headers["x-stream-epoch"]
+        assert (await client.get("/v1/stream/a")).headers["x-stream-epoch"] == epoch
