@@ -42,7 +42,7 @@ export async function restore<Saved>(key: string, options: api.FollowOptions = {
 }
 
 export async function stop(id: string, options: api.RequestOptions & { epoch?: string } = {}) {
-  await ask("DELETE", { id, epoch: options.epoch }, options);
+  await ask("DELETE", { id, epoch: options.epoch }, options, options.signal);
 }
 
 function randomId() {

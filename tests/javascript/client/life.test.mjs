@@ -143,6 +143,8 @@ test("stop says when the server does not hear it, and can be repeated", async ()
 test("anybody who knows the id can stop a stream", async () => {
   const stream = start(FOREVER, { id: "a/b c::1" });
   await becomes(stream, "open");
+  await assert.rejects(stop("a/b c::1", { prefix, signal: AbortSignal.abort() }), { name: "AbortError" });
+  assert.equal(stream.state, "open");
   await stop("a/b c::1", { prefix });
   await collect(stream);
   assert.equal(stream.state, "stopped");
