@@ -338,7 +338,7 @@ class Lapsed(MemoryStore):
 
 async def test_a_stream_that_is_interrupted_as_it_begins_is_stopped() -> None:
     """The application sees what it would see if its client had left, and no error of ours."""
-    manager = StreamManager(Lapsed(), ResumableSettings.load({"ping": 0}))
+    manager = StreamManager(Lapsed(), ResumableSettings.load({"ping": 0, "shutdown_grace": 0, "stop_grace": 0.1}))
     producer = await started(manager)
     recorder = Recorder(producer, RequestBody(never), on_begin=lambda stream: None, pass_on=never, end_delay=0)
     await recorder.send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", EVENTS)]})
