@@ -280,29 +280,20 @@ async def test_a_hook_that_fails_is_logged_and_harmless(caplog: pytest.LogCaptur
 
 
 async def test_a_hook_may_be_a_plain_function() -> None:
-    """Sync code runs too, and what it raises is as harmless."""
+    """Sync code runs too, and what it raises is as harmless; as a decorator, the hook leaves the name usable."""
     made = stage("decorator")
     got: list[str] = []
 
-    @made.resumable.on_finish
     def keep(record: FinishedStream) -> None:
         got.append(record.id)
         raise RuntimeError("harmless")
+
+    assert made.resumable.on_finish(keep) is keep
 
     async with running(made.app) as client:
         await finished(made, client, "chat-1", "one")
         await until(lambda: got == ["chat-1"], "the hook")
         assert (await client.get("/v1/stream/chat-1")).status == 200
-
-
-async def test_on_finish_gives_the_function_back() -> None:
-    """As a decorator it leaves the name usable."""
-    made = stage("decorator")
-
-    async def keep(record: FinishedStream) -> None:
-        """Nothing."""
-
-    assert made.resumable.on_finish(keep) is keep
 
 
 async def test_a_slow_hook_holds_up_no_request() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.apps.player import Player, fail, send, sends, unique, wait
+from tests.support.apps.player import Player, send, sends, unique, wait
 from tests.support.server import Server, serve
 from tests.support.ssemodel import (
     LINE,
@@ -229,19 +229,6 @@ async def test_an_event_is_shown_when_its_blank_line_has_come(player: Player, en
     assert types(whole) == ["word", "word"]
 
 
-@pytest.mark.parametrize("end", ENDS, ids=["LF", "CRLF", "CR"])
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-async def test_events_in_chunks_of_any_size_are_whole(player: Player, end: str, size: int) -> None:
-    """Chunks of a byte, or of a few, that end inside characters and inside line ends."""
-    lines = ["event: añb", "data: 🐍 one", "data: two", "", ": comment", "", "data: three", "data:", "", "retry: 3", ""]
-    body = "".join(f"{line}{end}" for line in lines).encode()
-    name = unique("sizes")
-    chunks = [body[at : at + size] for at in range(0, len(body), size)]
-    log = (await player.record(name, *sends(*chunks))).body
-    assert payloads(log) == ["🐍 one\ntwo", "three\n"]
-    assert normalised(without_ids(log)) == normalised(as_recorded(body))
-
-
 async def test_several_lines_of_data_are_one_event_with_one_id(player: Player) -> None:
     """An id is put on an event, not on a line."""
     log = (await player.record(unique("lines"), send(b"data: a\ndata: b\ndata\ndata: c\n\n"))).body
@@ -331,15 +318,6 @@ async def test_a_stop_shows_no_half_event(player: Player) -> None:
     body = await live.read_all()
     assert types(body) == ["message", "cancelled"]
     assert b"TW" not in body
-
-
-async def test_a_failure_shows_no_half_event(player: Player) -> None:
-    """The log of a failed stream is whole events and the terminal one."""
-    name = unique("failed")
-    body = (await player.record(name, send(b"data: one\n\nevent: x\ndata: tw"), fail())).body
-    assert types(body) == ["message", "error"]
-    assert b"TW" not in body
-    assert (await player.replay(name)).body == body
 
 
 async def test_a_reconnect_shows_no_half_event(player: Player) -> None:

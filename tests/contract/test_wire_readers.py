@@ -191,22 +191,6 @@ async def test_the_terminal_event_is_part_of_the_log(player: Player) -> None:
     assert types((await player.resume(name, before)).body) == ["error"]
 
 
-async def test_a_stream_larger_than_the_bound_reaches_an_attached_reader_whole(bounded_player: Player) -> None:
-    """What an attached reader still needs is not dropped, though the log is smaller than the stream."""
-    name = unique("large")
-    count, size = 400, 2048
-    response = await bounded_player.post(name, numbered(count, size))
-    body = await response.read_all()
-    assert response.clean
-    assert [data.split()[0] for data in payloads(body)] == [f"{number:08d}" for number in range(count)]
-    (item,) = await bounded_player.lookup(name)
-    assert item["total_bytes"] == len(body)
-    assert 0 < item["total_bytes"] - item["dropped_bytes"] <= BOUND
-    kept = await bounded_player.replay(name, from_=item["dropped_bytes"])
-    assert body.endswith(kept.body)
-    assert len(kept.body) == len(body) - item["dropped_bytes"]
-
-
 async def test_readers_of_different_pace_of_a_large_stream_see_the_same_bytes(bounded_player: Player) -> None:
     """The slowest attached reader sets the pace, and nobody loses a byte."""
     name = unique("paces")
@@ -223,17 +207,6 @@ async def test_readers_of_different_pace_of_a_large_stream_see_the_same_bytes(bo
     fast, slowly = await asyncio.gather(first.read_all(), trickle())
     assert fast == slowly
     assert len(payloads(fast)) == 201
-
-
-async def test_a_reader_one_byte_at_a_time_sees_the_same_bytes(player: Player) -> None:
-    """However small the sips."""
-    name = unique("sips")
-    whole = (await player.record(name, *sends(*FIVE))).body
-    reader = await player.follow(name, receive_buffer=2048)
-    body = bytearray()
-    while byte := await reader.read(1):
-        body += byte
-    assert bytes(body) == whole
 
 
 async def test_only_the_reader_that_lost_its_place_gets_the_error() -> None:

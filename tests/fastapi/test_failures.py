@@ -2,34 +2,21 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import pytest
-from fastapi import BackgroundTasks, FastAPI
+from fastapi import BackgroundTasks
 from fastapi.responses import StreamingResponse
 from starlette.types import Message
 
-from fastapi_resumable import MemoryStore, Resumable, ResumableMiddleware, SqliteStore
+from fastapi_resumable import MemoryStore, Resumable, SqliteStore
 from fastapi_resumable.exceptions import StoreUnavailable
 from tests.support.asgi import bounded, data_of, running, settle, until
+from tests.support.life_apps import app_under
 
 ID = {"X-Conversation-Id": "chat-1"}
 
 
-def app_with(face: str, resumable: Resumable, chat: Callable[..., Any]) -> FastAPI:
-    """An application whose `/chat` is recorded by one of the faces."""
-    app = FastAPI()
-    app.include_router(resumable.router)
-    if face == "route class":
-        app.router.route_class = resumable.route_class
-    elif face == "middleware":
-        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
-    app.post("/chat")(resumable.stream(chat) if face == "decorator" else chat)
-    return app
-
-
-@pytest.mark.parametrize("face", ["decorator", "route class"])
+@pytest.mark.parametrize("face", ["decorator", "route_class"])
 async def test_a_background_task_that_fails_does_not_make_a_complete_answer_fail(face: str) -> None:
     """As without the library, where the client has its whole answer by then."""
 
@@ -40,7 +27,7 @@ async def test_a_background_task_that_fails_does_not_make_a_complete_answer_fail
         tasks.add_task(int, "no number")
         return StreamingResponse(words(), media_type="text/event-stream")
 
-    async with running(app_with(face, Resumable(), chat)) as client:
+    async with running(app_under(face, chat, Resumable())) as client:
         reply = await client.post("/chat", headers=ID)
         item = (await client.post("/v1/streams/lookup", json={"conversation_ids": ["chat-1"]})).json()[0]
 
@@ -68,7 +55,7 @@ async def test_a_log_handler_that_raises_keeps_no_stream_from_ending() -> None:
         raise ValueError("of the application's own")
 
     response = lambda: StreamingResponse(broken(), media_type="text/event-stream")  # noqa: E731
-    app = app_with("decorator", Resumable(), response)
+    app = app_under("decorator", response, Resumable())
     handler = Unloggable()
     logging.getLogger("fastapi_resumable").addHandler(handler)
     try:
@@ -96,7 +83,7 @@ async def test_an_application_that_fails_while_a_store_begins_its_stream_leaves_
         yield ""
 
     resumable = Resumable(store=Slow(), head_timeout=0)
-    app = app_with("decorator", resumable, lambda: StreamingResponse(broken(), media_type="text/event-stream"))
+    app = app_under("decorator", lambda: StreamingResponse(broken(), media_type="text/event-stream"), resumable)
     async with running(app) as client:
         exchange = client.start("POST", "/chat", headers=ID)
         await bounded(beginning.wait(), "the beginning")
@@ -110,7 +97,7 @@ async def test_an_application_that_fails_while_a_store_begins_its_stream_leaves_
     assert not resumable.manager._producers
 
 
-@pytest.mark.parametrize("face", ["decorator", "route class", "middleware"])
+@pytest.mark.parametrize("face", ["decorator", "route_class", "middleware"])
 async def test_the_exception_of_a_failed_stream_keeps_none_of_its_bytes(face, tmp_path, caplog) -> None:
     """A handler of log records may keep it, and with it the frames of the request."""
 
@@ -119,7 +106,7 @@ async def test_the_exception_of_a_failed_stream_keeps_none_of_its_bytes(face, tm
         raise ValueError("of the application's own")
 
     store = SqliteStore(tmp_path / "streams.db")
-    app = app_with(face, Resumable(store=store), lambda: StreamingResponse(broken(), media_type="text/event-stream"))
+    app = app_under(face, lambda: StreamingResponse(broken(), media_type="text/event-stream"), Resumable(store=store))
     async with running(app) as client:
         reply = await client.post("/chat", headers=ID)
         await until(lambda: store.held_bytes == 0, "the bytes to be given back")
@@ -128,7 +115,7 @@ async def test_the_exception_of_a_failed_stream_keeps_none_of_its_bytes(face, tm
     assert any(record.exc_info for record in caplog.records)
 
 
-@pytest.mark.parametrize("face", ["decorator", "route class", "middleware"])
+@pytest.mark.parametrize("face", ["decorator", "route_class", "middleware"])
 async def test_an_application_that_is_silent_does_not_keep_its_client_from_the_store_s_error(face: str) -> None:
     """After `head_timeout` the stream begins beside it, and cannot."""
 
@@ -145,7 +132,7 @@ async def test_an_application_that_is_silent_does_not_keep_its_client_from_the_s
 
     closed = asyncio.Event()
     resumable = Resumable(store=Away(), head_timeout=0.01)
-    app = app_with(face, resumable, lambda: StreamingResponse(silent(), media_type="text/event-stream"))
+    app = app_under(face, lambda: StreamingResponse(silent(), media_type="text/event-stream"), resumable)
     async with running(app) as client:
         reply = await bounded(client.post("/chat", headers=ID))
         await bounded(closed.wait(), "the end of the application")
@@ -158,7 +145,7 @@ class Odd(BaseException):
     """No `Exception`, and no cancellation either."""
 
 
-@pytest.mark.parametrize("face", ["decorator", "route class", "middleware"])
+@pytest.mark.parametrize("face", ["decorator", "route_class", "middleware"])
 @pytest.mark.parametrize("number", [0, 1, 2])
 async def test_a_send_that_raises_what_is_no_exception_makes_no_stream_fail(face: str, number: int) -> None:
     """Neither the head, nor the first part, nor one that is sent while the producer appends: it is its reader's."""
@@ -171,7 +158,7 @@ async def test_a_send_that_raises_what_is_no_exception_makes_no_stream_fail(face
     async def chat():
         return StreamingResponse(words(), media_type="text/event-stream")
 
-    app = app_with(face, Resumable(), chat)
+    app = app_under(face, chat, Resumable())
     sent: list[str] = []
 
     async def send(message: Message) -> None:
@@ -205,7 +192,7 @@ async def test_a_send_that_raises_what_is_no_exception_makes_no_stream_fail(face
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
-@pytest.mark.parametrize("face", ["route class", "decorator"])
+@pytest.mark.parametrize("face", ["route_class", "decorator"])
 async def test_bytes_that_failed_never_end_like_whole_ones_behind_middleware(face: str, count: int) -> None:
     """Each `BaseHTTPMiddleware` ends what it passes on; and has the last parts on their way for a while."""
 
@@ -217,7 +204,7 @@ async def test_bytes_that_failed_never_end_like_whole_ones_behind_middleware(fac
     async def chat():
         return StreamingResponse(numbers(), media_type="application/x-ndjson")
 
-    app = app_with(face, Resumable(), chat)
+    app = app_under(face, chat, Resumable())
     for _ in range(count):
 
         @app.middleware("http")

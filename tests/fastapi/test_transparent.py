@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream, header
 from tests.support.asgi import data_of, running, until
-from tests.support.life_apps import YIELDS
+from tests.support.life_apps import YIELDS, app_under
 
 ID = "X-Conversation-Id"
 
@@ -483,23 +483,11 @@ async def test_who_waits_to_attach_waits_no_longer_than_pending_timeout() -> Non
 @pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "middleware"])
 async def test_a_request_about_another_never_begins_a_stream(face: str, method: str) -> None:
     """Nor replaces one."""
-    resumable = Resumable()
-    app = FastAPI()
-    app.include_router(resumable.router)
-    kinds: dict[str, Any] = {"route_class": resumable.route_class} if face == "route_class" else {}
-    router = APIRouter(**kinds)
 
     async def chat() -> Any:
         return StreamingResponse(words("x"), media_type="text/event-stream")
 
-    async def handled(stream: Annotated[ResumableStream, Depends(resumable)]) -> Any:
-        return stream(StreamingResponse(words("x"), media_type="text/event-stream"))
-
-    endpoint: Any = {"decorator": resumable.stream(chat), "dependency": handled}.get(face, chat)
-    router.api_route("/chat", methods=["GET", method])(endpoint)
-    app.include_router(router)
-    if face == "middleware":
-        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
+    app = app_under(face, chat, methods=("GET", method))
     async with running(app) as client:
         first = await client.get("/chat", headers={ID: "a"})
         head = await client.request(method, "/chat", headers={ID: "a"})

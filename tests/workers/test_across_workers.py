@@ -186,24 +186,6 @@ async def test_a_request_that_waits_for_another_follows_it_however_short_it_is(
     assert site.count(f"called:{name}") == 1
 
 
-async def test_a_newer_request_replaces_a_stream_of_another_worker(site: Site) -> None:
-    """Its readers everywhere get `replaced`; a position of it is refused from then on."""
-    name = unique("id")
-    old = await site.player(0).post(name, send(DISPATCHED[0]), forever(), name=name)
-    await old.read_until(b"\n\n")
-    reader = await site.player(2).follow(name)
-    new = await site.player(1).post(name, send(DISPATCHED[3]))
-    await new.read_all()
-    await site.until_noted(f"CancelledError:{name}")
-    await old.read_all()
-    await reader.read_all()
-    assert code_of(old.body) == "replaced"
-    assert reader.body == old.body
-    assert (await site.player(2).replay(name)).body == new.body
-    epoch, offset = our_ids(old.body)[0]
-    assert (await site.player(2).resume(name, f"{epoch}-{offset}")).status == 409
-
-
 @pytest.mark.parametrize("room", ["", "attach", "reject"])
 async def test_a_repeated_request_runs_once_for_its_idempotency_key(site: Site, room: str) -> None:
     """Whatever the rule: at the same instant, while it runs, and after its end, on any worker."""
@@ -285,16 +267,6 @@ async def test_a_failure_of_what_has_no_events_ends_uncleanly_elsewhere(site: Si
     assert live.body == late.body == b"".join(lines)
     assert reader.body == b"".join(lines)[3:]
     assert not live.clean and not reader.clean and not late.clean
-
-
-async def test_other_answers_are_recorded_for_all(site: Site) -> None:
-    """Plain JSON under a stream id, and an event stream without ids of ours."""
-    name = unique("id")
-    await site.player(0).record(name, content={"answer": 42})
-    replay = await site.player(1).replay(name)
-    assert (json.loads(replay.body), replay.header("content-type")) == ({"answer": 42}, "application/json")
-    await site.player(0, "plain").record(name, *sends(*DISPATCHED))
-    assert (await site.player(2, "plain").replay(name)).body == b"".join(DISPATCHED)
 
 
 async def test_many_streams_at_once_are_whole_everywhere(site: Site) -> None:
