@@ -275,10 +275,7 @@ class Reader(Cursor):
         self._sending_since = monotonic()
         # One timer serves many messages, because setting a timer for each would cost more than to send it.
         if self._timer is None:
-            self._check_in(self._stall_timeout)
-
-    def _check_in(self, delay: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(delay, self._check_progress)
+            self._timer = asyncio.get_running_loop().call_later(self._stall_timeout, self._check_progress)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -293,4 +290,4 @@ class Reader(Cursor):
             if left <= 0:
                 self.evict()
             else:
-                self._check_in(left)
+                self._timer = asyncio.get_running_loop().call_later(left, self._check_progress)
