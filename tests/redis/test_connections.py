@@ -193,27 +193,25 @@ async def test_a_password_that_redis_quotes_is_not_logged(
     assert "s3cret" not in caplog.text and "s3cret" not in told
 
 
-@pytest.mark.parametrize("client", ["url", "redis"])
-async def test_a_client_of_the_applications_own(redis_server: RedisServer, client: str) -> None:
+@pytest.mark.parametrize("options", ["", "?protocol=3", "?socket_timeout=6"])
+async def test_a_client_of_the_applications_own(redis_server: RedisServer, options: str) -> None:
     """A `redis.asyncio.Redis` in place of the address."""
-    async with two_workers(redis_server.url, client=client, key_prefix=f"own-{client}") as apps:
+    async with two_workers(redis_server.url + options, client="redis", key_prefix=f"own-{options[1:4]}") as apps:
         await exercise(*apps)
 
 
-async def test_a_client_that_decodes_its_answers_works_too(redis_server: RedisServer) -> None:
-    """`decode_responses=True`, which many applications set, or a sentence that says why not; never a broken stream."""
-    url = f"{redis_server.url}?decode_responses=True"
-    try:
-        async with two_workers(url, client="redis", key_prefix="decoding") as apps:
-            await exercise(*apps)
-    except ValueError as error:
-        assert "decode_responses" in str(error)  # noqa: PT017  # either is fine
-
-
-@pytest.mark.parametrize("option", [{"single_connection_client": True}, {"max_connections": 1}])
-def test_a_client_with_one_connection_is_refused(option: dict[str, Any]) -> None:
-    """A blocking read takes it, so every other call would have to wait until it counts as lost."""
-    with pytest.raises(ValueError, match="single_connection_client"):
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"decode_responses": True}, "decode_responses"),
+        # A blocking read takes it, so every other call would have to wait until it counts as lost.
+        ({"single_connection_client": True}, "single_connection_client"),
+        ({"max_connections": 1}, "max_connections"),
+    ],
+)
+def test_a_client_that_cannot_work_is_refused(option: dict[str, Any], named: str) -> None:
+    """With a sentence that says what to leave out."""
+    with pytest.raises(ValueError, match=named):
         RedisStore(Redis(**option))
 
 

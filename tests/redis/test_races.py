@@ -427,7 +427,7 @@ async def test_a_producer_that_writes_while_its_end_is_fetched_is_no_failure(
     assert "failed" not in caplog.text
 
 
-@pytest.mark.parametrize("script", ["RESERVE", "BEGIN", "APPEND", "PAGE", "REPORT", "RELEASE", "CLAIM", "BEAT", "PEEK"])
+@pytest.mark.parametrize("script", ["RESERVE", "BEGIN", "APPEND", "PAGE", "REPORT", "RELEASE", "CLAIM", "PEEK"])
 async def test_a_lost_reply_changes_nothing(plant: Plant, script: str) -> None:
     """Each call is repeated, and does its work once."""
     client = plant.meddled()

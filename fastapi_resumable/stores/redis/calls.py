@@ -45,7 +45,6 @@ class Script(Enum):
     """The scripts. What each does, and what it replies, is said at the head of its file."""
 
     APPEND = "append"
-    BEAT = "beat"
     BEGIN = "begin"
     CLAIM = "claim"
     INDEX = "index"

@@ -14,7 +14,7 @@ from ...exceptions import StoreUnavailable
 from ...models import ResumableStreamItem
 from ..base import Notify, Watchers
 from ..shared.queue import WriteQueue
-from .calls import Call, Script, post
+from .calls import Call, post
 from .keys import Keys
 from .link import Link
 from .listener import Fields, Listener, OnOutage
@@ -82,14 +82,13 @@ class Lease:
     async def renew(self) -> None:
         """Take the lease, or renew it."""
         name = f"{os.getpid()}@{socket.gethostname()}"
-        (existed,) = await self._link.run_now(
-            Call(Script.BEAT, [self._keys.worker(self._worker)], [name, int(self._seconds * 1000)])
-        )
+        words = [name, "PX", int(self._seconds * 1000), "GET"]
+        (before,) = await self._link.run_now(Call("SET", [self._keys.worker(self._worker)], words))
         if self._is_late:
             self._late_at = monotonic()
         self._renewed = monotonic()
         self._due = self._renewed + self._seconds / 4
-        if not existed:
+        if before is None:
             self._on_expired()
             # Not again at once, whatever that wishes: a Redis that keeps losing the key would be asked without a pause.
             self._now.clear()
