@@ -739,23 +739,6 @@ async def test_a_resume_at_any_kind_of_endpoint_checks_its_caller_first(kind):
     assert ran == [kind]
 
 
-async def test_a_route_within_the_middleware_runs_once():
-    """The outer face has taken the request; the inner one lets it be."""
-    app, resumable = make()
-    router = APIRouter(route_class=resumable.route_class)
-
-    @router.post("/chat")
-    async def chat():
-        return events("one")
-
-    app.include_router(router)
-    app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat"])
-    async with running(app) as client:
-        reply = await client.post("/chat", headers=ID)
-
-    assert reply.body.count(b"id: ") == 1
-
-
 @pytest.mark.parametrize("paths", ["/chat", ["chat"]])
 def test_paths_that_cannot_match_are_refused(paths):
     """The sentence shows the form."""
