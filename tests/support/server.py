@@ -33,12 +33,17 @@ DEADLINE = 120.0
 """Seconds that a server may take to start or to stop: a bound, not an expectation."""
 
 
-def free_port() -> int:
-    """A port that nobody listens on, and that the system gives to nobody meanwhile: it chooses from 32768 on."""
+def free_port(distance: int = 0) -> int:
+    """A port that nobody listens on, and that the system gives to nobody meanwhile: it chooses from 32768 on.
+
+    The same holds for the port that is so far behind it.
+    """
     while True:
-        port = random.randrange(16_384, 32_768)
-        with socket.socket() as probe, suppress(OSError):
+        port = random.randrange(16_384, 32_768 - distance)
+        with socket.socket() as probe, socket.socket() as other, suppress(OSError):
             probe.bind((HOST, port))
+            if distance:
+                other.bind((HOST, port + distance))
             return port
 
 
