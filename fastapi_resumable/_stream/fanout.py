@@ -19,7 +19,7 @@ streams take for an event each: with less, a slow machine would join nothing, ju
 """
 
 WOKEN_AT_ONCE = 500
-"""How many readers of a stream are sent what has come before the event loop does anything else."""
+"""How many readers of a stream are woken before the event loop does anything else."""
 
 SAME_TURN = 0.0002
 """Seconds between two writes that are probably in the same turn of the event loop."""
@@ -66,6 +66,7 @@ class Fanout:
     __slots__ = (
         "_announced",
         "_first",
+        "_is_waking",
         "_log",
         "_quiet_until",
         "_room",
@@ -87,6 +88,8 @@ class Fanout:
         """Up to where readers may read, if that is not all of the log."""
         self.is_due = False
         """Whether the readers are about to be woken."""
+        self._is_waking = False
+        """Whether some of them have been, and the others are in the next turns of the event loop."""
         self._announced = 0
         self._first = b""
         """What was written at `_announced`, which no reader has been woken for yet."""
@@ -159,6 +162,9 @@ class Fanout:
 
     def wake(self) -> None:
         """Wake the readers that have not read everything."""
+        if self._is_waking:
+            self.is_due = True
+            return
         tail, start, data = self.tail, self._announced, self._first
         self._announced, self._first = tail, b""
         size = tail - start
@@ -177,13 +183,25 @@ class Fanout:
             if cursor.offset < tail:
                 cursor.on_append(data, tail)
         if len(cursors) > WOKEN_AT_ONCE:
+            # What comes meanwhile is sent afterwards, in one piece: several rounds at a time would take long turns.
+            self._is_waking = self.is_due = True
             asyncio.get_running_loop().call_soon(self._wake_in_turn, cursors[WOKEN_AT_ONCE:], data, tail)
+        elif self._is_waking:
+            self._is_waking = False
+            self.is_due = self.tail > tail
+            if self.is_due:
+                asyncio.get_running_loop().call_soon(self.flush)
 
     def notify(self) -> None:
         """Have every reader look, and a producer that waits: the log has ended, or cannot be read any further."""
-        for cursor in tuple(self.cursors):
-            cursor.on_change()
+        self._notify_in_turn(tuple(self.cursors))
         self.make_room()
+
+    def _notify_in_turn(self, cursors: tuple[Cursor, ...]) -> None:
+        for cursor in cursors[:WOKEN_AT_ONCE]:
+            cursor.on_change()
+        if len(cursors) > WOKEN_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._notify_in_turn, cursors[WOKEN_AT_ONCE:])
 
     # The room that they leave.
 
