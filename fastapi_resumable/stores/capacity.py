@@ -77,13 +77,26 @@ class Capacity:
         if not budget.is_exceeded:
             self._shrunk_at = 0
         elif budget.used > self._shrunk_at:
-            self._shrunk_at = math.inf
             # A step for each write, and then none before there is enough to be had: this looks at all streams.
+            is_begun = self._sharing is not None
             self._sharing = self._sharing or self._share_out()
-            is_unfinished = next(self._sharing, False)
-            if not is_unfinished:
-                self._sharing = None
-            self._shrunk_at = 0 if is_unfinished else max(budget.used, budget.limit) + budget.limit // 64
+            self._share_on()
+            if self._sharing is not None and not is_begun:
+                asyncio.get_running_loop().call_soon(self._share_in_turn)
+
+    def _share_on(self) -> None:
+        assert self._sharing is not None
+        budget, self._shrunk_at = self._budget, math.inf
+        is_unfinished = next(self._sharing, False)
+        if not is_unfinished:
+            self._sharing = None
+        self._shrunk_at = 0 if is_unfinished else max(budget.used, budget.limit) + budget.limit // 64
+
+    def _share_in_turn(self) -> None:
+        # Also when nothing is written, or the store is full no longer: by the next time, the shares would be others.
+        if self._sharing is not None:
+            self._share_on()
+            asyncio.get_running_loop().call_soon(self._share_in_turn)
 
     def _share_out(self) -> Iterator[bool]:
         """Hold each stream to an equal share; what readers of live ones have yet to read comes off that of the rest.

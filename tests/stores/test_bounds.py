@@ -5,7 +5,7 @@ import gc
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import count
+from itertools import count, cycle
 
 import pytest
 from hypothesis import given, settings
@@ -164,6 +164,24 @@ async def test_many_live_streams_share_what_there_is_in_steps() -> None:
     assert 100 < most <= 256 + 1
     assert store.held_bytes < 1.1 * 4 * MIB
     assert min(stream.log.size for stream in streams) > MIB // 1000
+
+
+async def test_a_stream_is_not_held_to_the_share_of_a_time_when_there_were_many() -> None:
+    """What was worked out for all of them is not left half done until the store is full again."""
+    store = store_of(max_total_bytes=4 * MIB)
+    streams = [await begin(store, f"{number}") for number in range(600)]
+    lasting = await begin(store, "lasting")
+    writers = cycle(streams)
+    while streams[0].log.floor == 0:
+        fill(next(writers), 1024, 1024)
+    for stream in streams:
+        await store.stop(stream.key, None)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    other = await begin(store, "other")
+    fill(lasting, 3 * MIB)
+    fill(other, 3 * MIB)
+    assert lasting.log.size > MIB
 
 
 async def test_many_streams_that_have_yet_to_write_little_hold_no_more_than_there_may_be() -> None:
