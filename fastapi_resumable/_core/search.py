@@ -63,13 +63,21 @@ def search_event_id(blocks: Iterable[bytes], event_id: str) -> Search[int | None
 
 def _has_id(event: bytes, wanted: bytes) -> bool:
     """Whether the last id of an event, which is the one that counts, is `wanted`, and its line is whole."""
-    for line in reversed(event.splitlines(keepends=True)):
-        if found := ID.search(line):
-            value = found[0][3:]
-            # Spaces around a value do not come back in a header.
-            is_wanted = wanted in value and value.strip(b" \t") == wanted.strip(b" \t")
-            return is_wanted and found.end() < len(line)
-    return False
+    found = ID.match(event, 1 + max(_last_id(event, b"\nid"), _last_id(event, b"\rid")))
+    if found is None or found.end() == len(event):
+        return False
+    value = found[0][3:]
+    # Spaces around a value do not come back in a header.
+    return wanted in value and value.strip(b" \t") == wanted.strip(b" \t")
+
+
+def _last_id(event: bytes, begins: bytes) -> int:
+    """Where an event has its last id of those before which there is a line end, as `begins` has it; -1 if nowhere."""
+    # Not line by line: there may be millions.
+    position = event.rfind(begins)
+    while position >= 0 and ID.match(event, position + 1) is None:
+        position = event.rfind(begins, 0, position)
+    return position
 
 
 class Place(NamedTuple):

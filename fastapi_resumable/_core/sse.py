@@ -30,6 +30,10 @@ class Line:
     def __init__(self, form: bytes) -> None:
         self._first, self._after_lf, self._after_cr = (re.compile(before + form) for before in (b"", rb"\n", rb"\r"))
 
+    def match(self, data: bytes, position: int) -> re.Match[bytes] | None:
+        """Such a line at a `position` at which a line begins."""
+        return self._first.match(data, position)
+
     def search(self, data: bytes, *, at_start: bool = True) -> re.Match[bytes] | None:
         """The first such line of `data`, where a line begins if `at_start`."""
         if at_start and (match := self._first.match(data)):

@@ -1,6 +1,7 @@
 """core/search.py against the simplest filter that can be written, on any chunking and any line endings."""
 
 import json
+import sys
 from itertools import pairwise
 
 import pytest
@@ -206,3 +207,19 @@ def test_ids_that_begin_alike_are_passed_over_in_few_steps() -> None:
     log = b"".join(b"data: x\nid: %b-%d\n\n" % (b"x" * 70, number) for number in range(2000))
     steps = sum(1 for _ in search_event_id([log], "x" * 70 + "-none"))
     assert steps <= 2 + 2000 // 256
+
+
+def test_an_event_is_not_searched_for_its_id_line_by_line() -> None:
+    """It may have millions of lines, and nothing else runs meanwhile."""
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        assert result_of(search_event_id([b"id: 1\n" + b"data: x\n" * 10_000 + b"\n"], "x")) is None
+    finally:
+        sys.setprofile(None)
+    assert calls < 100
