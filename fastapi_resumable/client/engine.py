@@ -15,7 +15,7 @@ import anyio
 import httpx
 
 from .machine import Resumption
-from .messages import Ask, Backoff, next_headers
+from .messages import Ask, Backoff, merge_cookies, next_headers
 
 ResultT = TypeVar("ResultT")
 NAP = 0.1
@@ -129,7 +129,11 @@ class Engine:
         headers = next_headers(self._headers, trusted=ask.trusted, replay=True)
         request = type(self._start)(ask.method or "", ask.url, headers=headers, extensions=self._start.extensions)
         if ask.trusted:
+            # httpx adds none to a request that has some.
+            given = request.headers.pop("cookie", "")
             self._cookies.set_cookie_header(request)
+            if cookies := merge_cookies(given, request.headers.get("cookie", "")):
+                request.headers["cookie"] = cookies
         return request
 
     async def _ask(self, ask: Ask) -> httpx.Response:

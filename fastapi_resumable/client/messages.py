@@ -147,6 +147,12 @@ def next_headers(headers: httpx.Headers, *, trusted: bool, replay: bool = False)
     return result
 
 
+def merge_cookies(given: str, later: str) -> str:
+    """The cookies of two `Cookie` headers; of a name that is in both, the `later` one."""
+    pairs = [pair.strip() for pair in f"{given};{later}".split(";")]
+    return "; ".join({pair.partition("=")[0]: pair for pair in pairs if pair}.values())
+
+
 def refusal(status_code: int, body: bytes, note: str = "") -> RequestRefused:
     """Make the error out of an answer, whatever its body is."""
     try:

@@ -221,9 +221,10 @@ def test_an_answer_to_a_lookup_that_is_none_is_a_client_error(body: bytes) -> No
         ResumableClient(http, prefix=url, backoff=FEW).lookup(["one"])
 
 
+@pytest.mark.parametrize("cookies", [{}, {"session": "a"}, {"worker": "1", "session": "a"}])
 @pytest.mark.parametrize("below", [False, True], ids=["client", "transport"])
-def test_a_cookie_that_comes_with_the_answer_goes_with_what_follows(below: bool) -> None:
-    """A load balancer finds the worker by it that has the stream; another origin does not get it."""
+def test_a_cookie_that_comes_with_the_answer_goes_with_what_follows(below: bool, cookies: dict[str, str]) -> None:
+    """A load balancer finds the worker by it that has the stream; another origin gets neither it nor the user's own."""
     for elsewhere in (False, True):
         with origin(stream()) as (other, foreign):
             play = stream(f"{other}/replay" if elsewhere else "/replay")
@@ -233,14 +234,17 @@ def test_a_cookie_that_comes_with_the_answer_goes_with_what_follows(below: bool)
                 play(handler)
 
             with origin(answer) as (url, own):
-                if below:
-                    with httpx.Client(transport=ResumableTransport(backoff=FEW)) as http:
+                transport = ResumableTransport(backoff=FEW) if below else None
+                with httpx.Client(transport=transport, cookies=cookies) as http:
+                    if below:
                         assert http.post(url, headers={"X-Conversation-Id": "one"}).content == LOG
-                else:
-                    with httpx.Client() as http, ResumableClient(http, backoff=FEW).stream("POST", url) as body:
-                        assert b"".join(body.iter_bytes()) == LOG
+                    else:
+                        with ResumableClient(http, backoff=FEW).stream("POST", url) as body:
+                            assert b"".join(body.iter_bytes()) == LOG
         asked = [headers.get("cookie") for _, _, headers in [*own, *foreign]]
-        assert asked == [None, *[None if elsewhere else "worker=2"] * 2]
+        before = "; ".join(f"{name}={value}" for name, value in cookies.items()) or None
+        after = "; ".join(f"{name}={value}" for name, value in {**cookies, "worker": "2"}.items())
+        assert asked == [before, *[None if elsewhere else after] * 2]
 
 
 def send_cookie(handler: BaseHTTPRequestHandler, status: int, message: str | None = None) -> None:
