@@ -11,6 +11,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
+import anyio
 import anyio.from_thread
 import anyio.to_thread
 from fastapi import Depends, Request
@@ -31,6 +32,8 @@ LEND_DELAY = 0.01
 """Seconds after which a thread that waits for a decision gives its place in the pool to another."""
 MAX_THREADS = 1000
 """How many threads there may be at most for such a place to be given."""
+TAKE_BACK_TIMEOUT = 30.0
+"""Seconds after which such a thread goes on even if it does not get a place again."""
 _REQUEST = "fastapi_resumable_request"
 _INTERCEPTED = "__fastapi_resumable_intercepted__"
 
@@ -239,20 +242,35 @@ def _from_thread(work: Callable[[], Awaitable[_T]]) -> _T:
 
 
 async def _lend_thread(work: Callable[[], Awaitable[_T]]) -> _T:
-    limiter, lent = anyio.to_thread.current_default_thread_limiter(), 0
+    limiter, is_lent = anyio.to_thread.current_default_thread_limiter(), False
 
     def lend() -> None:
-        nonlocal lent
+        nonlocal is_lent
         if limiter.borrowed_tokens < MAX_THREADS:
             limiter.total_tokens += 1
-            lent = 1
+            is_lent = True
 
     timer = asyncio.get_running_loop().call_later(LEND_DELAY, lend)
     try:
         return await work()
     finally:
         timer.cancel()
-        limiter.total_tokens -= lent
+        if is_lent:
+            await _take_back(limiter)
+
+
+async def _take_back(limiter: anyio.CapacityLimiter) -> None:
+    """Wait for a place in the pool: no more threads are to be at work than the application allows."""
+    place, has_place = object(), False
+    try:
+        # With a limit, as the application may have made the pool smaller than what has to wait here.
+        with anyio.move_on_after(TAKE_BACK_TIMEOUT):
+            await limiter.acquire_on_behalf_of(place)
+            has_place = True
+    finally:
+        limiter.total_tokens = max(limiter.total_tokens - 1, 1)
+        if has_place:
+            limiter.release_on_behalf_of(place)
 
 
 def _is(kind: Callable[[Any], bool], endpoint: Any) -> bool:

@@ -1,15 +1,17 @@
 """A request to a `def` endpoint takes one place of the application's thread pool, and none while it only waits."""
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import anyio.to_thread
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
-from fastapi.responses import StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 
-from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream
+from fastapi_resumable import MemoryStore, Resumable, ResumableMiddleware, ResumableStream
 from tests.support.asgi import bounded, running, until
 
 every_face = pytest.mark.parametrize("face", ["decorator", "dependency", "route_class", "middleware"])
@@ -89,4 +91,34 @@ async def test_retries_that_wait_hold_up_no_other_endpoint(face: str, limiter: a
         assert [(await retry.reply()).body for retry in retries] == [body] * 3
         await until(lambda: not limiter.borrowed_tokens, "the threads")
     assert runs == ["chat"]
+    assert limiter.total_tokens == 1
+
+
+@every_face
+async def test_no_more_endpoints_run_at_a_time_than_there_are_threads(face: str, limiter: anyio.CapacityLimiter) -> None:
+    """However many of them have waited for the store, all at once."""
+    running_now, most, lock, go_on = 0, 0, threading.Lock(), asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def reserve(self, *args: Any) -> Any:
+            await go_on.wait()
+            return await super().reserve(*args)
+
+    def respond() -> Any:
+        nonlocal running_now, most
+        with lock:
+            running_now += 1
+            most = max(most, running_now)
+        time.sleep(0.01)
+        with lock:
+            running_now -= 1
+        return PlainTextResponse("here")
+
+    async with running(serving(face, Resumable(store=Slow()), respond)) as client:
+        requests = [client.start("POST", "/chat", headers={"X-Conversation-Id": str(number)}) for number in range(5)]
+        await until(lambda: limiter.borrowed_tokens == 5 and limiter.total_tokens == 6, "all to lend their threads")
+        go_on.set()
+        assert [(await request.reply()).body for request in requests] == [b"here"] * 5
+        await until(lambda: not limiter.borrowed_tokens, "the threads")
+    assert most == 1
     assert limiter.total_tokens == 1
