@@ -97,6 +97,7 @@ def record(response: Response, exchange: Exchange) -> Response:
     if exchange in exchanges:
         return response
     cls = type(response) if exchanges else _recorded_class(type(response))  # type: ignore[arg-type]  # a class has a hash
+    exchange.has_response = True
     recorded: Response = cls.__new__(cls)
     # Not by attributes: a response class of the user's may have a `__setattr__` of its own.
     recorded.__dict__.update(
@@ -220,7 +221,8 @@ class EndpointAdmission(Admission):
 
     async def _finish(self, exchange: Exchange, result: Any) -> Any:
         """What FastAPI gets in place of the endpoint's result."""
-        if isinstance(result, RecordedResponse) and exchange in result._exchanges:  # noqa: SLF001  # of this module
+        if exchange.has_response:
+            # This, or one that sends it, as a decorator of the application's may have made.
             return result
         if isinstance(result, ReplayResponse) and any(result is each.answer for each in admissions_of(self.scope)):
             # Another `Resumable` has answered, within this one. A replay of the endpoint's own is not recorded.

@@ -37,6 +37,8 @@ class Exchange:
     """A cancellation of the request while it ran, for the caller to raise when nothing hangs on it any more."""
     has_begun = False
     """Whether there is a stream; what comes after that is in its log."""
+    has_response = False
+    """Whether a response of the endpoint's was made to be recorded."""
     answered = False
     """Whether a client that did not want to wait has its 202."""
     _reader: Reader | None = None

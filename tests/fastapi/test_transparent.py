@@ -16,6 +16,7 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from fastapi_resumable import Resumable, ResumableMiddleware, ResumableStream, header
 from tests.support.asgi import data_of, running, until
@@ -119,6 +120,45 @@ async def test_a_def_endpoint_that_a_decorator_calls_in_the_event_loop_is_record
     async with running(app) as client:
         assert (await client.post("/chat", headers={ID: "a"})).body == b"here"
         assert (await client.get("/v1/stream/a")).body == b"here"
+
+
+class Sending(Response):
+    """A response of an application's decorator, which sends another one."""
+
+    def __init__(self, inner: Response) -> None:
+        super().__init__()
+        self._inner = inner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._inner(scope, receive, send)
+
+
+@pytest.mark.parametrize("face", ["decorator", "dependency"])
+async def test_a_response_that_is_sent_within_another_one_is_recorded(face: str) -> None:
+    """FastAPI gets the outer one."""
+    resumable = Resumable()
+    app = FastAPI()
+    app.include_router(resumable.router)
+
+    def sending(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        async def send_within(*args: Any, **kwargs: Any) -> Any:
+            return Sending(await function(*args, **kwargs))
+
+        return send_within
+
+    async def chat() -> Any:
+        return StreamingResponse(words("x"), media_type="text/event-stream")
+
+    async def handled(stream: Annotated[ResumableStream, Depends(resumable)]) -> Any:
+        return stream(await chat())
+
+    app.post("/chat")(sending(resumable.stream(chat) if face == "decorator" else handled))
+    async with running(app) as client:
+        first = await client.post("/chat", headers={ID: "a"})
+        assert data_of(first.body) == ["x"]
+        assert (await client.get("/v1/stream/a")).body == first.body
+        assert (await client.post("/chat")).body == b"data: x\n\n"
 
 
 def test_a_handle_that_a_router_asks_for_leaves_its_websockets_alone() -> None:
