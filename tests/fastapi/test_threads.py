@@ -95,8 +95,10 @@ async def test_retries_that_wait_hold_up_no_other_endpoint(face: str, limiter: a
 
 
 @every_face
-async def test_no_more_endpoints_run_at_a_time_than_there_are_threads(face: str, limiter: anyio.CapacityLimiter) -> None:
-    """However many of them have waited for the store, all at once."""
+async def test_no_more_endpoints_run_at_a_time_than_there_are_threads(
+    face: str, limiter: anyio.CapacityLimiter
+) -> None:
+    """However many of them have waited for a store."""
     running_now, most, lock, go_on = 0, 0, threading.Lock(), asyncio.Event()
 
     class Slow(MemoryStore):
