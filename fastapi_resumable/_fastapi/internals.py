@@ -70,13 +70,18 @@ def _all_routes(routes: Iterable[Any]) -> Iterator[Any]:
         yield from route.effective_route_contexts() if hasattr(route, "effective_route_contexts") else (route,)
 
 
-def routes_of(app: Any) -> Sequence[Any] | None:
-    """The routes of an application of Starlette's, within what middleware stands around it; `None` for any other."""
+def application_of(app: Any) -> Starlette | Router | None:
+    """The application of Starlette's within what middleware stands around it; `None` if it is another's."""
     for _ in range(MAX_WRAPPERS):
-        if isinstance(app, Starlette | Router):
-            return app.routes
+        if app is None or isinstance(app, Starlette | Router):
+            return app
         app = getattr(app, "app", None)
     return None
+
+
+def routes_of(app: Any) -> Sequence[Any] | None:
+    """The routes of an application of Starlette's, within what middleware stands around it; `None` for any other."""
+    return None if (found := application_of(app)) is None else found.routes
 
 
 def dependants_at(routes: Sequence[Any] | None, scope: Scope) -> "list[Dependant] | None":

@@ -30,7 +30,7 @@ from .admission import Service, http_errors
 from .ai_sdk import build_ai_sdk_router
 from .application import serve
 from .endpoint import ResumableStream, decorate, handle_of
-from .internals import routes_of
+from .internals import application_of, routes_of
 from .openapi import ReplayQuery
 from .route import route_class
 from .router import build_router, replay_stream, stop_stream
@@ -221,7 +221,7 @@ class ResumableMiddleware:
     def __init__(self, app: ASGIApp, *, resumable: Resumable, paths: Sequence[str]) -> None:
         if isinstance(paths, str) or not all(path.startswith("/") for path in paths):
             raise ValueError(f"paths must be a list of paths that start with '/', like ['/v1/chat'], not {paths!r}.")
-        self._app = app
+        self.app = app
         self._resumable = resumable
         # Starlette's own compiler, so that paths and their parameters mean here what they mean in a route.
         self._paths = [compile_path(path) for path in paths]
@@ -230,12 +230,12 @@ class ResumableMiddleware:
         """Run the application in the background, if the request is for one of the paths and names a stream."""
         path_params = self._match(scope) if scope["type"] == "http" else None
         if path_params is None:
-            await self._app(scope, receive, _without_doubles(send) if scope["type"] == "http" else send)
+            await self.app(scope, receive, _without_doubles(send) if scope["type"] == "http" else send)
             return
-        if "app" not in scope and isinstance(self._app, Starlette):
+        if "app" not in scope and isinstance(app := application_of(self.app), Starlette):
             # It stands around the whole application, whose replay route, exception handlers and overrides count.
-            root_path = getattr(self._app, "root_path", "") or scope.get("root_path", "")
-            scope = {**scope, "app": self._app, "root_path": root_path}
+            root_path = getattr(app, "root_path", "") or scope.get("root_path", "")
+            scope = {**scope, "app": app, "root_path": root_path}
         handlers = {
             HTTPException: http_exception_handler,
             RequestValidationError: request_validation_exception_handler,
@@ -249,10 +249,10 @@ class ResumableMiddleware:
         # The log holds the application's own bytes; a compression inside it would be recorded.
         headers = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
         service = self._resumable._service  # noqa: SLF001  # of this module
-        routes = routes_of(self._app)
+        routes = routes_of(self.app)
         if routes is None:
             routes = routes_of(scope.get("app"))
-        await serve(service, self._app, scope, receive, send, headers, path_params, routes)
+        await serve(service, self.app, scope, receive, send, headers, path_params, routes)
 
     def _match(self, scope: Scope) -> dict[str, Any] | None:
         """The path parameters of a request for one of the paths; `None` if it is for none."""

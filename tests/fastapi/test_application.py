@@ -251,3 +251,23 @@ async def test_what_stands_around_the_middleware_sees_the_route_as_without_it() 
         for headers in ({}, AGAIN, AGAIN):
             assert (await client.post("/chat/a", headers=headers)).status == 200
     assert seen == [("/chat/{name}", secret)] * 3
+
+
+@pytest.mark.parametrize("inside", ["a middleware", "another one"])
+async def test_one_around_an_application_and_its_middleware_finds_the_application(inside: str) -> None:
+    """A stream can be replayed, and the application's dependencies refuse a request before a log answers it."""
+    resumable, other, app, is_open = Resumable(), Resumable(prefix="/v2"), FastAPI(), True
+
+    def guard() -> None:
+        if not is_open:
+            refuse()
+
+    app.post("/chat", dependencies=[Depends(guard)])(secret)
+    app.include_router(resumable.router)
+    app.include_router(other.router)
+    wrapped = Around(app) if inside == "a middleware" else ResumableMiddleware(app, resumable=other, paths=["/chat"])
+    async with running(ResumableMiddleware(wrapped, resumable=resumable, paths=["/chat"])) as client:
+        first = await client.post("/chat", headers=AGAIN)
+        assert (await client.get(first.headers["content-location"])).body == first.body
+        is_open = False
+        assert (await client.post("/chat", headers=AGAIN)).status == 401
