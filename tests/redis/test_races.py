@@ -829,6 +829,21 @@ async def test_a_worker_whose_lease_has_gone_in_an_outage_gets_the_time_to_renew
     assert await here.lease.dead([name]) == set()
 
 
+async def test_a_worker_whose_lease_has_gone_before_its_time_is_alive(plant: Plant) -> None:
+    """A node of a Cluster may come back empty so soon that nobody notices that it was away."""
+    one, two = plant.open(), plant.open()
+    await begin(one)
+    await two.find(KEY, 0.0)
+    here, name = backend_of(two), backend_of(one).name
+    here.outage.up_since = here.lease._late_at = -math.inf
+    assert await here.lease.dead([name]) == set()
+    plant.server.control.delete(plant.keys.worker(name))
+    assert await here.lease.dead([name]) == set()
+    # Its time has come.
+    here.lease._until[name] = 0.0
+    assert await here.lease.dead([name]) == {name}
+
+
 async def test_a_producer_may_put_its_stream_back_within_its_lease_after_redis_says_it_is_lost(
     plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,8 @@ class Lease:
         self._on_lapse = on_lapse
         self._on_outage = on_outage
         self._renewed = self._late_at = -math.inf
+        self._until: dict[str, float] = {}
+        """Until when the leases of others last, as they were seen."""
         self._due = 0.0
         self._now = asyncio.Event()
 
@@ -128,12 +130,22 @@ class Lease:
         if not others or self._is_unsure:
             return set()
         asked = monotonic()
-        alive = await self._link.run(*(Call("EXISTS", [self._keys.worker(worker)]) for worker in others))
-        if monotonic() - asked > GRACE:
+        left = await self._link.run(*(Call("PTTL", [self._keys.worker(worker)]) for worker in others))
+        now = monotonic()
+        if now - asked > GRACE:
             # Asked again and again: a part of a Cluster may have been away while another one answered.
-            self._late_at = monotonic()
+            self._late_at = now
+        gone = {worker for worker, milliseconds in zip(others, left, strict=True) if milliseconds == -2}
+        # A lease that has gone before its time was lost by Redis, and its worker has yet to renew it.
+        self._until = {worker: until for worker, until in self._until.items() if until > now}
+        dead = gone - self._until.keys()
+        self._until |= {
+            worker: now + milliseconds / 1000
+            for worker, milliseconds in zip(others, left, strict=True)
+            if worker not in gone
+        }
         # Once more, as Redis may have gone and come back, without the leases, while it was asked.
-        return set() if self._is_unsure else {name for name, exists in zip(others, alive, strict=True) if not exists}
+        return set() if self._is_unsure else dead
 
 
 class Messages:
