@@ -234,8 +234,8 @@ class ResumableMiddleware:
             return
         if "app" not in scope and isinstance(app := application_of(self.app), Starlette):
             # It stands around the whole application, whose replay route, exception handlers and overrides count.
-            root_path = getattr(app, "root_path", "") or scope.get("root_path", "")
-            scope = {**scope, "app": app, "root_path": root_path}
+            # They are put where the application puts them: what stands around looks for its route in the same scope.
+            scope["app"], scope["root_path"] = app, getattr(app, "root_path", "") or scope.get("root_path", "")
         handlers = {
             HTTPException: http_exception_handler,
             RequestValidationError: request_validation_exception_handler,

@@ -233,7 +233,8 @@ async def test_what_listens_for_a_disconnect_before_the_endpoint_does_not_hear_o
         await exchange.served()
 
 
-async def test_what_stands_around_the_middleware_sees_the_route_as_without_it() -> None:
+@pytest.mark.parametrize("place", ["within the application", "around it"])
+async def test_what_stands_around_the_middleware_sees_the_route_as_without_it(place: str) -> None:
     """Metrics name a request by it: one without an id, a recorded one, and one that is answered from the log."""
     resumable, app, seen = Resumable(), FastAPI(), []
 
@@ -245,9 +246,13 @@ async def test_what_stands_around_the_middleware_sees_the_route_as_without_it() 
 
     app.post("/chat/{name}")(secret)
     app.include_router(resumable.router)
-    app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat/{name}"])
-    app.add_middleware(Names)
-    async with running(app) as client:
+    served: ASGIApp = app
+    if place == "around it":
+        served = Names(ResumableMiddleware(app, resumable=resumable, paths=["/chat/{name}"]))
+    else:
+        app.add_middleware(ResumableMiddleware, resumable=resumable, paths=["/chat/{name}"])
+        app.add_middleware(Names)
+    async with running(served) as client:
         for headers in ({}, AGAIN, AGAIN):
             assert (await client.post("/chat/a", headers=headers)).status == 200
     assert seen == [("/chat/{name}", secret)] * 3
