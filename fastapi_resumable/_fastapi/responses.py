@@ -1,5 +1,6 @@
 """Responses that are recorded, and those that are sent in place of an endpoint's or after its dependencies."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
@@ -189,6 +190,10 @@ class EndpointAdmission(Admission):
         answer = await self.decide()
         if self.exchange is not None and not self._holds:
             self._holds = True
+            if self.service.admission_of(self.scope) is not self:
+                # The request was cancelled, which does not end a thread that waits here for it.
+                await self.exchange.release()
+                raise asyncio.CancelledError
             internals.dependency_stack(self.scope).push_async_callback(self.exchange.release)
             # So that `request.is_disconnected()` tells of a stop, and not of a client that has left.
             internals.replace_receive(self._request, self.exchange.recorder.receive)

@@ -124,3 +124,34 @@ async def test_no_more_endpoints_run_at_a_time_than_there_are_threads(
         await until(lambda: not limiter.borrowed_tokens, "the threads")
     assert most == 1
     assert limiter.total_tokens == 1
+
+
+@every_face
+async def test_a_request_that_is_cancelled_while_its_thread_waits_holds_no_id(
+    face: str, limiter: anyio.CapacityLimiter
+) -> None:
+    """The thread is left behind by then, and does not run the endpoint."""
+    waits, go_on, runs = asyncio.Event(), asyncio.Event(), []
+
+    class Slow(MemoryStore):
+        async def reserve(self, *args: Any) -> Any:
+            waits.set()
+            await go_on.wait()
+            return await super().reserve(*args)
+
+    def respond() -> Any:
+        runs.append("chat")
+        return PlainTextResponse("here")
+
+    resumable = Resumable(store=Slow())
+    async with running(serving(face, resumable, respond)) as client:
+        request = client.start("POST", "/chat", headers=RETRY)
+        await bounded(waits.wait(), "the request")
+        request.task.cancel()
+        await request.served()
+        go_on.set()
+        # The next one's thread is the same.
+        assert (await client.get("/other")).json() == "other"
+        await until(lambda: not resumable.manager._producers, "the id to be given back")
+        assert runs == []
+        assert (await client.post("/chat", headers=RETRY)).body == b"here"
