@@ -20,7 +20,7 @@ from .threads import File, FileThread, PendingJob, answer
 
 logger = logging.getLogger("fastapi_resumable")
 
-FAST = 0.004
+FAST = 0.005
 """Seconds between polls of the file while something is expected of other workers."""
 CALM = 0.4
 """The same, once nothing has come for long, and after a failure; in between, it is one part in `PATIENCE` of the
