@@ -58,7 +58,7 @@ export async function ask(
   const headers = new Headers(isForeign ? {} : options.headers);
   if (eventId === `${epoch}-${offset}`) headers.set("Last-Event-ID", eventId);
   const query = new URLSearchParams({ epoch, from: offset as string });
-  const init = { ...options, method, headers, body: null, signal, keepalive: !signal };
+  const init = { ...options, method, headers, body: null, signal, keepalive: method === "DELETE" };
   if (isForeign) init.credentials = "omit";
   return send(url + (url.includes("?") ? "&" : "?") + query, init).catch((refusal: ResumableError) => {
     if (isForeign && [401, 403, 404].includes(refusal.status)) {

@@ -145,7 +145,11 @@ test("anybody who knows the id can stop a stream", async () => {
   await becomes(stream, "open");
   await assert.rejects(stop("a/b c::1", { prefix, signal: AbortSignal.abort() }), { name: "AbortError" });
   assert.equal(stream.state, "open");
-  await stop("a/b c::1", { prefix });
+  // The page may be left at once, also where a signal is given.
+  const kept = [];
+  const fetch = (url, init) => kept.push(init.keepalive) && globalThis.fetch(url, init);
+  await stop("a/b c::1", { prefix, fetch, signal: new AbortController().signal });
+  assert.deepEqual(kept, [true]);
   await collect(stream);
   assert.equal(stream.state, "stopped");
 });
