@@ -208,7 +208,7 @@ class EndedStreams:
         # The application may be started anew on another loop, where a timer of the first one never fires.
         if self._streams and self._timer_loop is not loop:
             left = next(iter(self._streams.values())) - self._clock()
-            self._timer = loop.call_later(max(0.0, left) + 0.01, self._on_timer)
+            self._timer = loop.call_later(max(0.0, left + 0.01), self._on_timer)
             self._timer_loop = loop
 
     def _on_timer(self) -> None:
