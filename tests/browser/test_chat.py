@@ -156,7 +156,7 @@ def test_a_cut_connection_recovers_by_itself(open_tab: OpenTab, model: Model) ->
     tab.locator("#cut").click()
     expect(tab.locator("#line-label")).to_have_text("Cut off")
     expect(tab.locator("#status")).to_contain_text("Cut off at byte")
-    assert broken == ["POST"]
+    wait_in(tab, lambda: broken == ["POST"], "the browser to say that the request has failed")
     model.write(20)
     wait_in(tab, lambda: len(held) > 0, "the tab to come back")
     passing.append(True)

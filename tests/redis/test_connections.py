@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
@@ -229,6 +230,9 @@ async def test_a_cluster(tmp_path: Path) -> None:
         assert all(node.list_keys() and not node.list_keys_without_expiry() for node in nodes)
 
 
+@pytest.mark.skipif(
+    int(redis.__version__.partition(".")[0]) < 8, reason="redis-py before 8.0 may forget all nodes when one fails"
+)
 async def test_a_cluster_of_which_a_node_comes_back_empty(tmp_path: Path) -> None:
     """No byte is lost, and no worker taken for dead, although nothing of its streams and leases is left."""
     names = [f"s{number}" for number in range(12)]
