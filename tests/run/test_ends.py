@@ -121,17 +121,23 @@ async def test_a_response_that_never_starts_leaves_nothing_behind() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("face", ["decorator", "route_class", "middleware", *(["yield"] if YIELDS else [])])
-async def test_a_stop_closes_a_busy_generator_before_what_it_uses(face: str) -> None:
-    """One that awaits at every turn of the event loop, and so is more often being sent from than not."""
-    app, resumable, trace = FastAPI(), Resumable(), []
-    app.include_router(resumable.router)
+def _session(trace: list[str]) -> Callable[[], AsyncIterator[None]]:
+    """A dependency that says when it is closed."""
 
     async def session() -> AsyncIterator[None]:
         try:
             yield
         finally:
             trace.append("session closed")
+
+    return session
+
+
+@pytest.mark.parametrize("face", ["decorator", "route_class", "middleware", *(["yield"] if YIELDS else [])])
+async def test_a_stop_closes_a_busy_generator_before_what_it_uses(face: str) -> None:
+    """One that awaits at every turn of the event loop, and so is more often being sent from than not."""
+    app, resumable, trace = FastAPI(), Resumable(), []
+    app.include_router(resumable.router)
 
     async def words() -> AsyncIterator[str]:
         try:
@@ -141,10 +147,10 @@ async def test_a_stop_closes_a_busy_generator_before_what_it_uses(face: str) -> 
         finally:
             trace.append("generator closed")
 
-    async def chat(_: Annotated[None, Depends(session)]) -> StreamingResponse:
+    async def chat(_: Annotated[None, Depends(_session(trace))]) -> StreamingResponse:
         return StreamingResponse(words(), media_type="text/event-stream")
 
-    async def items(_: Annotated[None, Depends(session)]) -> AsyncIterator[str]:
+    async def items(_: Annotated[None, Depends(_session(trace))]) -> AsyncIterator[str]:
         async for word in words():
             yield word
 
@@ -195,16 +201,10 @@ async def test_a_stop_closes_what_a_generator_iterates_over_before_what_it_uses(
     app, resumable, trace = FastAPI(), Resumable(), []
     app.include_router(resumable.router)
 
-    async def session() -> AsyncIterator[None]:
-        try:
-            yield
-        finally:
-            trace.append("session closed")
-
-    async def chat(_: Annotated[None, Depends(session)]) -> Any:
+    async def chat(_: Annotated[None, Depends(_session(trace))]) -> Any:
         return in_response(words(trace), media_type="text/event-stream")
 
-    async def items(_: Annotated[None, Depends(session)]) -> AsyncIterator[str]:
+    async def items(_: Annotated[None, Depends(_session(trace))]) -> AsyncIterator[str]:
         async for word in words(trace):
             yield word
 
@@ -242,14 +242,8 @@ async def test_a_stop_closes_a_generator_first_that_goes_on_just_then_behind_a_m
         finally:
             trace.append("generator closed")
 
-    async def session() -> AsyncIterator[None]:
-        try:
-            yield
-        finally:
-            trace.append("session closed")
-
     @app.post("/chat")
-    async def chat(_: Annotated[None, Depends(session)]) -> StreamingResponse:
+    async def chat(_: Annotated[None, Depends(_session(trace))]) -> StreamingResponse:
         return StreamingResponse(words(), media_type="text/event-stream")
 
     async def pass_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
